@@ -1,0 +1,82 @@
+"""Every error that this package raises on purpose, with the exit code that the command line gives it.
+
+XattnError                  ours, or a check that failed: exit code 1
+├── VerificationError       golden inputs came out differently
+└── UserError               the user's mistake: exit code 2
+    ├── ImageError          a picture that is missing, broken, too large
+    ├── QuestionError       a question that is empty, too long, of no known word
+    ├── BundleError         a bundle that is missing, damaged, of another schema
+    ├── ProviderError       an execution provider that is unknown, missing or unusable
+    ├── CheckpointError     a checkpoint that is missing, damaged, of another kind
+    ├── DataError           a data set that is missing or damaged
+    ├── OutputError         an output that exists, cannot be written, does not fit
+    └── DependencyError     a package that this command needs is not installed
+
+A message names what, where, expected and found, and what to do; it never holds a line break.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "DataError",
+    "DependencyError",
+    "ImageError",
+    "OutputError",
+    "ProviderError",
+    "QuestionError",
+    "UserError",
+    "VerificationError",
+    "XattnError",
+]
+
+
+class XattnError(Exception):
+    """Root of the hierarchy. `exit_code` is what the command line ends with."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class VerificationError(XattnError):
+    """A bundle does not compute what its golden cases say."""
+
+
+class UserError(XattnError):
+    """Something that the user can mend."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ImageError(UserError):
+    """A picture cannot be used."""
+
+
+class QuestionError(UserError):
+    """A question cannot be used."""
+
+
+class BundleError(UserError):
+    """A bundle cannot be used."""
+
+
+class ProviderError(UserError):
+    """An execution provider cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used."""
+
+
+class DataError(UserError):
+    """A data set cannot be used."""
+
+
+class OutputError(UserError):
+    """An output cannot be written."""
+
+
+class DependencyError(UserError):
+    """A package that is needed is not installed."""
