@@ -1,0 +1,92 @@
+"""xattn_runtime: runs bundles of cross-modal attention models on any device.
+
+It needs numpy, onnxruntime, Pillow and tokenizers, and loads each when first used: importing this package loads none.
+
+    import xattn_runtime as xr
+    task = xr.load("emoji-caption.xattn")
+    print(task.caption("cat.png").text)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xattn_runtime.bundle import Bundle, default_bundle, open_bundle
+    from xattn_runtime.errors import (
+        BundleError,
+        CheckpointError,
+        DataError,
+        DependencyError,
+        ImageError,
+        OutputError,
+        ProviderError,
+        QuestionError,
+        UserError,
+        VerificationError,
+        XattnError,
+    )
+    from xattn_runtime.manifest import Manifest
+    from xattn_runtime.providers import ProviderStatus, provider_status
+    from xattn_runtime.tasks import Answer, Caption, CaptionTask, EncodedImage, VqaTask, load
+    from xattn_runtime.verify import VerificationReport, verify_bundle
+
+__all__ = [
+    "Answer",
+    "Bundle",
+    "BundleError",
+    "Caption",
+    "CaptionTask",
+    "CheckpointError",
+    "DataError",
+    "DependencyError",
+    "EncodedImage",
+    "ImageError",
+    "Manifest",
+    "OutputError",
+    "ProviderError",
+    "ProviderStatus",
+    "QuestionError",
+    "UserError",
+    "VerificationError",
+    "VerificationReport",
+    "VqaTask",
+    "XattnError",
+    "__version__",
+    "default_bundle",
+    "load",
+    "open_bundle",
+    "provider_status",
+    "verify_bundle",
+]
+
+_MODULES = {
+    "bundle": ("Bundle", "default_bundle", "open_bundle"),
+    "manifest": ("Manifest",),
+    "providers": ("ProviderStatus", "provider_status"),
+    "tasks": ("Answer", "Caption", "CaptionTask", "EncodedImage", "VqaTask", "load"),
+    "verify": ("VerificationReport", "verify_bundle"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name in __all__:
+        module = next((module for module, names in _MODULES.items() if name in names), "errors")
+        return getattr(import_module(f"xattn_runtime.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xattn-edge")
+    except PackageNotFoundError:
+        return "0+unknown"

@@ -1,0 +1,85 @@
+"""The decoder graph as a pure step: tokens and cache in, next token and longer cache out.
+
+It owns the names of the tensors and the empty cache; which token comes next is the caller's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime._reading import show
+from xattn_runtime.contract import cross_names, past_names, present_names
+from xattn_runtime.errors import BundleError
+from xattn_runtime.session import GraphSession, Tensor
+
+__all__ = ["DecoderStep", "StepResult"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gives.
+
+    next_token: int64 `[batch]`, the argmax. next_log_prob: float32 `[batch]`, its natural log-probability.
+    past: the cache for the next step, name → float32 `[batch, heads, past + length, head_width]`.
+    logits: float32 `[batch, vocabulary]` where they were asked for.
+    """
+
+    next_token: NDArray[np.int64]
+    next_log_prob: NDArray[np.float32]
+    past: Mapping[str, Tensor]
+    logits: NDArray[np.float32] | None
+
+
+class DecoderStep:
+    """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out."""
+
+    def __init__(self, session: GraphSession) -> None:
+        """BundleError where an axis of the cache that must be static is not."""
+        self._session = session
+        self._cross_names = cross_names(session.layers)
+        self._past_names = past_names(session.layers)
+        self._outputs = ["next_token", "next_log_prob", *present_names(session.layers)]
+        self._cache_axes = {name: self._static_axes(name) for name in self._past_names}
+
+    def empty_past(self, batch: int) -> dict[str, Tensor]:
+        """The cache before the first step: float32 `[batch, heads, 0, head_width]` each."""
+        return {
+            name: np.zeros((batch, heads, 0, width), dtype=np.float32)
+            for name, (heads, width) in self._cache_axes.items()
+        }
+
+    def run(
+        self,
+        input_ids: NDArray[np.int64],
+        past: Mapping[str, Tensor],
+        cross: Mapping[str, Tensor],
+        *,
+        with_logits: bool = False,
+    ) -> StepResult:
+        """One step over `input_ids`, int64 `[batch, length]`.
+
+        Logits are computed for the argmax anyhow, and copied out only when asked for.
+        """
+        outputs = [*self._outputs, "logits"] if with_logits else self._outputs
+        inputs = {"input_ids": input_ids, **past, **{name: cross[name] for name in self._cross_names}}
+        next_token, next_log_prob, *rest = self._session.run(outputs, inputs)
+        return StepResult(
+            next_token=next_token,
+            next_log_prob=next_log_prob,
+            past=dict(zip(self._past_names, rest, strict=False)),
+            logits=rest[-1] if with_logits else None,
+        )
+
+    def _static_axes(self, name: str) -> tuple[int, int]:
+        shape = self._session.input_shapes[name]
+        heads, width = shape[1], shape[3]
+        if not isinstance(heads, int) or not isinstance(width, int):
+            raise BundleError(
+                f"{self._session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
+                "export it again"
+            )
+        return heads, width

@@ -1,0 +1,333 @@
+"""manifest.json, schema version 1, as typed frozen values: the one definition that readers and writers share.
+
+It reads and writes plain dictionaries. It opens no file and knows no graph; `bundle.py` does the files.
+docs/bundle-format.md says what each key means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+from xattn_runtime._reading import ObjectReader, show, unsafe_path_reason
+from xattn_runtime.errors import BundleError
+from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
+
+__all__ = [
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "SESSION_OPTIONS",
+    "TASK_ROLES",
+    "Attention",
+    "Decoding",
+    "FileEntry",
+    "Golden",
+    "GoldenCase",
+    "Graph",
+    "Manifest",
+    "Precision",
+    "Provenance",
+    "Task",
+    "TokenizerSpec",
+    "parse",
+]
+
+Task = Literal["caption", "vqa"]
+Attention = Literal["standard", "decomposed"]
+Precision = Literal["fp32", "int8"]
+
+SCHEMA_VERSION = 1
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+TASK_ROLES: Mapping[Task, tuple[str, ...]] = {
+    "caption": ("image_encoder", "decoder"),
+    "vqa": ("image_encoder", "classifier"),
+}
+_LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
+# A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
+SESSION_OPTIONS = (
+    "session.disable_prepacking",
+    "session.disable_quant_qdq",
+    "session.enable_quant_qdq_cleanup",
+    "session.intra_op.allow_spinning",
+    "session.qdq_matmulnbits_accuracy_level",
+    "session.set_denormal_as_zero",
+    "session.x64quantprecision",
+)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of the bundle and the precision of its weights."""
+
+    file: str
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer's file, its unknown token, and the most tokens a question may have."""
+
+    file: str
+    unknown_token_id: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a caption is decoded: the prompt token, the tokens that end it, padding, the most tokens it may have."""
+
+    start_token_id: int
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle comes from. `from_bundle` names the bundle that this one was made from, if any."""
+
+    source: str
+    source_sha256: str
+    command: str
+    created_utc: str
+    versions: Mapping[str, str]
+    from_bundle: str | None = None
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """An input with the trained model's own output: `question` for VQA, `token_ids` for captioning."""
+
+    image: str
+    tensors: str
+    text: str
+    question: str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The golden cases and the largest relative root-mean-square difference that they may show."""
+
+    relative_rms: float
+    cases: tuple[GoldenCase, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """SHA-256 (64 lower-case hexadecimal digits) and size of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of manifest.json. `decoding` is there for captioning only, `labels` for VQA only."""
+
+    name: str
+    task: Task
+    license: str
+    attention: Attention
+    opset: int
+    graphs: Mapping[str, Graph]
+    image_steps: tuple[Step, ...]
+    tokenizer: TokenizerSpec
+    provenance: Provenance
+    golden: Golden
+    files: Mapping[str, FileEntry]
+    decoding: Decoding | None = None
+    labels: tuple[str, ...] | None = None
+    session_options: Mapping[str, str] | None = None
+    evaluation: tuple[Mapping[str, Any], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON values, keys in the order of the format's description; `parse` takes it back."""
+        out: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "task": self.task,
+            "license": self.license,
+            "attention": self.attention,
+            "opset": self.opset,
+            "graphs": {role: asdict(graph) for role, graph in self.graphs.items()},
+            "preprocessing": {"image": [step_to_dict(step) for step in self.image_steps]},
+            "tokenizer": asdict(self.tokenizer),
+        }
+        if self.decoding is not None:
+            out["decoding"] = _lists(asdict(self.decoding))
+        if self.labels is not None:
+            out["labels"] = list(self.labels)
+        return out | {
+            "session_options": dict(self.session_options or {}),
+            "provenance": _without_none(asdict(self.provenance)),
+            "evaluation": [dict(record) for record in self.evaluation],
+            "golden": {
+                "relative_rms": self.golden.relative_rms,
+                "cases": [_lists(_without_none(asdict(case))) for case in self.golden.cases],
+            },
+            "files": {path: asdict(entry) for path, entry in self.files.items()},
+        }
+
+
+def parse(data: object, file: str = "manifest.json") -> Manifest:
+    """Typed manifest of `data`, as `json.load` gave it; `file` stands in the errors.
+
+    Raises BundleError, which names file, key, expected and found, for another schema version, a key that is missing,
+    unknown or of a wrong value, a path that leaves the bundle, or a file that is used and not listed.
+    """
+    root = ObjectReader(data, file)
+    _check_schema_version(root, file)
+    task = cast(Task, root.text("task", choices=tuple(TASK_ROLES)))
+    attention = cast(Attention, root.text("attention", choices=tuple(_LOWEST_OPSET)))
+    preprocessing = root.child("preprocessing")
+    manifest = Manifest(
+        name=root.text("name", pattern="[a-z0-9][a-z0-9._-]*"),
+        task=task,
+        license=root.text("license"),
+        attention=attention,
+        opset=root.integer("opset", minimum=_LOWEST_OPSET[attention]),
+        graphs=_graphs(root.child("graphs"), task),
+        image_steps=parse_steps(preprocessing.children("image"), file),
+        tokenizer=_tokenizer(root.child("tokenizer")),
+        decoding=_decoding(root.child("decoding")) if task == "caption" else None,
+        labels=root.texts("labels") if task == "vqa" else None,
+        session_options=_session_options(root),
+        provenance=_provenance(root.child("provenance")),
+        evaluation=_evaluation(root),
+        golden=_golden(root.child("golden"), task),
+        files=_files(root.child("files"), file),
+    )
+    preprocessing.finish()
+    root.finish()
+    _check_listed(manifest, file)
+    return manifest
+
+
+def _check_schema_version(root: ObjectReader, file: str) -> None:
+    found = root.raw("schema_version", str(SCHEMA_VERSION))
+    if found != SCHEMA_VERSION or isinstance(found, bool):
+        raise BundleError(
+            f"{file}: schema_version: expected {SCHEMA_VERSION}, the one version that this runtime reads, "
+            f"found {show(found)}; install the xattn-edge that wrote the bundle, or export it again with this one"
+        )
+
+
+def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
+    graphs = {}
+    for role in TASK_ROLES[task]:
+        graph = reader.child(role)
+        graphs[role] = Graph(graph.path("file"), cast(Precision, graph.text("precision", choices=PRECISIONS)))
+        graph.finish()
+    reader.finish()
+    return graphs
+
+
+def _tokenizer(reader: ObjectReader) -> TokenizerSpec:
+    spec = TokenizerSpec(
+        reader.path("file"), reader.integer("unknown_token_id"), reader.integer("max_tokens", minimum=1)
+    )
+    reader.finish()
+    return spec
+
+
+def _decoding(reader: ObjectReader) -> Decoding:
+    decoding = Decoding(
+        start_token_id=reader.integer("start_token_id"),
+        end_token_ids=reader.integers("end_token_ids"),
+        pad_token_id=reader.integer("pad_token_id"),
+        max_new_tokens=reader.integer("max_new_tokens", minimum=1),
+    )
+    if not decoding.end_token_ids:
+        reader.fail("end_token_ids", "at least one token id", [])
+    reader.finish()
+    return decoding
+
+
+def _session_options(root: ObjectReader) -> dict[str, str]:
+    options = root.text_map("session_options")
+    for key in options:
+        if key not in SESSION_OPTIONS:
+            root.fail("session_options", f"only {', '.join(SESSION_OPTIONS)}", key)
+    return options
+
+
+def _provenance(reader: ObjectReader) -> Provenance:
+    provenance = Provenance(
+        source=reader.text("source"),
+        source_sha256=reader.text("source_sha256"),
+        command=reader.text("command"),
+        created_utc=reader.text("created_utc"),
+        versions=reader.text_map("versions"),
+        from_bundle=reader.text("from_bundle") if "from_bundle" in reader else None,
+    )
+    reader.finish()
+    return provenance
+
+
+def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:
+    records = root.items("evaluation", "a list of objects")
+    if not all(isinstance(record, dict) for record in records):
+        root.fail("evaluation", "a list of objects", records)
+    return tuple(cast("list[dict[str, Any]]", records))
+
+
+def _golden(reader: ObjectReader, task: Task) -> Golden:
+    golden = Golden(reader.positive("relative_rms"), tuple(_case(case, task) for case in reader.children("cases")))
+    if not golden.cases:
+        reader.fail("cases", "at least one golden case", [])
+    reader.finish()
+    return golden
+
+
+def _case(reader: ObjectReader, task: Task) -> GoldenCase:
+    case = GoldenCase(
+        image=reader.path("image"),
+        tensors=reader.path("tensors"),
+        text=_any_text(reader, "text"),
+        question=reader.text("question") if task == "vqa" else None,
+        token_ids=reader.integers("token_ids") if task == "caption" else None,
+    )
+    reader.finish()
+    return case
+
+
+def _any_text(reader: ObjectReader, key: str) -> str:
+    """A string that may be empty: a model may caption a picture with no word."""
+    value = reader.raw(key, "a string")
+    if not isinstance(value, str):
+        reader.fail(key, "a string", value)
+    return value
+
+
+def _files(reader: ObjectReader, file: str) -> dict[str, FileEntry]:
+    entries = {}
+    for path in reader:
+        reason = "it is the manifest" if path == "manifest.json" else unsafe_path_reason(path)
+        if reason is not None:
+            raise BundleError(
+                f"{file}: files: expected a relative path inside the bundle ({reason}), found {show(path)}"
+            )
+        entry = reader.child(path)
+        entries[path] = FileEntry(entry.text("sha256", pattern="[0-9a-f]{64}"), entry.integer("bytes"))
+        entry.finish()
+    return entries
+
+
+def _check_listed(manifest: Manifest, file: str) -> None:
+    used = [graph.file for graph in manifest.graphs.values()]
+    used.append(manifest.tokenizer.file)
+    for case in manifest.golden.cases:
+        used += [case.image, case.tensors]
+    for path in used:
+        if path not in manifest.files:
+            raise BundleError(f"{file}: files: expected an entry for {show(path)}, which the manifest uses, found none")
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _lists(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

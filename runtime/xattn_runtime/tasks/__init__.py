@@ -1,0 +1,35 @@
+"""Bundles that answer: `load` picks the class that the manifest's task asks for."""
+
+from __future__ import annotations
+
+import os
+
+from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
+from xattn_runtime.tasks.encoding import EncodedImage
+from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
+
+__all__ = [
+    "Answer",
+    "AnswerTiming",
+    "Caption",
+    "CaptionTask",
+    "CaptionTiming",
+    "EncodedImage",
+    "VqaTask",
+    "load",
+]
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle, provider: str = "cpu", threads: int | None = None
+) -> CaptionTask | VqaTask:
+    """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
+
+    `threads` within an operator is by default the cores, at most 4.
+    Raises BundleError, ProviderError or DependencyError.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if opened.manifest.task == "caption":
+        return CaptionTask(opened, provider, threads)
+    return VqaTask(opened, provider, threads)

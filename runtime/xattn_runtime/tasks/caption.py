@@ -1,0 +1,150 @@
+"""Captioning: a picture to a sentence.
+
+It joins preprocessing, image encoder, greedy decoding and tokenizer of one bundle; it knows nothing of the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime._reading import show
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.greedy import GreedyStep, greedy, greedy_steps
+from xattn_runtime.generate.greedy import Sequence as TokenSequence
+from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.session import open_session
+from xattn_runtime.tasks.encoding import (
+    EncodedImage,
+    ImageEncoder,
+    check_cross,
+    concatenate,
+    milliseconds_since,
+    session_settings,
+)
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["Caption", "CaptionTask", "CaptionTiming"]
+
+
+@dataclass(frozen=True)
+class CaptionTiming:
+    """Milliseconds of each stage; 0 for what an `EncodedImage` had behind it."""
+
+    preprocess: float
+    encode: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption. `score` is the mean natural log-probability a generated token, the end token included."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    timing_ms: CaptionTiming
+
+
+class CaptionTask:
+    """A captioning bundle, loaded. Safe to call from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
+        """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.
+
+        Raises BundleError, ProviderError or DependencyError.
+        """
+        decoding = bundle.manifest.decoding
+        if decoding is None:
+            raise BundleError(f"{bundle.path}: expected a bundle for caption, found one for {bundle.manifest.task}")
+        self.bundle = bundle
+        self.settings = session_settings(provider, threads)
+        self._decoding = decoding
+        self._encoder = ImageEncoder(bundle, self.settings)
+        session = open_session(bundle, "decoder", self.settings)
+        check_cross(self._encoder.session, session)
+        self._decoder = DecoderStep(session)
+        self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
+
+    def encode(self, image: ImageInput) -> EncodedImage:
+        """The image, encoded once for any number of calls; ImageError where it cannot be used."""
+        return self._encoder.encode(image)
+
+    def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
+        """The tokens of a caption one by one, as they are computed."""
+        return greedy_steps(self._decoder, encoded.cross, self._decoding, self._limit(max_new_tokens))
+
+    def caption(self, image: ImageInput | EncodedImage, max_new_tokens: int | None = None) -> Caption:
+        """The caption of one image.
+
+        `max_new_tokens`, end token included, may only lower the bundle's limit: the model may have no positions
+        beyond it.
+        Raises ImageError, or UserError for a limit out of range.
+        """
+        limit = self._limit(max_new_tokens)
+        began = time.perf_counter()
+        known = isinstance(image, EncodedImage)
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        decode_began = time.perf_counter()
+        sequence = greedy(self._decoder, encoded.cross, self._decoding, limit)[0]
+        text = self._codec.decode(sequence.token_ids)
+        timing = CaptionTiming(
+            preprocess=0.0 if known else encoded.preprocess_ms,
+            encode=0.0 if known else encoded.encode_ms,
+            decode=milliseconds_since(decode_began),
+            total=milliseconds_since(began),
+        )
+        return _caption(text, sequence, timing)
+
+    def caption_batch(self, images: Sequence[ImageInput], max_new_tokens: int | None = None) -> list[Caption]:
+        """The captions of several images, decoded together; each one's times are its share of the whole."""
+        if not images:
+            return []
+        limit = self._limit(max_new_tokens)
+        encoded = list(self._encoder.encode_many(images))
+        began = time.perf_counter()
+        sequences = greedy(self._decoder, concatenate(encoded), self._decoding, limit)
+        texts = [self._codec.decode(sequence.token_ids) for sequence in sequences]
+        decode_ms = milliseconds_since(began) / len(images)
+        return [
+            _caption(
+                text,
+                sequence,
+                CaptionTiming(
+                    one.preprocess_ms, one.encode_ms, decode_ms, one.preprocess_ms + one.encode_ms + decode_ms
+                ),
+            )
+            for text, sequence, one in zip(texts, sequences, encoded, strict=True)
+        ]
+
+    def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+        past = self._decoder.empty_past(1)
+        rows = []
+        for token_id in (self._decoding.start_token_id, *token_ids):
+            result = self._decoder.run(np.array([[token_id]], np.int64), past, encoded.cross, with_logits=True)
+            past = dict(result.past)
+            rows.append(result.logits)
+        return np.concatenate([row for row in rows if row is not None])
+
+    def _limit(self, max_new_tokens: int | None) -> int:
+        most = self._decoding.max_new_tokens
+        if max_new_tokens is None:
+            return most
+        if not 1 <= max_new_tokens <= most:
+            raise UserError(f"max_new_tokens: expected 1 to {most}, this bundle's limit, found {show(max_new_tokens)}")
+        return max_new_tokens
+
+
+def _caption(text: str, sequence: TokenSequence, timing: CaptionTiming) -> Caption:
+    return Caption(text, sequence.token_ids, sum(sequence.log_probs) / len(sequence.log_probs), timing)

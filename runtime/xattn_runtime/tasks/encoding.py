@@ -1,0 +1,115 @@
+"""What every task begins with: a bundle's preprocessing and image encoder, once an image.
+
+It knows pictures and cross keys and values; it does not know what is asked of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.contract import cross_names
+from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.providers import resolve_provider
+from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["EncodedImage", "ImageEncoder", "check_cross", "concatenate", "milliseconds_since", "session_settings"]
+
+_ENCODER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as cross keys and values, name → float32 `[1, heads, image_tokens, head_width]`, and what it cost."""
+
+    cross: Mapping[str, Tensor]
+    preprocess_ms: float
+    encode_ms: float
+
+
+class ImageEncoder:
+    """Pictures to `EncodedImage`s."""
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
+        """Load preprocessing and the image encoder; BundleError where the two do not fit."""
+        self._pipeline = Pipeline(bundle.manifest.image_steps)
+        self.session = open_session(bundle, "image_encoder", settings)
+        self._outputs = cross_names(self.session.layers)
+        expected = ("batch", 3, *self._pipeline.size_px)
+        shape = self.session.input_shapes["pixel_values"]
+        for found, wanted in zip(shape[1:], expected[1:], strict=True):
+            if isinstance(found, int) and found != wanted:
+                raise BundleError(
+                    f"{self.session.path}: input pixel_values: expected {list(expected)}, as the preprocessing gives, "
+                    f"found {list(shape)}; export it again"
+                )
+
+    def encode(self, image: ImageInput) -> EncodedImage:
+        """One image; ImageError where it cannot be used."""
+        return next(self.encode_many([image]))
+
+    def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
+        """The images in order, several a run; the times are each image's share of its run."""
+        for start in range(0, len(images), _ENCODER_BATCH):
+            yield from self._encode_batch(images[start : start + _ENCODER_BATCH])
+
+    def _encode_batch(self, images: Sequence[ImageInput]) -> list[EncodedImage]:
+        began = time.perf_counter()
+        pixels = np.stack([self._pipeline(image) for image in images])
+        preprocess_ms = milliseconds_since(began)
+        began = time.perf_counter()
+        tensors = self.session.run(self._outputs, {"pixel_values": pixels})
+        encode_ms = milliseconds_since(began)
+        return [
+            EncodedImage(
+                {name: tensor[row : row + 1] for name, tensor in zip(self._outputs, tensors, strict=True)},
+                preprocess_ms / len(images),
+                encode_ms / len(images),
+            )
+            for row in range(len(images))
+        ]
+
+
+def session_settings(provider: str, threads: int | None) -> SessionSettings:
+    """Checked settings; ProviderError for a provider that is not here or a number of threads below 1."""
+    if threads is not None and threads < 1:
+        raise ProviderError(f"threads: expected at least 1, found {threads}")
+    return SessionSettings(resolve_provider(provider), default_threads() if threads is None else threads)
+
+
+def check_cross(encoder: GraphSession, consumer: GraphSession) -> None:
+    """BundleError unless `consumer` takes the cross keys and values that `encoder` gives."""
+    if encoder.layers != consumer.layers:
+        raise BundleError(
+            f"{consumer.path}: expected {encoder.layers} layers, as in {encoder.path}, found {consumer.layers}; "
+            "export again"
+        )
+    for name in cross_names(encoder.layers):
+        given, taken = encoder.output_shapes[name], consumer.input_shapes[name]
+        for one, other in zip(given[1:], taken[1:], strict=True):
+            if isinstance(one, int) and isinstance(other, int) and one != other:
+                raise BundleError(
+                    f"{consumer.path}: input {name}: expected {list(given)}, as {encoder.path} gives, "
+                    f"found {list(taken)}; export again"
+                )
+
+
+def concatenate(encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
+    """The cross keys and values of several images as one batch."""
+    if len(encoded) == 1:
+        return dict(encoded[0].cross)
+    return {name: np.concatenate([one.cross[name] for one in encoded]) for name in encoded[0].cross}
+
+
+def milliseconds_since(began: float) -> float:
+    """Milliseconds from `began`, a `time.perf_counter()`, to now."""
+    return (time.perf_counter() - began) * 1000.0

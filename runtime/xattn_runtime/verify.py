@@ -1,0 +1,148 @@
+"""Golden cases: what a bundle computes here, beside what the trained model computed when the bundle was made.
+
+`measure` only measures, so that a quantizer can use it; `verify_bundle` judges by the bundle's own tolerance.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime._reading import one_line
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import BundleError, VerificationError
+from xattn_runtime.manifest import GoldenCase
+from xattn_runtime.tasks import CaptionTask, VqaTask, load
+
+__all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
+
+
+@dataclass(frozen=True)
+class CaseMeasure:
+    """A golden case as computed here. `relative_rms` is infinite where the logits are not finite."""
+
+    image: str
+    question: str | None
+    relative_rms: float
+    expected_text: str
+    found_text: str
+
+
+@dataclass(frozen=True)
+class CaseVerdict:
+    """A measured case and whether it is within the bundle's tolerance, with the same text."""
+
+    measure: CaseMeasure
+    passed: bool
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The verdict on every golden case, with the largest `relative_rms` that the bundle allows."""
+
+    bundle: str
+    provider: str
+    tolerance: float
+    cases: tuple[CaseVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case passed."""
+        return all(case.passed for case in self.cases)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "bundle": self.bundle,
+            "provider": self.provider,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "cases": [{**_finite(asdict(case.measure)), "passed": case.passed} for case in self.cases],
+        }
+
+    def raise_if_failed(self) -> None:
+        """VerificationError that names the first case that failed and by how much."""
+        failed = [case.measure for case in self.cases if not case.passed]
+        if failed:
+            worst = failed[0]
+            raise VerificationError(
+                f"{self.bundle}: {len(failed)} of {len(self.cases)} golden cases failed on {self.provider}: "
+                f"{worst.image}: expected a relative difference of at most {self.tolerance:.3g} and "
+                f"{worst.expected_text!r}, found {worst.relative_rms:.3g} and {worst.found_text!r}; "
+                "try another provider, or export the bundle again"
+            )
+
+
+def verify_bundle(
+    bundle: str | os.PathLike[str] | Bundle, provider: str = "cpu", threads: int | None = None
+) -> VerificationReport:
+    """Load `bundle`, run every golden case through the whole pipeline and judge it.
+
+    Raises what `load` raises, and BundleError for golden files that cannot be used; a case that fails raises nothing.
+    """
+    task = load(bundle, provider, threads)
+    tolerance = task.bundle.manifest.golden.relative_rms
+    verdicts = tuple(
+        CaseVerdict(case, case.relative_rms <= tolerance and case.found_text == case.expected_text)
+        for case in measure(task)
+    )
+    return VerificationReport(str(task.bundle.path), provider, tolerance, verdicts)
+
+
+def measure(task: CaptionTask | VqaTask) -> tuple[CaseMeasure, ...]:
+    """Every golden case of the task's bundle, run through the whole pipeline, without judgement."""
+    return tuple(_measure_case(task, case) for case in task.bundle.manifest.golden.cases)
+
+
+def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[Any]]) -> float:
+    """Root-mean-square of the difference over that of `golden`, each row's mean taken off both.
+
+    A constant added to a row of logits changes no probability, hence the means. Both `[…, classes]`, of one shape.
+    Infinite where a value is not finite, or where `golden` is constant and `found` is not.
+    """
+    centred = [values - values.mean(axis=-1, keepdims=True) for values in (found.astype(float), golden.astype(float))]
+    difference = float(np.sqrt(np.mean((centred[0] - centred[1]) ** 2)))
+    size = float(np.sqrt(np.mean(centred[1] ** 2)))
+    if not np.isfinite(difference) or not np.isfinite(size):
+        return float("inf")
+    if size == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return difference / size
+
+
+def _measure_case(task: CaptionTask | VqaTask, case: GoldenCase) -> CaseMeasure:
+    encoded = task.encode(task.bundle.file(case.image))
+    if isinstance(task, CaptionTask):
+        found = task.forced_logits(encoded, case.token_ids or ())
+        text = task.caption(encoded).text
+    else:
+        found = task.logits(encoded, case.question or "")
+        text = task.ask(encoded, case.question or "").answer
+    golden = _golden_logits(task.bundle, case, found.shape)
+    return CaseMeasure(case.image, case.question, relative_rms(found, golden), case.text, text)
+
+
+def _golden_logits(bundle: Bundle, case: GoldenCase, shape: tuple[int, ...]) -> NDArray[np.floating[Any]]:
+    path = bundle.file(case.tensors)
+    try:
+        with np.load(path, allow_pickle=False) as tensors:
+            logits: NDArray[Any] = tensors["logits"]
+    except Exception as error:  # numpy and zipfile raise half a dozen kinds on damaged input
+        raise BundleError(
+            f"{path}: expected an .npz with logits, found: {one_line(error)}; export the bundle again"
+        ) from error
+    if logits.shape != shape or not np.issubdtype(logits.dtype, np.floating):
+        raise BundleError(
+            f"{path}: logits: expected floating-point values of shape {list(shape)}, found {logits.dtype} "
+            f"{list(logits.shape)}; export the bundle again"
+        )
+    return logits
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: such a difference is null."""
+    return values | {"relative_rms": values["relative_rms"] if np.isfinite(values["relative_rms"]) else None}
