@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         XattnError,
     )
     from xattn_runtime.manifest import Manifest
+    from xattn_runtime.profile import ProfileReport, profile_bundle, profile_in_process
     from xattn_runtime.providers import ProviderStatus, provider_status
     from xattn_runtime.tasks import Answer, Caption, CaptionTask, EncodedImage, VqaTask, load
     from xattn_runtime.verify import VerificationReport, verify_bundle
@@ -45,6 +46,7 @@ __all__ = [
     "ImageError",
     "Manifest",
     "OutputError",
+    "ProfileReport",
     "ProviderError",
     "ProviderStatus",
     "QuestionError",
@@ -57,6 +59,8 @@ __all__ = [
     "default_bundle",
     "load",
     "open_bundle",
+    "profile_bundle",
+    "profile_in_process",
     "provider_status",
     "verify_bundle",
 ]
@@ -64,6 +68,7 @@ __all__ = [
 _MODULES = {
     "bundle": ("Bundle", "default_bundle", "open_bundle"),
     "manifest": ("Manifest",),
+    "profile": ("ProfileReport", "profile_bundle", "profile_in_process"),
     "providers": ("ProviderStatus", "provider_status"),
     "tasks": ("Answer", "Caption", "CaptionTask", "EncodedImage", "VqaTask", "load"),
     "verify": ("VerificationReport", "verify_bundle"),

@@ -25,23 +25,8 @@ from xattn_runtime.preprocess.steps import Flatten, Normalize, PadToSquare, Resc
 
 LAYERS, HEADS, HEAD_WIDTH, WIDTH, SIDE_PX = 2, 2, 4, 8, 16
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
-WORDS = "[PAD] [UNK] [START] [END] what is the red green cat dog of a on house".split()
-    "[PAD]",
-    "[UNK]",
-    "[START]",
-    "[END]",
-    "what",
-    "is",
-    "the",
-    "red",
-    "green",
-    "cat",
-    "dog",
-    "of",
-    "a",
-    "on",
-    "house",
-]
+SPECIAL = ["[PAD]", "[UNK]", "[START]", "[END]"]
+WORDS = [*SPECIAL, "what", "is", "the", "red", "green", "cat", "dog", "of", "a", "on", "house"]
 LABELS = ("yes", "no", "red", "green", "two")
 MAX_NEW_TOKENS = 12
 STEPS = (
@@ -257,7 +242,7 @@ def write_tokenizer(path: Path) -> None:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens(WORDS[:4])
+    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.save(str(path))
 
 

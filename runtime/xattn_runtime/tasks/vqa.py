@@ -108,10 +108,10 @@ class VqaTask:
     def ask_batch(
         self, images: Sequence[ImageInput | EncodedImage], questions: Sequence[str], top_k: int = 5
     ) -> list[Answer]:
-        """The answers to pairs of an image and a question, many a run; `answer` is each pair's share of its run,
-        and the time that the images took is not counted.
+        """The answers to pairs of an image and a question, many a run.
 
-        An image that stands in several pairs (the same path, or the same object) is encoded once.
+        An image that stands in several pairs (the same path, or the same object) is encoded once; its time is not
+        counted, and `answer` is each pair's share of its run.
         Raises as `ask` does; UserError where the two lists differ in length.
         """
         _check_top_k(top_k)
@@ -130,7 +130,8 @@ class VqaTask:
 
     def logits(self, encoded: EncodedImage, question: str) -> NDArray[np.float32]:
         """The classifier's logits, float32 `[answers]`."""
-        return self._classify("logits", [encoded], [self._codec.encode_question(question)])[0]
+        logits: NDArray[np.float32] = self._classify("logits", [encoded], [self._codec.encode_question(question)])[0]
+        return logits
 
     def _classify(
         self, output: str, encoded: Sequence[EncodedImage], questions: Sequence[EncodedQuestion]

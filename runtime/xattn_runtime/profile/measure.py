@@ -1,0 +1,99 @@
+"""Times every stage of a bundle, in this process.
+
+It calls the tasks as anybody would and keeps the clock; it knows no graph.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from xattn_runtime._reading import show
+from xattn_runtime.errors import UserError
+from xattn_runtime.profile.machine import describe_machine, peak_memory
+from xattn_runtime.profile.report import ProfileReport, summarise
+from xattn_runtime.providers import load_onnxruntime
+from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks.encoding import milliseconds_since
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["profile_bundle"]
+
+Times = dict[str, list[float]]
+
+
+def profile_bundle(
+    bundle: str | os.PathLike[str],
+    provider: str = "cpu",
+    threads: int | None = None,
+    runs: int = 20,
+    warmup: int = 3,
+    *,
+    images: Sequence[ImageInput] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> ProfileReport:
+    """Time `runs` passes over the golden images, or `images`, in turn, after `warmup` passes that do not count.
+
+    `progress` is called with passes done and all passes, warm-up included. The peak memory is this whole process's:
+    `profile_in_process` gives a bundle's own. Raises what `load` raises, ImageError, and UserError for bad counts.
+    """
+    if runs < 1 or warmup < 0:
+        raise UserError(f"expected runs of at least 1 and warmup of at least 0, found {show(runs)} and {show(warmup)}")
+    onnxruntime = load_onnxruntime()
+    began = time.perf_counter()
+    task = load(bundle, provider, threads)
+    load_ms = milliseconds_since(began)
+    manifest = task.bundle.manifest
+    pictures = list(images) or [task.bundle.file(case.image) for case in manifest.golden.cases]
+    times: Times = {}
+    for done in range(warmup + runs):
+        if done == warmup:
+            times = {}
+        _one_pass(task, pictures[done % len(pictures)], done, times)
+        if progress is not None:
+            progress(done + 1, warmup + runs)
+    return ProfileReport(
+        bundle=str(task.bundle.path),
+        name=manifest.name,
+        task=manifest.task,
+        provider=provider,
+        threads=task.settings.threads,
+        runs=runs,
+        warmup=warmup,
+        load_ms=load_ms,
+        stages={stage: summarise(measured) for stage, measured in times.items()},
+        tokens_per_second=_tokens_per_second(times),
+        peak_memory=peak_memory(),
+        onnxruntime_version=onnxruntime.__version__,
+        machine=describe_machine(),
+    )
+
+
+def _one_pass(task: CaptionTask | VqaTask, picture: ImageInput, index: int, times: Times) -> None:
+    began = time.perf_counter()
+    encoded = task.encode(picture)
+    _add(times, "preprocess", encoded.preprocess_ms)
+    _add(times, "encode", encoded.encode_ms)
+    if isinstance(task, CaptionTask):
+        step_began = time.perf_counter()
+        for i, _ in enumerate(task.steps(encoded)):
+            _add(times, "step" if i else "prefill", milliseconds_since(step_began))
+            step_began = time.perf_counter()
+    else:
+        cases = task.bundle.manifest.golden.cases
+        answer = task.ask(encoded, cases[index % len(cases)].question or "")
+        _add(times, "answer", answer.timing_ms.total)
+    _add(times, "total", milliseconds_since(began))
+
+
+def _add(times: Times, stage: str, measured_ms: float) -> None:
+    times.setdefault(stage, []).append(measured_ms)
+
+
+def _tokens_per_second(times: Times) -> float | None:
+    token_times_ms = times.get("prefill", []) + times.get("step", [])
+    return 1000.0 * len(token_times_ms) / sum(token_times_ms) if token_times_ms else None
