@@ -1,0 +1,45 @@
+"""What the commands have in common: how their applications are made, and the options that several of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = [
+    "BundleOption",
+    "Debug",
+    "Json",
+    "OutputOption",
+    "Overwrite",
+    "Provider",
+    "Quiet",
+    "Threads",
+    "new_app",
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the answer and errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+BundleOption = Annotated[
+    Path | None, typer.Option("--bundle", "-b", help="Bundle to run; without it, the one that came with this package.")
+]
+OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Provider = Annotated[str, typer.Option("--provider", help="Execution provider; see `xattn-edge providers`.")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads within an operator; without it, the cores, at most 4.")
+]
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A Typer application in the style of all commands: plain help, also under -h; errors are shown by us."""
+    settings: dict[str, Any] = {
+        "add_completion": False,
+        "context_settings": {"help_option_names": ["-h", "--help"]},
+        "pretty_exceptions_enable": False,
+        "rich_markup_mode": None,
+    }
+    return typer.Typer(**(settings | options))

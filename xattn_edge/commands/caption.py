@@ -1,0 +1,58 @@
+"""`xattn-edge caption`: pictures to sentences."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xattn_edge.commands._console import command
+from xattn_edge.commands._options import BundleOption, Debug, Json, Provider, Quiet, Threads, new_app
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def caption(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: PNG, JPEG, WebP, GIF or BMP.")],
+    bundle: BundleOption = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Stop a caption after so many tokens.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say in a sentence what a picture shows.
+
+    \b
+    Examples:
+      xattn-edge caption picture.png
+      xattn-edge caption *.jpg --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.bundle import default_bundle, open_bundle
+        from xattn_runtime.tasks import CaptionTask
+
+        task = CaptionTask(open_bundle(bundle or default_bundle("caption")), provider, threads)
+        results = []
+        for image, found in console.each(images, lambda image: task.caption(image, max_new_tokens)):
+            if not as_json:
+                console.line(found.text if len(images) == 1 else f"{image}: {found.text}")
+            results.append(
+                {
+                    "image": str(image),
+                    "caption": found.text,
+                    "token_ids": list(found.token_ids),
+                    "score": found.score,
+                    "timing_ms": asdict(found.timing_ms),
+                }
+            )
+        if as_json and results:
+            console.document({"results": results, "provider": provider, "bundle": str(task.bundle.path)})

@@ -1,0 +1,47 @@
+"""`xattn-edge evaluate`: how good a bundle is on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xattn_edge.commands._console import command
+from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._report import print_report
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to evaluate.")],
+    data: Annotated[str, typer.Option("--data", help="Data set; see `xattn-edge data list`.")],
+    split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only so many examples.")] = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure how good a bundle is on a data set.
+
+    It needs no torch.
+
+    \b
+    Examples:
+      xattn-edge evaluate shapes-vqa.xattn --data easy-vqa --split test
+      xattn-edge evaluate emoji-caption.xattn --data emoji --limit 500 --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_edge import evaluation
+
+        with console.progress() as progress:
+            report = evaluation.evaluate(
+                bundle, data, split, provider=provider, threads=threads, limit=limit, progress=progress
+            )
+        print_report(console, report.to_dict())

@@ -1,0 +1,57 @@
+"""`xattn-edge export`: a checkpoint to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from xattn_edge.commands._console import command, provenance_command
+from xattn_edge.commands._options import Debug, Json, OutputOption, Overwrite, Quiet, new_app
+from xattn_edge.commands._report import print_report
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Checkpoint that `xattn-edge train` wrote.")],
+    output: OutputOption,
+    attention: Annotated[
+        Literal["standard", "decomposed"],
+        typer.Option("--attention", help="The Attention operator, or MatMul and Softmax for older devices."),
+    ] = "standard",
+    opset: Annotated[
+        int | None, typer.Option("--opset", min=1, help="Opset of ai.onnx; without it, the oldest that suffices.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a bundle of a trained model.
+
+    It holds standard ONNX operators only, and is compared with the model it came from.
+
+    \b
+    Examples:
+      xattn-edge export checkpoints/shapes-vqa -o shapes-vqa.xattn
+      xattn-edge export checkpoints/shapes-vqa -o old.xattn --attention decomposed --opset 18
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
+        from xattn_export import export_checkpoint
+
+        with console.progress() as progress:
+            report = export_checkpoint(
+                source,
+                output,
+                attention=attention,
+                opset=opset,
+                overwrite=overwrite,
+                command=provenance_command(),
+                progress=progress,
+            )
+        print_report(console, report.to_dict())

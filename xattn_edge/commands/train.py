@@ -1,0 +1,76 @@
+"""`xattn-edge train`: data to a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from xattn_edge.commands._console import Console, Progress, command
+from xattn_edge.commands._options import Debug, Json, OutputOption, Overwrite, Quiet, Threads, new_app
+from xattn_edge.commands._report import print_report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xattn_edge.training import TrainProgress
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def train(
+    task: Annotated[Literal["vqa", "caption"], typer.Argument(metavar="TASK", help="vqa or caption.")],
+    output: OutputOption,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, order and augmentation.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Steps to train; without it, those of the recipe.")
+    ] = None,
+    text_encoder: Annotated[
+        Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="What reads the question (vqa).")
+    ] = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a model and report how good it is.
+
+    It reads the data of its recipe and reports on the held-out split.
+    An unfinished checkpoint at the output goes on where it stopped.
+
+    \b
+    Examples:
+      xattn-edge train vqa -o checkpoints/shapes-vqa
+      xattn-edge train caption -o checkpoints/emoji-caption --seed 1
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
+        from xattn_edge import training
+
+        with console.progress() as progress:
+            report = training.train(
+                task,
+                output,
+                seed=seed,
+                steps=steps,
+                resume=not overwrite,
+                threads=threads,
+                text_encoder=text_encoder,
+                progress=_shown(console, progress),
+            )
+        print_report(console, report.to_dict())
+
+
+def _shown(console: Console, progress: Progress) -> Callable[[TrainProgress], None]:
+    """What training tells, as notes and as the bar."""
+
+    def show(state: TrainProgress) -> None:
+        if state.message:
+            console.note(state.message)
+        loss = f"  loss {state.loss:.4f}" if state.loss is not None else ""
+        progress(f"step {state.step}/{state.total_steps}{loss}", state.step / max(state.total_steps, 1))
+
+    return show

@@ -1,0 +1,81 @@
+"""`xattn-edge vqa`: a picture and questions about it to answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn_edge.commands._console import Console, command
+from xattn_edge.commands._options import BundleOption, Debug, Json, Provider, Quiet, Threads, new_app
+
+if TYPE_CHECKING:
+    from xattn_runtime.tasks import Answer
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def vqa(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
+    bundle: BundleOption = None,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to list with --json.")] = 5,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Answer questions about a picture.
+
+    The picture is encoded once for all of them. With several questions,
+    --json prints {"image", "results": [...], "provider", "bundle"}.
+
+    \b
+    Examples:
+      xattn-edge vqa picture.png "what color is the shape?"
+      xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.bundle import default_bundle, open_bundle
+        from xattn_runtime.tasks import VqaTask
+
+        task = VqaTask(open_bundle(bundle or default_bundle("vqa")), provider, threads)
+        # A single question takes the picture itself, so that its times are those of the whole way.
+        picture = image if len(questions) == 1 else task.encode(image)
+        results = []
+        for question, found in console.each(questions, lambda question: task.ask(picture, question, top_k)):
+            _warn_of_unknown_words(console, found)
+            if not as_json:
+                console.line(_text(console, question, found, several=len(questions) > 1))
+            results.append(_result(question, found))
+        if as_json and results:
+            answers = results[0] if len(questions) == 1 else {"results": results}
+            console.document({"image": str(image), **answers, "provider": provider, "bundle": str(task.bundle.path)})
+
+
+def _text(console: Console, question: str, found: Answer, *, several: bool) -> str:
+    confidence = f"  ({found.confidence:.1%})" if console.is_terminal else ""
+    return f"{question}: {found.answer}{confidence}" if several else f"{found.answer}{confidence}"
+
+
+def _warn_of_unknown_words(console: Console, found: Answer) -> None:
+    if found.unknown_words:
+        words = ", ".join(repr(word) for word in found.unknown_words)
+        console.warn(f"the model does not know {words}; the answer may not fit the question")
+
+
+def _result(question: str, found: Answer) -> dict[str, Any]:
+    return {
+        "question": question,
+        "answer": found.answer,
+        "confidence": found.confidence,
+        "top": [{"answer": answer, "confidence": confidence} for answer, confidence in found.top],
+        "unknown_words": list(found.unknown_words),
+        "timing_ms": asdict(found.timing_ms),
+    }
