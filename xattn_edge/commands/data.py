@@ -27,10 +27,10 @@ def fetch(name: _Name, as_json: Json = False, quiet: Quiet = False, debug: Debug
       xattn-edge data fetch emoji
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_edge import data
+        from xattn_edge.data import fetch as fetch_data
 
         with console.progress() as progress:
-            folder = data.fetch(name, progress=progress)
+            folder = fetch_data(name, progress=progress)
         if as_json:
             console.document({"name": name, "path": str(folder)})
         else:
@@ -46,9 +46,9 @@ def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fal
       xattn-edge data list
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_edge import data
+        from xattn_edge.data import data_sets
 
-        found = [data_set.to_dict() for data_set in data.data_sets()]
+        found = [data_set.to_dict() for data_set in data_sets()]
         if as_json:
             console.document({"data_sets": found})
             return

@@ -38,10 +38,10 @@ def evaluate(
       xattn-edge evaluate emoji-caption.xattn --data emoji --limit 500 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_edge import evaluation
+        from xattn_edge.evaluation import evaluate as evaluate_bundle
 
         with console.progress() as progress:
-            report = evaluation.evaluate(
+            report = evaluate_bundle(
                 bundle, data, split, provider=provider, threads=threads, limit=limit, progress=progress
             )
         print_report(console, report.to_dict())

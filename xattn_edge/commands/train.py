@@ -48,10 +48,10 @@ def train(
       xattn-edge train caption -o checkpoints/emoji-caption --seed 1
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
-        from xattn_edge import training
+        from xattn_edge.training import train as train_model
 
         with console.progress() as progress:
-            report = training.train(
+            report = train_model(
                 task,
                 output,
                 seed=seed,
