@@ -37,10 +37,11 @@ def profile_in_process(
 
     Raises the same errors, and XattnError where the process dies, for instance for want of memory.
     """
-    command = [sys.executable, "-m", "xattn_runtime.profile", os.fspath(bundle)]
-    command += ["--provider", provider, "--runs", str(runs), "--warmup", str(warmup)]
-    command += ["--threads", str(threads)] if threads is not None else []
+    command = [sys.executable, "-m", "xattn_runtime.profile"]
+    command += [f"--provider={provider}", f"--runs={runs}", f"--warmup={warmup}"]
+    command += [f"--threads={threads}"] if threads is not None else []
     command += [f"--image={os.fspath(image)}" for image in images]
+    command += ["--", os.fspath(bundle)]
     with tempfile.TemporaryFile() as complaints:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=complaints, stdin=subprocess.DEVNULL, env=_environment()
