@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_rows_that_ended_are_padded_and_count_nothing(
 ) -> None:
     batch = {name: np.concatenate([cross[name] for cross in crosses]) for name in crosses[0]}
     steps = list(greedy_steps(decoder, batch, DECODING, 12))
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in pairwise(steps):
         assert (after.token_ids[before.ended] == 0).all()
         assert (after.log_probs[before.ended] == 0).all()
         assert after.ended[before.ended].all()

@@ -54,13 +54,13 @@ def _as_int32(model: onnx.ModelProto) -> None:
 
 CHANGES: list[tuple[str, Callable[[onnx.ModelProto], None], str]] = [
     ("decoder", _rename("input", "input_ids", "ids"), "expected the input input_ids of role decoder, found none"),
-    ("decoder", _rename("output", "next_token", "token"), "expected the output next_token of role decoder, found none"),
+    ("decoder", _rename("output", "next_token", "best"), "expected the output next_token of role decoder, found none"),
     ("decoder", _rename("input", "past_key_1", "past_key_9"), "expected the input past_key_1 of role decoder"),
     ("decoder", _as_int32, "input input_ids: expected tensor(int64) of rank 2, found tensor(int32) of rank 2"),
     (
         "image_encoder",
         _rename("output", "cross_key_1", "extra"),
-        "expected no output 'cross_value_1' of role image_encoder",
+        "expected no output 'extra' of role image_encoder",
     ),
     ("image_encoder", _rename("input", "pixel_values", "x"), "expected the input pixel_values of role image_encoder"),
 ]
