@@ -158,7 +158,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("jpeg signature only", b"\xff\xd8\xff", "expected a whole picture, found a damaged one"),
     ("60 megapixels", _png_header(10_000, 6_000), "expected at most 50 megapixels, found 10000 × 6000"),
     ("100 megapixels", _png_header(10_000, 10_000), "expected at most 50 megapixels, found 10000 × 10000"),
-    ("bomb", _png_header(60_000, 60_000), "expected at most 50 megapixels, found several times that"),
+    ("bomb", _png_header(60_000, 60_000), "expected at most 50 megapixels, found 60000 × 60000"),
     ("zero size", _png_header(0, 5), "expected"),
     ("zero-sized image", Image.new("RGB", (0, 5)), "expected at least 1 × 1 pixels, found 0 × 5"),
     ("zero-sized array", np.zeros((0, 5, 3), np.uint8), "expected at least 1 × 1 pixels, found 5 × 0"),

@@ -20,13 +20,15 @@ MODULES = sorted(
 
 
 def _python(code: str, *arguments: str) -> str:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         check=True,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ).stdout
+    )
+    assert done.stderr == ""
+    return done.stdout
 
 
 def test_public_names_are_sorted_and_there() -> None:
