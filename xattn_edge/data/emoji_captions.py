@@ -1,0 +1,194 @@
+"""Captioned pictures of emoji: alone, and in scenes of two or three on varied backgrounds.
+
+Every training sample is a function of a seed and an index alone, so that training resumes exactly where it stopped.
+Two concepts whose pair is held out never stand in one training scene; test scenes are made of such pairs alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+
+from xattn_edge.data.drawing import add_noise, augment, background, place
+from xattn_edge.data.emoji_names import scene_caption
+from xattn_edge.data.emoji_pictures import ARTISTS, EmojiPictures
+from xattn_runtime.errors import DataError
+
+__all__ = ["SIDE_PX", "SPLITS", "CaptionedImage", "EmojiCaptions"]
+
+SIDE_PX = 96
+"""Side of every picture of this data set."""
+
+SPLITS = {
+    "unseen-artist": "seen concepts, drawn by an artist who is not in training",
+    "held-out-concepts": "concepts that are not in training in any tone",
+    "held-out-tones": "professions in the one skin tone that training leaves out",
+    "unseen-pairs": "scenes of pictures that never stand together in training",
+}
+
+_SCENES = 1000
+_ALONE_SIZE_PX = 80
+_HELD_OUT_PAIRS_OF = 10
+_TONED_SHARE = 0.35
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """`pixels` `[96, 96, 3]` uint8 RGB, and what it shows."""
+
+    pixels: NDArray[np.uint8]
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Name, size and centres of the pictures of a scene, as shares of the side."""
+
+    name: str
+    sizes: tuple[float, float]
+    centres: tuple[tuple[float, float], ...]
+
+
+_LAYOUTS = {
+    2: (
+        _Layout("row", (0.36, 0.47), ((0.25, 0.5), (0.75, 0.5))),
+        _Layout("column", (0.36, 0.47), ((0.5, 0.25), (0.5, 0.75))),
+        _Layout("falling", (0.36, 0.46), ((0.26, 0.26), (0.74, 0.74))),
+        _Layout("rising", (0.36, 0.46), ((0.74, 0.26), (0.26, 0.74))),
+    ),
+    3: (
+        _Layout("row of three", (0.28, 0.33), ((0.17, 0.5), (0.5, 0.5), (0.83, 0.5))),
+        _Layout("column of three", (0.28, 0.33), ((0.5, 0.17), (0.5, 0.5), (0.5, 0.83))),
+        _Layout("one over two", (0.34, 0.45), ((0.5, 0.25), (0.25, 0.75), (0.75, 0.75))),
+        _Layout("two over one", (0.34, 0.45), ((0.25, 0.25), (0.75, 0.25), (0.5, 0.75))),
+    ),
+}
+
+
+class EmojiCaptions:
+    """Training samples without end, and the four test splits.
+
+    Raises:
+        DataError: the pictures have not been fetched (`fetch_emoji`).
+    """
+
+    def __init__(self) -> None:
+        self._set = EmojiPictures()
+        self._drawings = {artist.name: self._set.drawings(artist.name) for artist in ARTISTS}
+        self._artists = [artist.name for artist in ARTISTS if artist.trained]
+        train = self._rows("train")
+        self._plain = np.array([row for row in train if self._set.pictures[row].tone is None])
+        self._toned = np.array([row for row in train if self._set.pictures[row].tone is not None])
+
+    def training_sample(self, seed: int, index: int) -> CaptionedImage:
+        """The sample number `index` of the stream that `seed` names: augmented, with a random background."""
+        rng = np.random.default_rng((seed, index))
+        count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
+        if count > 1:
+            return self._scene(rng, count, held_out=False)
+        row = self._any_row(rng)
+        plain = rng.random() < 0.5
+        canvas = Image.new("RGB", (SIDE_PX, SIDE_PX), (255, 255, 255)) if plain else background(rng, SIDE_PX)
+        size = int(rng.integers(52, 93))
+        slack = max(0.0, (SIDE_PX - size) / 2)
+        centre = rng.uniform(-slack, slack, 2) + SIDE_PX / 2
+        place(canvas, augment(rng, self._drawing(str(rng.choice(self._artists)), row)), (centre[0], centre[1]), size)
+        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption)
+
+    def training_captions(self) -> list[str]:
+        """Every caption of a training picture alone."""
+        return [self._set.pictures[row].caption for row in self._rows("train")]
+
+    def training_pictures(self) -> Iterator[CaptionedImage]:
+        """Every training picture alone, by every training artist, on white, not augmented."""
+        return self._alone(self._rows("train"), self._artists)
+
+    def training_scenes(self, count: int) -> Iterator[CaptionedImage]:
+        """`count` scenes as training has them, not augmented."""
+        for index in range(count):
+            rng = np.random.default_rng((1, index))
+            yield self._scene(rng, 2 + index % 2, held_out=False, augmented=False)
+
+    def split_size(self, split: str) -> int:
+        """Number of pictures of a test split."""
+        if split == "unseen-pairs":
+            return _SCENES
+        rows, artists = self._split_rows(split)
+        return len(rows) * len(artists)
+
+    def test_samples(self, split: str) -> Iterator[CaptionedImage]:
+        """A test split, in an order that mixes it evenly, so that its beginning is a fair sample of it.
+
+        Raises:
+            DataError: an unknown split.
+        """
+        if split == "unseen-pairs":
+            return (
+                self._scene(np.random.default_rng((2, index)), 2 + index % 2, held_out=True, augmented=False)
+                for index in range(_SCENES)
+            )
+        rows, artists = self._split_rows(split)
+        return self._alone([int(row) for row in np.random.default_rng(0).permutation(rows)], artists)
+
+    def _split_rows(self, split: str) -> tuple[list[int], list[str]]:
+        if split not in SPLITS:
+            raise DataError(f"emoji: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+        if split == "unseen-artist":
+            return self._rows("train"), [artist.name for artist in ARTISTS if not artist.trained]
+        return self._rows(split), self._artists
+
+    def _rows(self, split: str) -> list[int]:
+        return [row for row, picture in enumerate(self._set.pictures) if picture.split == split]
+
+    def _drawing(self, artist: str, row: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self._drawings[artist][row]))
+
+    def _any_row(self, rng: Generator) -> int:
+        rows = self._toned if rng.random() < _TONED_SHARE else self._plain
+        return int(rows[rng.integers(len(rows))])
+
+    def _alone(self, rows: Sequence[int], artists: Sequence[str]) -> Iterator[CaptionedImage]:
+        for row in rows:
+            for artist in artists:
+                canvas = Image.new("RGB", (SIDE_PX, SIDE_PX), (255, 255, 255))
+                place(canvas, self._drawing(artist, row), (SIDE_PX / 2, SIDE_PX / 2), _ALONE_SIZE_PX)
+                yield CaptionedImage(np.asarray(canvas), self._set.pictures[row].caption)
+
+    def _scene(self, rng: Generator, count: int, *, held_out: bool, augmented: bool = True) -> CaptionedImage:
+        rows = self._rows_together(rng, count, held_out)
+        layout = _LAYOUTS[count][int(rng.integers(len(_LAYOUTS[count])))]
+        artist = str(rng.choice(self._artists))
+        canvas = background(rng, SIDE_PX)
+        for row, (x, y) in zip(rows, layout.centres, strict=True):
+            drawing = self._drawing(artist, row)
+            jitter = rng.uniform(-0.03, 0.03, 2)
+            size = round(rng.uniform(*layout.sizes) * SIDE_PX)
+            centre = ((x + jitter[0]) * SIDE_PX, (y + jitter[1]) * SIDE_PX)
+            drawing = drawing.resize((size, size), Image.Resampling.BILINEAR)
+            place(canvas, augment(rng, drawing) if augmented else drawing, centre, size)
+        pixels = add_noise(rng, canvas) if augmented else np.asarray(canvas)
+        return CaptionedImage(pixels, scene_caption(layout.name, [self._set.pictures[row].caption for row in rows]))
+
+    def _rows_together(self, rng: Generator, count: int, held_out: bool) -> list[int]:
+        """Rows of which every pair is held out, or no pair is."""
+        rows = [self._any_row(rng)]
+        while len(rows) < count:
+            row = self._any_row(rng)
+            concepts = [self._set.pictures[each].concept for each in (*rows, row)]
+            if all(_pair_is_held_out(a, b) == held_out for a, b in combinations(concepts, 2)):
+                rows.append(row)
+        return rows
+
+
+def _pair_is_held_out(first: str, second: str) -> bool:
+    """One unordered pair of different concepts in ten."""
+    key = " ".join(sorted((first, second))).encode()
+    digest = hashlib.blake2b(key, digest_size=4).digest()
+    return first != second and int.from_bytes(digest) % _HELD_OUT_PAIRS_OF == 0

@@ -1,0 +1,88 @@
+"""A question becomes text tokens, by a bidirectional LSTM or by a Transformer; both behave alike from outside."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn_edge.encoders.transformer import SelfAttentionLayer
+
+__all__ = ["TEXT_ENCODERS", "LstmTextEncoder", "TransformerTextEncoder", "build_text_encoder"]
+
+
+class LstmTextEncoder(nn.Module):
+    """Bidirectional LSTM (Hochreiter and Schmidhuber, 1997) over word embeddings.
+
+    Args:
+        vocabulary: number of token ids.
+        width: features of a token; even, half of it for each direction.
+    """
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]`."""
+        lengths = attention_mask.sum(1)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.embedding(input_ids), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        tokens, _ = nn.utils.rnn.pad_packed_sequence(
+            self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
+        )
+        return cast(Tensor, self.norm(tokens))
+
+
+class TransformerTextEncoder(nn.Module):
+    """Word and position embeddings, then self-attention layers that leave padding out.
+
+    Args:
+        vocabulary: number of token ids.
+        width: features of a token.
+        max_tokens: longest question, in tokens.
+        layers: number of self-attention layers.
+        heads: attention heads of each.
+        dropout: probability, in training.
+    """
+
+    def __init__(
+        self, vocabulary: int, width: int, max_tokens: int, layers: int, heads: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(max_tokens, width) * 0.02)
+        self.layers = nn.ModuleList(SelfAttentionLayer(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]`."""
+        batch, length = input_ids.shape
+        mask = attention_mask.bool()[:, None, None, :].expand(batch, 1, length, length)
+        tokens = self.embedding(input_ids) + self.position[:length]
+        for layer in self.layers:
+            tokens = layer(tokens, mask)
+        return cast(Tensor, self.norm(tokens))
+
+
+TEXT_ENCODERS = ("lstm", "transformer")
+"""Names that `build_text_encoder` knows."""
+
+
+def build_text_encoder(
+    kind: str, vocabulary: int, width: int, max_tokens: int, layers: int, heads: int, dropout: float
+) -> LstmTextEncoder | TransformerTextEncoder:
+    """The text encoder called `kind`; `layers`, `heads` and `dropout` concern the Transformer alone.
+
+    Raises:
+        ValueError: `kind` is not one of `TEXT_ENCODERS`.
+    """
+    if kind == "lstm":
+        return LstmTextEncoder(vocabulary, width)
+    if kind == "transformer":
+        return TransformerTextEncoder(vocabulary, width, max_tokens, layers, heads, dropout)
+    raise ValueError(f"unknown text encoder {kind!r}: expected one of {', '.join(TEXT_ENCODERS)}")

@@ -1,0 +1,19 @@
+"""Trainable models, their configurations and their checkpoints."""
+
+from xattn_edge.models.caption import CaptionModel
+from xattn_edge.models.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
+from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
+from xattn_edge.models.vqa import VqaModel
+
+__all__ = [
+    "CaptionConfig",
+    "CaptionModel",
+    "Checkpoint",
+    "ModelConfig",
+    "VqaConfig",
+    "VqaModel",
+    "build_model",
+    "config_from_dict",
+    "load_checkpoint",
+    "save_checkpoint",
+]

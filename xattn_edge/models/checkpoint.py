@@ -1,0 +1,134 @@
+"""A trained model on disk: a folder that any version of this library can rebuild the model from.
+
+```
+CHECKPOINT/
+    config.json          format version, task, name, licence, model configuration, how it was trained
+    model.safetensors    weights
+    tokenizer.json       of the `tokenizers` library
+    report.json          how good it is on the held-out split
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from xattn_edge.models.caption import CaptionModel
+from xattn_edge.models.config import ModelConfig, VqaConfig, config_from_dict
+from xattn_edge.models.vqa import VqaModel
+from xattn_runtime.errors import CheckpointError
+
+__all__ = ["FORMAT_VERSION", "Checkpoint", "build_model", "load_checkpoint", "save_checkpoint", "write_atomically"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint; the model is in evaluation mode."""
+
+    path: Path
+    task: str
+    name: str
+    license: str
+    config: ModelConfig
+    model: VqaModel | CaptionModel
+    tokenizer_json: str
+    image_preprocessing: tuple[Mapping[str, Any], ...]
+    recipe: Mapping[str, Any]
+    """How it was trained: data, seed, steps, …"""
+
+
+def build_model(config: ModelConfig) -> VqaModel | CaptionModel:
+    """A model of this configuration with random weights."""
+    return VqaModel(config) if isinstance(config, VqaConfig) else CaptionModel(config)
+
+
+def save_checkpoint(checkpoint: Checkpoint) -> None:
+    """Write everything but the report to `checkpoint.path`, the configuration last: it marks the folder complete."""
+    folder = checkpoint.path
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "model.safetensors.partial"
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}, temporary)
+    temporary.replace(folder / "model.safetensors")
+    write_atomically(folder / "tokenizer.json", checkpoint.tokenizer_json)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "task": checkpoint.task,
+        "name": checkpoint.name,
+        "license": checkpoint.license,
+        "model": dataclasses.asdict(checkpoint.config),
+        "image_preprocessing": list(checkpoint.image_preprocessing),
+        "recipe": dict(checkpoint.recipe),
+    }
+    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Rebuild a trained model.
+
+    Raises:
+        CheckpointError: missing or damaged files, an unknown format, weights that do not fit the configuration.
+    """
+    config = _read_json(path / "config.json")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path / 'config.json'}: format version {config.get('format_version')!r}, "
+            f"expected {FORMAT_VERSION}; train again or use the matching version of xattn-edge"
+        )
+    try:
+        model_config = config_from_dict(config["task"], config["model"])
+        model = build_model(model_config)
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        return Checkpoint(
+            path=path,
+            task=config["task"],
+            name=config["name"],
+            license=config["license"],
+            config=model_config,
+            model=model.eval(),
+            tokenizer_json=(path / "tokenizer.json").read_text(encoding="utf-8"),
+            image_preprocessing=tuple(config["image_preprocessing"]),
+            recipe=config["recipe"],
+        )
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: {Path(error.filename or 'model.safetensors').name} is missing") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: damaged or of another model: {type(error).__name__}: {reason}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 `text` under a temporary name beside `path`, flush it to disk, then rename."""
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent}: not a checkpoint: it has no {path.name}; make one with `xattn-edge train`"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

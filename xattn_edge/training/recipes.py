@@ -1,0 +1,67 @@
+"""What is trained, on what, for how long: the two recipes, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RECIPES", "Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model's size and its training; steps and batch are in optimizer steps and samples."""
+
+    name: str
+    data: str
+    image_size_px: int
+    channels: tuple[int, ...]
+    blocks: tuple[int, ...]
+    width: int
+    heads: int
+    image_layers: int
+    layers: int
+    """Cross-attention layers (visual question answering) or decoder layers (captioning)."""
+    max_tokens: int
+    dropout: float
+    steps: int
+    batch: int
+    learning_rate: float
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+
+
+RECIPES = {
+    "vqa": Recipe(
+        name="shapes-vqa",
+        data="easy-vqa",
+        image_size_px=64,
+        channels=(24, 48, 96),
+        blocks=(1, 1),
+        width=96,
+        heads=4,
+        image_layers=0,
+        layers=2,
+        max_tokens=32,
+        dropout=0.0,
+        steps=2500,
+        batch=64,
+        learning_rate=2e-3,
+    ),
+    "caption": Recipe(
+        name="emoji-caption",
+        data="emoji",
+        image_size_px=96,
+        channels=(32, 64, 128, 192),
+        blocks=(2, 2, 2),
+        width=192,
+        heads=4,
+        image_layers=2,
+        layers=3,
+        max_tokens=48,
+        dropout=0.1,
+        steps=4000,
+        batch=64,
+        learning_rate=1.5e-3,
+    ),
+}
+"""By task."""

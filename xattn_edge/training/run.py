@@ -1,0 +1,176 @@
+"""`train`: from a recipe to a checkpoint with its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint, write_atomically
+from xattn_edge.training.caption import CaptionTask
+from xattn_edge.training.loop import STATE_FILE, fit
+from xattn_edge.training.pixels import image_preprocessing
+from xattn_edge.training.recipes import RECIPES, Recipe
+from xattn_edge.training.vqa import VqaTask
+from xattn_runtime.errors import OutputError, UserError
+
+__all__ = ["TrainProgress", "TrainReport", "train"]
+
+_LICENSE = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """How far a training is; `loss` is that of the last step."""
+
+    step: int
+    total_steps: int
+    loss: float | None
+    message: str
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What `train` made."""
+
+    checkpoint: Path
+    task: str
+    evaluation: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"checkpoint": str(self.checkpoint), "task": self.task, "evaluation": self.evaluation}
+
+
+def train(
+    task: str,
+    output: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    text_encoder: str | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> TrainReport:
+    """Train the recipe of `task` into the checkpoint folder `output`; resume an unfinished training there.
+
+    Args:
+        task: `vqa` or `caption`.
+        seed: of weights, batches and dropout.
+        steps: optimizer steps, if not those of the recipe.
+        text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
+        threads: of the CPU; all cores if not given.
+        overwrite: delete what is in `output` first.
+        progress: called after every step.
+
+    Raises:
+        OutputError: `output` holds something else, or a finished checkpoint.
+        UserError: an impossible argument.
+    """
+    if task not in RECIPES:
+        raise UserError(f"unknown task {task!r}; expected one of {', '.join(RECIPES)}")
+    if text_encoder is not None and task != "vqa":
+        raise UserError(f"the task {task!r} has no text encoder; leave --text-encoder out")
+    if steps is not None and steps < 1:
+        raise UserError(f"expected at least one training step, found {steps}")
+    recipe = RECIPES[task] if steps is None else dataclasses.replace(RECIPES[task], steps=steps)
+    _prepare_output(output, overwrite)
+    tell = progress or (lambda _: None)
+    tell(TrainProgress(0, recipe.steps, None, "reading the data"))
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    if task == "vqa":
+        return _run(task, VqaTask(recipe, seed, text_encoder or "lstm"), recipe, output, seed, tell)
+    return _run(task, CaptionTask(recipe, seed), recipe, output, seed, tell)
+
+
+def _run(
+    name: str,
+    task: VqaTask | CaptionTask,
+    recipe: Recipe,
+    output: Path,
+    seed: int,
+    tell: Callable[[TrainProgress], None],
+) -> TrainReport:
+    identity = {"task": name, "seed": seed, **dataclasses.asdict(recipe), "config": dataclasses.asdict(task.config)}
+    started, before = time.monotonic(), _seconds_so_far(output)
+
+    def on_step(done: int, loss: float) -> None:
+        tell(TrainProgress(done, recipe.steps, loss, "training"))
+
+    try:
+        fit(task, recipe, output, identity, on_step)
+    finally:
+        seconds = before + time.monotonic() - started
+        write_atomically(output / _SECONDS_FILE, json.dumps(seconds))
+    tell(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
+    evaluation = {**task.report(), "data": recipe.data, "training_seconds": round(seconds, 1)}
+    write_atomically(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
+    save_checkpoint(
+        Checkpoint(
+            path=output,
+            task=name,
+            name=recipe.name,
+            license=_LICENSE,
+            config=task.config,
+            model=task.model,
+            tokenizer_json=task.tokenizer.to_str(pretty=True),
+            image_preprocessing=image_preprocessing(recipe.image_size_px),
+            recipe={
+                "seed": seed,
+                "data": recipe.data,
+                "steps": recipe.steps,
+                "batch": recipe.batch,
+                "learning_rate": recipe.learning_rate,
+                "weight_decay": recipe.weight_decay,
+                "torch": torch.__version__,
+            },
+        )
+    )
+    for leftover in (STATE_FILE, _SECONDS_FILE):
+        (output / leftover).unlink(missing_ok=True)
+    return TrainReport(output, name, evaluation)
+
+
+_SECONDS_FILE = "training_seconds.json"
+
+
+def _seconds_so_far(output: Path) -> float:
+    path = output / _SECONDS_FILE
+    return float(json.loads(path.read_text())) if path.exists() else 0.0
+
+
+def _prepare_output(output: Path, overwrite: bool) -> None:
+    """An empty folder, or one that holds an unfinished training and nothing else."""
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; expected a folder for the checkpoint")
+    if overwrite and output.exists():
+        if not {path.name for path in output.iterdir()} <= _CHECKPOINT_FILES:
+            raise OutputError(f"{output}: holds files that are not of a checkpoint; choose another folder")
+        shutil.rmtree(output)
+    if (output / "config.json").exists():
+        raise OutputError(f"{output}: holds a finished checkpoint; choose another folder or use --overwrite")
+    output.mkdir(parents=True, exist_ok=True)
+    strangers = sorted({path.name for path in output.iterdir()} - _CHECKPOINT_FILES)
+    if strangers:
+        raise OutputError(f"{output}: holds {strangers[0]}, which is not of a checkpoint; choose an empty folder")
+
+
+_CHECKPOINT_FILES = {
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "report.json",
+    STATE_FILE,
+    STATE_FILE + ".partial",
+    _SECONDS_FILE,
+}

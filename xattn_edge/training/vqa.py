@@ -1,0 +1,139 @@
+"""Training visual question answering on easy-VQA."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional as F
+
+from xattn_edge.data.easy_vqa import EasyVqa, VqaSample
+from xattn_edge.data.vocabulary import PADDING, UNKNOWN, question_tokenizer
+from xattn_edge.evaluation.floors import question_only_accuracy
+from xattn_edge.models import VqaConfig, VqaModel
+from xattn_edge.training.pixels import normalized
+from xattn_edge.training.recipes import Recipe
+
+__all__ = ["VqaTask"]
+
+_QUESTIONS_PER_IMAGE = 4
+_UNKNOWN_WORD_SHARE = 0.03
+_NO_QUESTION_MARK_SHARE = 0.3
+_SHIFT_PX = 4
+
+
+class VqaTask:
+    """Batches of pictures with four questions each; a picture is encoded once for its questions."""
+
+    def __init__(self, recipe: Recipe, seed: int, text_encoder: str) -> None:
+        self._data = EasyVqa()
+        self._recipe, self._seed = recipe, seed
+        self._train = _by_image(self._data.samples("train"))
+        self._images = np.stack([_read(samples[0], recipe.image_size_px) for samples in self._train])
+        self.tokenizer: Tokenizer = question_tokenizer(s.question for samples in self._train for s in samples)
+        self._question_mark = self.tokenizer.token_to_id("?")
+        self.config = VqaConfig(
+            image_size_px=recipe.image_size_px,
+            channels=recipe.channels,
+            blocks=recipe.blocks,
+            image_layers=recipe.image_layers,
+            width=recipe.width,
+            heads=recipe.heads,
+            dropout=recipe.dropout,
+            vocabulary=self.tokenizer.get_vocab_size(),
+            max_tokens=recipe.max_tokens,
+            text_encoder=text_encoder,
+            text_layers=2,
+            cross_layers=recipe.layers,
+            answers=self._data.answers,
+        )
+        self.model: VqaModel = VqaModel(self.config)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """Pixels `[images, 3, side, side]`, ids and mask `[images · 4, length]`, answers `[images · 4]`."""
+        rng = np.random.default_rng((self._seed, step))
+        rows = rng.choice(len(self._train), self._recipe.batch, replace=False)
+        pixels = np.stack([_augmented(rng, self._images[row]) for row in rows])
+        chosen = [
+            self._train[row][index]
+            for row in rows
+            for index in rng.choice(len(self._train[row]), _QUESTIONS_PER_IMAGE, replace=True)
+        ]
+        ids = [self._worn(rng, self.tokenizer.encode(sample.question).ids) for sample in chosen]
+        input_ids, mask = _padded(ids)
+        answers = torch.tensor([self.config.answers.index(sample.answer) for sample in chosen])
+        return normalized(pixels), input_ids, mask, answers
+
+    def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Cross-entropy of the answers."""
+        pixels, input_ids, mask, answers = batch
+        cross = [
+            type(each)(*(tensor.repeat_interleave(_QUESTIONS_PER_IMAGE, 0) for tensor in each))
+            for each in self.model.encode_image(pixels)
+        ]
+        return F.cross_entropy(self.model.answer(input_ids, mask, cross).float(), answers)
+
+    @torch.inference_mode()
+    def report(self) -> dict[str, Any]:
+        """Accuracy on the official test split, and of answering from the question alone; percentages."""
+        train, test = self._data.samples("train"), self._data.samples("test")
+        right = 0
+        for samples in _by_image(test):
+            pixels = normalized(_read(samples[0], self.config.image_size_px)[None])
+            cross = [
+                type(each)(*(tensor.expand(len(samples), -1, -1, -1) for tensor in each))
+                for each in self.model.encode_image(pixels)
+            ]
+            input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for sample in samples])
+            best = self.model.answer(input_ids, mask, cross).argmax(1).tolist()
+            right += sum(
+                self.config.answers[index] == sample.answer for index, sample in zip(best, samples, strict=True)
+            )
+        return {
+            "metric": "accuracy",
+            "value": 100 * right / len(test),
+            "n": len(test),
+            "split": "test",
+            "floors": {"question_only": question_only_accuracy(train, test)},
+        }
+
+    def _worn(self, rng: np.random.Generator, ids: list[int]) -> list[int]:
+        """Now and then an unknown word, or no question mark: so that careless questions are understood."""
+        if ids[-1] == self._question_mark and rng.random() < _NO_QUESTION_MARK_SHARE:
+            ids = ids[:-1]
+        return [UNKNOWN if rng.random() < _UNKNOWN_WORD_SHARE else word for word in ids]
+
+
+def _by_image(samples: list[VqaSample]) -> list[list[VqaSample]]:
+    return [list(group) for _, group in groupby(samples, key=lambda sample: sample.image)]
+
+
+def _read(sample: VqaSample, side_px: int) -> NDArray[np.uint8]:
+    with Image.open(sample.image, formats=("PNG",)) as image:
+        return np.asarray(image.convert("RGB").resize((side_px, side_px), Image.Resampling.BICUBIC))
+
+
+def _augmented(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Mirrored and shifted: the questions name neither side nor place."""
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if rng.random() < 0.5:
+        pixels = pixels[::-1]
+    shift = rng.integers(0, 2 * _SHIFT_PX + 1, 2)
+    padded = np.pad(pixels, ((_SHIFT_PX, _SHIFT_PX), (_SHIFT_PX, _SHIFT_PX), (0, 0)), mode="edge")
+    side = pixels.shape[0]
+    return cast("NDArray[np.uint8]", padded[shift[0] : shift[0] + side, shift[1] : shift[1] + side])
+
+
+def _padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Input ids and attention mask, int64 `[batch, longest]`, padded on the right."""
+    length = max(map(len, ids))
+    input_ids = torch.tensor([row + [PADDING] * (length - len(row)) for row in ids])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in ids])
+    return input_ids, mask
