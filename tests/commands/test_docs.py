@@ -38,5 +38,6 @@ def test_command_lines_parse(parse, document):
 
 
 def test_what_counts_as_a_call():
-    text = '```console\n$ cd x && xattn-edge vqa a.png "is it red?" > out\n# xattn-edge no\nxattn-edge a \\\n  b | tee c\n```\n'
+    lines = ['$ cd x && xattn-edge vqa a.png "is it red?" > out', "# xattn-edge no", "xattn-edge a \\", "  b | tee c"]
+    text = "\n".join(["```console", *lines, "```"])
     assert list(typed(text)) == [["vqa", "a.png", "is it red?"], ["a", "b"]]
