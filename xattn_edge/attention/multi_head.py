@@ -8,7 +8,7 @@ Knows nothing about what the two sequences mean.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +65,11 @@ class MultiHeadAttention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._split(self.query(queries)), context.key, context.value, attn_mask=mask
         )
-        return self.output(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return cast(Tensor, self.output(attended.transpose(1, 2).flatten(2)))
 
     def _split(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        batch, tokens, width = projected.shape
+        return projected.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
 def causal_mask(length: int, past: int, device: torch.device) -> Tensor:

@@ -3,25 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from xattn_edge.data.cache import CACHE_VARIABLE, cache_folder
 from xattn_runtime.errors import DataError
 
-__all__ = ["CACHE_VARIABLE", "DATA_SETS", "cache_folder", "fetch"]
+__all__ = ["CACHE_VARIABLE", "DataSet", "cache_folder", "data_sets", "fetch"]
 
-DATA_SETS = {
-    "easy-vqa": "48,248 questions about 5,000 pictures of one coloured shape (MIT)",
-    "emoji": "3,125 emoji by four artists, alone and in scenes, with captions (Apache-2.0, CC-BY, MIT, CC-BY-SA)",
-}
-"""What `fetch` knows, with a line on each."""
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set and whether it is here."""
+
+    name: str
+    task: str
+    license: str
+    splits: tuple[str, ...]
+    fetched: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+def data_sets() -> tuple[DataSet, ...]:
+    """Every data set that `fetch` knows."""
+    from xattn_edge.data import easy_vqa, emoji_captions, emoji_pictures
+
+    drawings = sorted({artist.license for artist in emoji_pictures.ARTISTS})
+    return (
+        DataSet("easy-vqa", "vqa", "MIT", easy_vqa.SPLITS, find_spec("easy_vqa") is not None),
+        DataSet(
+            "emoji",
+            "caption",
+            " AND ".join(drawings),
+            ("test", *emoji_captions.SPLITS),
+            emoji_pictures.is_fetched(),
+        ),
+    )
 
 
 def fetch(name: str, progress: Callable[[str, float], None] | None = None) -> Path:
     """Make a data set ready to use; returns the folder where it lies.
 
     Args:
-        name: a key of `DATA_SETS`.
+        name: of one of `data_sets()`.
         progress: called with what is done and the share of the whole, 0 to 1.
 
     Raises:
@@ -36,4 +65,5 @@ def fetch(name: str, progress: Callable[[str, float], None] | None = None) -> Pa
         from xattn_edge.data.easy_vqa import EasyVqa
 
         return EasyVqa().samples("test")[0].image.parents[2]
-    raise DataError(f"unknown data set {name!r}; expected one of {', '.join(DATA_SETS)}")
+    known = ", ".join(data_set.name for data_set in data_sets())
+    raise DataError(f"unknown data set {name!r}; expected one of {known}")

@@ -30,10 +30,11 @@ from xattn_edge.data.cache import cache_folder
 from xattn_edge.data.emoji_names import TONES, caption_of_name
 from xattn_runtime.errors import DataError, DependencyError
 
-__all__ = ["ARTISTS", "PICTURE_SIZE_PX", "Artist", "EmojiPictures", "Picture", "fetch_emoji"]
+__all__ = ["ARTISTS", "PICTURE_SIZE_PX", "Artist", "EmojiPictures", "Picture", "fetch_emoji", "is_fetched"]
 
 PICTURE_SIZE_PX = 80
 _VERSION = "v1"
+_INDEX = "index.json"
 _VARIATION_SELECTOR = 0xFE0F
 # The objects that follow a person in Unicode's professions: staff of Aesculapius, scales, aeroplane, ear of rice, …
 # fmt: off
@@ -115,8 +116,8 @@ class EmojiPictures:
     """
 
     def __init__(self) -> None:
-        self.folder = cache_folder() / "emoji" / _VERSION
-        index = self.folder / "index.json"
+        self.folder = _folder()
+        index = self.folder / _INDEX
         if not index.is_file():
             raise DataError(f"the emoji pictures are not in {self.folder}; run `xattn-edge data fetch emoji`")
         try:
@@ -137,6 +138,11 @@ class EmojiPictures:
         return drawings
 
 
+def is_fetched() -> bool:
+    """Whether the set lies in the cache."""
+    return (_folder() / _INDEX).is_file()
+
+
 def fetch_emoji(progress: Callable[[str, float], None] | None = None) -> Path:
     """Fetch and render the set, unless it is there; returns its folder.
 
@@ -147,8 +153,8 @@ def fetch_emoji(progress: Callable[[str, float], None] | None = None) -> Path:
         DependencyError: `npm`, `emoji` or `resvg-py` is not installed.
         DataError: a package cannot be fetched or has another checksum.
     """
-    folder = cache_folder() / "emoji" / _VERSION
-    if (folder / "index.json").is_file():
+    folder = _folder()
+    if is_fetched():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
@@ -164,11 +170,15 @@ def fetch_emoji(progress: Callable[[str, float], None] | None = None) -> Path:
                     progress(f"render {artist.name}", (number + row / len(pictures)) / len(ARTISTS))
             np.save(work / f"{artist.name}.npy", drawings)
         index = json.dumps([asdict(picture) for picture in pictures], ensure_ascii=False, indent=0)
-        (work / "index.json").write_text(index, encoding="utf-8")
+        (work / _INDEX).write_text(index, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
     return folder
+
+
+def _folder() -> Path:
+    return cache_folder() / "emoji" / _VERSION
 
 
 def _fetch_artist(artist: Artist, folder: Path) -> dict[str, str]:

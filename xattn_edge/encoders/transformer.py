@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from xattn_edge.attention import MultiHeadAttention
@@ -32,4 +34,4 @@ class SelfAttentionLayer(nn.Module):
         normed = self.attention_norm(tokens)
         context = self.attention.project_context(normed)
         tokens = tokens + self.dropout(self.attention(normed, context, mask))
-        return tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens)))
+        return cast(Tensor, tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens))))

@@ -59,4 +59,5 @@ class NearestPixels:
 def _pooled(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     height, width, channels = pixels.shape
     blocks = pixels.reshape(height // _POOL_PX, _POOL_PX, width // _POOL_PX, _POOL_PX, channels)
-    return blocks.mean((1, 3), dtype=np.float32).ravel()
+    pooled: NDArray[np.float32] = blocks.mean((1, 3), dtype=np.float32)
+    return pooled.ravel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue, MultiHeadAttention
@@ -28,4 +30,4 @@ class CrossAttentionLayer(nn.Module):
     def forward(self, tokens: Tensor, context: KeyValue) -> Tensor:
         """`tokens` `[batch, length, width]`; the same shape comes out."""
         tokens = tokens + self.dropout(self.attention(self.attention_norm(tokens), context))
-        return tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens)))
+        return cast(Tensor, tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens))))

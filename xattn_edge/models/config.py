@@ -88,5 +88,7 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
     names = {field.name for field in dataclasses.fields(kinds[task])}
     if names != set(values):
         raise ValueError(f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}")
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    frozen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     return kinds[task](**frozen)

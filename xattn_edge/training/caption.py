@@ -69,7 +69,7 @@ class CaptionTask:
     def report(self) -> dict[str, Any]:
         """Metrics of every test split, beside those of the nearest training picture."""
         floor = NearestPixels(self._data)
-        splits = {}
+        splits: dict[str, dict[str, Any]] = {}
         for split in SPLITS:
             references = [sample.caption for sample in self._data.test_samples(split)]
             splits[split] = {

@@ -37,7 +37,9 @@ Batch = tuple[Tensor, ...]
 class Task(Protocol):
     """What the loop needs to know of a task."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, a function of seed and step alone; runs in a worker process."""

@@ -28,7 +28,7 @@ _LICENSE = "Apache-2.0"
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How far a training is; `loss` is that of the last step."""
+    """How far a training is; `loss` is that of the last step, `message` is empty unless something else begins."""
 
     step: int
     total_steps: int
@@ -105,7 +105,7 @@ def _run(
     started, before = time.monotonic(), _seconds_so_far(output)
 
     def on_step(done: int, loss: float) -> None:
-        tell(TrainProgress(done, recipe.steps, loss, "training"))
+        tell(TrainProgress(done, recipe.steps, loss, ""))
 
     try:
         fit(task, recipe, output, identity, on_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def _augmented(rng: np.random.Generator, pixels: NDArray[np.uint8]) -> NDArray[n
     shift = rng.integers(0, 2 * _SHIFT_PX + 1, 2)
     padded = np.pad(pixels, ((_SHIFT_PX, _SHIFT_PX), (_SHIFT_PX, _SHIFT_PX), (0, 0)), mode="edge")
     side = pixels.shape[0]
-    return cast("NDArray[np.uint8]", padded[shift[0] : shift[0] + side, shift[1] : shift[1] + side])
+    return padded[shift[0] : shift[0] + side, shift[1] : shift[1] + side]
 
 
 def _padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
