@@ -104,3 +104,9 @@ def test_profile_as_a_table(invoke, vqa_bundle):
     lines = invoke("profile", vqa_bundle, "--threads", "1", "--runs", "1").stdout.splitlines()
     assert lines[0].split()[:3] == ["bundle", "provider", "threads"]
     assert [line.split()[4] for line in lines[1:]] == ["preprocess", "encode", "answer", "total"]
+
+
+def test_data_list(invoke):
+    names = [entry["name"] for entry in json.loads(invoke("data", "list", "--json").stdout)["data_sets"]]
+    assert names == ["easy-vqa", "emoji"]
+    assert [line.split()[0] for line in invoke("data", "list").stdout.splitlines()] == names

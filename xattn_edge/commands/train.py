@@ -56,7 +56,7 @@ def train(
                 output,
                 seed=seed,
                 steps=steps,
-                resume=not overwrite,
+                overwrite=overwrite,
                 threads=threads,
                 text_encoder=text_encoder,
                 progress=_shown(console, progress),
@@ -70,7 +70,8 @@ def _shown(console: Console, progress: Progress) -> Callable[[TrainProgress], No
     def show(state: TrainProgress) -> None:
         if state.message:
             console.note(state.message)
-        loss = f"  loss {state.loss:.4f}" if state.loss is not None else ""
-        progress(f"step {state.step}/{state.total_steps}{loss}", state.step / max(state.total_steps, 1))
+        loss = "" if state.loss is None else f", loss {state.loss:.4f}"
+        what = state.message or f"step {state.step} of {state.total_steps}{loss}"
+        progress(what, state.step / max(state.total_steps, 1))
 
     return show
