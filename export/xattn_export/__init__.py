@@ -1,0 +1,46 @@
+"""xattn_export: a trained model becomes a bundle, and a bundle becomes a smaller bundle. Runs on a workstation.
+
+It needs torch, onnx, onnxscript and onnxruntime, and loads each when first used: importing this package loads none.
+
+    from xattn_export import export_checkpoint, quantize_bundle
+    export_checkpoint(Path("checkpoints/shapes-vqa"), Path("shapes-vqa.xattn"))
+    quantize_bundle(Path("shapes-vqa.xattn"), Path("shapes-vqa-int8.xattn"))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xattn_export.exporter import ExportReport, export_checkpoint
+    from xattn_export.inspect import InspectReport, inspect_path
+    from xattn_export.quantize import QuantizeReport, quantize_bundle
+
+__all__ = [
+    "ExportReport",
+    "InspectReport",
+    "QuantizeReport",
+    "export_checkpoint",
+    "inspect_path",
+    "quantize_bundle",
+]
+
+_MODULES = {
+    "ExportReport": "exporter",
+    "InspectReport": "inspect",
+    "QuantizeReport": "quantize",
+    "export_checkpoint": "exporter",
+    "inspect_path": "inspect",
+    "quantize_bundle": "quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"xattn_export.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

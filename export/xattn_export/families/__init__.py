@@ -1,0 +1,51 @@
+"""The architectures that can be exported: one file each, one line each in the table below."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from xattn_export.families.base import Family
+from xattn_export.families.xattn_caption import XATTN_CAPTION
+from xattn_export.families.xattn_vqa import XATTN_VQA
+from xattn_runtime.errors import CheckpointError
+
+__all__ = ["FAMILIES", "family_of"]
+
+FAMILIES: tuple[Family, ...] = (
+    XATTN_CAPTION,
+    XATTN_VQA,
+)
+
+
+def family_of(folder: Path) -> Family:
+    """The family that recognises the source in `folder`.
+
+    Raises:
+        CheckpointError: there is no source, or none that a family recognises.
+    """
+    config = _read_config(folder)
+    for family in FAMILIES:
+        if family.recognises(config):
+            return family
+    raise CheckpointError(
+        f"{folder}: expected a model of {', '.join(family.name for family in FAMILIES)}, found a config.json that none "
+        "of them recognises; export a checkpoint that `xattn-edge train` wrote"
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
+        raise CheckpointError(
+            f"{folder}: expected the folder of a checkpoint, found {found}; make one with `xattn-edge train`"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: expected readable JSON, found: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    return config

@@ -1,0 +1,111 @@
+"""Simple pictures for golden cases, drawn the same everywhere: export needs no data set."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from PIL import Image, ImageDraw
+
+from xattn_export.families.base import GoldenPicture
+
+__all__ = ["caption_pictures", "shape_pictures"]
+
+Color = tuple[int, int, int]
+Point = tuple[float, float]
+_LIGHT = (236, 233, 228)
+_SHAPES: tuple[tuple[str, Color], ...] = (
+    ("circle", (214, 32, 32)),
+    ("rectangle", (30, 60, 210)),
+    ("triangle", (20, 140, 40)),
+    ("circle", (240, 220, 20)),
+    ("rectangle", (0, 128, 128)),
+    ("triangle", (12, 12, 12)),
+    ("rectangle", (128, 128, 128)),
+    ("circle", (139, 84, 30)),
+)
+_SHAPE_SIDE_PX = 64
+_CAPTION_SIDE_PX = 160
+_QUESTIONS = (
+    "what color is the shape?",
+    "what shape is in the image?",
+    "is there a red circle?",
+    "does the image contain a triangle?",
+)
+
+
+def shape_pictures() -> tuple[GoldenPicture, ...]:
+    """One coloured shape on a light background in each, with two questions."""
+    return tuple(
+        GoldenPicture(_png(_one_shape(shape, color, offset)), (_QUESTIONS[offset % 4], _QUESTIONS[(offset + 1) % 4]))
+        for offset, (shape, color) in enumerate(_SHAPES)
+    )
+
+
+def caption_pictures() -> tuple[GoldenPicture, ...]:
+    """Hearts, circles, stars and squares, alone and in pairs, on plain and graded backgrounds."""
+    side = _CAPTION_SIDE_PX
+    middle = (0.5 * side, 0.5 * side)
+    left, right = (0.28 * side, 0.5 * side), (0.72 * side, 0.5 * side)
+    drawings = []
+    for background, figures in (
+        ((255, 255, 255), (("heart", middle, 0.36, (220, 30, 60)),)),
+        ((255, 255, 255), (("circle", middle, 0.36, (250, 200, 40)),)),
+        (None, (("square", middle, 0.3, (40, 90, 200)),)),
+        (None, (("star", middle, 0.38, (245, 190, 30)),)),
+        ((230, 240, 250), (("heart", left, 0.2, (150, 70, 190)), ("circle", right, 0.2, (40, 160, 80)))),
+        (None, (("star", left, 0.2, (255, 220, 60)), ("square", right, 0.17, (20, 20, 20)))),
+    ):
+        picture = _graded(side) if background is None else Image.new("RGB", (side, side), background)
+        draw = ImageDraw.Draw(picture)
+        for shape, centre, size, color in figures:
+            _draw(draw, shape, centre, size * side, color)
+        drawings.append(GoldenPicture(_png(picture)))
+    return tuple(drawings)
+
+
+def _one_shape(shape: str, color: Color, offset: int) -> Image.Image:
+    picture = Image.new("RGB", (_SHAPE_SIDE_PX, _SHAPE_SIDE_PX), _LIGHT)
+    centre = (26.0 + 3 * (offset % 4), 38.0 - 3 * (offset % 5))
+    _draw(ImageDraw.Draw(picture), shape, centre, 13.0 + offset % 3, color)
+    return picture
+
+
+def _draw(draw: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float, color: Color) -> None:
+    """`shape` around `centre`, reaching `radius` pixels to each side."""
+    x, y = centre
+    if shape == "circle":
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    elif shape in ("square", "rectangle"):
+        height = radius if shape == "square" else 0.6 * radius
+        draw.rectangle((x - radius, y - height, x + radius, y + height), fill=color)
+    else:
+        draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in _outline(shape)], fill=color)
+
+
+def _outline(shape: str) -> list[Point]:
+    """The corners of a shape that reaches about 1 to each side of the origin."""
+    if shape == "triangle":
+        return [(0.0, -1.0), (0.9, 0.8), (-0.9, 0.8)]
+    if shape == "star":
+        turns = [(math.pi * i / 5, 1.0 if i % 2 == 0 else 0.42) for i in range(10)]
+        return [(reach * math.sin(turn), -reach * math.cos(turn)) for turn, reach in turns]
+    angles = [2 * math.pi * i / 60 for i in range(60)]
+    return [
+        (math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 17)
+        for t in angles
+    ]
+
+
+def _graded(side: int) -> Image.Image:
+    """A background that goes from light blue to light green."""
+    gradient = Image.linear_gradient("L").resize((side, side))
+    return Image.composite(
+        Image.new("RGB", gradient.size, (215, 235, 215)), Image.new("RGB", gradient.size, (205, 220, 250)), gradient
+    )
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,114 @@
+"""Captioning checkpoints of `xattn-edge train caption`: an image encoder and a decoder with cross-attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_edge.attention import causal_mask
+from xattn_edge.models import CaptionModel, load_checkpoint
+from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
+from xattn_export.families.drawings import caption_pictures
+from xattn_export.families.xattn import (
+    flatten,
+    image_encoder_role,
+    image_steps,
+    is_checkpoint,
+    pairs,
+    unknown_token_id,
+)
+from xattn_runtime.contract import past_names, present_names
+from xattn_runtime.manifest import Decoding
+
+__all__ = ["XATTN_CAPTION"]
+
+
+class DecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, attending to the picture; logits of the last position alone."""
+
+    def __init__(self, model: CaptionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """`caches` holds the past keys and values of every layer, then the cross keys and values."""
+        model = self.model
+        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
+        length, past_length = input_ids.shape[1], past[0].key.shape[2]
+        # Positions by lookup: a slice of the table would bind `past` and `length` to its size in the exported program.
+        positions = torch.arange(past_length, past_length + length, device=input_ids.device)
+        tokens = model.embedding(input_ids) + F.embedding(positions, model.position)
+        mask = causal_mask(length, past_length, input_ids.device)
+        present = []
+        for layer, layer_past, layer_cross in zip(model.layers, past, cross, strict=True):
+            tokens, layer_present = layer(tokens, layer_past, layer_cross, mask)
+            present.append(layer_present)
+        return *_head(cast(Tensor, model.head(model.norm(tokens[:, -1])))), *flatten(present)
+
+
+def _open(folder: Path) -> Source:
+    checkpoint = load_checkpoint(folder)
+    model = cast(CaptionModel, checkpoint.model)
+    config = model.config
+    # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
+    most_new_tokens = config.max_tokens - 1
+
+    def caption(pixel_values: Tensor) -> tuple[int, ...]:
+        return tuple(model.generate(pixel_values)[0][:most_new_tokens])
+
+    def forced_logits(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+        return cast(Tensor, model(pixel_values, torch.tensor([[config.start_token_id, *token_ids]]))[0])
+
+    return Source(
+        name=checkpoint.name,
+        task="caption",
+        license=checkpoint.license,
+        weights=folder / "model.safetensors",
+        roles=(image_encoder_role(model, config.decoder_layers), _decoder_role(model)),
+        image_steps=image_steps(checkpoint),
+        tokenizer_json=checkpoint.tokenizer_json,
+        unknown_token_id=unknown_token_id(checkpoint),
+        max_tokens=config.max_tokens,
+        pictures=caption_pictures,
+        decoding=Decoding(config.start_token_id, (config.end_token_id,), config.pad_token_id, most_new_tokens),
+        caption=caption,
+        forced_logits=forced_logits,
+    )
+
+
+def _decoder_role(model: CaptionModel) -> Role:
+    config = model.config
+    layers, head_width = config.decoder_layers, config.width // config.heads
+
+    def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        logits, present = model.decode(input_ids, pairs(caches[: 2 * layers]), pairs(caches[2 * layers :]))
+        return *_head(logits[:, -1]), *flatten(present)
+
+    return Role(
+        name="decoder",
+        module=DecoderGraph(model),
+        reference=reference,
+        inputs=(
+            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocabulary),
+            *(TensorSpec(name, ("batch", config.heads, "past", head_width), "normal") for name in past_names(layers)),
+            *cross_specs(layers, config.heads, config.image_tokens, head_width),
+        ),
+        outputs=("logits", "next_token", "next_log_prob", *present_names(layers)),
+        longest=config.max_tokens,
+    )
+
+
+def _head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`logits`, `next_token` and `next_log_prob`."""
+    return logits, logits.argmax(-1), logits.log_softmax(-1).amax(-1)
+
+
+XATTN_CAPTION = Family(
+    name="xattn-edge caption",
+    recognises=lambda config: is_checkpoint(config, "caption"),
+    open=_open,
+)

@@ -1,0 +1,144 @@
+"""Compares an exported graph, run by ONNX Runtime, with the original model in torch, over lengths and batches.
+
+A graph that dropped an input or froze an axis is right at one shape and wrong at others: so the comparison walks past
+0, 1, 7 and the longest, prompts of one and of several tokens, and batch 1 and 3. It knows roles and no family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from xattn_export.families.base import Role
+from xattn_export.to_onnx import example_tensor
+from xattn_runtime._reading import one_line
+from xattn_runtime.errors import XattnError
+from xattn_runtime.providers import load_onnxruntime
+from xattn_runtime.session import default_threads
+
+__all__ = ["FP32_TOLERANCE", "RoleParity", "check_parity"]
+
+FP32_TOLERANCE = 1e-4
+"""Largest difference of a value, where values are below 1; above, as a share of the largest value."""
+
+_BATCHES = (1, 3)
+_SOME_PAST = (0, 1, 7)
+_SOME_LENGTHS = (1, 2, 7)
+_PROMPT = 5
+_SEED = 7
+_SEVERITY_FATAL = 4
+
+
+@dataclass(frozen=True)
+class RoleParity:
+    """How near a graph came: the number of shapes compared, and the largest error with the tensor that showed it."""
+
+    cases: int
+    largest_error: float
+    tensor: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def check_parity(model: ModelProto, role: Role, tolerance: float = FP32_TOLERANCE) -> RoleParity:
+    """Compare `model` with `role.reference` at every shape of the walk.
+
+    Raises:
+        XattnError: a difference above `tolerance`, or a shape that the graph cannot run; names role, tensor, batch,
+            length, past and error.
+    """
+    session = _session(model, role.name)
+    generator = torch.Generator().manual_seed(_SEED)
+    worst, worst_tensor, cases = 0.0, role.outputs[0], 0
+    for sizes in _shapes(role):
+        inputs = {spec.name: example_tensor(spec, sizes, generator) for spec in role.inputs}
+        with torch.inference_mode():
+            expected = [tensor.numpy() for tensor in role.reference(*inputs.values())]
+        where = f"{role.name}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
+        found = _run(session, role, {name: tensor.numpy() for name, tensor in inputs.items()}, where)
+        cases += 1
+        for name, error in _errors(role, found, expected, tolerance):
+            if not error <= tolerance:
+                raise XattnError(
+                    f"{where}: {name}: expected what torch computes within {tolerance:g}, found a difference of "
+                    f"{error:.3g}; the export is wrong, please report it"
+                )
+            if error > worst:
+                worst, worst_tensor = error, name
+    return RoleParity(cases, worst, worst_tensor)
+
+
+def _shapes(role: Role) -> Iterator[dict[str, int]]:
+    """The sizes of every symbol that the role has."""
+    symbols = {axis for spec in role.inputs for axis in spec.shape if isinstance(axis, str)}
+    longest = role.longest or 1
+    if "past" in symbols:
+        steps = [(1, past) for past in (*_SOME_PAST, longest - 1)]
+        prompts = [(_PROMPT, past) for past in (*_SOME_PAST, longest - _PROMPT)]
+        lengths = [(length, past) for length, past in (*steps, *prompts) if past >= 0 and length + past <= longest]
+    elif "length" in symbols:
+        lengths = [(length, 0) for length in (*_SOME_LENGTHS, longest) if length <= longest]
+    else:
+        lengths = [(0, 0)]
+    for length, past in dict.fromkeys(lengths):
+        for batch in _BATCHES:
+            sizes = {"batch": batch, "length": length, "past": past}
+            yield {name: size for name, size in sizes.items() if name in symbols}
+
+
+def _session(model: ModelProto, role: str) -> Any:
+    onnxruntime = load_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = default_threads()
+    options.log_severity_level = _SEVERITY_FATAL
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise XattnError(f"{role}: ONNX Runtime cannot load the graph: {one_line(error)}") from error
+
+
+def _run(session: Any, role: Role, inputs: Mapping[str, NDArray[Any]], where: str) -> list[NDArray[Any]]:
+    try:
+        return list(session.run(list(role.outputs), dict(inputs)))
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise XattnError(f"{where}: ONNX Runtime cannot run the graph: {one_line(error)}") from error
+
+
+def _errors(
+    role: Role, found: list[NDArray[Any]], expected: list[NDArray[Any]], tolerance: float
+) -> Iterator[tuple[str, float]]:
+    """Every output with its error; infinite where the shape differs or a value is not finite."""
+    by_name = dict(zip(role.outputs, expected, strict=True))
+    for name, values in zip(role.outputs, found, strict=True):
+        if values.shape != by_name[name].shape or values.dtype != by_name[name].dtype:
+            yield name, float("inf")
+        elif np.issubdtype(values.dtype, np.integer):
+            yield name, _token_error(values, by_name, name, tolerance)
+        else:
+            yield name, _value_error(values, by_name[name])
+
+
+def _value_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    if not found.size:
+        return 0.0
+    if not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def _token_error(found: NDArray[Any], expected: Mapping[str, NDArray[Any]], name: str, tolerance: float) -> float:
+    """0 where the tokens are the same, or as good: where two logits tie within the tolerance, either may win."""
+    if (found == expected[name]).all():
+        return 0.0
+    logits = expected["logits"]
+    chosen = np.take_along_axis(logits, found[:, None], axis=-1)[:, 0]
+    lost = float((logits.max(-1) - chosen).max() / max(1.0, np.abs(logits).max()))
+    return 0.0 if lost <= 2 * tolerance else float("inf")

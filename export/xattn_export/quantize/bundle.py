@@ -1,0 +1,224 @@
+"""From a bundle to a smaller bundle: quantizes every graph, measures what is lost, and writes it down.
+
+Only the order of things is here. The golden logits stay those of the trained model: the loss is measured against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
+from xattn_export.conformance import GraphFacts, require_standard
+from xattn_export.inspect import read_graph
+from xattn_export.provenance import created_utc, versions
+from xattn_export.quantize.prepare import prepare_products
+from xattn_export.quantize.products import quantize_products
+from xattn_export.quantize.weights import store_convolutions, store_embeddings
+from xattn_runtime._reading import one_line, show
+from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
+from xattn_runtime.errors import OutputError, UserError, XattnError
+from xattn_runtime.manifest import Golden, GoldenCase, Graph, Manifest
+from xattn_runtime.tasks import load
+from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
+
+__all__ = ["MODES", "GraphReport", "QuantizeReport", "quantize_bundle"]
+
+MODES = ("int8",)
+_SMALLEST_TOLERANCE = 1e-3
+_SAFETY = 2.0
+# Signed weights overflow the 16-bit sums of x86 without VNNI: there, and only there, ONNX Runtime now shifts them.
+_SESSION_OPTIONS = {"session.x64quantprecision": "1"}
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """What became of a graph: how many products, convolutions and embeddings are int8, and its size."""
+
+    int8_products: int
+    int8_convolutions: int
+    int8_embeddings: int
+    operators: Mapping[str, int]
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """A quantized bundle, its size beside the one it came from, and the loss on the golden cases.
+
+    largest_relative_rms: over the kept cases, against the trained model. relative_rms: what the bundle allows.
+    dropped_cases: golden cases whose text changed, as `picture: question: before → after`.
+    """
+
+    bundle: Path
+    mode: str
+    bytes_before: int
+    bytes_after: int
+    graphs: Mapping[str, GraphReport]
+    golden_cases: int
+    largest_relative_rms: float
+    relative_rms: float
+    dropped_cases: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        values = asdict(self) | {"bundle": str(self.bundle), "dropped_cases": list(self.dropped_cases)}
+        return values | {"ratio": self.bytes_after / self.bytes_before}
+
+
+def quantize_bundle(
+    source: Path,
+    output: Path,
+    *,
+    mode: str = "int8",
+    overwrite: bool = False,
+    command: str = "",
+    progress: Callable[[str, float], None] | None = None,
+) -> QuantizeReport:
+    """Make the bundle `output`, a quantized copy of the bundle `source`.
+
+    Args:
+        mode: `int8`: products with constant weights in int8, activations quantized as they come; convolutions and
+            embeddings stored as int8 and computed in float32; recurrent layers stay as they are.
+        overwrite: replace a bundle that is there.
+        command: what was typed, for the record.
+        progress: told what is being done and the share of the whole that is done.
+
+    Raises:
+        UserError: an unknown mode, or `source` is quantized already.
+        BundleError: `source` is no bundle, or is damaged.
+        OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
+        XattnError: the result is not standard, or every golden text changed.
+    """
+    tell = progress or (lambda what, share: None)
+    if mode not in MODES:
+        raise UserError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
+    _check_places(source, output)
+    check_output(output, overwrite=overwrite)
+    tell("opening the bundle", 0.0)
+    bundle = open_bundle(source)
+    _check_precision(bundle)
+    graphs, reports = _quantize_graphs(bundle, tell)
+    with staged_bundle(output, overwrite=overwrite) as staged:
+        for role, graph in graphs.items():
+            staged.write(bundle.manifest.graphs[role].file, graph.SerializeToString(deterministic=True))
+        copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
+        for path in sorted({bundle.manifest.tokenizer.file, *copied}):
+            staged.write(path, bundle.file(path).read_bytes())
+        tell("measuring the loss", 0.7)
+        manifest = staged.write_manifest(_manifest(bundle, command))
+        kept, dropped = _measure(staged.folder)
+        largest = max(case.relative_rms for case in kept)
+        tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * largest)
+        cases = tuple(case for case in manifest.golden.cases if _key(case) in {_key(one) for one in kept})
+        _write_kept(staged, replace(manifest, golden=Golden(tolerance, cases)))
+        tell("verifying the bundle", 0.9)
+        verify_bundle(staged.folder).raise_if_failed()
+        after = staged.bytes
+    tell("done", 1.0)
+    before = sum(entry.bytes for entry in bundle.manifest.files.values())
+    notes = tuple(_note(case) for case in dropped)
+    return QuantizeReport(output, mode, before, after, reports, len(kept), largest, tolerance, notes)
+
+
+def _check_places(source: Path, output: Path) -> None:
+    if output.resolve() == source.resolve() or source.resolve() in output.resolve().parents:
+        raise OutputError(f"{output}: expected a place outside the bundle to quantize, found one in it; name another")
+
+
+def _check_precision(bundle: Bundle) -> None:
+    for role, graph in bundle.manifest.graphs.items():
+        if graph.precision != "fp32":
+            raise UserError(
+                f"{bundle.path}: expected an fp32 bundle, found that its {role} is {graph.precision} already; "
+                "quantize the bundle that `xattn-edge export` wrote"
+            )
+
+
+def _quantize_graphs(
+    bundle: Bundle, tell: Callable[[str, float], None]
+) -> tuple[dict[str, ModelProto], dict[str, GraphReport]]:
+    graphs, reports = {}, {}
+    for number, (role, entry) in enumerate(bundle.manifest.graphs.items()):
+        tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(bundle.manifest.graphs))
+        path = bundle.file(entry.file)
+        graphs[role], reports[role] = _quantize_graph(read_graph(path), role, path.stat().st_size)
+    return graphs, reports
+
+
+def _quantize_graph(model: ModelProto, role: str, bytes_before: int) -> tuple[ModelProto, GraphReport]:
+    opset = require_standard(model, role).opset
+    prepare_products(model)
+    convolutions, embeddings = store_convolutions(model), store_embeddings(model)
+    model, products = quantize_products(model)
+    facts = require_standard(model, role)
+    _check_graph(model, role, facts, opset)
+    return model, GraphReport(
+        products, convolutions, embeddings, facts.operators, bytes_before, len(model.SerializeToString())
+    )
+
+
+def _check_graph(model: ModelProto, role: str, facts: GraphFacts, opset: int | None) -> None:
+    if facts.opset != opset:
+        raise XattnError(f"{role}: expected opset {opset} after quantization, found {facts.opset}")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise XattnError(f"{role}: the quantized graph is not valid ONNX: {one_line(error)[:500]}") from error
+
+
+def _manifest(bundle: Bundle, command: str) -> Manifest:
+    """The source's manifest as a quantized bundle has it: not yet measured, not yet evaluated."""
+    old = bundle.manifest
+    origin = f"{bundle.path.resolve().name} sha256:{file_digest(bundle.path / MANIFEST_FILE)}"
+    return replace(
+        old,
+        graphs={role: Graph(graph.file, "int8") for role, graph in old.graphs.items()},
+        session_options={**(old.session_options or {}), **_SESSION_OPTIONS},
+        provenance=replace(
+            old.provenance,
+            command=command or "xattn_export.quantize_bundle",
+            created_utc=created_utc(),
+            versions={**old.provenance.versions, **versions()},
+            from_bundle=origin,
+        ),
+        evaluation=(),
+    )
+
+
+def _measure(folder: Path) -> tuple[list[CaseMeasure], list[CaseMeasure]]:
+    """The golden cases that kept their text, and those that did not."""
+    measures = measure(load(folder))
+    kept = [case for case in measures if case.found_text == case.expected_text and np.isfinite(case.relative_rms)]
+    dropped = [case for case in measures if case not in kept]
+    if not kept:
+        raise XattnError(
+            f"expected golden texts that stay as they are, found that quantization changes every one, such as "
+            f"{_note(dropped[0])}; this model loses too much in int8"
+        )
+    return kept, dropped
+
+
+def _key(case: CaseMeasure | GoldenCase) -> tuple[str, str | None]:
+    return case.image, case.question
+
+
+def _note(case: CaseMeasure) -> str:
+    question = f": {case.question}" if case.question else ""
+    return f"{case.image}{question}: {show(case.expected_text)} → {show(case.found_text)}"
+
+
+def _write_kept(staged: StagedBundle, manifest: Manifest) -> None:
+    """The manifest, and no golden file that it does not name."""
+    used = {path for case in manifest.golden.cases for path in (case.image, case.tensors)}
+    for path in manifest.files:
+        if path.startswith("golden/") and path not in used:
+            staged.remove(path)
+    staged.write_manifest(manifest)

@@ -1,0 +1,80 @@
+"""Weight-only int8: convolution weights and embedding tables are stored as bytes with a scale a channel or row.
+
+What is stored is `Cast` and `Mul` of a constant rather than `DequantizeLinear`: every engine folds the two when it
+loads the graph, while ONNX Runtime by default keeps `DequantizeLinear` and runs it at every call, which also keeps a
+convolution from its fastest layout. An embedding is looked up as bytes, and only the rows found become float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from xattn_export.quantize.prepare import Constants, attributes, replace_nodes
+
+__all__ = ["store_convolutions", "store_embeddings"]
+
+_FEWEST_CONVOLUTION_WEIGHTS = 4096
+_FEWEST_EMBEDDING_WEIGHTS = 16384
+_LARGEST_INT8 = 127
+
+
+def store_convolutions(model: ModelProto) -> int:
+    """Store the weights of large convolutions as int8 with a scale an output channel, in place; how many."""
+    graph = model.graph
+    constants = Constants(graph)
+    replacements: dict[int, list[NodeProto]] = {}
+    for index, node in enumerate(graph.node):
+        if node.op_type != "Conv" or not constants.is_float(node.input[1], 4):
+            continue
+        name = node.input[1]
+        if constants.elements(name) < _FEWEST_CONVOLUTION_WEIGHTS:
+            continue
+        values, scales = _quantize_rows(constants.values(name))
+        stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_scale", scales)
+        as_float, restored = f"{stored}_float", f"{stored}_restored"
+        node.input[1] = restored
+        replacements[index] = [
+            helper.make_node("Cast", [stored], [as_float], name=as_float, to=TensorProto.FLOAT),
+            helper.make_node("Mul", [as_float, scale], [restored], name=restored),
+            node,
+        ]
+    replace_nodes(graph, replacements)
+    constants.write_back()
+    return len(replacements)
+
+
+def store_embeddings(model: ModelProto) -> int:
+    """Store large tables that are looked up as int8 with a scale a row, in place; how many lookups."""
+    graph = model.graph
+    constants = Constants(graph)
+    stored: dict[str, tuple[str, str]] = {}
+    replacements: dict[int, list[NodeProto]] = {}
+    for index, node in enumerate(graph.node):
+        if node.op_type != "Gather" or attributes(node).get("axis", 0) != 0:
+            continue
+        table, indices, output = node.input[0], node.input[1], node.output[0]
+        if not constants.is_float(table, 2) or constants.elements(table) < _FEWEST_EMBEDDING_WEIGHTS:
+            continue
+        if table not in stored:
+            values, scales = _quantize_rows(constants.values(table))
+            stored[table] = constants.add(f"{table}_int8", values), constants.add(f"{table}_scale", scales)
+        values_name, scale_name = stored[table]
+        rows, scale, as_float = (f"{output}_{part}" for part in ("int8", "scale", "float"))
+        replacements[index] = [
+            helper.make_node("Gather", [values_name, indices], [rows], name=rows),
+            helper.make_node("Gather", [scale_name, indices], [scale], name=scale),
+            helper.make_node("Cast", [rows], [as_float], name=as_float, to=TensorProto.FLOAT),
+            helper.make_node("Mul", [as_float, scale], [output], name=node.name),
+        ]
+    replace_nodes(graph, replacements)
+    constants.write_back()
+    return len(replacements)
+
+
+def _quantize_rows(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 values and float32 scales `[rows, 1, …]`, symmetric, so that `values * scales` is near `weights`."""
+    largest = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True)
+    scales = np.where(largest > 0, largest / _LARGEST_INT8, 1.0).astype(np.float32)
+    return np.rint(weights / scales).astype(np.int8), scales

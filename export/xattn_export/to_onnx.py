@@ -1,0 +1,199 @@
+"""Exports a role: torch module in, checked ONNX model out, the same way for every family.
+
+torch's exporter has silent failures: an opset that it lacks becomes another one, and inputs that share a tensor vanish.
+So what comes out is compared with what was asked for, and nothing is taken on trust. It knows no family.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from inspect import Parameter, signature
+
+import onnx
+import torch
+from onnx import ModelProto, ValueInfoProto
+from torch import Tensor
+
+from xattn_export.conformance import all_nodes, drop_unused_imports, require_standard
+from xattn_export.decompose import decomposed_attention
+from xattn_export.families.base import Role, TensorSpec
+from xattn_runtime._reading import one_line
+from xattn_runtime.contract import role_contract
+from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.manifest import Attention
+
+__all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_role"]
+
+LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
+HIGHEST_OPSET = 24
+# Sizes that differ from each other, from 1, and from what a graph may hold by chance.
+_EXAMPLE_SIZES: Mapping[str, int] = {"batch": 2, "length": 3, "past": 5}
+_SEED = 20
+_ELEMENT_TYPES = {"tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64}
+
+
+def choose_opset(attention: Attention, opset: int | None) -> int:
+    """The opset to export at: `opset`, or the oldest that suffices.
+
+    Raises:
+        UserError: an unknown form of attention, or an opset that it cannot have.
+    """
+    if attention not in LOWEST_OPSET:
+        raise UserError(f"attention: expected one of {', '.join(LOWEST_OPSET)}, found {attention!r}")
+    lowest = LOWEST_OPSET[attention]
+    if opset is None:
+        return lowest
+    if not lowest <= opset <= HIGHEST_OPSET:
+        other = "; --attention decomposed allows 18 and later" if attention == "standard" else ""
+        raise UserError(
+            f"opset: expected {lowest} to {HIGHEST_OPSET} with --attention {attention}, found {opset}{other}"
+        )
+    return opset
+
+
+def export_role(role: Role, attention: Attention, opset: int) -> ModelProto:
+    """`role` as an ONNX model of exactly this opset, with exactly the tensors that it declares.
+
+    Raises:
+        XattnError: torch cannot export it, or what came out is not what was asked for; names the role.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    examples = tuple(example_tensor(spec, _EXAMPLE_SIZES, generator) for spec in role.inputs)
+    module = role.module.eval()
+    form = decomposed_attention() if attention == "decomposed" else nullcontext()
+    with _quiet(role.name), form, torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            examples,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=_dynamic_shapes(role),
+            input_names=[spec.name for spec in role.inputs],
+            output_names=list(role.outputs),
+            optimize=True,
+            verbose=False,
+        )
+        model = None if program is None else program.model_proto
+    if model is None:
+        raise XattnError(f"{role.name}: torch.onnx.export gave nothing")
+    _clean(model, role)
+    _check(model, role, attention, opset)
+    return model
+
+
+def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
+    """A new tensor of `spec`, with `sizes` for its symbols: sane and different from every other.
+
+    A mask has padding in every row but the first, of a different length each where there is room.
+    """
+    shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
+    if spec.values == "token_ids":
+        return torch.randint(0, spec.limit, shape, generator=generator)
+    if spec.values == "mask":
+        batch, length = shape
+        lengths = torch.tensor([max(1, length - row * max(1, length // 3)) for row in range(batch)])
+        return (torch.arange(length)[None, :] < lengths[:, None]).to(torch.int64)
+    return torch.randn(shape, generator=generator)
+
+
+def _dynamic_shapes(role: Role) -> tuple[object, ...]:
+    """Axis → name of each input, in the shape of the module's signature: a `*` parameter takes a tuple."""
+    axes = [
+        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} or None for spec in role.inputs
+    ]
+    kinds = [parameter.kind for parameter in signature(role.module.forward).parameters.values()]
+    if Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(axes)
+    named = kinds.index(Parameter.VAR_POSITIONAL)
+    return (*axes[:named], tuple(axes[named:]))
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep torch's chatter off the terminal; what it raises becomes an XattnError."""
+    disabled = logging.root.manager.disable
+    chatter = io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(chatter), contextlib.redirect_stderr(chatter):
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:  # torch raises a dozen kinds here, several of its own
+        raise XattnError(f"{name}: torch cannot export it: {one_line(error)[:500]}") from error
+    finally:
+        logging.disable(disabled)
+
+
+def _clean(model: ModelProto, role: Role) -> None:
+    """Take off what describes the exporting machine: stack traces, paths, names of its classes."""
+    for graph_nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in all_nodes(graph_nodes):
+            node.ClearField("metadata_props")
+            node.ClearField("doc_string")
+    graph = model.graph
+    for holder in (model, graph, *graph.input, *graph.output, *graph.initializer):
+        holder.ClearField("metadata_props")
+        holder.ClearField("doc_string")
+    del graph.value_info[:]
+    graph.name = role.name
+    drop_unused_imports(model)
+    # The lowest version that may hold this opset: older readers refuse what is newer than they are.
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
+    minimum = onnx.helper.OP_SET_ID_VERSION_MAP.get(("ai.onnx", opset), model.ir_version)
+    model.ir_version = min(model.ir_version, minimum)
+
+
+def _check(model: ModelProto, role: Role, attention: Attention, opset: int) -> None:
+    facts = require_standard(model, role.name)
+    if facts.opset != opset:
+        raise XattnError(f"{role.name}: expected opset {opset}, found {facts.opset}: torch cannot export to it")
+    if model.functions:
+        raise XattnError(f"{role.name}: expected no local functions, found {len(model.functions)}")
+    if attention == "decomposed" and "Attention" in facts.operators:
+        raise XattnError(f"{role.name}: expected decomposed attention, found the operator Attention")
+    if attention == "standard" and "Attention" not in facts.operators and role.attends:
+        raise XattnError(f"{role.name}: expected the operator Attention, found none")
+    _check_tensors(model, role)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise XattnError(f"{role.name}: the exported graph is not valid ONNX: {one_line(error)[:500]}") from error
+
+
+def _check_tensors(model: ModelProto, role: Role) -> None:
+    """Inputs and outputs are the declared ones, in order, with their types and axes; every input is consumed."""
+    graph = model.graph
+    declared = tuple(spec.name for spec in role.inputs)
+    for kind, found, expected in (("inputs", graph.input, declared), ("outputs", graph.output, role.outputs)):
+        names = tuple(tensor.name for tensor in found)
+        if names != expected:
+            raise XattnError(f"{role.name}: expected the {kind} {', '.join(expected)}, found {', '.join(names)}")
+    consumed = {name for node in all_nodes(graph.node) for name in node.input}
+    if unused := [name for name in declared if name not in consumed]:
+        raise XattnError(f"{role.name}: expected every input to be used, found these unused: {', '.join(unused)}")
+    for tensor, spec in zip(graph.input, role.inputs, strict=True):
+        shape = _shape(tensor)
+        if shape != spec.shape:
+            raise XattnError(
+                f"{role.name}: input {tensor.name}: expected the axes {list(spec.shape)}, found {list(shape)}"
+            )
+    layers = sum(name.startswith("cross_key_") for name in (*declared, *role.outputs))
+    for name, expected_tensor in role_contract(role.name, layers).outputs.items():
+        tensor = next(tensor for tensor in graph.output if tensor.name == name)
+        element = tensor.type.tensor_type.elem_type
+        if (element, len(_shape(tensor))) != (_ELEMENT_TYPES[expected_tensor.dtype], expected_tensor.rank):
+            raise XattnError(
+                f"{role.name}: output {name}: expected {expected_tensor.dtype} of rank {expected_tensor.rank}, found "
+                f"element type {element} of rank {len(_shape(tensor))}"
+            )
+        if not isinstance(_shape(tensor)[0], str):
+            raise XattnError(f"{role.name}: output {name}: expected a dynamic batch, found {list(_shape(tensor))}")
+
+
+def _shape(tensor: ValueInfoProto) -> tuple[int | str, ...]:
+    return tuple(axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim)
