@@ -108,6 +108,13 @@ def export_checkpoint(
     check_output(output, overwrite=overwrite)
     tell("opening the model", 0.0)
     model = _open(source)
+    provenance = Provenance(
+        source=source.resolve().name,
+        source_sha256=file_digest(model.weights),
+        command=command or "xattn_export.export_checkpoint",
+        created_utc=created_utc(),
+        versions=versions(),
+    )
     graphs, parity = _export_roles(model, attention, opset, tell)
     with staged_bundle(output, overwrite=overwrite) as staged:
         tell("computing golden cases", _GRAPHS_DONE)
@@ -118,13 +125,6 @@ def export_checkpoint(
         golden = make_golden(model, TextCodec(tokenizer_path, tokenizer), golden_images)
         for path, content in golden.files.items():
             staged.write(path, content)
-        provenance = Provenance(
-            source=source.resolve().name,
-            source_sha256=file_digest(model.weights),
-            command=command or "xattn_export.export_checkpoint",
-            created_utc=created_utc(),
-            versions=versions(),
-        )
         staged.write_manifest(_manifest(model, attention, opset, facts, tokenizer, golden, provenance))
         tell("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)

@@ -32,7 +32,7 @@ def store_convolutions(model: ModelProto) -> int:
         if constants.elements(name) < _FEWEST_CONVOLUTION_WEIGHTS:
             continue
         values, scales = _quantize_rows(constants.values(name))
-        stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_scale", scales)
+        stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_channel_scale", scales)
         as_float, restored = f"{stored}_float", f"{stored}_restored"
         node.input[1] = restored
         replacements[index] = [
@@ -59,9 +59,9 @@ def store_embeddings(model: ModelProto) -> int:
             continue
         if table not in stored:
             values, scales = _quantize_rows(constants.values(table))
-            stored[table] = constants.add(f"{table}_int8", values), constants.add(f"{table}_scale", scales)
+            stored[table] = constants.add(f"{table}_int8", values), constants.add(f"{table}_row_scale", scales)
         values_name, scale_name = stored[table]
-        rows, scale, as_float = (f"{output}_{part}" for part in ("int8", "scale", "float"))
+        rows, scale, as_float = (f"{output}_{part}" for part in ("row_int8", "row_scale", "row_float"))
         replacements[index] = [
             helper.make_node("Gather", [values_name, indices], [rows], name=rows),
             helper.make_node("Gather", [scale_name, indices], [scale], name=scale),
