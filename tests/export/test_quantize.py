@@ -1,6 +1,8 @@
 """Quantized bundles: smaller, standard, and honest about what was lost."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,3 +207,13 @@ def test_what_nothing_can_be_gained_from_stays():
     prepare_products(model)
     model, products = quantize_products(model)
     assert (products, model.graph.node[0].op_type) == (0, "Gemm")
+
+
+def test_no_room_for_temporary_files(exported, tmp_path, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", full)
+    with pytest.raises(OutputError, match="cannot hold temporary files: No space left on device"):
+        quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
+    assert list(tmp_path.iterdir()) == []

@@ -15,6 +15,8 @@ from onnx import ModelProto
 
 from xattn_export.conformance import drop_unused_imports
 from xattn_export.quantize.prepare import Constants
+from xattn_runtime._reading import one_line
+from xattn_runtime.errors import OutputError
 
 __all__ = ["quantize_products"]
 
@@ -27,6 +29,9 @@ def quantize_products(model: ModelProto) -> tuple[ModelProto, int]:
 
     Weights are signed and symmetric: ARM's dot product and x86's VNNI both take them at full speed. Processors with
     neither need `session.x64quantprecision`, which the caller puts into the bundle.
+
+    Raises:
+        OutputError: there is no room for temporary files.
     """
     constants = Constants(model.graph)
     products = [node for node in model.graph.node if node.op_type == "MatMul" and constants.is_float(node.input[1], 2)]
@@ -59,5 +64,10 @@ def _quantize(model: ModelProto, chosen: list[str]) -> ModelProto:
                 extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
             )
             return onnx.load_model(path)
+    except OSError as error:
+        raise OutputError(
+            f"{tempfile.gettempdir()}: cannot hold temporary files: {error.strerror or one_line(error)}; "
+            "free some space, or name another place with the variable TMPDIR"
+        ) from error
     finally:
         logging.disable(disabled)
