@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -53,5 +52,9 @@ def explicit_attention(
 @contextmanager
 def decomposed_attention() -> Iterator[None]:
     """While it is open, every module that attends does so by `explicit_attention`."""
-    with mock.patch.object(F, "scaled_dot_product_attention", explicit_attention):
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = explicit_attention
+    try:
         yield
+    finally:
+        F.scaled_dot_product_attention = original
