@@ -37,6 +37,7 @@ _SCENES = 1000
 _ALONE_SIZE_PX = 80
 _HELD_OUT_PAIRS_OF = 10
 _TONED_SHARE = 0.35
+_TRIES_PER_SCENE = 5000
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,13 @@ class EmojiCaptions:
     def _rows_together(self, rng: Generator, count: int, held_out: bool) -> list[int]:
         """Rows of which every pair is held out, or no pair is."""
         rows = [self._any_row(rng)]
+        tries = 0
         while len(rows) < count:
             row = self._any_row(rng)
+            tries += 1
+            if tries % _TRIES_PER_SCENE == 0:
+                rows = [row]
+                continue
             concepts = [self._set.pictures[each].concept for each in (*rows, row)]
             if all(_pair_is_held_out(a, b) == held_out for a, b in combinations(concepts, 2)):
                 rows.append(row)

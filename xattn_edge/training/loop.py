@@ -53,13 +53,13 @@ def fit(
     recipe: Recipe,
     folder: Path,
     identity: dict[str, Any],
-    on_step: Callable[[int, float], None],
+    on_step: Callable[[int, float | None], None],
 ) -> None:
     """Train `task.model` for `recipe.steps` steps, from where the state in `folder` stands.
 
     Args:
         identity: what the run is (seed, steps, …), compared with the state's before resuming.
-        on_step: called after each step with the number of steps done and the loss.
+        on_step: called after each step with the number of steps done and the loss, and without a loss on resuming.
 
     Raises:
         OutputError: the state belongs to a run with another identity.
@@ -70,6 +70,8 @@ def fit(
     )
     state = folder / STATE_FILE
     done = _restore(state, identity, task.model, optimizer) if state.exists() else 0
+    if done:
+        on_step(done, None)
     task.model.train()
     saved_at = time.monotonic()
     with _prefetched(task, range(done, recipe.steps)) as batches:

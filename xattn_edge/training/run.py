@@ -104,8 +104,8 @@ def _run(
     identity = {"task": name, "seed": seed, **dataclasses.asdict(recipe), "config": dataclasses.asdict(task.config)}
     started, before = time.monotonic(), _seconds_so_far(output)
 
-    def on_step(done: int, loss: float) -> None:
-        tell(TrainProgress(done, recipe.steps, loss, ""))
+    def on_step(done: int, loss: float | None) -> None:
+        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"going on after step {done}"))
 
     try:
         fit(task, recipe, output, identity, on_step)

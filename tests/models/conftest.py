@@ -1,0 +1,85 @@
+"""Small models with random weights, and a small emoji set of coloured squares."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xattn_edge.data.emoji_pictures import ARTISTS, PICTURE_SIZE_PX, Picture
+from xattn_edge.models import CaptionConfig, CaptionModel, VqaConfig, VqaModel
+
+_CONCEPTS = 60
+IMAGE = {"image_size_px": 32, "channels": (8, 12), "blocks": (1,), "image_layers": 1, "width": 16, "heads": 2}
+
+
+@pytest.fixture
+def caption_config():
+    return CaptionConfig(
+        **IMAGE,
+        dropout=0.0,
+        vocabulary=30,
+        max_tokens=9,
+        decoder_layers=2,
+        pad_token_id=0,
+        start_token_id=2,
+        end_token_id=3,
+    )
+
+
+@pytest.fixture
+def caption_model(caption_config):
+    torch.manual_seed(5)
+    return CaptionModel(caption_config).eval()
+
+
+@pytest.fixture(params=["lstm", "transformer"])
+def vqa_config(request):
+    return VqaConfig(
+        **IMAGE,
+        dropout=0.0,
+        vocabulary=30,
+        max_tokens=9,
+        text_encoder=request.param,
+        text_layers=1,
+        cross_layers=2,
+        answers=("yes", "no", "red"),
+    )
+
+
+@pytest.fixture
+def vqa_model(vqa_config):
+    torch.manual_seed(5)
+    return VqaModel(vqa_config).eval()
+
+
+@pytest.fixture
+def fake_emoji(tmp_path, monkeypatch):
+    """The cache folder, with the small emoji set in it."""
+    write_fake_emoji(tmp_path)
+    monkeypatch.setenv("XATTN_EDGE_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def write_fake_emoji(cache: Path) -> None:
+    """60 concepts, of which every tenth is held out; every fifth has two tones, one of the last five held out."""
+    folder = cache / "emoji" / "v1"
+    folder.mkdir(parents=True)
+    pictures = []
+    for number in range(_CONCEPTS):
+        concept, name = f"{0x2600 + number:x}", f"thing{number}"
+        split = "held-out-concepts" if number % 10 == 0 else "train"
+        pictures.append(Picture(concept, name, concept, None, split))
+        if number % 5 == 1:
+            for tone in ("light", "dark"):
+                held_out = "held-out-tones" if (number, tone) == (_CONCEPTS - 4, "dark") else split
+                pictures.append(Picture(f"{concept}-{tone}", f"{name} with {tone} skin tone", concept, tone, held_out))
+    for artist in ARTISTS:
+        rng = np.random.default_rng(len(artist.name))
+        drawings = np.zeros((len(pictures), PICTURE_SIZE_PX, PICTURE_SIZE_PX, 4), np.uint8)
+        drawings[:, 20:60, 20:60] = rng.integers(0, 256, (len(pictures), 1, 1, 4))
+        drawings[:, 20:60, 20:60, 3] = 255
+        np.save(folder / f"{artist.name}.npy", drawings)
+    (folder / "index.json").write_text(json.dumps([asdict(picture) for picture in pictures]))
