@@ -19,7 +19,7 @@ import typer
 
 from xattn_runtime.errors import DependencyError, ImageError, QuestionError, XattnError
 
-__all__ = ["INTERRUPTED", "Console", "Progress", "command", "one_line", "print_error", "provenance_command"]
+__all__ = ["INTERRUPTED", "Console", "Progress", "cell", "command", "one_line", "print_error", "provenance_command"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -75,7 +75,7 @@ class Console:
         """Rows as aligned columns: those that hold a number to the right, the others to the left."""
         columns = []
         for values in zip(*rows, strict=True):
-            cells = [_cell(value) for value in values]
+            cells = [cell(value) for value in values]
             align = str.rjust if any(isinstance(value, int | float) for value in values) else str.ljust
             columns.append([align(cell, max(map(len, cells))) for cell in cells])
         for row in zip(*columns, strict=True):
@@ -224,5 +224,6 @@ def _printable(text: str) -> str:
     )
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as people read it in a table."""
     return f"{value:.5g}" if isinstance(value, float) else str(value)
