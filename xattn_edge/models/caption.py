@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue, MultiHeadAttention, causal_mask
-from xattn_edge.encoders import ImageEncoder
 from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models.config import CaptionConfig
 
@@ -43,14 +42,7 @@ class CaptionModel(nn.Module):
     def __init__(self, config: CaptionConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            config.image_size_px,
-            config.channels,
-            config.blocks,
-            config.width,
-            config.image_layers,
-            config.heads,
-        )
+        self.image_encoder = config.build_image_encoder()
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(torch.randn(config.max_tokens, config.width) * 0.02)
         self.layers = nn.ModuleList(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xattn_edge.encoders.text import TEXT_ENCODERS
+from xattn_edge.encoders import TEXT_ENCODERS, ImageEncoder
 
 __all__ = ["CaptionConfig", "ModelConfig", "VqaConfig", "config_from_dict"]
 
@@ -38,6 +38,10 @@ class _ImageConfig:
     def stride(self) -> int:
         """Pixels of the picture per position of the feature map, along each side."""
         return 1 << len(self.channels)
+
+    def build_image_encoder(self) -> ImageEncoder:
+        """The image encoder of this size, with random weights."""
+        return ImageEncoder(self.image_size_px, self.channels, self.blocks, self.width, self.image_layers, self.heads)
 
     @property
     def image_tokens(self) -> int:

@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue
-from xattn_edge.encoders import ImageEncoder, build_text_encoder
+from xattn_edge.encoders import build_text_encoder
 from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models.config import VqaConfig
 
@@ -23,14 +23,7 @@ class VqaModel(nn.Module):
     def __init__(self, config: VqaConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_encoder = ImageEncoder(
-            config.image_size_px,
-            config.channels,
-            config.blocks,
-            config.width,
-            config.image_layers,
-            config.heads,
-        )
+        self.image_encoder = config.build_image_encoder()
         self.text_encoder = build_text_encoder(
             config.text_encoder,
             config.vocabulary,

@@ -34,15 +34,8 @@ class CaptionTask:
         self._recipe, self._seed = recipe, seed
         self.tokenizer: Tokenizer = caption_tokenizer([*self._data.training_captions(), *scene_words()])
         self.config = CaptionConfig(
-            image_size_px=recipe.image_size_px,
-            channels=recipe.channels,
-            blocks=recipe.blocks,
-            image_layers=recipe.image_layers,
-            width=recipe.width,
-            heads=recipe.heads,
-            dropout=recipe.dropout,
+            **recipe.model_size(),
             vocabulary=self.tokenizer.get_vocab_size(),
-            max_tokens=recipe.max_tokens,
             decoder_layers=recipe.layers,
             pad_token_id=PADDING,
             start_token_id=START,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -28,6 +29,11 @@ class Recipe:
     learning_rate: float
     weight_decay: float = 0.05
     warmup_steps: int = 200
+
+    def model_size(self) -> dict[str, Any]:
+        """The values that go into the model's configuration as they are, whatever the task."""
+        names = ("image_size_px", "channels", "blocks", "image_layers", "width", "heads", "dropout", "max_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 RECIPES = {

@@ -39,15 +39,8 @@ class VqaTask:
         self.tokenizer: Tokenizer = question_tokenizer(s.question for samples in self._train for s in samples)
         self._question_mark = self.tokenizer.token_to_id("?")
         self.config = VqaConfig(
-            image_size_px=recipe.image_size_px,
-            channels=recipe.channels,
-            blocks=recipe.blocks,
-            image_layers=recipe.image_layers,
-            width=recipe.width,
-            heads=recipe.heads,
-            dropout=recipe.dropout,
+            **recipe.model_size(),
             vocabulary=self.tokenizer.get_vocab_size(),
-            max_tokens=recipe.max_tokens,
             text_encoder=text_encoder,
             text_layers=2,
             cross_layers=recipe.layers,
