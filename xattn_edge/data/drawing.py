@@ -54,7 +54,7 @@ def augment(rng: Generator, drawing: Image.Image) -> Image.Image:
     colour = ImageEnhance.Color(colour).enhance(rng.uniform(0.6, 1.4))
     colour = ImageEnhance.Brightness(colour).enhance(rng.uniform(0.8, 1.2))
     colour = ImageEnhance.Contrast(colour).enhance(rng.uniform(0.8, 1.2))
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         colour, alpha = _line_drawing(rng, colour, alpha)
     changed = Image.merge("RGBA", (*colour.split(), alpha))
     if rng.random() < 0.6:

@@ -88,10 +88,13 @@ class EmojiCaptions:
         self._plain = np.array([row for row in train if self._set.pictures[row].tone is None])
         self._toned = np.array([row for row in train if self._set.pictures[row].tone is not None])
 
-    def training_sample(self, seed: int, index: int) -> CaptionedImage:
-        """The sample number `index` of the stream that `seed` names: augmented, with a random background."""
+    def training_sample(self, seed: int, index: int, scenes: bool = True) -> CaptionedImage:
+        """The sample number `index` of the stream that `seed` names: augmented, with a random background.
+
+        With `scenes`, half of the samples show two or three pictures; without, all show one.
+        """
         rng = np.random.default_rng((seed, index))
-        count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
+        count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])) if scenes else 1
         if count > 1:
             return self._scene(rng, count, held_out=False)
         row = self._any_row(rng)

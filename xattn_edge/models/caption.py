@@ -54,7 +54,10 @@ class CaptionModel(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of each layer for `pixel_values` `[batch, 3, side, side]`."""
-        tokens = self.image_encoder(pixel_values)
+        return self.project_image(self.image_encoder(pixel_values))
+
+    def project_image(self, tokens: Tensor) -> list[KeyValue]:
+        """The same for image tokens, `[batch, tokens, width]`."""
         return [cast(DecoderLayer, layer).cross.project_context(tokens) for layer in self.layers]
 
     def empty_cache(self, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValue]:

@@ -66,7 +66,7 @@ def fit(
         CheckpointError: the state is damaged.
     """
     optimizer = torch.optim.AdamW(
-        _parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98)
+        _parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
     )
     state = folder / STATE_FILE
     done = _restore(state, identity, task.model, optimizer) if state.exists() else 0

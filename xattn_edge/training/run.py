@@ -122,7 +122,7 @@ def _run(
             name=recipe.name,
             license=_LICENSE,
             config=task.config,
-            model=task.model,
+            model=task.trained_model,
             tokenizer_json=task.tokenizer.to_str(pretty=True),
             image_preprocessing=image_preprocessing(recipe.image_size_px),
             recipe={

@@ -48,6 +48,11 @@ class VqaTask:
         )
         self.model: VqaModel = VqaModel(self.config)
 
+    @property
+    def trained_model(self) -> VqaModel:
+        """What goes into the checkpoint."""
+        return self.model
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels `[images, 3, side, side]`, ids and mask `[images · 4, length]`, answers `[images · 4]`."""
         rng = np.random.default_rng((self._seed, step))
