@@ -124,7 +124,7 @@ def compare(task: str, sources: dict[str, Path], threads: int, rounds: int, coun
 
 def start(task: str, runs: int) -> dict[str, float]:
     """Wall time and peak memory of the installed command, from process start to printed answer."""
-    examples = {"caption": ["apple-and-violin.png"], "vqa": ["blue-triangle.png", QUESTION]}
+    examples = {"caption": ["gem-and-diamond.png"], "vqa": ["blue-triangle.png", QUESTION]}
     executable = Path(sys.executable).with_name("xattn-edge")
     arguments = [str(executable), task, str(CHECKOUT / "examples" / examples[task][0]), *examples[task][1:]]
     seconds, peak = [], 0
