@@ -195,5 +195,13 @@ def _restore(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: 
             _, number, moment = name.split(".")
             state.setdefault(int(number), {})[moment] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _match_memory_format(optimizer)
     torch.set_rng_state(tensors["random"])
     return done
+
+
+def _match_memory_format(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out as their parameters are: fused AdamW walks through both in the order of memory."""
+    for parameter, moments in optimizer.state.items():
+        for name in _ADAM_MOMENTS[1:]:
+            moments[name] = torch.empty_like(parameter, requires_grad=False).copy_(moments[name])
