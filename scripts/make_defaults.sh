@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Makes the int8 bundles that ship in the wheel from the checkpoints of this repository.
 #     scripts/make_defaults.sh
-# needs an environment with the [dev] extra. The dates inside are those of the checkpoint's last commit, so that the
-# same checkpoint and versions give the same bytes.
+# needs an environment with the [dev] extra. The dates inside are those of the checkpoint's last commit, and the
+# commands inside name no folder of this machine, so that the same checkpoint and versions give the same bytes.
 set -euo pipefail
 
-cd "$(dirname "$0")/.."
+checkout=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+cp -r "$checkout/checkpoints" "$work"
+cd "$work"
 for name in emoji-caption shapes-vqa; do
-    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct -- "checkpoints/$name")
+    SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct -- "checkpoints/$name")
     export SOURCE_DATE_EPOCH
-    xattn-edge export "checkpoints/$name" -o "$work/$name.xattn" --quiet
-    xattn-edge quantize "$work/$name.xattn" -o "$work/$name-int8.xattn" --mode int8 --quiet
-    target="runtime/xattn_runtime/defaults/$name.xattn"
+    xattn-edge export "checkpoints/$name" -o "$name.xattn"
+    xattn-edge quantize "$name.xattn" -o "$name-int8.xattn" --mode int8
+    target="$checkout/runtime/xattn_runtime/defaults/$name.xattn"
     rm -rf "$target"
-    cp -r "$work/$name-int8.xattn" "$target"
+    cp -r "$name-int8.xattn" "$target"
     xattn-edge verify "$target"
 done
