@@ -86,11 +86,12 @@ class CaptionTask:
         floor = NearestPixels(self._data)
         splits: dict[str, dict[str, Any]] = {}
         for split in SPLITS:
-            references = [sample.caption for sample in self._data.test_samples(split)]
+            samples = list(self._data.test_samples(split))
+            references = [sample.caption for sample in samples]
             splits[split] = {
                 "n": len(references),
-                **caption_metrics(self.captions(self._data.test_samples(split)), references),
-                "nearest_pixels": caption_metrics(floor.captions(self._data.test_samples(split)), references),
+                **caption_metrics(self.captions(samples), references),
+                "nearest_pixels": caption_metrics(floor.captions(samples), references),
             }
         total = sum(scores["n"] for scores in splits.values())
         value = sum(scores["exact_match"] * scores["n"] for scores in splits.values()) / total
