@@ -1,4 +1,4 @@
-"""The two blocks that every Transformer here is made of, in pre-normalised form (Xiong et al., 2020)."""
+"""The blocks that every Transformer here is made of, in pre-normalised form (Xiong et al., 2020)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import MultiHeadAttention
+from xattn_edge.attention import KeyValue, MultiHeadAttention
 
-__all__ = ["FeedForward", "SelfAttentionLayer"]
+__all__ = ["AttentionLayer", "FeedForward", "SelfAttentionLayer"]
 
 
 class FeedForward(nn.Sequential):
@@ -18,8 +18,8 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
 
 
-class SelfAttentionLayer(nn.Module):
-    """A Transformer encoder layer: tokens attend to each other, then a feed-forward block."""
+class AttentionLayer(nn.Module):
+    """What self-attention and cross-attention layers share: attention, then a feed-forward block, both residual."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,9 +29,16 @@ class SelfAttentionLayer(nn.Module):
         self.feed_forward = FeedForward(width, dropout)
         self.dropout = nn.Dropout(dropout)
 
+    def attend(self, tokens: Tensor, normed: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """`tokens` `[batch, length, width]`, whose `attention_norm` is `normed`; the same shape comes out."""
+        tokens = tokens + self.dropout(self.attention(normed, context, mask))
+        return cast(Tensor, tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens))))
+
+
+class SelfAttentionLayer(AttentionLayer):
+    """A Transformer encoder layer: tokens attend to each other, then a feed-forward block."""
+
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """`tokens` `[batch, tokens, width]`, `mask` as in `MultiHeadAttention.forward`; the same shape comes out."""
         normed = self.attention_norm(tokens)
-        context = self.attention.project_context(normed)
-        tokens = tokens + self.dropout(self.attention(normed, context, mask))
-        return cast(Tensor, tokens + self.dropout(self.feed_forward(self.feed_forward_norm(tokens))))
+        return self.attend(tokens, normed, self.attention.project_context(normed), mask)
