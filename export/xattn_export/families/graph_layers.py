@@ -1,0 +1,123 @@
+"""The layers that graphs are re-expressed with: attention as one ONNX operator each, and fewer, wider products.
+
+Tensors between layers stay `[batch, length, heads × head_width]`, as the operator takes them: no reshaping, no
+transposing. What is cached or computed once an image is `[batch, heads, tokens, head_width]`, as the bundle format says.
+Only for export; torch computes them too. https://onnx.ai/onnx/operators/onnx__Attention.html
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn_edge.attention import KeyValue
+
+__all__ = ["attend", "attend_heads", "attend_with_cache", "fuse_linears", "split_heads"]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention over tensors of rank 3.
+
+    Args:
+        query: `[batch, length, heads × head_width]`.
+        key: `[batch, tokens, kv_heads × head_width]`; `value` likewise.
+        heads: of the query; `kv_heads`, where there are fewer, divides it (grouped queries).
+        mask: bool, true where attention is allowed, or float, added to the scores: `[length, tokens]` or
+            `[batch or 1, heads or 1, length, tokens]`.
+        causal: the query at `i` sees the keys up to `i`.
+        scale: of the scores; by default `1 / sqrt(head_width)`.
+
+    Returns:
+        `[batch, length, heads × head_width]`.
+    """
+    output, _, _, _ = torch.onnx.ops.attention(
+        query,
+        key,
+        value,
+        mask,
+        is_causal=causal,
+        q_num_heads=heads,
+        kv_num_heads=kv_heads or heads,
+        scale=scale,
+    )
+    return output
+
+
+def attend_with_cache(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past: KeyValue,
+    heads: int,
+    *,
+    kv_heads: int | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, KeyValue]:
+    """Attention of new tokens to those of the cache and to each other, and the longer cache.
+
+    Without `mask` it is causal: every token sees the whole cache, itself and the new tokens before it.
+
+    Args:
+        query, key, value: of the new tokens, as for `attend`.
+        past: `[batch, kv_heads, past, head_width]` each; `past` may be 0.
+        mask: as for `attend`, over `past + length` tokens.
+    """
+    output, present_key, present_value, _ = torch.onnx.ops.attention(
+        query,
+        key,
+        value,
+        mask,
+        past.key,
+        past.value,
+        is_causal=mask is None,
+        q_num_heads=heads,
+        kv_num_heads=kv_heads or heads,
+        scale=scale,
+    )
+    return output, KeyValue(present_key, present_value)
+
+
+def attend_heads(query: Tensor, context: KeyValue, mask: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention of `query` `[batch, length, heads × head_width]` to keys and values split into heads already.
+
+    `context` is `[batch, heads, tokens, head_width]` each, `mask` as for `attend`; the shape of `query` comes out.
+    """
+    split = split_heads(query, context.key.shape[1])
+    output, _, _, _ = torch.onnx.ops.attention(split, context.key, context.value, mask, scale=scale)
+    return output.transpose(1, 2).flatten(2)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """`[batch, length, heads × head_width]` to `[batch, heads, length, head_width]`."""
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def fuse_linears(*linears: nn.Linear) -> nn.Linear:
+    """One layer whose output is the outputs of `linears`, which share their input, one after the other.
+
+    A missing bias counts as zeros, unless all are missing.
+    """
+    first = linears[0]
+    biased = any(linear.bias is not None for linear in linears)
+    fused = nn.Linear(first.in_features, sum(each.out_features for each in linears), bias=biased, device="meta")
+    weights = torch.cat([each.weight for each in linears]).detach()
+    fused.weight = nn.Parameter(weights, requires_grad=False)
+    if biased:
+        biases = [
+            cast(Tensor, weights.new_zeros(each.out_features) if each.bias is None else each.bias) for each in linears
+        ]
+        fused.bias = nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
+    return fused
