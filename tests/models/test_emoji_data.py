@@ -49,6 +49,32 @@ def test_training_never_shows_what_is_held_out(data):
     assert not any(_pair_is_held_out(a, b) for each in shown for a, b in combinations(each, 2))
 
 
+def test_a_training_sample_names_the_things_in_it(data):
+    """What the classifiers of the training are told agrees with the caption, in the order of the caption."""
+    for index in range(100):
+        sample = data.training_sample(0, index)
+        assert [data.concepts[thing.concept] for thing in sample.things] == concepts(sample.caption)
+        told = re.findall(r"thing\d+(?: with (\w+) skin tone)?", sample.caption)
+        assert [data.tones[thing.tone] or "" for thing in sample.things] == told
+
+
+def test_a_sheet_shows_four_things_where_it_says(data, monkeypatch):
+    """Not augmented and without background, the colour found at each middle is that of the thing said to be there."""
+    monkeypatch.setattr("xattn_edge.data.emoji_captions.background", lambda rng, side: _white(side))
+    monkeypatch.setattr("xattn_edge.data.emoji_captions.augment", lambda rng, drawing: drawing)
+    monkeypatch.setattr("xattn_edge.data.emoji_captions.add_noise", lambda rng, canvas: np.asarray(canvas))
+    rows = {(p.concept, p.tone): row for row, p in enumerate(EmojiPictures().pictures) if p.split == "train"}
+    for index in range(30):
+        sheet = data.training_sheet(0, index)
+        quarters = {(x > SIDE_PX / 2, y > SIDE_PX / 2) for x, y in (thing.centre_px for thing in sheet.things)}
+        assert len(quarters) == 4
+        for thing in sheet.things:
+            row = rows[data.concepts[thing.concept], data.tones[thing.tone]]
+            x, y = map(round, thing.centre_px)
+            drawn = [data._drawings[artist][row, 40, 40, :3] for artist in data._artists]
+            assert any(np.array_equal(sheet.pixels[y, x], colour) for colour in drawn)
+
+
 def test_scenes_of_unseen_pairs_hold_nothing_else(data, monkeypatch):
     monkeypatch.setattr("xattn_edge.data.emoji_captions._SCENES", 40)
     samples = list(data.test_samples("unseen-pairs"))

@@ -7,11 +7,13 @@ import math
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 __all__ = ["add_noise", "augment", "background", "place"]
 
 _WHITE = (255, 255, 255)
+_LUMA = (0.299, 0.587, 0.114)
+_MIDDLE_GREY = 128
 
 
 def background(rng: Generator, side_px: int) -> Image.Image:
@@ -50,16 +52,23 @@ def augment(rng: Generator, drawing: Image.Image) -> Image.Image:
     No mirroring and no strong turning: arrows, clocks and 'facing right' would change their meaning.
     """
     alpha = drawing.getchannel("A")
-    colour = drawing.convert("RGB")
-    colour = ImageEnhance.Color(colour).enhance(rng.uniform(0.6, 1.4))
-    colour = ImageEnhance.Brightness(colour).enhance(rng.uniform(0.8, 1.2))
-    colour = ImageEnhance.Contrast(colour).enhance(rng.uniform(0.8, 1.2))
+    colour = drawing.convert("RGB").convert("RGB", _colour_change(rng))
     if rng.random() < 0.2:
         colour, alpha = _line_drawing(rng, colour, alpha)
     changed = Image.merge("RGBA", (*colour.split(), alpha))
     if rng.random() < 0.6:
         changed = _warp(rng, changed)
     return changed
+
+
+def _colour_change(rng: Generator) -> tuple[float, ...]:
+    """Saturation, contrast and brightness changed a little, as the 3 × 4 matrix of an affine map of RGB."""
+    saturation, contrast, brightness = rng.uniform(0.6, 1.4), rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2)
+    matrix = np.zeros((3, 4))
+    matrix[:, :3] = (1 - saturation) * np.array(_LUMA) + saturation * np.eye(3)
+    matrix *= contrast * brightness
+    matrix[:, 3] = _MIDDLE_GREY * (1 - contrast) * brightness
+    return tuple(matrix.ravel())
 
 
 def _line_drawing(rng: Generator, colour: Image.Image, alpha: Image.Image) -> tuple[Image.Image, Image.Image]:

@@ -1,4 +1,4 @@
-"""Captioned pictures of emoji: alone, and in scenes of two or three on varied backgrounds.
+"""Captioned pictures of emoji: alone, in scenes of two or three on varied backgrounds, and on sheets of four.
 
 Every training sample is a function of a seed and an index alone, so that training resumes exactly where it stopped.
 Two concepts whose pair is held out never stand in one training scene; test scenes are made of such pairs alone.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 from numpy.random import Generator
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn_edge.data.drawing import add_noise, augment, background, place
-from xattn_edge.data.emoji_names import scene_caption
+from xattn_edge.data.emoji_names import TONES, scene_caption
 from xattn_edge.data.emoji_pictures import ARTISTS, EmojiPictures
 from xattn_runtime.errors import DataError
 
-__all__ = ["SIDE_PX", "SPLITS", "CaptionedImage", "EmojiCaptions"]
+__all__ = ["SIDE_PX", "SPLITS", "CaptionedImage", "EmojiCaptions", "Thing"]
 
 SIDE_PX = 96
 """Side of every picture of this data set."""
@@ -36,16 +36,27 @@ SPLITS = {
 _SCENES = 1000
 _ALONE_SIZE_PX = 80
 _HELD_OUT_PAIRS_OF = 10
-_TONED_SHARE = 0.35
+_TONED_SHARE = 0.4
+_SHEET_SIZES_PX = (26, 50)
 _TRIES_PER_SCENE = 5000
 
 
 @dataclass(frozen=True)
+class Thing:
+    """One emoji in a picture: its number among `EmojiCaptions.concepts`, its tone among `tones`, its middle (x, y)."""
+
+    concept: int
+    tone: int
+    centre_px: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class CaptionedImage:
-    """`pixels` `[96, 96, 3]` uint8 RGB, and what it shows."""
+    """`pixels` `[96, 96, 3]` uint8 RGB, what it shows in words, and in training the things it shows."""
 
     pixels: NDArray[np.uint8]
     caption: str
+    things: tuple[Thing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,24 +98,39 @@ class EmojiCaptions:
         train = self._rows("train")
         self._plain = np.array([row for row in train if self._set.pictures[row].tone is None])
         self._toned = np.array([row for row in train if self._set.pictures[row].tone is not None])
+        self.concepts = sorted({self._set.pictures[row].concept for row in train})
+        self.tones = [None, *TONES.values()]
+        self._concept_numbers = {concept: number for number, concept in enumerate(self.concepts)}
 
-    def training_sample(self, seed: int, index: int, scenes: bool = True) -> CaptionedImage:
+    def training_sample(self, seed: int, index: int) -> CaptionedImage:
         """The sample number `index` of the stream that `seed` names: augmented, with a random background.
 
-        With `scenes`, half of the samples show two or three pictures; without, all show one.
+        Half of the samples show one picture, half a scene of two or three.
         """
         rng = np.random.default_rng((seed, index))
-        count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])) if scenes else 1
+        count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
         if count > 1:
             return self._scene(rng, count, held_out=False)
         row = self._any_row(rng)
-        plain = rng.random() < 0.5
-        canvas = Image.new("RGB", (SIDE_PX, SIDE_PX), (255, 255, 255)) if plain else background(rng, SIDE_PX)
+        canvas = _white() if rng.random() < 0.5 else background(rng, SIDE_PX)
         size = int(rng.integers(52, 93))
         slack = max(0.0, (SIDE_PX - size) / 2)
-        centre = rng.uniform(-slack, slack, 2) + SIDE_PX / 2
-        place(canvas, augment(rng, self._drawing(str(rng.choice(self._artists)), row)), (centre[0], centre[1]), size)
-        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption)
+        x, y = rng.uniform(-slack, slack, 2) + SIDE_PX / 2
+        drawing = self._drawing(str(rng.choice(self._artists)), row).resize((size, size), Image.Resampling.BILINEAR)
+        place(canvas, augment(rng, drawing), (x, y), size)
+        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption, (self._thing(row, x, y),))
+
+    def training_sheet(self, seed: int, index: int) -> CaptionedImage:
+        """Four small pictures, one in each quarter, augmented: much to see in little time. It has no caption."""
+        rng = np.random.default_rng((seed, index))
+        canvas, things = _white() if rng.random() < 0.3 else background(rng, SIDE_PX), []
+        for left, top in product((0, SIDE_PX / 2), repeat=2):
+            row, size = self._any_row(rng), int(rng.integers(*_SHEET_SIZES_PX))
+            x, y = rng.uniform(SIDE_PX * 0.21, SIDE_PX * 0.29, 2) + np.array((left, top))
+            drawing = self._drawing(str(rng.choice(self._artists)), row).resize((size, size), Image.Resampling.BILINEAR)
+            place(canvas, augment(rng, drawing), (x, y), size)
+            things.append(self._thing(row, x, y))
+        return CaptionedImage(add_noise(rng, canvas), "", tuple(things))
 
     def training_captions(self) -> list[str]:
         """Every caption of a training picture alone."""
@@ -154,6 +180,10 @@ class EmojiCaptions:
     def _drawing(self, artist: str, row: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self._drawings[artist][row]))
 
+    def _thing(self, row: int, x: float, y: float) -> Thing:
+        picture = self._set.pictures[row]
+        return Thing(self._concept_numbers[picture.concept], self.tones.index(picture.tone), (x, y))
+
     def _any_row(self, rng: Generator) -> int:
         rows = self._toned if rng.random() < _TONED_SHARE else self._plain
         return int(rows[rng.integers(len(rows))])
@@ -161,7 +191,7 @@ class EmojiCaptions:
     def _alone(self, rows: Sequence[int], artists: Sequence[str]) -> Iterator[CaptionedImage]:
         for row in rows:
             for artist in artists:
-                canvas = Image.new("RGB", (SIDE_PX, SIDE_PX), (255, 255, 255))
+                canvas = _white()
                 place(canvas, self._drawing(artist, row), (SIDE_PX / 2, SIDE_PX / 2), _ALONE_SIZE_PX)
                 yield CaptionedImage(np.asarray(canvas), self._set.pictures[row].caption)
 
@@ -169,7 +199,7 @@ class EmojiCaptions:
         rows = self._rows_together(rng, count, held_out)
         layout = _LAYOUTS[count][int(rng.integers(len(_LAYOUTS[count])))]
         artist = str(rng.choice(self._artists))
-        canvas = background(rng, SIDE_PX)
+        canvas, things = background(rng, SIDE_PX), []
         for row, (x, y) in zip(rows, layout.centres, strict=True):
             drawing = self._drawing(artist, row)
             jitter = rng.uniform(-0.03, 0.03, 2)
@@ -177,8 +207,11 @@ class EmojiCaptions:
             centre = ((x + jitter[0]) * SIDE_PX, (y + jitter[1]) * SIDE_PX)
             drawing = drawing.resize((size, size), Image.Resampling.BILINEAR)
             place(canvas, augment(rng, drawing) if augmented else drawing, centre, size)
+            if augmented:
+                things.append(self._thing(row, *centre))
         pixels = add_noise(rng, canvas) if augmented else np.asarray(canvas)
-        return CaptionedImage(pixels, scene_caption(layout.name, [self._set.pictures[row].caption for row in rows]))
+        caption = scene_caption(layout.name, [self._set.pictures[row].caption for row in rows])
+        return CaptionedImage(pixels, caption, tuple(things))
 
     def _rows_together(self, rng: Generator, count: int, held_out: bool) -> list[int]:
         """Rows of which every pair is held out, or no pair is."""
@@ -194,6 +227,10 @@ class EmojiCaptions:
             if all(_pair_is_held_out(a, b) == held_out for a, b in combinations(concepts, 2)):
                 rows.append(row)
         return rows
+
+
+def _white() -> Image.Image:
+    return Image.new("RGB", (SIDE_PX, SIDE_PX), (255, 255, 255))
 
 
 def _pair_is_held_out(first: str, second: str) -> bool:
