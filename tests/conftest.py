@@ -266,7 +266,7 @@ def build_bundle(folder: Path, task: m.Task, model: TinyModel) -> Path:
     """A whole bundle, golden cases by numpy."""
     (folder / "graphs").mkdir(parents=True)
     (folder / "golden").mkdir()
-    roles = m.TASK_ROLES[task]
+    roles = m.TASK_ROLES[task][0]
     for role in roles:
         onnx.save(model.graph(role), folder / "graphs" / f"{role}.onnx")
     write_tokenizer(folder / "tokenizer.json")
@@ -281,7 +281,7 @@ def build_bundle(folder: Path, task: m.Task, model: TinyModel) -> Path:
             graphs={role: m.Graph(f"graphs/{role}.onnx", "fp32") for role in roles},
             image_steps=STEPS,
             tokenizer=m.TokenizerSpec("tokenizer.json", UNKNOWN, 8),
-            decoding=m.Decoding(START, (END,), PAD, MAX_NEW_TOKENS) if task == "caption" else None,
+            decoding=m.Decoding((START,), (END,), PAD, MAX_NEW_TOKENS) if task == "caption" else None,
             labels=LABELS if task == "vqa" else None,
             provenance=m.Provenance("numpy", "0" * 64, "pytest", "2026-01-01T00:00:00Z", {"onnx": onnx.__version__}),
             golden=m.Golden(1e-4, tuple(_golden_case(folder, task, model, i) for i in range(3))),

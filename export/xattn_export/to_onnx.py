@@ -182,8 +182,7 @@ def _check_tensors(model: ModelProto, role: Role) -> None:
             raise XattnError(
                 f"{role.name}: input {tensor.name}: expected the axes {list(spec.shape)}, found {list(shape)}"
             )
-    layers = sum(name.startswith("cross_key_") for name in (*declared, *role.outputs))
-    for name, expected_tensor in role_contract(role.name, layers).outputs.items():
+    for name, expected_tensor in role_contract(role.name, declared, role.outputs).outputs.items():
         tensor = next(tensor for tensor in graph.output if tensor.name == name)
         element = tensor.type.tensor_type.elem_type
         if (element, len(_shape(tensor))) != (_ELEMENT_TYPES[expected_tensor.dtype], expected_tensor.rank):

@@ -110,6 +110,20 @@ class ObjectReader:
             self.fail(key, "a number above 0", value)
         return float(value)  # type: ignore[arg-type]
 
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = self.raw(key, "a number")
+        if not _is_finite_number(value):
+            self.fail(key, "a number", value)
+        return float(value)  # type: ignore[arg-type]
+
+    def boolean(self, key: str) -> bool:
+        """True or false."""
+        value = self.raw(key, "true or false")
+        if not isinstance(value, bool):
+            self.fail(key, "true or false", value)
+        return value
+
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """A list of `count` finite numbers."""
         expected = f"a list of {count} numbers"

@@ -1,17 +1,28 @@
 """Names, dtypes and ranks of the tensors of every role: the contract between exporter and runtime.
 
-Only the contract: how a graph is run is in `session.py`, what for in `generate/` and `tasks/`.
+A role comes in one or several forms: a captioner's image encoder gives cross-attention keys and values, or a prefix of
+the decoder's cache, and a retriever's gives embeddings. Which form a graph has, and of how many layers, is read from
+the names of its tensors. How a graph is run is in `session.py`, what for in `generate/` and `tasks/`.
 docs/bundle-format.md describes the same for people.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
-__all__ = ["RoleContract", "TensorContract", "cross_names", "past_names", "present_names", "role_contract"]
-
-_FLOAT = "tensor(float)"
-_INT64 = "tensor(int64)"
+__all__ = [
+    "RoleContract",
+    "TensorContract",
+    "cross_names",
+    "image_names",
+    "key_value_names",
+    "layers_of",
+    "past_names",
+    "prefix_names",
+    "present_names",
+    "role_contract",
+]
 
 
 @dataclass(frozen=True)
@@ -26,46 +37,104 @@ class TensorContract:
 class RoleContract:
     """All inputs and outputs of a graph, by name."""
 
-    inputs: dict[str, TensorContract]
-    outputs: dict[str, TensorContract]
+    inputs: Mapping[str, TensorContract]
+    outputs: Mapping[str, TensorContract]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One form of a role: single tensors, and the series of keys and values, a pair a layer, taken and given."""
+
+    inputs: Mapping[str, TensorContract]
+    outputs: Mapping[str, TensorContract] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+
+
+_KEY_VALUE = TensorContract("tensor(float)", 4)
+_MATRIX = TensorContract("tensor(float)", 2)
+_IDS = TensorContract("tensor(int64)", 2)
+
+_PIXELS = {"pixel_values": TensorContract("tensor(float)", 4)}
+_TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
+_NEXT = {
+    "logits": _MATRIX,
+    "next_token": TensorContract("tensor(int64)", 1),
+    "next_log_prob": TensorContract("tensor(float)", 1),
+}
+_FORMS: Mapping[str, tuple[_Form, ...]] = {
+    "image_encoder": (
+        _Form(_PIXELS, gives=("cross",)),
+        _Form(_PIXELS, gives=("prefix",)),
+        _Form(_PIXELS, gives=("image",)),
+        _Form(_PIXELS, {"image_embeddings": _MATRIX}),
+    ),
+    "text_encoder": (
+        _Form(_TEXT, takes=("image",), gives=("cross",)),
+        _Form(_TEXT, {"text_embeddings": _MATRIX}),
+    ),
+    "decoder": (
+        _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
+    ),
+    "classifier": (_Form(_TEXT, {"logits": _MATRIX, "probabilities": _MATRIX}, takes=("cross",)),),
+}
+
+
+def key_value_names(series: str, layers: int) -> list[str]:
+    """`SERIES_key_0`, `SERIES_value_0`, `SERIES_key_1`, …"""
+    return [f"{series}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def cross_names(layers: int) -> list[str]:
-    """`cross_key_0`, `cross_value_0`, `cross_key_1`, …"""
-    return _pairs("cross", layers)
+    """Keys and values that a decoder or classifier attends to: `cross_key_0`, `cross_value_0`, …"""
+    return key_value_names("cross", layers)
+
+
+def image_names(layers: int) -> list[str]:
+    """Keys and values of the image that a text encoder attends to: `image_key_0`, `image_value_0`, …"""
+    return key_value_names("image", layers)
+
+
+def prefix_names(layers: int) -> list[str]:
+    """Keys and values of the image that a decoder's cache begins with: `prefix_key_0`, `prefix_value_0`, …"""
+    return key_value_names("prefix", layers)
 
 
 def past_names(layers: int) -> list[str]:
-    """`past_key_0`, `past_value_0`, `past_key_1`, …"""
-    return _pairs("past", layers)
+    """The cache before a step: `past_key_0`, `past_value_0`, …"""
+    return key_value_names("past", layers)
 
 
 def present_names(layers: int) -> list[str]:
-    """`present_key_0`, `present_value_0`, `present_key_1`, …, in the order of `past_names`."""
-    return _pairs("present", layers)
+    """The cache after a step: `present_key_0`, `present_value_0`, …, in the order of `past_names`."""
+    return key_value_names("present", layers)
 
 
-def role_contract(role: str, layers: int) -> RoleContract:
-    """What a graph of `role` with `layers` layers takes and gives."""
-    cross = _tensors(cross_names(layers))
-    if role == "image_encoder":
-        return RoleContract({"pixel_values": TensorContract(_FLOAT, 4)}, cross)
-    if role == "classifier":
-        ids = {"input_ids": TensorContract(_INT64, 2), "attention_mask": TensorContract(_INT64, 2)}
-        scores = {"logits": TensorContract(_FLOAT, 2), "probabilities": TensorContract(_FLOAT, 2)}
-        return RoleContract(ids | cross, scores)
-    head = {
-        "logits": TensorContract(_FLOAT, 2),
-        "next_token": TensorContract(_INT64, 1),
-        "next_log_prob": TensorContract(_FLOAT, 1),
-    }
-    inputs = {"input_ids": TensorContract(_INT64, 2)} | _tensors(past_names(layers)) | cross
-    return RoleContract(inputs, head | _tensors(present_names(layers)))
+def layers_of(series: str, names: Iterable[str]) -> int:
+    """How many layers of `series` there are among the names of a graph's inputs or outputs."""
+    return sum(name.startswith(f"{series}_key_") for name in names)
 
 
-def _pairs(prefix: str, layers: int) -> list[str]:
-    return [f"{prefix}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value")]
+def role_contract(role: str, inputs: Collection[str], outputs: Collection[str]) -> RoleContract:
+    """What a graph of `role` takes and gives: of all forms of the role the one nearest to the names that it has.
+
+    A series of keys and values has as many layers as the graph has keys of it, at least one; `present` has as many as
+    `past`.
+    """
+    contracts = [_contract(form, inputs, outputs) for form in _FORMS[role]]
+    return min(
+        contracts,
+        key=lambda contract: len(contract.inputs.keys() ^ set(inputs)) + len(contract.outputs.keys() ^ set(outputs)),
+    )
 
 
-def _tensors(names: list[str]) -> dict[str, TensorContract]:
-    return {name: TensorContract(_FLOAT, 4) for name in names}
+def _contract(form: _Form, inputs: Collection[str], outputs: Collection[str]) -> RoleContract:
+    def tensors(series: tuple[str, ...], names: Collection[str]) -> dict[str, TensorContract]:
+        return {name: _KEY_VALUE for one in series for name in key_value_names(one, max(1, layers_of(one, names)))}
+
+    past = present_names(max(1, layers_of("past", inputs)))
+    return RoleContract(
+        {**form.inputs, **tensors(form.takes, inputs)},
+        {**form.outputs, **tensors(form.gives, past if "present" in form.gives else outputs)},
+    )

@@ -6,13 +6,15 @@ docs/bundle-format.md says what each key means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from xattn_runtime._reading import ObjectReader, show, unsafe_path_reason
 from xattn_runtime.errors import BundleError
+from xattn_runtime.generate.settings import Decoding, read_decoding
 from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
+from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
 
 __all__ = [
     "PRECISIONS",
@@ -28,21 +30,29 @@ __all__ = [
     "Manifest",
     "Precision",
     "Provenance",
+    "Similarity",
     "Task",
     "TokenizerSpec",
     "parse",
 ]
 
-Task = Literal["caption", "vqa"]
+Task = Literal["caption", "vqa", "retrieval"]
 Attention = Literal["standard", "decomposed"]
 Precision = Literal["fp32", "int8"]
 
 SCHEMA_VERSION = 1
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
-TASK_ROLES: Mapping[Task, tuple[str, ...]] = {
-    "caption": ("image_encoder", "decoder"),
-    "vqa": ("image_encoder", "classifier"),
+# The sets of roles that a bundle for a task may have: which of them it is decides how the task is done.
+TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
+    "caption": (("image_encoder", "decoder"),),
+    "vqa": (
+        ("image_encoder", "classifier"),
+        ("image_encoder", "text_encoder", "decoder"),
+        ("image_encoder", "decoder"),
+    ),
+    "retrieval": (("image_encoder", "text_encoder"),),
 }
+SIMILARITIES = ("cosine", "softmax", "sigmoid")
 _LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 # A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
 SESSION_OPTIONS = (
@@ -65,25 +75,6 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class TokenizerSpec:
-    """The tokenizer's file, its unknown token, and the most tokens a question may have."""
-
-    file: str
-    unknown_token_id: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How a caption is decoded: the prompt token, the tokens that end it, padding, the most tokens it may have."""
-
-    start_token_id: int
-    end_token_ids: tuple[int, ...]
-    pad_token_id: int
-    max_new_tokens: int
-
-
-@dataclass(frozen=True)
 class Provenance:
     """Where the bundle comes from. `from_bundle` names the bundle that this one was made from, if any."""
 
@@ -96,14 +87,32 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Similarity:
+    """How an image and a text are compared in retrieval: by `scale` times the cosine of their embeddings plus `bias`.
+
+    kind: what makes a probability of it: `softmax` over the candidates, `sigmoid` for each, or `cosine`: nothing does.
+    """
+
+    kind: str
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
 class GoldenCase:
-    """An input with the trained model's own output: `question` for VQA, `token_ids` for captioning."""
+    """An input with the trained model's own output.
+
+    text: what it says; None where it is so unsure that rounding may change it.
+    question: asked of the picture, for VQA. token_ids: generated, for captioning and generative VQA.
+    query: the text embedded beside the picture, for retrieval.
+    """
 
     image: str
     tensors: str
-    text: str
+    text: str | None = None
     question: str | None = None
     token_ids: tuple[int, ...] | None = None
+    query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. `decoding` is there for captioning only, `labels` for VQA only."""
+    """All of manifest.json.
+
+    `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval.
+    """
 
     name: str
     task: Task
@@ -139,6 +151,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     decoding: Decoding | None = None
     labels: tuple[str, ...] | None = None
+    similarity: Similarity | None = None
     session_options: Mapping[str, str] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
@@ -153,12 +166,14 @@ class Manifest:
             "opset": self.opset,
             "graphs": {role: asdict(graph) for role, graph in self.graphs.items()},
             "preprocessing": {"image": [step_to_dict(step) for step in self.image_steps]},
-            "tokenizer": asdict(self.tokenizer),
+            "tokenizer": self.tokenizer.to_dict(),
         }
         if self.decoding is not None:
-            out["decoding"] = _lists(asdict(self.decoding))
+            out["decoding"] = self.decoding.to_dict()
         if self.labels is not None:
             out["labels"] = list(self.labels)
+        if self.similarity is not None:
+            out["similarity"] = asdict(self.similarity)
         return out | {
             "session_options": dict(self.session_options or {}),
             "provenance": _without_none(asdict(self.provenance)),
@@ -182,21 +197,23 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
     task = cast(Task, root.text("task", choices=tuple(TASK_ROLES)))
     attention = cast(Attention, root.text("attention", choices=tuple(_LOWEST_OPSET)))
     preprocessing = root.child("preprocessing")
+    graphs = _graphs(root.child("graphs"), task)
     manifest = Manifest(
         name=root.text("name", pattern="[a-z0-9][a-z0-9._-]*"),
         task=task,
         license=root.text("license"),
         attention=attention,
         opset=root.integer("opset", minimum=_LOWEST_OPSET[attention]),
-        graphs=_graphs(root.child("graphs"), task),
+        graphs=graphs,
         image_steps=parse_steps(preprocessing.children("image"), file),
-        tokenizer=_tokenizer(root.child("tokenizer")),
-        decoding=_decoding(root.child("decoding")) if task == "caption" else None,
-        labels=root.texts("labels") if task == "vqa" else None,
+        tokenizer=read_tokenizer(root.child("tokenizer")),
+        decoding=read_decoding(root.child("decoding")) if "decoder" in graphs else None,
+        labels=root.texts("labels") if "classifier" in graphs else None,
+        similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
         session_options=_session_options(root),
         provenance=_provenance(root.child("provenance")),
         evaluation=_evaluation(root),
-        golden=_golden(root.child("golden"), task),
+        golden=_golden(root.child("golden"), task, graphs),
         files=_files(root.child("files"), file),
     )
     preprocessing.finish()
@@ -215,34 +232,14 @@ def _check_schema_version(root: ObjectReader, file: str) -> None:
 
 
 def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
+    roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
     graphs = {}
-    for role in TASK_ROLES[task]:
+    for role in roles:
         graph = reader.child(role)
         graphs[role] = Graph(graph.path("file"), cast(Precision, graph.text("precision", choices=PRECISIONS)))
         graph.finish()
     reader.finish()
     return graphs
-
-
-def _tokenizer(reader: ObjectReader) -> TokenizerSpec:
-    spec = TokenizerSpec(
-        reader.path("file"), reader.integer("unknown_token_id"), reader.integer("max_tokens", minimum=1)
-    )
-    reader.finish()
-    return spec
-
-
-def _decoding(reader: ObjectReader) -> Decoding:
-    decoding = Decoding(
-        start_token_id=reader.integer("start_token_id"),
-        end_token_ids=reader.integers("end_token_ids"),
-        pad_token_id=reader.integer("pad_token_id"),
-        max_new_tokens=reader.integer("max_new_tokens", minimum=1),
-    )
-    if not decoding.end_token_ids:
-        reader.fail("end_token_ids", "at least one token id", [])
-    reader.finish()
-    return decoding
 
 
 def _session_options(root: ObjectReader) -> dict[str, str]:
@@ -273,21 +270,31 @@ def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:
     return tuple(cast("list[dict[str, Any]]", records))
 
 
-def _golden(reader: ObjectReader, task: Task) -> Golden:
-    golden = Golden(reader.positive("relative_rms"), tuple(_case(case, task) for case in reader.children("cases")))
+def _similarity(reader: ObjectReader) -> Similarity:
+    similarity = Similarity(
+        reader.text("kind", choices=SIMILARITIES), reader.positive("scale"), reader.number("bias")
+    )
+    reader.finish()
+    return similarity
+
+
+def _golden(reader: ObjectReader, task: Task, roles: Collection[str]) -> Golden:
+    cases = tuple(_case(case, task, roles) for case in reader.children("cases"))
+    golden = Golden(reader.positive("relative_rms"), cases)
     if not golden.cases:
         reader.fail("cases", "at least one golden case", [])
     reader.finish()
     return golden
 
 
-def _case(reader: ObjectReader, task: Task) -> GoldenCase:
+def _case(reader: ObjectReader, task: Task, roles: Collection[str]) -> GoldenCase:
     case = GoldenCase(
         image=reader.path("image"),
         tensors=reader.path("tensors"),
-        text=_any_text(reader, "text"),
+        text=_any_text(reader, "text") if "text" in reader else None,
         question=reader.text("question") if task == "vqa" else None,
-        token_ids=reader.integers("token_ids") if task == "caption" else None,
+        token_ids=reader.integers("token_ids") if "decoder" in roles else None,
+        query=reader.text("query") if task == "retrieval" else None,
     )
     reader.finish()
     return case

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.contract import TensorContract, role_contract
+from xattn_runtime.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.providers import Provider, load_onnxruntime
 
@@ -41,10 +41,13 @@ class GraphSession:
 
     role: str
     path: Path
-    layers: int
     input_shapes: Mapping[str, Shape]
     output_shapes: Mapping[str, Shape]
     _session: Any = field(repr=False)
+
+    def layers(self, series: str) -> int:
+        """How many layers of keys and values of `series`, such as `cross` or `past`, the graph takes or gives."""
+        return layers_of(series, (*self.input_shapes, *self.output_shapes))
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`; BundleError where the graph fails on them."""
@@ -77,16 +80,12 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
     session = _create(path, bundle.manifest.session_options or {}, settings)
     inputs = {tensor.name: tensor for tensor in session.get_inputs()}
     outputs = {tensor.name: tensor for tensor in session.get_outputs()}
-    layers = sum(name.startswith("cross_key_") for name in (outputs if role == "image_encoder" else inputs))
-    contract = role_contract(role, layers)
-    if layers == 0:
-        raise BundleError(f"{path}: expected a graph of role {role} with cross_key_0, found none; export it again")
+    contract = role_contract(role, inputs, outputs)
     _check_tensors(path, role, "input", inputs, contract.inputs)
     _check_tensors(path, role, "output", outputs, contract.outputs)
     return GraphSession(
         role=role,
         path=path,
-        layers=layers,
         input_shapes={name: tuple(tensor.shape) for name, tensor in inputs.items()},
         output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
         _session=session,

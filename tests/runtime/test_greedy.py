@@ -16,7 +16,7 @@ from xattn_runtime.providers import resolve_provider
 from xattn_runtime.session import SessionSettings, open_session
 
 Cross = Callable[[Path], dict[str, np.ndarray]]
-DECODING = Decoding(start_token_id=2, end_token_ids=(3,), pad_token_id=0, max_new_tokens=12)
+DECODING = Decoding(prompt_token_ids=(2,), end_token_ids=(3,), pad_token_id=0, max_new_tokens=12)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_steps_come_one_by_one_and_stop_at_the_limit(
     runs = []
     run = decoder.run
     monkeypatch.setattr(decoder, "run", lambda *a, **k: runs.append(1) or run(*a, **k))  # type: ignore[func-returns-value]
-    never = Decoding(2, (999,), 0, 12)
+    never = Decoding((2,), (999,), 0, 12)
     steps = greedy_steps(decoder, crosses[0], never, 3)
     next(steps)
     assert len(runs) == 1
@@ -85,6 +85,6 @@ def test_steps_come_one_by_one_and_stop_at_the_limit(
 def test_several_end_tokens(decoder: DecoderStep, crosses: list[dict[str, np.ndarray]], model: Any) -> None:
     cross = next(cross for cross in crosses if len(model.greedy(cross)[0]) > 3)
     ids, _ = model.greedy(cross)
-    found = greedy(decoder, cross, Decoding(2, (3, ids[2]), 0, 12), 12)[0]
+    found = greedy(decoder, cross, Decoding((2,), (3, ids[2]), 0, 12), 12)[0]
     assert list(found.token_ids) == ids[: ids.index(ids[2])]
     assert len(found.log_probs) == len(found.token_ids) + 1

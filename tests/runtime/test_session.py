@@ -21,7 +21,7 @@ SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
 
 def test_a_loaded_graph_says_what_it_takes(caption_bundle: Path) -> None:
     session = open_session(open_bundle(caption_bundle), "decoder", SETTINGS)
-    assert session.layers == 2
+    assert (session.layers("past"), session.layers("cross"), session.layers("prefix")) == (2, 2, 0)
     assert session.input_shapes["past_key_1"][1::2] == (2, 4)
     options = session._session.get_session_options()
     assert options.intra_op_num_threads == 1

@@ -74,7 +74,7 @@ def _open(folder: Path) -> Source:
         unknown_token_id=unknown_token_id(checkpoint),
         max_tokens=config.max_tokens,
         pictures=caption_pictures,
-        decoding=Decoding(config.start_token_id, (config.end_token_id,), config.pad_token_id, most_new_tokens),
+        decoding=Decoding((config.start_token_id,), (config.end_token_id,), config.pad_token_id, most_new_tokens),
         caption=caption,
         forced_logits=forced_logits,
     )

@@ -1,7 +1,8 @@
 """The decoder graph as a pure step: tokens and cache in, next token and longer cache out.
 
-It owns the names of the tensors and the empty cache; which token comes next is the caller's affair. Tensors stay
-numpy arrays: handing OrtValues from step to step was 10 % slower, since each has to be wrapped again in Python.
+It owns the names of the tensors and the cache before the first step; which token comes next is the caller's affair.
+Tensors stay numpy arrays: handing OrtValues from step to step was 10 % slower, since each has to be wrapped again in
+Python.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime._reading import show
-from xattn_runtime.contract import cross_names, past_names, present_names
+from xattn_runtime.contract import cross_names, past_names, prefix_names, present_names
 from xattn_runtime.errors import BundleError
 from xattn_runtime.session import GraphSession, Tensor
 
@@ -36,22 +37,44 @@ class StepResult:
 
 
 class DecoderStep:
-    """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out."""
+    """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out.
+
+    A decoder attends to an image in one of two ways: by cross-attention, to keys and values that are fed at every
+    step, or as a prefix, whose keys and values its cache begins with.
+    """
 
     def __init__(self, session: GraphSession) -> None:
         """BundleError where an axis of the cache that must be static is not."""
         self._session = session
-        self._cross_names = cross_names(session.layers)
-        self._past_names = past_names(session.layers)
-        self._outputs = ["next_token", "next_log_prob", *present_names(session.layers)]
+        layers = session.layers("past")
+        self._cross_names = cross_names(session.layers("cross"))
+        self._past_names = past_names(layers)
+        self._prefix_names = prefix_names(layers)
+        self._outputs = ["next_token", "next_log_prob", *present_names(layers)]
         self._cache_axes = {name: self._static_axes(name) for name in self._past_names}
 
-    def empty_past(self, batch: int) -> dict[str, Tensor]:
-        """The cache before the first step: float32 `[batch, heads, 0, head_width]` each."""
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of logits, where the graph says it."""
+        size = self._session.output_shapes["logits"][1]
+        return size if isinstance(size, int) else None
+
+    def first_past(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The cache before the first step, float32 `[batch, heads, past, head_width]` each.
+
+        `image` is what the image encoder gave: the cache begins with its prefix, or with nothing where it has none.
+        """
+        if self._prefix_names[0] in image:
+            return {past: image[prefix] for past, prefix in zip(self._past_names, self._prefix_names, strict=True)}
+        batch = next(iter(image.values())).shape[0]
         return {
             name: np.zeros((batch, heads, 0, width), dtype=np.float32)
             for name, (heads, width) in self._cache_axes.items()
         }
+
+    def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of `image` that every step is fed: the cross keys and values, if the decoder takes any."""
+        return {name: image[name] for name in self._cross_names}
 
     def run(
         self,
@@ -66,8 +89,7 @@ class DecoderStep:
         Logits are computed for the argmax anyhow, and copied out only when asked for.
         """
         outputs = [*self._outputs, "logits"] if with_logits else self._outputs
-        inputs = {"input_ids": input_ids, **past, **{name: cross[name] for name in self._cross_names}}
-        next_token, next_log_prob, *rest = self._session.run(outputs, inputs)
+        next_token, next_log_prob, *rest = self._session.run(outputs, {"input_ids": input_ids, **past, **cross})
         return StepResult(
             next_token=next_token,
             next_log_prob=next_log_prob,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.generate.decoder import DecoderStep
-from xattn_runtime.manifest import Decoding
+from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import Tensor
 
 __all__ = ["GreedyStep", "Sequence", "collect", "greedy", "greedy_steps"]
@@ -44,15 +44,16 @@ class Sequence:
 
 
 def greedy_steps(
-    decoder: DecoderStep, cross: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
+    decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
 ) -> Iterator[GreedyStep]:
     """Yield a step as soon as it is computed; at most `max_new_tokens` of them, end token included.
 
-    `cross` holds the image's cross keys and values, float32 `[batch, heads, image_tokens, head_width]`.
+    `image` holds what the image encoder gave, float32 `[batch, heads, image_tokens, head_width]` each.
     """
-    batch = next(iter(cross.values())).shape[0]
-    input_ids = np.full((batch, 1), decoding.start_token_id, dtype=np.int64)
-    past: Mapping[str, Tensor] = decoder.empty_past(batch)
+    batch = next(iter(image.values())).shape[0]
+    input_ids = np.tile(np.array(decoding.prompt_token_ids, dtype=np.int64), (batch, 1))
+    past: Mapping[str, Tensor] = decoder.first_past(image)
+    cross = decoder.cross(image)
     ended = np.zeros(batch, dtype=np.bool_)
     for _ in range(max_new_tokens):
         result = decoder.run(input_ids, past, cross)
@@ -67,10 +68,10 @@ def greedy_steps(
 
 
 def greedy(
-    decoder: DecoderStep, cross: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
+    decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
 ) -> list[Sequence]:
     """Every row's sequence, decoded to its end."""
-    return collect(list(greedy_steps(decoder, cross, decoding, max_new_tokens)))
+    return collect(list(greedy_steps(decoder, image, decoding, max_new_tokens)))
 
 
 def collect(steps: list[GreedyStep]) -> list[Sequence]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import BundleError, QuestionError
-from xattn_runtime.manifest import TokenizerSpec
+from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
@@ -45,7 +45,7 @@ class TextCodec:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._spec = spec
-        if self._tokenizer.id_to_token(spec.unknown_token_id) is None:
+        if spec.unknown_token_id is not None and self._tokenizer.id_to_token(spec.unknown_token_id) is None:
             raise BundleError(f"{path}: expected an unknown token with the id {spec.unknown_token_id}, found none")
 
     def encode_question(self, question: str) -> EncodedQuestion:
@@ -63,7 +63,7 @@ class TextCodec:
             )
         words = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         unknown = [i for i in words if encoding.ids[i] == self._spec.unknown_token_id]
-        if len(unknown) == len(words):
+        if self._spec.unknown_token_id is not None and len(unknown) == len(words):
             raise QuestionError(
                 f"question: none of the words in {show(text)} is known to this model; "
                 f"it knows words like {', '.join(self._known_words())}"

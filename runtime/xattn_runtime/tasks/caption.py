@@ -24,7 +24,7 @@ from xattn_runtime.session import open_session
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
-    check_cross,
+    check_key_values,
     concatenate,
     milliseconds_since,
     session_settings,
@@ -72,7 +72,7 @@ class CaptionTask:
         self._decoding = decoding
         self._encoder = ImageEncoder(bundle, self.settings)
         session = open_session(bundle, "decoder", self.settings)
-        check_cross(self._encoder.session, session)
+        check_key_values(self._encoder.session, session)
         self._decoder = DecoderStep(session)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
@@ -82,7 +82,7 @@ class CaptionTask:
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a caption one by one, as they are computed."""
-        return greedy_steps(self._decoder, encoded.cross, self._decoding, self._limit(max_new_tokens))
+        return greedy_steps(self._decoder, encoded.tensors, self._decoding, self._limit(max_new_tokens))
 
     def caption(self, image: ImageInput | EncodedImage, max_new_tokens: int | None = None) -> Caption:
         """The caption of one image.
@@ -96,7 +96,7 @@ class CaptionTask:
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
-        sequence = greedy(self._decoder, encoded.cross, self._decoding, limit)[0]
+        sequence = greedy(self._decoder, encoded.tensors, self._decoding, limit)[0]
         text = self._codec.decode(sequence.token_ids)
         timing = CaptionTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -129,10 +129,11 @@ class CaptionTask:
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        past = self._decoder.empty_past(1)
+        past = self._decoder.first_past(encoded.tensors)
+        cross = self._decoder.cross(encoded.tensors)
         rows = []
-        for token_id in (self._decoding.start_token_id, *token_ids):
-            result = self._decoder.run(np.array([[token_id]], np.int64), past, encoded.cross, with_logits=True)
+        for fed in (self._decoding.prompt_token_ids, *((token_id,) for token_id in token_ids)):
+            result = self._decoder.run(np.array([fed], np.int64), past, cross, with_logits=True)
             past = dict(result.past)
             rows.append(result.logits)
         return np.concatenate([row for row in rows if row is not None])

@@ -1,6 +1,6 @@
 """What every task begins with: a bundle's preprocessing and image encoder, once an image.
 
-It knows pictures and cross keys and values; it does not know what is asked of them.
+It knows pictures and what the image encoder gives for them; it does not know what is asked of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.contract import cross_names
+from xattn_runtime.contract import key_value_names, layers_of
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.providers import resolve_provider
@@ -22,16 +22,21 @@ from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["EncodedImage", "ImageEncoder", "check_cross", "concatenate", "milliseconds_since", "session_settings"]
+__all__ = ["EncodedImage", "ImageEncoder", "check_key_values", "concatenate", "milliseconds_since", "session_settings"]
 
 _ENCODER_BATCH = 16
+# A series of keys and values that one graph gives, and as what the next one takes it.
+_TAKEN_AS = {"cross": "cross", "image": "image", "prefix": "past"}
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as cross keys and values, name → float32 `[1, heads, image_tokens, head_width]`, and what it cost."""
+    """An image as what the image encoder gives for it, and what that cost.
 
-    cross: Mapping[str, Tensor]
+    tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`.
+    """
+
+    tensors: Mapping[str, Tensor]
     preprocess_ms: float
     encode_ms: float
 
@@ -43,7 +48,7 @@ class ImageEncoder:
         """Load preprocessing and the image encoder; BundleError where the two do not fit."""
         self._pipeline = Pipeline(bundle.manifest.image_steps)
         self.session = open_session(bundle, "image_encoder", settings)
-        self._outputs = cross_names(self.session.layers)
+        self._outputs = tuple(self.session.output_shapes)
         expected = ("batch", 3, *self._pipeline.size_px)
         shape = self.session.input_shapes["pixel_values"]
         for found, wanted in zip(shape[1:], expected[1:], strict=True):
@@ -86,28 +91,36 @@ def session_settings(provider: str, threads: int | None) -> SessionSettings:
     return SessionSettings(resolve_provider(provider), default_threads() if threads is None else threads)
 
 
-def check_cross(encoder: GraphSession, consumer: GraphSession) -> None:
-    """BundleError unless `consumer` takes the cross keys and values that `encoder` gives."""
-    if encoder.layers != consumer.layers:
-        raise BundleError(
-            f"{consumer.path}: expected {encoder.layers} layers, as in {encoder.path}, found {consumer.layers}; "
-            "export again"
-        )
-    for name in cross_names(encoder.layers):
-        given, taken = encoder.output_shapes[name], consumer.input_shapes[name]
-        for one, other in zip(given[1:], taken[1:], strict=True):
-            if isinstance(one, int) and isinstance(other, int) and one != other:
-                raise BundleError(
-                    f"{consumer.path}: input {name}: expected {list(given)}, as {encoder.path} gives, "
-                    f"found {list(taken)}; export again"
-                )
+def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
+    """BundleError unless `taker` takes the keys and values that `giver` gives, and needs no others."""
+    for given_as, taken_as in _TAKEN_AS.items():
+        given = layers_of(given_as, giver.output_shapes)
+        taken = layers_of(taken_as, taker.input_shapes)
+        if given != taken and (given or taken_as != "past"):
+            raise BundleError(
+                f"{taker.path}: expected {given} layers of {taken_as}_key, as {giver.path} gives of {given_as}_key, "
+                f"found {taken}; export again"
+            )
+        names = zip(key_value_names(given_as, given), key_value_names(taken_as, given), strict=True)
+        for given_name, taken_name in names:
+            _check_axes(giver, given_name, taker, taken_name)
+
+
+def _check_axes(giver: GraphSession, given_name: str, taker: GraphSession, taken_name: str) -> None:
+    given, taken = giver.output_shapes[given_name], taker.input_shapes[taken_name]
+    for one, other in zip(given[1:], taken[1:], strict=True):
+        if isinstance(one, int) and isinstance(other, int) and one != other:
+            raise BundleError(
+                f"{taker.path}: input {taken_name}: expected {list(given)}, as {giver.path} gives, "
+                f"found {list(taken)}; export again"
+            )
 
 
 def concatenate(encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
-    """The cross keys and values of several images as one batch."""
+    """What the image encoder gave for several images, as one batch."""
     if len(encoded) == 1:
-        return dict(encoded[0].cross)
-    return {name: np.concatenate([one.cross[name] for one in encoded]) for name in encoded[0].cross}
+        return dict(encoded[0].tensors)
+    return {name: np.concatenate([one.tensors[name] for one in encoded]) for name in encoded[0].tensors}
 
 
 def milliseconds_since(began: float) -> float:

@@ -23,7 +23,7 @@ from xattn_runtime.session import GraphSession, Tensor, open_session
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
-    check_cross,
+    check_key_values,
     concatenate,
     milliseconds_since,
     session_settings,
@@ -76,9 +76,9 @@ class VqaTask:
         self.settings = session_settings(provider, threads)
         self._encoder = ImageEncoder(bundle, self.settings)
         self._classifier = open_session(bundle, "classifier", self.settings)
-        check_cross(self._encoder.session, self._classifier)
+        check_key_values(self._encoder.session, self._classifier)
         _check_labels(self._classifier, labels)
-        self._cross_names = cross_names(self._classifier.layers)
+        self._cross_names = cross_names(self._classifier.layers("cross"))
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:

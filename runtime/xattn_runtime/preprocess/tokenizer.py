@@ -1,0 +1,66 @@
+"""What the manifest's `tokenizer` says, typed: the file, and how text is put to the model and read from it.
+
+It reads and writes plain JSON values; `text.py` does what it says.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass, fields
+from typing import Any
+
+from xattn_runtime._reading import ObjectReader
+
+__all__ = ["TokenizerSpec", "read_tokenizer"]
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """The tokenizer's file, and how it is used.
+
+    unknown_token_id: what stands for a word that the tokenizer does not know; None where it can spell every word.
+    max_tokens: the most tokens that a question or prompt may have.
+    clean_up_spaces: take the blank before punctuation and contractions off decoded text.
+    question_template, prompt_template: what the model is given for a question or a caption's prompt, with
+        `{question}` or `{prompt}` in its place.
+    """
+
+    file: str
+    unknown_token_id: int | None
+    max_tokens: int
+    clean_up_spaces: bool = False
+    question_template: str = "{question}"
+    prompt_template: str = "{prompt}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        neutral = {"unknown_token_id": None, **{field.name: field.default for field in fields(self)[3:]}}
+        return {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
+
+
+def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
+    """The manifest's `tokenizer`; BundleError for a key that is missing, unknown or of a wrong value."""
+    spec = TokenizerSpec(
+        file=reader.path("file"),
+        unknown_token_id=reader.integer("unknown_token_id") if "unknown_token_id" in reader else None,
+        max_tokens=reader.integer("max_tokens", minimum=1),
+        clean_up_spaces=reader.boolean("clean_up_spaces") if "clean_up_spaces" in reader else False,
+        question_template=_template(reader, "question_template", "question"),
+        prompt_template=_template(reader, "prompt_template", "prompt"),
+    )
+    reader.finish()
+    return spec
+
+
+def _template(reader: ObjectReader, key: str, name: str) -> str:
+    if key not in reader:
+        return f"{{{name}}}"
+    template = reader.text(key)
+    try:
+        found = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(template)]
+    except ValueError:
+        found = []
+    if [part for part in found if part[0] is not None] != [(name, "", None)]:
+        reader.fail(key, f"a text with {{{name}}} in it once, other braces doubled", template)
+    return template
