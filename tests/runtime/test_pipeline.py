@@ -19,7 +19,7 @@ def _steps(*pictures: Step) -> list[Step]:
 
 
 def _numbers(picture: Image.Image) -> np.ndarray:
-    values = np.asarray(picture).astype(np.float32) * np.float32(1 / 255)
+    values = (np.asarray(picture).astype(np.float64) * (1 / 255)).astype(np.float32)
     return ((values - np.array(MEAN, np.float32)) / np.array(STD, np.float32)).transpose(2, 0, 1)
 
 

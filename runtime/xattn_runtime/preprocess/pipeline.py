@@ -1,103 +1,250 @@
 """Runs the manifest's image steps: a picture to float32 `[3, height, width]`, pixel for pixel as in training.
 
-It knows the steps and Pillow; it does not know where pictures come from (`image.py`) or where pixels go.
+It knows the steps and Pillow; it does not know where pictures come from (`image.py`), what sizes come out
+(`geometry.py`) or where pixels go.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import ImageError
+from xattn_runtime.preprocess.geometry import Size, Window, centre_window
 from xattn_runtime.preprocess.image import open_image
-from xattn_runtime.preprocess.steps import Color, Flatten, Normalize, PadToSquare, Rescale, Resize, Step, output_size_px
+from xattn_runtime.preprocess.steps import (
+    CenterCrop,
+    Color,
+    Filter,
+    Flatten,
+    Normalize,
+    Pad,
+    PadToSquare,
+    PadZeros,
+    PictureStep,
+    Rescale,
+    ResizeStep,
+    Step,
+    Tile,
+    output_size_px,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from xattn_runtime.preprocess.image import ImageInput
 
-    PictureStep = Callable[[Image.Image], Image.Image]
+    PictureFunction = Callable[[Image.Image], Image.Image]
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "Tiles"]
 
-_PADDED_PIXEL_LIMIT = 100_000_000
+_PIXEL_LIMIT = 100_000_000
+_WHOLE_RESIZE_LIMIT = 2**24
 _UINT8_VALUES = 256
+_WIDEST_FILTER = 3
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A picture in tiles: float32 `[rows × columns + 1, 3, side, side]`, row by row, the whole picture last.
+
+    A picture that was not cut is one tile, and `rows` and `columns` are 0.
+    """
+
+    pixels: NDArray[np.float32]
+    rows: int
+    columns: int
 
 
 class Pipeline:
-    """The compiled steps of one bundle; call it with a picture."""
+    """The compiled steps of one bundle; call it with a picture.
+
+    size_px: height and width of the result (of each tile).
+    tiled: whether a picture gives tiles, as many as fit its shape.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         """Compile `steps`; BundleError where their order cannot work."""
         self.size_px = output_size_px(steps)
-        self._pictures = [_compile(step) for step in steps if isinstance(step, Flatten | PadToSquare | Resize)]
-        self._values = _value_table([step for step in steps if isinstance(step, Rescale | Normalize)])
+        at = next(i for i, step in enumerate(steps) if isinstance(step, Rescale))
+        self._tile = next((step for step in steps if isinstance(step, Tile)), None)
+        self._pictures = _compile([step for step in steps[:at] if not isinstance(step, Rescale | Normalize | PadZeros)])
+        self._values = _value_table([step for step in steps[at:] if isinstance(step, Rescale | Normalize)])
+
+    @property
+    def tiled(self) -> bool:
+        return self._tile is not None
 
     def __call__(self, image: ImageInput) -> NDArray[np.float32]:
-        """Pixel values, float32 `[3, height, width]`, contiguous; ImageError where the picture cannot be used."""
+        """Pixel values, float32, contiguous: `[3, height, width]`, or `[tiles, 3, height, width]` where it is tiled.
+
+        ImageError where the picture cannot be used.
+        """
+        pixels = self.tiles(image).pixels
+        return pixels if self.tiled else pixels[0]
+
+    def tiles(self, image: ImageInput) -> Tiles:
+        """The picture as tiles and how it was cut; one tile where the steps cut none."""
         picture = open_image(image)
         for step in self._pictures:
             picture = step(picture)
-        return np.stack([self._values[c][channel] for c, channel in enumerate(np.moveaxis(np.asarray(picture), 2, 0))])
+        if self._tile is None:
+            return Tiles(self._to_values([picture]), 0, 0)
+        pictures, (rows, columns) = _cut(picture, self._tile)
+        return Tiles(self._to_values(pictures), rows, columns)
+
+    def _to_values(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
+        values = np.zeros((len(pictures), 3, *self.size_px), np.float32)
+        for row, picture in zip(values, pictures, strict=True):
+            for channel, table, band in zip(row, self._values, np.moveaxis(np.asarray(picture), 2, 0), strict=True):
+                channel[: picture.height, : picture.width] = table[band]
+        return values
 
 
-def _compile(step: Flatten | PadToSquare | Resize) -> PictureStep:
-    if isinstance(step, Flatten):
-        return lambda picture: _flatten(picture, step.background)
-    if isinstance(step, PadToSquare):
-        return lambda picture: _pad_to_square(picture, step.background)
-    return lambda picture: _resize(picture, step)
+def _compile(steps: Sequence[PictureStep]) -> list[PictureFunction]:
+    """The steps as functions; a resize and a crop right after it are one, as only the crop need be computed."""
+    functions: list[PictureFunction] = []
+    waiting = list(reversed(steps))
+    while waiting:
+        step = waiting.pop()
+        following = waiting[-1] if waiting else None
+        if isinstance(step, ResizeStep) and isinstance(following, CenterCrop):
+            functions.append(partial(_resize_and_crop, step=step, crop=following))
+            waiting.pop()
+        else:
+            functions.append(partial(_apply, step=step))
+    return functions
+
+
+def _apply(picture: Image.Image, step: PictureStep) -> Image.Image:
+    match step:
+        case Flatten():
+            return _flatten(picture, step.background)
+        case PadToSquare():
+            return _lay(picture, step.size_of(_size(picture)), step.background)
+        case Pad():
+            centred = step.position == "center"
+            return _lay(picture, (step.height_px, step.width_px), step.background, centred=centred)
+        case CenterCrop():
+            return _crop(picture, step)
+        case _:
+            return _resize(picture, step.size_of(_size(picture)), step.filter)
 
 
 def _value_table(steps: Sequence[Rescale | Normalize]) -> NDArray[np.float32]:
     """float32 `[3, 256]`: what each 8-bit value becomes in each channel. Looking it up equals computing it a pixel."""
-    values = np.broadcast_to(np.arange(_UINT8_VALUES, dtype=np.float32), (3, _UINT8_VALUES))
+    values = np.zeros((3, _UINT8_VALUES), np.float32)
     for step in steps:
         if isinstance(step, Rescale):
-            values = values * np.float32(step.factor)
+            values[:] = np.arange(_UINT8_VALUES, dtype=np.float64) * step.factor
         else:
             mean = np.asarray(step.mean, dtype=np.float32)[:, None]
             values = (values - mean) / np.asarray(step.std, dtype=np.float32)[:, None]
-    return np.ascontiguousarray(values)
+    return values
 
 
-def _flatten(picture: Image.Image, background: Color) -> Image.Image:
+def _flatten(picture: Image.Image, background: Color | None) -> Image.Image:
     from PIL import Image
 
-    if picture.mode == "RGB":
-        return picture
+    if picture.mode == "RGB" or background is None:
+        return picture.convert("RGB")
     canvas = Image.new("RGBA", picture.size, (*background, 255))
     return Image.alpha_composite(canvas, picture).convert("RGB")
 
 
-def _pad_to_square(picture: Image.Image, background: Color) -> Image.Image:
+def _lay(picture: Image.Image, size: Size, background: Color, *, centred: bool = True) -> Image.Image:
+    """On a canvas of `size`, in the middle (rounded up and left) or in the upper left corner."""
     from PIL import Image
 
-    width, height = picture.size
-    side = max(width, height)
-    if width == height:
+    if size == _size(picture):
         return picture
-    if side * side > _PADDED_PIXEL_LIMIT:
-        raise ImageError(
-            f"picture of {width} × {height} pixels: expected at most {_PADDED_PIXEL_LIMIT // 10**6} megapixels once "
-            f"padded to a square, found {side * side // 10**6}; crop it or scale it down"
-        )
-    canvas = Image.new("RGB", (side, side), background)
-    canvas.paste(picture, ((side - width) // 2, (side - height) // 2))
+    _check_pixels(picture, size, "padded")
+    (height, width) = size
+    canvas = Image.new("RGB", (width, height), background)
+    corner = ((width - picture.width) // 2, (height - picture.height) // 2) if centred else (0, 0)
+    canvas.paste(picture, corner)
     return canvas
 
 
-def _resize(picture: Image.Image, step: Resize) -> Image.Image:
+def _resize(picture: Image.Image, size: Size, name: Filter) -> Image.Image:
+    _check_pixels(picture, size, "resized")
+    return picture.resize((size[1], size[0]), _resampling(name))
+
+
+def _crop(picture: Image.Image, crop: CenterCrop) -> Image.Image:
+    window = centre_window(_size(picture), (crop.height_px, crop.width_px))
+    box = (window.left, window.top, window.left + window.width, window.top + window.height)
+    return _on_black(picture.crop(box), window, crop)
+
+
+def _resize_and_crop(picture: Image.Image, step: ResizeStep, crop: CenterCrop) -> Image.Image:
+    """The middle of the resized picture.
+
+    A strip would become very large before nearly all of it is cropped away, so of a large result only the part that
+    stays is computed. Pillow takes the borders of that part as float32, hence a value may be 1 of 255 off.
+    """
+    size = step.size_of(_size(picture))
+    if size[0] * size[1] <= _WHOLE_RESIZE_LIMIT:
+        return _crop(_resize(picture, size, step.filter), crop)
+    window = centre_window(size, (crop.height_px, crop.width_px))
+    top, bottom, above, below = _source_span(picture.height, size[0], window.top, window.height)
+    left, right, before, after = _source_span(picture.width, size[1], window.left, window.width)
+    part = picture.crop((left, top, right, bottom)).resize(
+        (window.width, window.height), _resampling(step.filter), box=(before, above, after, below)
+    )
+    return _on_black(part, window, crop)
+
+
+def _source_span(side: int, resized: int, start: int, length: int) -> tuple[int, int, float, float]:
+    """Along one side: the whole pixels that a part of the resized picture is made from, and that part within them."""
+    scale = side / resized
+    reach = _WIDEST_FILTER * max(scale, 1.0) + 1
+    begin, end = start * scale, min((start + length) * scale, float(side))
+    first, last = max(0, math.floor(begin - reach)), min(side, math.ceil(end + reach))
+    return first, last, begin - first, end - first
+
+
+def _on_black(part: Image.Image, window: Window, crop: CenterCrop) -> Image.Image:
+    from PIL import Image
+
+    if part.size == (crop.width_px, crop.height_px):
+        return part
+    canvas = Image.new("RGB", (crop.width_px, crop.height_px))
+    canvas.paste(part, (window.left_on_canvas, window.top_on_canvas))
+    return canvas
+
+
+def _cut(picture: Image.Image, step: Tile) -> tuple[list[Image.Image], Size]:
+    """Tiles of a picture that is whole tiles large, and rows and columns."""
+    side = step.side_px
+    rows, columns = picture.height // side, picture.width // side
+    if rows * columns == 1:
+        return [picture], (0, 0)
+    corners = product(range(0, rows * side, side), range(0, columns * side, side))
+    tiles = [picture.crop((left, top, left + side, top + side)) for top, left in corners]
+    return [*tiles, picture.resize((side, side), _resampling(step.filter))], (rows, columns)
+
+
+def _size(picture: Image.Image) -> Size:
+    return picture.height, picture.width
+
+
+def _check_pixels(picture: Image.Image, size: Size, done: str) -> None:
+    if size[0] * size[1] > _PIXEL_LIMIT:
+        raise ImageError(
+            f"picture of {picture.width} × {picture.height} pixels: expected at most {_PIXEL_LIMIT // 10**6} "
+            f"megapixels once {done}, found {size[0] * size[1] // 10**6}; crop it or scale it down"
+        )
+
+
+def _resampling(name: Filter) -> Image.Resampling:
     from PIL.Image import Resampling
 
-    filters = {
-        "nearest": Resampling.NEAREST,
-        "bilinear": Resampling.BILINEAR,
-        "bicubic": Resampling.BICUBIC,
-        "lanczos": Resampling.LANCZOS,
-    }
-    return picture.resize((step.width_px, step.height_px), filters[step.filter])
+    return Resampling[name.upper()]
