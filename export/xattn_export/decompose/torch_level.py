@@ -1,7 +1,4 @@
-"""Attention as explicit arithmetic: `MatMul`, `Softmax`, `MatMul`, for engines that lack the `Attention` operator.
-
-Without this the exporter would still write `Attention` at opset 23 and later. Knows torch, and no graph.
-"""
+"""Attention as explicit arithmetic while torch exports: without it the exporter writes `Attention` from opset 23 on."""
 
 from __future__ import annotations
 

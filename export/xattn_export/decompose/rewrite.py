@@ -1,0 +1,194 @@
+"""Finds every `Attention` of a model, in subgraphs and functions too, and puts other operators in its place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx
+import onnx.inliner
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+
+from xattn_export.conformance import STANDARD_DOMAIN, _subgraphs, all_nodes, examine
+from xattn_export.decompose.arithmetic import write_attention
+from xattn_export.decompose.call import read_call
+from xattn_export.decompose.lowering import default_opset, lower_opset
+from xattn_export.decompose.writer import Constants, Names, Writer
+from xattn_runtime._reading import one_line
+from xattn_runtime.errors import XattnError
+
+__all__ = ["decompose_attention"]
+
+_NEWEST_READ = 25
+# No tensor of a shape, of axes or of pads is larger: a larger one plays no part in what types and axes follow.
+_LARGEST_LOOKED_AT = 1024
+
+
+def decompose_attention(model: ModelProto, *, opset: int | None = None) -> ModelProto:
+    """`model` with every standard `Attention`, of opset 23 and later, as operators that opset 18 already has.
+
+    The whole operator is covered: 3D and 4D operands, grouped queries, past and present keys and values, causality,
+    masks of any kind and rank, windows, softcap, softmax in another precision, padded caches, and each kind of score
+    output. Tensors keep their names and types; functions that hold an `Attention` are dissolved into the graphs that
+    call them. External weights stay external, and none is read.
+
+    Args:
+        model: any ONNX model; it is left as it is.
+        opset: what the result is to import, 18 or later; by default what `model` imports. Operators that are too new
+            for it and that the standard defines by older ones, such as `Gelu`, are replaced as well.
+
+    Raises:
+        XattnError: an `Attention` that breaks its specification or whose types cannot be told, or an operator that the
+            opset asked for does not have in the same meaning.
+    """
+    result = _dissolve_callers(_without_weights(model))
+    version = default_opset(result)
+    if any(_is_attention(node) for node in all_nodes(result.graph.node)):
+        _require_known(version)
+        names = Names(_names(result.graph))
+        constants = Constants(result.graph, names)
+        _rewrite(result.graph, _inferred(result).graph, {}, version, names, constants)
+    if opset is not None:
+        result = lower_opset(result, opset)
+    if "Attention" in examine(result).operators:
+        raise XattnError("expected Attention in graphs and functions only, found it in the training information")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if _is_large(tensor)}
+    for tensor in result.graph.initializer:
+        if tensor.name in weights:
+            tensor.CopyFrom(weights[tensor.name])
+    return result
+
+
+def _is_attention(node: NodeProto) -> bool:
+    return node.op_type == "Attention" and node.domain in ("", STANDARD_DOMAIN)
+
+
+def _require_known(version: int) -> None:
+    try:
+        since = onnx.defs.get_schema("Attention", version).since_version
+    except onnx.defs.SchemaError as error:
+        raise XattnError(f"expected opset 23 or later in a model with Attention, found {version}") from error
+    if since > _NEWEST_READ:
+        raise XattnError(f"expected Attention of opset 23 to {_NEWEST_READ}, found that of {since}")
+
+
+def _rewrite(
+    graph: GraphProto,
+    inferred: GraphProto,
+    outer: Mapping[str, TypeProto],
+    version: int,
+    names: Names,
+    constants: Constants,
+) -> None:
+    """Rewrite `graph` in place; `inferred` is the same graph with its types, `outer` the types around it."""
+    types = {**outer, **_types(inferred)}
+    writer = Writer(names, constants)
+    nodes: list[NodeProto] = []
+    for node, known in zip(graph.node, inferred.node, strict=True):
+        for inner, inner_known in zip(_subgraphs(node), _subgraphs(known), strict=True):
+            _rewrite(inner, inner_known, types, version, names, constants)
+        if _is_attention(node):
+            writer.stem = node.name or node.output[0]
+            write_attention(read_call(node, types, version), writer)
+            nodes += writer.nodes
+            writer.nodes.clear()
+        else:
+            nodes.append(node)
+    kept = GraphProto(node=nodes)
+    del graph.node[:]
+    graph.node.extend(kept.node)
+
+
+def _types(graph: GraphProto) -> dict[str, TypeProto]:
+    types = {info.name: info.type for info in (*graph.value_info, *graph.input, *graph.output)}
+    for tensor in graph.initializer:
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    return types
+
+
+def _inferred(model: ModelProto) -> ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model)
+    except onnx.shape_inference.InferenceError as error:
+        raise XattnError(f"the types of the graph contradict each other: {one_line(error)[:500]}") from error
+
+
+def _names(graph: GraphProto) -> set[str]:
+    """Every name of a tensor or node in `graph` and its subgraphs."""
+    names = {info.name for info in (*graph.input, *graph.output, *graph.value_info, *graph.initializer)}
+    names |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        names |= {node.name, *node.input, *node.output}
+        for inner in _subgraphs(node):
+            names |= _names(inner)
+    return names
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    return int(math.prod(tensor.dims)) > _LARGEST_LOOKED_AT
+
+
+def _without_weights(model: ModelProto) -> ModelProto:
+    """A copy whose large weights have types but no content, so that it is small whatever the model weighs."""
+    outline = ModelProto()
+    _copy_fields(model, outline, leave_out="graph")
+    _copy_fields(model.graph, outline.graph, leave_out="initializer")
+    for tensor in model.graph.initializer:
+        if _is_large(tensor):
+            outline.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            outline.graph.initializer.append(tensor)
+    return outline
+
+
+def _copy_fields(source: Message, target: Message, leave_out: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == leave_out:
+            continue
+        if isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        elif hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _dissolve_callers(model: ModelProto) -> ModelProto:
+    """`model` with each function that holds an `Attention`, itself or through others, put where it is called.
+
+    Within a function neither types nor the values of its parameters are known.
+    """
+    called = {(function.domain, function.name): set(_calls(function.node)) for function in model.functions}
+    holders = {
+        (function.domain, function.name)
+        for function in model.functions
+        if any(_is_attention(node) for node in all_nodes(function.node))
+    }
+    while callers := {name for name, calls in called.items() if calls & holders} - holders:
+        holders |= callers
+    if not holders:
+        return model
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        _spell_out_defaults(nodes, model)
+    try:
+        dissolved = onnx.inliner.inline_selected_functions(model, sorted(holders))
+    except RuntimeError as error:
+        raise XattnError(f"functions with Attention cannot be dissolved: {one_line(error)[:500]}") from error
+    kept = [function for function in dissolved.functions if (function.domain, function.name) not in holders]
+    del dissolved.functions[:]
+    dissolved.functions.extend(kept)
+    return dissolved
+
+
+def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
+    return ((node.domain, node.op_type) for node in all_nodes(nodes))
+
+
+def _spell_out_defaults(nodes: Iterable[NodeProto], model: ModelProto) -> None:
+    """Give calls of functions the attributes that they leave to their defaults: onnx.inliner forgets these."""
+    functions = {(function.domain, function.name): function for function in model.functions}
+    for node in all_nodes(nodes):
+        if function := functions.get((node.domain, node.op_type)):
+            given = {attribute.name for attribute in node.attribute}
+            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
