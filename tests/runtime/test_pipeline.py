@@ -7,8 +7,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from xattn_runtime.errors import BundleError, ImageError
+from xattn_runtime.preprocess import pipeline
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.preprocess.steps import FILTERS, Flatten, Normalize, PadToSquare, Rescale, Resize, Step
+from xattn_runtime.preprocess.steps import (
+    FILTERS,
+    CenterCrop,
+    Flatten,
+    Normalize,
+    Pad,
+    PadToSquare,
+    PadZeros,
+    Rescale,
+    Resize,
+    ResizeLongestEdge,
+    ResizeShortestEdge,
+    Step,
+    Tile,
+)
 
 WHITE = (255, 255, 255)
 MEAN, STD = (0.48, 0.45, 0.4), (0.26, 0.27, 0.28)
@@ -52,6 +67,99 @@ def test_transparency_is_laid_over_the_background() -> None:
     found = Pipeline([Flatten((0, 0, 255)), Resize(1, 2, "nearest"), Rescale(1.0)])(picture)
     assert found[:, 0, 0].tolist() == [0, 0, 255]
     assert np.abs(found[:, 0, 1] - [128, 0, 127]).max() <= 1
+
+
+def test_without_a_background_transparency_is_dropped() -> None:
+    picture = Image.new("RGBA", (2, 1), (255, 10, 20, 0))
+    found = Pipeline([Flatten(None), Resize(1, 2, "nearest"), Rescale(1.0)])(picture)
+    assert found[:, 0, 0].tolist() == [255, 10, 20]
+
+
+def test_values_are_rescaled_in_double_precision() -> None:
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert("RGB")
+    found = Pipeline([Flatten(None), Resize(1, 256, "nearest"), Rescale(1 / 255)])(grey)
+    assert np.array_equal(found[1, 0], (np.arange(256) / 255).astype(np.float32))
+
+
+@settings(deadline=None, max_examples=40)
+@given(width=st.integers(1, 20), height=st.integers(1, 20))
+def test_a_crop_takes_the_middle_or_lies_on_black(width: int, height: int) -> None:
+    pixels = np.random.default_rng(width * 50 + height).integers(1, 256, (height, width, 3)).astype(np.uint8)
+    found = Pipeline([Flatten(None), CenterCrop(9, 10), Rescale(1.0)])(pixels).transpose(1, 2, 0)
+    (top, above, rows), (left, before, columns) = (
+        (0, -((side - 9 - i) // 2), side) if side < 9 + i else ((side - 9 - i) // 2, 0, 9 + i)
+        for i, side in enumerate((height, width))
+    )
+    expected = np.zeros((9, 10, 3))
+    expected[above : above + rows, before : before + columns] = pixels[top : top + rows, left : left + columns]
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("position", "top", "left"), [("center", 1, 2), ("top_left", 0, 0)])
+def test_a_pad_lies_where_it_is_told(position: str, top: int, left: int) -> None:
+    pixels = np.full((4, 3, 3), 200, np.uint8)
+    steps = [Flatten(None), Resize(4, 3, "nearest"), Pad(6, 8, (1, 2, 3), position), Rescale(1.0)]  # type: ignore[arg-type]
+    expected = np.full((6, 8, 3), (1, 2, 3))
+    expected[top : top + 4, left : left + 3] = 200
+    assert np.array_equal(Pipeline(steps)(pixels).transpose(1, 2, 0), expected)
+
+
+def test_zeros_come_after_the_numbers() -> None:
+    steps = [Flatten(None), ResizeLongestEdge(4, "nearest"), Rescale(1.0), Normalize(MEAN, STD), PadZeros(5, 6)]
+    found = Pipeline(steps)(np.zeros((2, 8, 3), np.uint8))
+    assert found.shape == (3, 5, 6)
+    assert np.allclose(found[:, :1, :4], -np.array(MEAN)[:, None, None] / np.array(STD)[:, None, None])
+    assert not found[:, 1:].any()
+    assert not found[:, :, 4:].any()
+
+
+def test_tiles_are_cut_row_by_row_and_end_with_the_whole() -> None:
+    picture = Image.effect_noise((48, 32), 80).convert("RGB")
+    tiled = Pipeline([Flatten(None), ResizeLongestEdge(48, "bicubic"), Tile(16, "bicubic"), Rescale(1.0)])
+    tiles = tiled.tiles(picture)
+    assert (tiled.tiled, tiled.size_px, tiles.rows, tiles.columns) == (True, (16, 16), 2, 3)
+    assert np.array_equal(tiled(picture), tiles.pixels)
+    expected = [
+        *(picture.crop((left, top, left + 16, top + 16)) for top in (0, 16) for left in (0, 16, 32)),
+        picture.resize((16, 16), Image.Resampling.BICUBIC),
+    ]
+    assert np.array_equal(tiles.pixels, [np.asarray(tile).transpose(2, 0, 1) for tile in expected])
+
+
+def test_what_is_not_cut_is_one_tile() -> None:
+    plain = Pipeline([Flatten(None), Resize(4, 4, "bicubic"), Rescale(1.0)])
+    tiles = plain.tiles(Image.new("RGB", (9, 9)))
+    assert (plain.tiled, tiles.pixels.shape, tiles.rows, tiles.columns) == (False, (1, 3, 4, 4), 0, 0)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(1, 400), (3, 401), (401, 3), (9, 150), (13, 11)])
+def test_of_a_strip_only_the_part_that_stays_is_computed(
+    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    for crop in (CenterCrop(24, 24), CenterCrop(17, 40), CenterCrop(40, 9)):
+        steps = [Flatten(None), ResizeShortestEdge(24, name), crop, Rescale(1.0)]  # type: ignore[arg-type]
+        whole = Pipeline(steps)(picture)
+        monkeypatch.setattr(pipeline, "PIXEL_LIMIT", 0)
+        part = Pipeline(steps)(picture)
+        monkeypatch.undo()
+        assert np.abs(part - whole).max() <= 1
+        assert np.mean(part != whole) < 0.1
+
+
+def test_a_strip_is_cropped_without_growing_to_gigabytes() -> None:
+    pixels = np.random.default_rng(6).integers(0, 256, (1_000_000, 1, 3)).astype(np.uint8)
+    found = Pipeline([Flatten(None), ResizeShortestEdge(224, "bicubic"), CenterCrop(224, 224), Rescale(1.0)])(pixels)
+    near = Image.fromarray(pixels[499_990:500_010]).resize((224, 20 * 224), Image.Resampling.BICUBIC)
+    expected = np.asarray(near)[2128 : 2128 + 224].astype(float)
+    assert np.abs(found.transpose(1, 2, 0) - expected).max() <= 1
+
+
+def test_a_strip_that_would_be_kept_whole_is_refused() -> None:
+    steps = [Flatten(None), ResizeShortestEdge(224, "bicubic"), PadToSquare(WHITE), CenterCrop(224, 224), Rescale(1.0)]
+    with pytest.raises(ImageError, match="1 × 4000 pixels: expected at most 100 megapixels once resized, found 200"):
+        Pipeline(steps)(Image.new("RGB", (1, 4000)))
 
 
 def test_a_long_strip_is_not_padded_to_gigabytes() -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.errors import ImageError
 from xattn_runtime.preprocess.geometry import Size, Window, centre_window
-from xattn_runtime.preprocess.image import open_image
+from xattn_runtime.preprocess.image import PIXEL_LIMIT, open_image
 from xattn_runtime.preprocess.steps import (
     CenterCrop,
     Color,
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipeline", "Tiles"]
 
-_PIXEL_LIMIT = 100_000_000
-_WHOLE_RESIZE_LIMIT = 2**24
+_CANVAS_PIXEL_LIMIT = 2 * PIXEL_LIMIT
 _UINT8_VALUES = 256
 _WIDEST_FILTER = 3
 
@@ -187,11 +186,12 @@ def _crop(picture: Image.Image, crop: CenterCrop) -> Image.Image:
 def _resize_and_crop(picture: Image.Image, step: ResizeStep, crop: CenterCrop) -> Image.Image:
     """The middle of the resized picture.
 
-    A strip would become very large before nearly all of it is cropped away, so of a large result only the part that
-    stays is computed. Pillow takes the borders of that part as float32, hence a value may be 1 of 255 off.
+    A strip would grow to gigabytes before nearly all of it is cropped away, so of what is larger than a picture may be
+    only the part that stays is computed. Pillow takes the borders of that part as float32: a value may be 1 of 255 off,
+    and with `nearest` be its neighbour's.
     """
     size = step.size_of(_size(picture))
-    if size[0] * size[1] <= _WHOLE_RESIZE_LIMIT:
+    if size[0] * size[1] <= PIXEL_LIMIT:
         return _crop(_resize(picture, size, step.filter), crop)
     window = centre_window(size, (crop.height_px, crop.width_px))
     top, bottom, above, below = _source_span(picture.height, size[0], window.top, window.height)
@@ -237,9 +237,9 @@ def _size(picture: Image.Image) -> Size:
 
 
 def _check_pixels(picture: Image.Image, size: Size, done: str) -> None:
-    if size[0] * size[1] > _PIXEL_LIMIT:
+    if size[0] * size[1] > _CANVAS_PIXEL_LIMIT:
         raise ImageError(
-            f"picture of {picture.width} × {picture.height} pixels: expected at most {_PIXEL_LIMIT // 10**6} "
+            f"picture of {picture.width} × {picture.height} pixels: expected at most {_CANVAS_PIXEL_LIMIT // 10**6} "
             f"megapixels once {done}, found {size[0] * size[1] // 10**6}; crop it or scale it down"
         )
 
