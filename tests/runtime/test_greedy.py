@@ -37,7 +37,7 @@ def test_every_sequence_is_the_cacheless_reference(
     lengths = set()
     for cross in crosses:
         ids, log_probs = model.greedy(cross)
-        found = greedy(decoder, cross, DECODING, 12)[0]
+        found = greedy(decoder, cross, DECODING)[0]
         assert list(found.token_ids) == ids
         assert np.allclose(found.log_probs, log_probs, atol=1e-5)
         lengths.add(len(ids))
@@ -48,9 +48,9 @@ def test_every_sequence_is_the_cacheless_reference(
 
 def test_a_batch_gives_what_each_row_gives_alone(decoder: DecoderStep, crosses: list[dict[str, np.ndarray]]) -> None:
     batch = {name: np.concatenate([cross[name] for cross in crosses]) for name in crosses[0]}
-    together = greedy(decoder, batch, DECODING, 12)
+    together = greedy(decoder, batch, DECODING)
     for row, cross in zip(together, crosses, strict=True):
-        alone = greedy(decoder, cross, DECODING, 12)[0]
+        alone = greedy(decoder, cross, DECODING)[0]
         assert row.token_ids == alone.token_ids
         assert np.allclose(row.log_probs, alone.log_probs, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_rows_that_ended_are_padded_and_count_nothing(
     decoder: DecoderStep, crosses: list[dict[str, np.ndarray]]
 ) -> None:
     batch = {name: np.concatenate([cross[name] for cross in crosses]) for name in crosses[0]}
-    steps = list(greedy_steps(decoder, batch, DECODING, 12))
+    steps = list(greedy_steps(decoder, batch, DECODING))
     for before, after in pairwise(steps):
         assert (after.token_ids[before.ended] == 0).all()
         assert (after.log_probs[before.ended] == 0).all()
@@ -71,20 +71,20 @@ def test_steps_come_one_by_one_and_stop_at_the_limit(
     decoder: DecoderStep, crosses: list[dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = []
-    run = decoder.run
-    monkeypatch.setattr(decoder, "run", lambda *a, **k: runs.append(1) or run(*a, **k))  # type: ignore[func-returns-value]
-    never = Decoding((2,), (999,), 0, 12)
-    steps = greedy_steps(decoder, crosses[0], never, 3)
+    run = decoder.next_token
+    monkeypatch.setattr(decoder, "next_token", lambda *a, **k: runs.append(1) or run(*a, **k))  # type: ignore[func-returns-value]
+    never = Decoding((2,), (999,), 0, 3)
+    steps = greedy_steps(decoder, crosses[0], never)
     next(steps)
     assert len(runs) == 1
     assert len(list(steps)) == 2
-    found = greedy(decoder, crosses[0], never, 3)[0]
+    found = greedy(decoder, crosses[0], never)[0]
     assert len(found.token_ids) == len(found.log_probs) == 3
 
 
 def test_several_end_tokens(decoder: DecoderStep, crosses: list[dict[str, np.ndarray]], model: Any) -> None:
     cross = next(cross for cross in crosses if len(model.greedy(cross)[0]) > 3)
     ids, _ = model.greedy(cross)
-    found = greedy(decoder, cross, Decoding((2,), (3, ids[2]), 0, 12), 12)[0]
+    found = greedy(decoder, cross, Decoding((2,), (3, ids[2]), 0, 12))[0]
     assert list(found.token_ids) == ids[: ids.index(ids[2])]
     assert len(found.log_probs) == len(found.token_ids) + 1

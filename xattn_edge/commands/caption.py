@@ -22,6 +22,10 @@ def caption(
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     threads: Threads = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Text that the caption goes on from.")] = None,
+    beams: Annotated[
+        int | None, typer.Option("--beams", min=1, help="Sequences searched at once; without it, as the bundle says.")
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Stop a caption after so many tokens.")
     ] = None,
@@ -35,6 +39,7 @@ def caption(
     Examples:
       xattn-edge caption picture.png
       xattn-edge caption *.jpg --json
+      xattn-edge caption picture.png --beams 4 --prompt "a picture of"
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import default_bundle, open_bundle
@@ -42,7 +47,7 @@ def caption(
 
         task = CaptionTask(open_bundle(bundle or default_bundle("caption")), provider, threads)
         results = []
-        for image, found in console.each(images, lambda image: task.caption(image, max_new_tokens)):
+        for image, found in console.each(images, lambda image: task.caption(image, prompt, beams, max_new_tokens)):
             if not as_json:
                 console.line(found.text if len(images) == 1 else f"{image}: {found.text}")
             results.append(

@@ -1,1 +1,1 @@
-"""From the image's cross keys and values to token ids; knows neither pictures nor text."""
+"""From what an encoder gave for a picture to token ids; knows neither pictures nor text."""

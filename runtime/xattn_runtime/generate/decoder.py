@@ -7,7 +7,7 @@ Python.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,22 +18,18 @@ from xattn_runtime.contract import cross_names, past_names, prefix_names, presen
 from xattn_runtime.errors import BundleError
 from xattn_runtime.session import GraphSession, Tensor
 
-__all__ = ["DecoderStep", "StepResult"]
+__all__ = ["DecoderStep", "GreedyToken"]
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What one step gives.
+class GreedyToken:
+    """What the graph itself chooses for every row.
 
-    next_token: int64 `[batch]`, the argmax. next_log_prob: float32 `[batch]`, its natural log-probability.
-    past: the cache for the next step, name → float32 `[batch, heads, past + length, head_width]`.
-    logits: float32 `[batch, vocabulary]` where they were asked for.
+    token_ids: int64 `[batch]`, the argmax. log_probs: float32 `[batch]`, its natural log-probability.
     """
 
-    next_token: NDArray[np.int64]
-    next_log_prob: NDArray[np.float32]
-    past: Mapping[str, Tensor]
-    logits: NDArray[np.float32] | None
+    token_ids: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
 
 
 class DecoderStep:
@@ -50,14 +46,18 @@ class DecoderStep:
         self._cross_names = cross_names(session.layers("cross"))
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)
-        self._outputs = ["next_token", "next_log_prob", *present_names(layers)]
+        self._present_names = present_names(layers)
         self._cache_axes = {name: self._static_axes(name) for name in self._past_names}
 
-    @property
-    def vocabulary(self) -> int | None:
-        """The number of logits, where the graph says it."""
-        size = self._session.output_shapes["logits"][1]
-        return size if isinstance(size, int) else None
+    def check_ids(self, token_ids: Iterable[int]) -> None:
+        """BundleError where the decoder can never give one of `token_ids`."""
+        vocabulary = self._session.output_shapes["logits"][1]
+        unknown = [token_id for token_id in token_ids if isinstance(vocabulary, int) and token_id >= vocabulary]
+        if unknown:
+            raise BundleError(
+                f"{self._session.path}: output logits: expected a logit for every token that the manifest's decoding "
+                f"names, found {vocabulary} and the token {min(unknown)}; export it again"
+            )
 
     def first_past(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The cache before the first step, float32 `[batch, heads, past, head_width]` each.
@@ -66,9 +66,8 @@ class DecoderStep:
         """
         if self._prefix_names[0] in image:
             return {past: image[prefix] for past, prefix in zip(self._past_names, self._prefix_names, strict=True)}
-        batch = next(iter(image.values())).shape[0]
         return {
-            name: np.zeros((batch, heads, 0, width), dtype=np.float32)
+            name: np.zeros((_batch(image), heads, 0, width), dtype=np.float32)
             for name, (heads, width) in self._cache_axes.items()
         }
 
@@ -76,26 +75,33 @@ class DecoderStep:
         """Those of `image` that every step is fed: the cross keys and values, if the decoder takes any."""
         return {name: image[name] for name in self._cross_names}
 
-    def run(
+    def prompt(self, image: Mapping[str, Tensor], token_ids: Sequence[int]) -> NDArray[np.int64]:
+        """`token_ids` for every image, int64 `[batch, length]`."""
+        return np.tile(np.array(token_ids, dtype=np.int64), (_batch(image), 1))
+
+    def next_token(
+        self, input_ids: NDArray[np.int64], past: Mapping[str, Tensor], cross: Mapping[str, Tensor]
+    ) -> tuple[GreedyToken, dict[str, Tensor]]:
+        """One step over `input_ids`, int64 `[batch, length]`: the best token, and the cache for the next step."""
+        (token_ids, log_probs), past = self._run(("next_token", "next_log_prob"), input_ids, past, cross)
+        return GreedyToken(token_ids, log_probs), past
+
+    def logits(
+        self, input_ids: NDArray[np.int64], past: Mapping[str, Tensor], cross: Mapping[str, Tensor]
+    ) -> tuple[NDArray[np.float32], dict[str, Tensor]]:
+        """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
+        (logits,), past = self._run(("logits",), input_ids, past, cross)
+        return logits, past
+
+    def _run(
         self,
+        wanted: tuple[str, ...],
         input_ids: NDArray[np.int64],
         past: Mapping[str, Tensor],
         cross: Mapping[str, Tensor],
-        *,
-        with_logits: bool = False,
-    ) -> StepResult:
-        """One step over `input_ids`, int64 `[batch, length]`.
-
-        Logits are computed for the argmax anyhow, and copied out only when asked for.
-        """
-        outputs = [*self._outputs, "logits"] if with_logits else self._outputs
-        next_token, next_log_prob, *rest = self._session.run(outputs, {"input_ids": input_ids, **past, **cross})
-        return StepResult(
-            next_token=next_token,
-            next_log_prob=next_log_prob,
-            past=dict(zip(self._past_names, rest, strict=False)),
-            logits=rest[-1] if with_logits else None,
-        )
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        found = self._session.run([*wanted, *self._present_names], {"input_ids": input_ids, **past, **cross})
+        return found[: len(wanted)], dict(zip(self._past_names, found[len(wanted) :], strict=True))
 
     def _static_axes(self, name: str) -> tuple[int, int]:
         shape = self._session.input_shapes[name]
@@ -106,3 +112,7 @@ class DecoderStep:
                 "export it again"
             )
         return heads, width
+
+
+def _batch(image: Mapping[str, Tensor]) -> int:
+    return int(next(iter(image.values())).shape[0])

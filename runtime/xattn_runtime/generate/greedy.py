@@ -1,4 +1,4 @@
-"""Greedy decoding with a key/value cache: at every step the most probable token, until an end token or the limit.
+"""Greedy decoding with a key/value cache: at every step the best token, until an end token or the limit.
 
 It works on tensors and ids of a whole batch; text, pictures and timing belong to `tasks/`.
 """
@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.decoder import DecoderStep, GreedyToken
+from xattn_runtime.generate.processors import Scores, log_softmax, processed, processors_at
+from xattn_runtime.generate.sequence import Sequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import Tensor
 
-__all__ = ["GreedyStep", "Sequence", "collect", "greedy", "greedy_steps"]
+__all__ = ["GreedyStep", "greedy", "greedy_steps"]
 
 
 @dataclass(frozen=True)
@@ -32,58 +34,50 @@ class GreedyStep:
     ended: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Sequence:
-    """What one row generated: ids without start and end token, and the log-probability of each, the end token's last.
+def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> Iterator[GreedyStep]:
+    """Yield a step as soon as it is computed; at most `decoding.max_new_tokens` of them, end token included.
 
-    Where the limit came before an end token, `log_probs` is as long as `token_ids`.
+    `image` holds what the image encoder gave, `[batch, heads, image_tokens, head_width]` each. Where nothing has to be
+    done to the scores, the argmax in the graph is taken and no logits are copied out of it.
     """
-
-    token_ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-
-
-def greedy_steps(
-    decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
-) -> Iterator[GreedyStep]:
-    """Yield a step as soon as it is computed; at most `max_new_tokens` of them, end token included.
-
-    `image` holds what the image encoder gave, float32 `[batch, heads, image_tokens, head_width]` each.
-    """
-    batch = next(iter(image.values())).shape[0]
-    input_ids = np.tile(np.array(decoding.prompt_token_ids, dtype=np.int64), (batch, 1))
-    past: Mapping[str, Tensor] = decoder.first_past(image)
     cross = decoder.cross(image)
-    ended = np.zeros(batch, dtype=np.bool_)
-    for _ in range(max_new_tokens):
-        result = decoder.run(input_ids, past, cross)
-        token_ids = np.where(ended, decoding.pad_token_id, result.next_token)
-        log_probs = np.where(ended, np.float32(0), result.next_log_prob)
+    past = decoder.first_past(image)
+    tokens = decoder.prompt(image, decoding.prompt_token_ids)
+    input_ids = tokens
+    ended = np.zeros(len(tokens), dtype=np.bool_)
+    for _ in range(decoding.max_new_tokens):
+        processors = processors_at(decoding, tokens.shape[1])
+        if processors:
+            logits, past = decoder.logits(input_ids, past, cross)
+            best = _best(logits, processed(processors, logits, tokens))
+        else:
+            best, past = decoder.next_token(input_ids, past, cross)
+        token_ids = np.where(ended, decoding.pad_token_id, best.token_ids)
+        log_probs = np.where(ended, np.float32(0), best.log_probs)
         ended = ended | np.isin(token_ids, decoding.end_token_ids)
         yield GreedyStep(token_ids, log_probs, ended)
         if ended.all():
             return
-        past = result.past
         input_ids = token_ids[:, None]
+        tokens = np.concatenate([tokens, input_ids], axis=1)
 
 
-def greedy(
-    decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding, max_new_tokens: int
-) -> list[Sequence]:
+def greedy(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
     """Every row's sequence, decoded to its end."""
-    return collect(list(greedy_steps(decoder, image, decoding, max_new_tokens)))
-
-
-def collect(steps: list[GreedyStep]) -> list[Sequence]:
-    """The sequences that `steps`, at least one, are made of."""
+    steps = list(greedy_steps(decoder, image, decoding))
     ids = np.stack([step.token_ids for step in steps])
     log_probs = np.stack([step.log_probs for step in steps])
-    ended = np.stack([step.ended for step in steps])
-    lengths = np.sum(~ended, axis=0)
-    return [
-        Sequence(
-            token_ids=tuple(ids[:length, row].tolist()),
-            log_probs=tuple(log_probs[: length + 1, row].tolist()),
-        )
-        for row, length in enumerate(lengths)
-    ]
+    lengths = np.sum(~np.stack([step.ended for step in steps]), axis=0)
+    return [_sequence(ids[:, row], log_probs[:, row], int(length)) for row, length in enumerate(lengths)]
+
+
+def _best(logits: NDArray[np.float32], scores: Scores) -> GreedyToken:
+    """The tokens of the best scores, with the model's own log-probabilities."""
+    token_ids = scores.argmax(axis=1)
+    return GreedyToken(token_ids, np.take_along_axis(log_softmax(logits), token_ids[:, None], axis=1)[:, 0])
+
+
+def _sequence(ids: NDArray[np.int64], log_probs: NDArray[np.float32], length: int) -> Sequence:
+    """A row's sequence of `length` tokens, an end token after them not counted."""
+    found = tuple(log_probs[: length + 1].tolist())
+    return Sequence(tuple(ids[:length].tolist()), found, sum(found) / len(found))

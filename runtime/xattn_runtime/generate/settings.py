@@ -63,20 +63,11 @@ class Decoding:
     bad_token_ids: tuple[int, ...] = ()
 
     @property
-    def token_ids(self) -> frozenset[int]:
-        """Every token id that the settings name."""
+    def generated_ids(self) -> frozenset[int]:
+        """Every token id that the settings name as one that is generated, or never is."""
         forced = (self.forced_first_token_id, self.forced_last_token_id)
-        return frozenset(
-            (
-                self.pad_token_id,
-                *self.prompt_token_ids,
-                *self.end_token_ids,
-                *(token_id for token_id in forced if token_id is not None),
-                *self.suppressed_token_ids,
-                *self.begin_suppressed_token_ids,
-                *self.bad_token_ids,
-            )
-        )
+        barred = (*self.suppressed_token_ids, *self.begin_suppressed_token_ids, *self.bad_token_ids)
+        return frozenset((*self.end_token_ids, *barred, *(token_id for token_id in forced if token_id is not None)))
 
     def asked(
         self, *, prompt_ids: Sequence[int] = (), beams: int | None = None, max_new_tokens: int | None = None
@@ -88,16 +79,20 @@ class Decoding:
         if beams is not None and not 1 <= beams <= MOST_BEAMS:
             raise UserError(f"beams: expected 1 to {MOST_BEAMS}, found {show(beams)}")
         prompt = (*self.prompt_token_ids, *prompt_ids)
-        positions = self.max_positions or len(self.prompt_token_ids) + self.max_new_tokens
-        room = positions - len(prompt)
-        default = min(self.max_new_tokens, room, room if self.max_length is None else self.max_length - len(prompt))
-        if (room if max_new_tokens else default) < 1:
-            most = max(0, len(prompt_ids) + (room if max_new_tokens else default) - 1)
+        room = (self.max_positions or len(self.prompt_token_ids) + self.max_new_tokens) - len(prompt)
+        limit = room
+        if max_new_tokens is None:
+            limit = min(self.max_new_tokens, room, room if self.max_length is None else self.max_length - len(prompt))
+        if limit < 1:
+            most = max(0, len(prompt_ids) + limit - 1)
             raise UserError(f"prompt: expected at most {most} tokens, found {len(prompt_ids)}; write a shorter one")
         if max_new_tokens is not None and not 1 <= max_new_tokens <= room:
             raise UserError(f"max_new_tokens: expected 1 to {room}, this bundle's limit, found {show(max_new_tokens)}")
         return replace(
-            self, prompt_token_ids=prompt, beams=beams or self.beams, max_new_tokens=max_new_tokens or default
+            self,
+            prompt_token_ids=prompt,
+            beams=self.beams if beams is None else beams,
+            max_new_tokens=limit if max_new_tokens is None else max_new_tokens,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Text to token ids and back, with the bundle's tokenizer.json.
 
-It checks questions and decodes captions; it knows no graph and pads nothing.
+It checks questions and prompts and decodes what was generated; it knows no graph and pads nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from xattn_runtime._reading import one_line, show
-from xattn_runtime.errors import BundleError, QuestionError
+from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
 QUESTION_LIMIT_CHARACTERS = 2000
 _EXAMPLES = 8
+# Transformers' `clean_up_tokenization`, in its order.
+_CLEAN_UP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
 
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """Token ids of a question, special tokens included, and the words in it that the model does not know."""
+    """Token ids of a question, and the words in it that the model does not know."""
 
     ids: tuple[int, ...]
     unknown_words: tuple[str, ...]
@@ -48,32 +54,59 @@ class TextCodec:
         if spec.unknown_token_id is not None and self._tokenizer.id_to_token(spec.unknown_token_id) is None:
             raise BundleError(f"{path}: expected an unknown token with the id {spec.unknown_token_id}, found none")
 
-    def encode_question(self, question: str) -> EncodedQuestion:
-        """Token ids of `question`, surrounding blanks taken off.
+    def encode_question(self, question: str, *, special_tokens: bool = True) -> EncodedQuestion:
+        """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
 
+        `special_tokens`: with those that the tokenizer puts around a text, as a text encoder takes it, or without, as a
+        decoder takes it after its own prompt.
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.
         """
-        text = _checked(question)
-        encoding = self._tokenizer.encode(text)
-        if len(encoding.ids) > self._spec.max_tokens:
-            raise QuestionError(
-                f"question: expected at most {self._spec.max_tokens} tokens, found {len(encoding.ids)}: {show(text)}; "
-                "ask it in fewer words"
-            )
-        words = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-        unknown = [i for i in words if encoding.ids[i] == self._spec.unknown_token_id]
-        if self._spec.unknown_token_id is not None and len(unknown) == len(words):
-            raise QuestionError(
-                f"question: none of the words in {show(text)} is known to this model; "
+        return self._encode("question", question, self._spec.question_template, special_tokens, QuestionError)
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """Token ids of the text that a caption is to go on from, in the bundle's template, without special tokens.
+
+        Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
+        """
+        encoded = self._encode("prompt", prompt, self._spec.prompt_template, False, UserError)
+        if encoded.unknown_words:
+            raise UserError(
+                f"prompt: expected words that this model knows, found {show(encoded.unknown_words[0])}; "
                 f"it knows words like {', '.join(self._known_words())}"
             )
-        spans = (encoding.offsets[i] for i in unknown)
-        return EncodedQuestion(tuple(encoding.ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
+        return encoded.ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of `ids`, special tokens and surrounding blanks left out."""
+        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        if self._spec.clean_up_spaces:
+            for found, wanted in _CLEAN_UP:
+                text = text.replace(found, wanted)
+        return text.strip()
+
+    def _encode(
+        self, kind: str, value: str, template: str, special_tokens: bool, error: type[UserError]
+    ) -> EncodedQuestion:
+        text = _checked(kind, value, error)
+        before, after = template.split(f"{{{kind}}}")
+        whole = f"{before}{text}{after}"
+        encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
+        if len(encoding.ids) > self._spec.max_tokens:
+            raise error(
+                f"{kind}: expected at most {self._spec.max_tokens} tokens, found {len(encoding.ids)}: {show(text)}; "
+                "write it in fewer words"
+            )
+        begin, end = len(before), len(before) + len(text)
+        tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
+        unknown = [word for token, word in words if token == self._spec.unknown_token_id]
+        if len(unknown) == len(words):
+            raise error(
+                f"{kind}: none of the words in {show(text)} is known to this model; "
+                f"it knows words like {', '.join(self._known_words())}"
+            )
+        return EncodedQuestion(tuple(encoding.ids), tuple(dict.fromkeys(unknown)))
 
     def _known_words(self) -> list[str]:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
@@ -81,19 +114,19 @@ class TextCodec:
         return sorted(words, key=vocabulary.__getitem__)[:_EXAMPLES]
 
 
-def _checked(question: str) -> str:
-    if not isinstance(question, str):
-        raise QuestionError(f"question: expected text, found {show(question)}")
-    if len(question) > QUESTION_LIMIT_CHARACTERS:
-        raise QuestionError(
-            f"question: expected at most {QUESTION_LIMIT_CHARACTERS:,} characters, found {len(question):,}; "
-            "ask a shorter one"
+def _checked(kind: str, value: str, error: type[UserError]) -> str:
+    if not isinstance(value, str):
+        raise error(f"{kind}: expected text, found {show(value)}")
+    if len(value) > QUESTION_LIMIT_CHARACTERS:
+        raise error(
+            f"{kind}: expected at most {QUESTION_LIMIT_CHARACTERS:,} characters, found {len(value):,}; "
+            "write a shorter one"
         )
-    text = question.strip()
+    text = value.strip()
     if not text:
-        raise QuestionError("question: expected a question, found an empty text; write one")
+        raise error(f"{kind}: expected a {kind}, found an empty text; write one")
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise QuestionError(f"question: expected Unicode text, found {show(text)}; write it again") from error
+    except UnicodeEncodeError as problem:
+        raise error(f"{kind}: expected Unicode text, found {show(text)}; write it again") from problem
     return text

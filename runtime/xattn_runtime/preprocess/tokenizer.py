@@ -5,7 +5,6 @@ It reads and writes plain JSON values; `text.py` does what it says.
 
 from __future__ import annotations
 
-import string
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -46,21 +45,17 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         unknown_token_id=reader.integer("unknown_token_id") if "unknown_token_id" in reader else None,
         max_tokens=reader.integer("max_tokens", minimum=1),
         clean_up_spaces=reader.boolean("clean_up_spaces") if "clean_up_spaces" in reader else False,
-        question_template=_template(reader, "question_template", "question"),
-        prompt_template=_template(reader, "prompt_template", "prompt"),
+        question_template=_template(reader, "question_template", "{question}"),
+        prompt_template=_template(reader, "prompt_template", "{prompt}"),
     )
     reader.finish()
     return spec
 
 
-def _template(reader: ObjectReader, key: str, name: str) -> str:
+def _template(reader: ObjectReader, key: str, place: str) -> str:
     if key not in reader:
-        return f"{{{name}}}"
+        return place
     template = reader.text(key)
-    try:
-        found = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(template)]
-    except ValueError:
-        found = []
-    if [part for part in found if part[0] is not None] != [(name, "", None)]:
-        reader.fail(key, f"a text with {{{name}}} in it once, other braces doubled", template)
+    if template.count(place) != 1:
+        reader.fail(key, f"a text with {place} in it once", template)
     return template

@@ -1,6 +1,6 @@
 """Captioning: a picture to a sentence.
 
-It joins preprocessing, image encoder, greedy decoding and tokenizer of one bundle; it knows nothing of the model.
+It joins preprocessing, image encoder, decoding and tokenizer of one bundle; it knows nothing of the model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.decoder import DecoderStep
-from xattn_runtime.generate.greedy import GreedyStep, greedy, greedy_steps
-from xattn_runtime.generate.greedy import Sequence as TokenSequence
+from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
+from xattn_runtime.generate.search import generate
+from xattn_runtime.generate.sequence import Sequence as TokenSequence
+from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.session import open_session
 from xattn_runtime.tasks.encoding import (
@@ -48,7 +49,10 @@ class CaptionTiming:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption. `score` is the mean natural log-probability a generated token, the end token included."""
+    """A caption. `score` is the mean natural log-probability a generated token, the end token included.
+
+    It is the model's own, whatever the bundle's settings add to or take from the scores that decoding goes by.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -74,6 +78,7 @@ class CaptionTask:
         session = open_session(bundle, "decoder", self.settings)
         check_key_values(self._encoder.session, session)
         self._decoder = DecoderStep(session)
+        self._decoder.check_ids(decoding.generated_ids)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -81,22 +86,29 @@ class CaptionTask:
         return self._encoder.encode(image)
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
-        """The tokens of a caption one by one, as they are computed."""
-        return greedy_steps(self._decoder, encoded.tensors, self._decoding, self._limit(max_new_tokens))
+        """The tokens of a greedy caption one by one, as they are computed."""
+        return greedy_steps(self._decoder, encoded.tensors, self._settings(None, None, max_new_tokens))
 
-    def caption(self, image: ImageInput | EncodedImage, max_new_tokens: int | None = None) -> Caption:
-        """The caption of one image.
+    def caption(
+        self,
+        image: ImageInput | EncodedImage,
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Caption:
+        """The caption of one image; what is not given is as the bundle says.
 
-        `max_new_tokens`, end token included, may only lower the bundle's limit: the model may have no positions
-        beyond it.
-        Raises ImageError, or UserError for a limit out of range.
+        prompt: text that the caption goes on from; it is not part of the caption.
+        beams: sequences searched at once; 1 is greedy decoding.
+        max_new_tokens: end token included; at most what the model has positions for.
+        Raises ImageError, or UserError for a prompt that cannot be used or a number out of range.
         """
-        limit = self._limit(max_new_tokens)
+        settings = self._settings(prompt, beams, max_new_tokens)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
-        sequence = greedy(self._decoder, encoded.tensors, self._decoding, limit)[0]
+        sequence = generate(self._decoder, encoded.tensors, settings)[0]
         text = self._codec.decode(sequence.token_ids)
         timing = CaptionTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -106,14 +118,20 @@ class CaptionTask:
         )
         return _caption(text, sequence, timing)
 
-    def caption_batch(self, images: Sequence[ImageInput], max_new_tokens: int | None = None) -> list[Caption]:
+    def caption_batch(
+        self,
+        images: Sequence[ImageInput],
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[Caption]:
         """The captions of several images, decoded together; each one's times are its share of the whole."""
         if not images:
             return []
-        limit = self._limit(max_new_tokens)
+        settings = self._settings(prompt, beams, max_new_tokens)
         encoded = list(self._encoder.encode_many(images))
         began = time.perf_counter()
-        sequences = greedy(self._decoder, concatenate(encoded), self._decoding, limit)
+        sequences = generate(self._decoder, concatenate(encoded), settings)
         texts = [self._codec.decode(sequence.token_ids) for sequence in sequences]
         decode_ms = milliseconds_since(began) / len(images)
         return [
@@ -133,18 +151,13 @@ class CaptionTask:
         cross = self._decoder.cross(encoded.tensors)
         rows = []
         for fed in (self._decoding.prompt_token_ids, *((token_id,) for token_id in token_ids)):
-            result = self._decoder.run(np.array([fed], np.int64), past, cross, with_logits=True)
-            past = dict(result.past)
-            rows.append(result.logits)
-        return np.concatenate([row for row in rows if row is not None])
+            logits, past = self._decoder.logits(np.array([fed], np.int64), past, cross)
+            rows.append(logits)
+        return np.concatenate(rows)
 
-    def _limit(self, max_new_tokens: int | None) -> int:
-        most = self._decoding.max_new_tokens
-        if max_new_tokens is None:
-            return most
-        if not 1 <= max_new_tokens <= most:
-            raise UserError(f"max_new_tokens: expected 1 to {most}, this bundle's limit, found {show(max_new_tokens)}")
-        return max_new_tokens
+    def _settings(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> Decoding:
+        prompt_ids = () if prompt is None else self._codec.encode_prompt(prompt)
+        return self._decoding.asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=max_new_tokens)
 
 
 def _caption(text: str, sequence: TokenSequence, timing: CaptionTiming) -> Caption:

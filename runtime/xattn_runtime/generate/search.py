@@ -1,0 +1,24 @@
+"""Decoding as the settings ask for it: greedy or beam search. The one entrance for tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from xattn_runtime.generate.beam import beam_search
+from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.greedy import greedy
+from xattn_runtime.generate.sequence import Sequence
+from xattn_runtime.generate.settings import Decoding
+from xattn_runtime.session import Tensor
+
+__all__ = ["generate"]
+
+
+def generate(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
+    """What is generated for every image of the batch, with `decoding`, the settings of one call (`Decoding.asked`).
+
+    `image` holds what the image encoder gave (or the text encoder, where a question stands between the two): cross keys
+    and values, or a prefix, float32 `[batch, heads, tokens, head_width]`.
+    """
+    search = greedy if decoding.beams == 1 else beam_search
+    return search(decoder, image, decoding)
