@@ -17,11 +17,11 @@ from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, examine
 from xattn_export.families import family_of
 from xattn_export.families.base import Source
+from xattn_export.families.hf_hub import hub_id, local_folder
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
 from xattn_export.parity import RoleParity, check_parity
-from xattn_export.provenance import created_utc, versions
+from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.to_onnx import choose_opset, export_role
-from xattn_runtime.bundle import file_digest
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Attention, Golden, Graph, Manifest, Provenance, TokenizerSpec
 from xattn_runtime.preprocess.text import TextCodec
@@ -85,7 +85,7 @@ def export_checkpoint(
     golden_images: Sequence[Path] | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Make the bundle `output` of the trained model in the folder `source`.
+    """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
 
     Args:
         attention: `standard` (the `Attention` operator, opset ≥ 23) or `decomposed` (`MatMul` and `Softmax`, ≥ 18).
@@ -109,8 +109,8 @@ def export_checkpoint(
     tell("opening the model", 0.0)
     model = _open(source)
     provenance = Provenance(
-        source=source.resolve().name,
-        source_sha256=file_digest(model.weights),
+        source=hub_id(source) or source.resolve().name,
+        source_sha256=weights_digest(model.weights if isinstance(model.weights, tuple) else (model.weights,)),
         command=command or "xattn_export.export_checkpoint",
         created_utc=created_utc(),
         versions=versions(),
@@ -120,7 +120,7 @@ def export_checkpoint(
         tell("computing golden cases", _GRAPHS_DONE)
         facts = {role: examine(graph) for role, graph in graphs.items()}
         graph_bytes = {role: _write_graph(staged, role, graph) for role, graph in graphs.items()}
-        tokenizer = TokenizerSpec(_TOKENIZER_FILE, model.unknown_token_id, model.max_tokens)
+        tokenizer = _tokenizer(model)
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
         golden = make_golden(model, TextCodec(tokenizer_path, tokenizer), golden_images)
         for path, content in golden.files.items():
@@ -133,13 +133,25 @@ def export_checkpoint(
     return ExportReport(output, model.task, attention, opset, staged.bytes, facts, graph_bytes, parity, verdict)
 
 
-def _open(folder: Path) -> Source:
+def _open(place: Path) -> Source:
+    folder = local_folder(place)
     source = family_of(folder).open(folder)
     if not re.fullmatch("[a-z0-9][a-z0-9._-]*", source.name):
         raise CheckpointError(
             f"{folder}: name: expected lower-case letters, digits, '.', '_' and '-', found {source.name!r}"
         )
     return source
+
+
+def _tokenizer(source: Source) -> TokenizerSpec:
+    return TokenizerSpec(
+        file=_TOKENIZER_FILE,
+        unknown_token_id=source.unknown_token_id,
+        max_tokens=source.max_tokens,
+        clean_up_spaces=source.clean_up_spaces,
+        question_template=source.question_template,
+        prompt_template=source.prompt_template,
+    )
 
 
 def _export_roles(
@@ -188,5 +200,6 @@ def _manifest(
         files={},
         decoding=source.decoding,
         labels=source.labels,
+        similarity=source.similarity,
         session_options={},
     )

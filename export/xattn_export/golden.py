@@ -7,8 +7,8 @@ what a source can compute, and no graph: nothing here comes from the exported mo
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from xattn_export.families.base import GoldenPicture, Source
+from xattn_export.families.base import Generated, GoldenPicture, Source
 from xattn_runtime.errors import QuestionError, XattnError
 from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.preprocess.image import open_image
@@ -30,6 +30,7 @@ FP32_RELATIVE_RMS = 1e-3
 """What an fp32 bundle may differ by on any device."""
 
 _MOST_CASES = 8
+_FEWEST_CASES = 3
 _MADE_UP_WORDS = 4
 # A lead of the best logit over the next, as a share of their root-mean-square, that rounding on no device turns.
 _SAFE_LEAD = 1e-3
@@ -45,12 +46,19 @@ class GoldenSet:
 
 @dataclass(frozen=True)
 class _Computed:
+    """A case in the making. `lead` says how sure the model is; `text` is None where that is not enough."""
+
     picture: int
     png: bytes
-    logits: NDArray[np.float32]
-    text: str
+    tensors: Mapping[str, NDArray[np.float32]]
+    lead: float
+    text: str | None = None
     question: str | None = None
     token_ids: tuple[int, ...] | None = None
+    query: str | None = None
+
+
+_Cases = Callable[[Source, TextCodec, Tensor, Sequence[str]], Iterator[_Computed]]
 
 
 def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None = None) -> GoldenSet:
@@ -64,14 +72,13 @@ def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None 
     """
     pictures = source.pictures() if images is None else _given(images, source.pictures())
     pipeline = Pipeline(source.image_steps)
+    cases_of = _cases_of(source)
     computed: list[_Computed] = []
     with torch.inference_mode():
         for number, picture in enumerate(pictures):
             pixel_values = torch.from_numpy(pipeline(picture.png))[None]
-            if source.task == "caption":
-                computed.append(_caption_case(source, codec, number, picture, pixel_values))
-            else:
-                computed += _answer_cases(source, codec, number, picture, pixel_values)
+            cases = cases_of(source, codec, pixel_values, picture.questions)
+            computed += [replace(case, picture=number, png=picture.png) for case in cases]
     if not computed:
         raise XattnError("golden cases: there is no picture to make one of")
     return _files(computed if images is not None else _surest(computed))
@@ -89,24 +96,58 @@ def _given(images: Sequence[Path], drawn: Sequence[GoldenPicture]) -> tuple[Gold
     return tuple(pictures)
 
 
-def _caption_case(
-    source: Source, codec: TextCodec, number: int, picture: GoldenPicture, pixel_values: Tensor
-) -> _Computed:
+def _cases_of(source: Source) -> _Cases:
+    """How cases are made of what the source can compute."""
+    if source.task == "retrieval":
+        return _retrieval_cases
+    if source.decoding is not None:
+        return _generated_cases
+    return _answer_cases
+
+
+def _generated_cases(
+    source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
+) -> Iterator[_Computed]:
+    for question in (None,) if source.task == "caption" else _known_questions(source, codec, questions):
+        ids = () if question is None else codec.encode_question(question).ids
+        found = _generate(source, pixel_values, ids)
+        text = codec.decode(found.token_ids) if found.steady else None
+        tensors = {"logits": found.logits}
+        yield _Computed(0, b"", tensors, _lead(found.logits), text, question, found.token_ids)
+
+
+def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...]) -> Generated:
+    if source.generate is not None:
+        return source.generate(pixel_values, question_ids)
     if source.caption is None or source.forced_logits is None:
-        raise XattnError(f"{source.name}: its family says not how it captions")
+        raise XattnError(f"{source.name}: its family says not how it generates")
     token_ids = source.caption(pixel_values)
     logits = source.forced_logits(pixel_values, token_ids).numpy()
-    return _Computed(number, picture.png, logits, codec.decode(token_ids), token_ids=token_ids)
+    return Generated(token_ids, logits, steady=_lead(logits) >= _SAFE_LEAD)
 
 
 def _answer_cases(
-    source: Source, codec: TextCodec, number: int, picture: GoldenPicture, pixel_values: Tensor
+    source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
 ) -> Iterator[_Computed]:
     if source.answer_logits is None or source.labels is None:
         raise XattnError(f"{source.name}: its family says not how it answers")
-    for question in _known_questions(source, codec, picture.questions):
+    for question in _known_questions(source, codec, questions):
         logits = source.answer_logits(pixel_values, codec.encode_question(question).ids).numpy()
-        yield _Computed(number, picture.png, logits, source.labels[int(logits.argmax())], question=question)
+        lead = _lead(logits)
+        text = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
+        yield _Computed(0, b"", {"logits": logits}, lead, text, question)
+
+
+def _retrieval_cases(
+    source: Source, codec: TextCodec, pixel_values: Tensor, queries: Sequence[str]
+) -> Iterator[_Computed]:
+    if source.embed_image is None or source.embed_text is None:
+        raise XattnError(f"{source.name}: its family says not how it embeds")
+    image = source.embed_image(pixel_values).numpy()
+    for query in _known_questions(source, codec, queries):
+        text = source.embed_text(codec.encode_question(query).ids).numpy()
+        tensors = {"image_embeddings": image, "text_embeddings": text}
+        yield _Computed(0, b"", tensors, _SAFE_LEAD, query=query)
 
 
 def _known_questions(source: Source, codec: TextCodec, questions: Sequence[str]) -> tuple[str, ...]:
@@ -130,15 +171,16 @@ def _is_known(codec: TextCodec, question: str) -> bool:
 
 
 def _surest(computed: Sequence[_Computed]) -> list[_Computed]:
-    """The cases in which the model is surest, in the order they came; at least one."""
-    ranked = sorted(computed, key=_lead, reverse=True)
-    kept = [case for case in ranked if _lead(case) >= _SAFE_LEAD][:_MOST_CASES] or ranked[:1]
+    """The cases in which the model is surest, in the order they came; a few without text where it is sure of none."""
+    ranked = sorted(computed, key=lambda case: (case.text is not None, case.lead), reverse=True)
+    sure = [case for case in ranked if case.text is not None or case.query is not None]
+    kept = sure[:_MOST_CASES] or ranked[:_FEWEST_CASES]
     return [case for case in computed if any(case is one for one in kept)]
 
 
-def _lead(case: _Computed) -> float:
+def _lead(logits: NDArray[np.float32]) -> float:
     """By how much the best logit leads where it leads least, as a share of the logits' root-mean-square."""
-    rows = np.sort(np.atleast_2d(case.logits), axis=-1)
+    rows = np.sort(np.atleast_2d(logits), axis=-1)
     size = float(np.sqrt(np.mean((rows - rows.mean(-1, keepdims=True)) ** 2))) or 1.0
     return float((rows[:, -1] - rows[:, -2]).min()) / size
 
@@ -149,7 +191,7 @@ def _files(computed: Sequence[_Computed]) -> GoldenSet:
     for number, case in enumerate(computed):
         image, tensors = f"golden/{case.picture}.png", f"golden/{number}.npz"
         stream = io.BytesIO()
-        np.savez_compressed(stream, logits=case.logits)
+        np.savez_compressed(stream, allow_pickle=False, **case.tensors)
         files |= {image: case.png, tensors: stream.getvalue()}
-        cases.append(GoldenCase(image, tensors, case.text, case.question, case.token_ids))
+        cases.append(GoldenCase(image, tensors, case.text, case.question, case.token_ids, case.query))
     return GoldenSet(tuple(cases), files)

@@ -31,6 +31,7 @@ _BATCHES = (1, 3)
 _SOME_PAST = (0, 1, 7)
 _SOME_LENGTHS = (1, 2, 7)
 _PROMPT = 5
+_CONTEXT = 3
 _SEED = 7
 _SEVERITY_FATAL = 4
 
@@ -90,7 +91,7 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES:
-            sizes = {"batch": batch, "length": length, "past": past}
+            sizes = {"batch": batch, "length": length, "past": past, "context": _CONTEXT + batch}
             yield {name: size for name, size in sizes.items() if name in symbols}
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import xattn_runtime
+from xattn_runtime.bundle import file_digest
 from xattn_runtime.errors import UserError
 
-__all__ = ["created_utc", "versions"]
+__all__ = ["created_utc", "versions", "weights_digest"]
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch", "transformers")
 
 
 def created_utc() -> str:
@@ -37,3 +41,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def weights_digest(files: Sequence[Path]) -> str:
+    """SHA-256 of the one weight file; of several, that of what `sha256sum` prints for them, in the order of names."""
+    if len(files) == 1:
+        return file_digest(files[0])
+    lines = (f"{file_digest(path)}  {path.name}\n" for path in sorted(files))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -51,7 +51,7 @@ def _print(console: Console, report: VerificationReport) -> None:
     rows: list[tuple[object, ...]] = [("golden case", "relative rms", "allowed", "text", "verdict")]
     for case in report.cases:
         measure = case.measure
-        text = "same" if measure.found_text == measure.expected_text else "differs"
+        text = "not compared" if measure.expected_text is None else "same" if measure.same_text else "differs"
         verdict = "ok" if case.passed else "FAILED"
         rows.append((measure.image, measure.relative_rms, report.tolerance, text, verdict))
     console.table(rows)

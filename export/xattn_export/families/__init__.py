@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from xattn_export.families.base import Family
+from xattn_export.families.blip import BLIP
 from xattn_export.families.xattn_caption import XATTN_CAPTION
 from xattn_export.families.xattn_vqa import XATTN_VQA
+from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 
 __all__ = ["FAMILIES", "family_of"]
@@ -16,6 +19,7 @@ __all__ = ["FAMILIES", "family_of"]
 FAMILIES: tuple[Family, ...] = (
     XATTN_CAPTION,
     XATTN_VQA,
+    *BLIP,
 )
 
 
@@ -30,9 +34,14 @@ def family_of(folder: Path) -> Family:
         if family.recognises(config):
             return family
     raise CheckpointError(
-        f"{folder}: expected a model of {', '.join(family.name for family in FAMILIES)}, found a config.json that none "
-        "of them recognises; export a checkpoint that `xattn-edge train` wrote"
+        f"{folder}: expected a model of {', '.join(family.name for family in FAMILIES)}, found {_said_of(config)} that "
+        "none of them recognises; docs/adding-a-family.md says how to add one"
     )
+
+
+def _said_of(config: Mapping[str, Any]) -> str:
+    said = [f"{key} {show(config[key])}" for key in ("model_type", "architectures", "task") if key in config]
+    return f"a config.json of {', '.join(said)}" if said else "a config.json"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -42,7 +51,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
         raise CheckpointError(
-            f"{folder}: expected the folder of a checkpoint, found {found}; make one with `xattn-edge train`"
+            f"{folder}: expected the folder of a checkpoint, found {found}; name one that `xattn-edge train` or "
+            "Transformers' save_pretrained wrote, or a hub id like organisation/name"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected readable JSON, found: {' '.join(str(error).split())}") from error

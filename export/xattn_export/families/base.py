@@ -11,14 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xattn_runtime.manifest import Decoding, Task
+from xattn_runtime.contract import key_value_names
+from xattn_runtime.manifest import Decoding, Similarity, Task
 from xattn_runtime.preprocess.steps import Step
 
-__all__ = ["Family", "GoldenPicture", "Role", "Source", "TensorSpec", "cross_specs"]
+__all__ = [
+    "Family",
+    "Generated",
+    "GoldenPicture",
+    "Role",
+    "Source",
+    "TensorSpec",
+    "cross_specs",
+    "key_value_specs",
+]
 
-Symbol = Literal["batch", "length", "past"]
+Symbol = Literal["batch", "length", "past", "context"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,8 @@ class TensorSpec:
     """An input of a role.
 
     name: as in the bundle format.
-    shape: an int for a static axis, else its symbol.
+    shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
+        another text that they attend to.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), or `mask` (int64, 1 for a
         token and 0 for the padding on its right).
     """
@@ -41,7 +54,7 @@ class TensorSpec:
 class Role:
     """One graph of a bundle.
 
-    name: `image_encoder`, `decoder` or `classifier`.
+    name: `image_encoder`, `text_encoder`, `decoder` or `classifier`.
     module: what is exported; takes the inputs in order, gives the outputs in order. It may hold symbolic ONNX
         operators, which torch cannot compute.
     reference: the original model behind the same inputs and outputs; what the graph must compute.
@@ -60,39 +73,66 @@ class Role:
 
 @dataclass(frozen=True)
 class GoldenPicture:
-    """A picture, as the bytes of a PNG file, and the questions asked of it (none for captioning)."""
+    """A picture, as the bytes of a PNG file, and the questions asked of it, or the texts sought beside it."""
 
     png: bytes
     questions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
+class Generated:
+    """What the trained model itself generates, decoded as the bundle says.
+
+    token_ids: without prompt and end token.
+    logits: float32 `[len(token_ids) + 1, vocabulary]`, raw, teacher-forced along them.
+    steady: whether the ids are the same when the logits are off by as much as a device may be.
+    """
+
+    token_ids: tuple[int, ...]
+    logits: NDArray[np.float32]
+    steady: bool
+
+
+@dataclass(frozen=True)
 class Source:
     """An opened model: its roles, and what the manifest says of it.
 
-    weights: the file whose SHA-256 stands for the model.
-    unknown_token_id, max_tokens: of the tokenizer; `max_tokens` is the longest text that the model takes.
-    caption: picture `[1, 3, height, width]` → token ids of the greedy caption, without start and end token.
+    weights: the files whose SHA-256 stands for the model.
+    unknown_token_id: None where the tokenizer can spell every word. max_tokens: the longest text that the model takes.
+    clean_up_spaces, question_template, prompt_template: as in the manifest's `tokenizer`.
+    pictures: golden pictures that need no data set.
+    decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
+
+    What golden cases are made of, by task and kind:
+    generate: picture `[1, 3, height, width]` and question ids (none for captioning) → what is generated.
+    caption: picture → token ids of the greedy caption, without start and end token.
     forced_logits: picture and ids → logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     answer_logits: picture and question ids → logits `[answers]`.
-    pictures: golden pictures that need no data set.
+    embed_image, embed_text: picture, or token ids → embedding `[width]`, of length 1.
     """
 
     name: str
     task: Task
     license: str
-    weights: Path
+    weights: Path | tuple[Path, ...]
     roles: tuple[Role, ...]
     image_steps: tuple[Step, ...]
     tokenizer_json: str
-    unknown_token_id: int
+    unknown_token_id: int | None
     max_tokens: int
     pictures: Callable[[], tuple[GoldenPicture, ...]]
     decoding: Decoding | None = None
     labels: tuple[str, ...] | None = None
+    similarity: Similarity | None = None
+    clean_up_spaces: bool = False
+    question_template: str = "{question}"
+    prompt_template: str = "{prompt}"
+    generate: Callable[[Tensor, tuple[int, ...]], Generated] | None = None
     caption: Callable[[Tensor], tuple[int, ...]] | None = None
     forced_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
     answer_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
+    embed_image: Callable[[Tensor], Tensor] | None = None
+    embed_text: Callable[[tuple[int, ...]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +149,15 @@ class Family:
     open: Callable[[Path], Source]
 
 
+def key_value_specs(
+    series: str, layers: int, heads: int, tokens: int | Symbol, head_width: int
+) -> tuple[TensorSpec, ...]:
+    """The keys and values of `series` that a role takes: `SERIES_key_0`, `SERIES_value_0`, …, of `tokens` each."""
+    return tuple(
+        TensorSpec(name, ("batch", heads, tokens, head_width), "normal") for name in key_value_names(series, layers)
+    )
+
+
 def cross_specs(layers: int, heads: int, image_tokens: int, head_width: int) -> tuple[TensorSpec, ...]:
     """The cross keys and values that a decoder or classifier takes, `cross_key_0`, `cross_value_0`, …"""
-    return tuple(
-        TensorSpec(f"cross_{kind}_{layer}", ("batch", heads, image_tokens, head_width), "normal")
-        for layer in range(layers)
-        for kind in ("key", "value")
-    )
+    return key_value_specs("cross", layers, heads, image_tokens, head_width)

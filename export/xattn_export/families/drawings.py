@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from xattn_export.families.base import GoldenPicture
 
-__all__ = ["caption_pictures", "shape_pictures"]
+__all__ = ["caption_pictures", "captioned_pictures", "question_pictures", "shape_pictures"]
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -24,6 +24,7 @@ _SHAPES: tuple[tuple[str, Color], ...] = (
     ("rectangle", (128, 128, 128)),
     ("circle", (139, 84, 30)),
 )
+_CAPTIONS = ("a red circle", "a blue rectangle", "a green triangle", "a yellow circle")
 _SHAPE_SIDE_PX = 64
 _CAPTION_SIDE_PX = 160
 _QUESTIONS = (
@@ -39,6 +40,18 @@ def shape_pictures() -> tuple[GoldenPicture, ...]:
     return tuple(
         GoldenPicture(_png(_one_shape(shape, color, offset)), (_QUESTIONS[offset % 4], _QUESTIONS[(offset + 1) % 4]))
         for offset, (shape, color) in enumerate(_SHAPES)
+    )
+
+
+def question_pictures() -> tuple[GoldenPicture, ...]:
+    """The first four of `shape_pictures` with a question each: for models that take long to answer one."""
+    return tuple(GoldenPicture(picture.png, picture.questions[:1]) for picture in shape_pictures()[: len(_CAPTIONS)])
+
+
+def captioned_pictures() -> tuple[GoldenPicture, ...]:
+    """The same four with what they show."""
+    return tuple(
+        GoldenPicture(picture.png, (caption,)) for picture, caption in zip(question_pictures(), _CAPTIONS, strict=True)
     )
 
 

@@ -196,7 +196,7 @@ def _manifest(bundle: Bundle, command: str) -> Manifest:
 def _measure(folder: Path) -> tuple[list[CaseMeasure], list[CaseMeasure]]:
     """The golden cases that kept their text, and those that did not."""
     measures = measure(load(folder))
-    kept = [case for case in measures if case.found_text == case.expected_text and np.isfinite(case.relative_rms)]
+    kept = [case for case in measures if case.same_text and np.isfinite(case.relative_rms)]
     dropped = [case for case in measures if case not in kept]
     if not kept:
         raise XattnError(
