@@ -271,9 +271,7 @@ def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:
 
 
 def _similarity(reader: ObjectReader) -> Similarity:
-    similarity = Similarity(
-        reader.text("kind", choices=SIMILARITIES), reader.positive("scale"), reader.number("bias")
-    )
+    similarity = Similarity(reader.text("kind", choices=SIMILARITIES), reader.positive("scale"), reader.number("bias"))
     reader.finish()
     return similarity
 
