@@ -111,7 +111,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "1 × 4000.png": (_noise(1, 4000), {}),
         "4 × 900.png": (_noise(4, 900), {}),
         "7 × 5.png": (_noise(7, 5), {}),
-        "portrait.png": (_noise(211, 397), {}),
+        "portrait.png": (_noise(301, 401), {}),
         "3000 × 2000.bmp": (_noise(3000, 2000), {}),
         "grey.png": (_noise(90, 61).convert("L"), {}),
         "black and white.png": (_noise(90, 61).convert("1"), {}),
@@ -229,6 +229,24 @@ def test_what_vilt_masks_is_what_is_zero(size: tuple[int, int], tmp_path: Path) 
     found = _pipeline(processor, tmp_path)(pictures[0])
     assert found.shape == (3, *mask.shape)
     assert np.array_equal((found != 0).all(axis=0), mask == 1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_a_configuration_leaves_out_is_the_processors_default(name: str, tmp_path: Path) -> None:
+    _processor(name).save_pretrained(tmp_path)
+    written = image_steps_of(tmp_path)
+    _write(tmp_path / "preprocessor_config.json", {"image_processor_type": f"{name}ImageProcessor", "size": None})
+    assert image_steps_of(tmp_path) == written
+
+
+@pytest.mark.parametrize("side", [224, 300])
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"Vilt", *TILED}))
+def test_an_integer_is_a_square_or_an_edge_as_the_processor_takes_it(name: str, side: int, tmp_path: Path) -> None:
+    settings = {"size": side, "do_center_crop": True, "crop_size": 200}
+    _processor(name, **settings).save_pretrained(tmp_path)
+    written = image_steps_of(tmp_path)
+    _write(tmp_path / "preprocessor_config.json", {"image_processor_type": f"{name}ImageProcessor", **settings})
+    assert image_steps_of(tmp_path) == written
 
 
 OLDER: list[tuple[dict[str, Any], tuple[Any, ...]]] = [

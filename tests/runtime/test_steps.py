@@ -197,6 +197,7 @@ SIZES: list[tuple[Any, tuple[int, int], tuple[int, int]]] = [
     (ResizeLongestEdge(50, "bicubic", 2), (4000, 1), (50, 1)),
     (ResizeToMultiple(384, 639, 32, "bicubic"), (480, 640), (384, 512)),
     (ResizeToMultiple(384, 639, 32, "bicubic"), (640, 480), (512, 384)),
+    (ResizeToMultiple(384, 639, 32, "bicubic"), (301, 401), (384, 512)),
     (ResizeToMultiple(384, 639, 32, "bicubic"), (900, 300), (608, 192)),
     (ResizeToMultiple(384, 639, 32, "bicubic"), (4000, 1), (608, 32)),
     (Tile(64, "lanczos"), (64, 64), (64, 64)),
