@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xattn_runtime.manifest import Manifest
     from xattn_runtime.profile import ProfileReport, profile_bundle, profile_in_process
     from xattn_runtime.providers import ProviderStatus, provider_status
-    from xattn_runtime.tasks import Answer, Caption, CaptionTask, EncodedImage, VqaTask, load
+    from xattn_runtime.tasks import Answer, Caption, CaptionTask, EncodedImage, Match, RetrievalTask, VqaTask, load
     from xattn_runtime.verify import VerificationReport, verify_bundle
 
 __all__ = [
@@ -45,11 +45,13 @@ __all__ = [
     "EncodedImage",
     "ImageError",
     "Manifest",
+    "Match",
     "OutputError",
     "ProfileReport",
     "ProviderError",
     "ProviderStatus",
     "QuestionError",
+    "RetrievalTask",
     "UserError",
     "VerificationError",
     "VerificationReport",
@@ -70,7 +72,7 @@ _MODULES = {
     "manifest": ("Manifest",),
     "profile": ("ProfileReport", "profile_bundle", "profile_in_process"),
     "providers": ("ProviderStatus", "provider_status"),
-    "tasks": ("Answer", "Caption", "CaptionTask", "EncodedImage", "VqaTask", "load"),
+    "tasks": ("Answer", "Caption", "CaptionTask", "EncodedImage", "Match", "RetrievalTask", "VqaTask", "load"),
     "verify": ("VerificationReport", "verify_bundle"),
 }
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from xattn_runtime._reading import one_line
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.manifest import GoldenCase
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
 
 __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
 
@@ -25,7 +26,7 @@ __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relat
 class CaseMeasure:
     """A golden case as computed here.
 
-    relative_rms: infinite where what is computed is not finite.
+    relative_rms: infinite where a value computed is not finite.
     expected_text: None where the case compares no text, as the trained model is not sure of it.
     """
 
@@ -102,7 +103,7 @@ def verify_bundle(
     return VerificationReport(str(task.bundle.path), provider, tolerance, verdicts)
 
 
-def measure(task: CaptionTask | VqaTask) -> tuple[CaseMeasure, ...]:
+def measure(task: CaptionTask | VqaTask | RetrievalTask) -> tuple[CaseMeasure, ...]:
     """Every golden case of the task's bundle, run through the whole pipeline, without judgement."""
     return tuple(_measure_case(task, case) for case in task.bundle.manifest.golden.cases)
 
@@ -123,33 +124,43 @@ def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[A
     return difference / size
 
 
-def _measure_case(task: CaptionTask | VqaTask, case: GoldenCase) -> CaseMeasure:
-    encoded = task.encode(task.bundle.file(case.image))
-    if isinstance(task, CaptionTask):
-        found = task.forced_logits(encoded, case.token_ids or ())
-        text = task.caption(encoded).text
+def _measure_case(task: CaptionTask | VqaTask | RetrievalTask, case: GoldenCase) -> CaseMeasure:
+    image, text = task.bundle.file(case.image), None
+    if isinstance(task, RetrievalTask):
+        embeddings = task.embed_images([image])[0], task.embed_texts([case.query or ""])[0]
+        found = dict(zip(("image_embeddings", "text_embeddings"), embeddings, strict=True))
+    elif isinstance(task, CaptionTask):
+        encoded = task.encode(image)
+        found = {"logits": task.forced_logits(encoded, case.token_ids or ())}
+        text = None if case.text is None else task.caption(encoded).text
     else:
-        found = task.logits(encoded, case.question or "")
-        text = task.ask(encoded, case.question or "").answer
-    golden = _golden_logits(task.bundle, case, found.shape)
-    return CaseMeasure(case.image, case.question, relative_rms(found, golden), case.text, text)
+        encoded = task.encode(image)
+        found = {"logits": task.logits(encoded, case.question or "", case.token_ids or ())}
+        text = None if case.text is None else task.ask(encoded, case.question or "").answer
+    golden = _golden_tensors(task.bundle, case, found)
+    difference = max(relative_rms(values, golden[name]) for name, values in found.items())
+    return CaseMeasure(case.image, case.question, difference, case.text, text)
 
 
-def _golden_logits(bundle: Bundle, case: GoldenCase, shape: tuple[int, ...]) -> NDArray[np.floating[Any]]:
+def _golden_tensors(
+    bundle: Bundle, case: GoldenCase, found: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """The case's tensors by the names of `found`, checked to be of the same shapes."""
     path = bundle.file(case.tensors)
     try:
-        with np.load(path, allow_pickle=False) as tensors:
-            logits: NDArray[Any] = tensors["logits"]
+        with np.load(path, allow_pickle=False) as stored:
+            tensors: dict[str, NDArray[Any]] = {name: stored[name] for name in found}
     except Exception as error:  # numpy and zipfile raise half a dozen kinds on damaged input
         raise BundleError(
-            f"{path}: expected an .npz with logits, found: {one_line(error)}; export the bundle again"
+            f"{path}: expected an .npz with {', '.join(found)}, found: {one_line(error)}; export the bundle again"
         ) from error
-    if logits.shape != shape or not np.issubdtype(logits.dtype, np.floating):
-        raise BundleError(
-            f"{path}: logits: expected floating-point values of shape {list(shape)}, found {logits.dtype} "
-            f"{list(logits.shape)}; export the bundle again"
-        )
-    return logits
+    for name, values in tensors.items():
+        if values.shape != found[name].shape or not np.issubdtype(values.dtype, np.floating):
+            raise BundleError(
+                f"{path}: {name}: expected floating-point values of shape {list(found[name].shape)}, found "
+                f"{values.dtype} {list(values.shape)}; export the bundle again"
+            )
+    return tensors
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ COMMANDS = (
     "quantize",
     "caption",
     "vqa",
+    "retrieve",
     "evaluate",
     "profile",
     "inspect",

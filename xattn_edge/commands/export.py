@@ -18,7 +18,9 @@ app = new_app()
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Checkpoint that `xattn-edge train` wrote.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Checkpoint of `train` or of Transformers, or a hub id.")
+    ],
     output: OutputOption,
     attention: Annotated[
         Literal["standard", "decomposed"],
@@ -35,11 +37,14 @@ def export(
     """Make a bundle of a trained model.
 
     It holds standard ONNX operators only, and is compared with the model it came from.
+    SOURCE is a folder that `xattn-edge train` or save_pretrained of Transformers wrote,
+    or the id of such a model on the Hugging Face hub.
 
     \b
     Examples:
       xattn-edge export checkpoints/shapes-vqa -o shapes-vqa.xattn
       xattn-edge export checkpoints/shapes-vqa -o old.xattn --attention decomposed --opset 18
+      xattn-edge export Salesforce/blip-image-captioning-base -o blip.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_export import export_checkpoint

@@ -52,6 +52,7 @@ class SourceFacts(TypedDict):
     license: str
     tokenizer_json: str
     unknown_token_id: int | None
+    clean_up_spaces: bool
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
@@ -71,7 +72,7 @@ def source_facts(folder: Path) -> SourceFacts:
     Raises:
         CheckpointError: there is no tokenizer, or none that can be carried over.
     """
-    from xattn_export.families.hf_text import tokenizer_json_of
+    from xattn_export.families.hf_text import cleans_up_spaces, tokenizer_json_of
 
     tokenizer_json = tokenizer_json_of(folder)
     return {
@@ -79,6 +80,7 @@ def source_facts(folder: Path) -> SourceFacts:
         "license": license_of(folder),
         "tokenizer_json": tokenizer_json,
         "unknown_token_id": _unknown_token_id(tokenizer_json),
+        "clean_up_spaces": cleans_up_spaces(folder),
     }
 
 

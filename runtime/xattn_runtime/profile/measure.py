@@ -15,7 +15,7 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.profile.machine import describe_machine, peak_memory
 from xattn_runtime.profile.report import ProfileReport, summarise
 from xattn_runtime.providers import load_onnxruntime
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
 from xattn_runtime.tasks.encoding import milliseconds_since
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def profile_bundle(
     )
 
 
-def _one_pass(task: CaptionTask | VqaTask, picture: ImageInput, index: int, times: Times) -> None:
+def _one_pass(task: CaptionTask | VqaTask | RetrievalTask, picture: ImageInput, index: int, times: Times) -> None:
+    cases = task.bundle.manifest.golden.cases
     began = time.perf_counter()
     encoded = task.encode(picture)
     _add(times, "preprocess", encoded.preprocess_ms)
@@ -83,8 +84,11 @@ def _one_pass(task: CaptionTask | VqaTask, picture: ImageInput, index: int, time
         for i, _ in enumerate(task.steps(encoded)):
             _add(times, "step" if i else "prefill", milliseconds_since(step_began))
             step_began = time.perf_counter()
+    elif isinstance(task, RetrievalTask):
+        text_began = time.perf_counter()
+        task.embed_texts([cases[index % len(cases)].query or ""])
+        _add(times, "embed_text", milliseconds_since(text_began))
     else:
-        cases = task.bundle.manifest.golden.cases
         answer = task.ask(encoded, cases[index % len(cases)].question or "")
         _add(times, "answer", answer.timing_ms.total)
     _add(times, "total", milliseconds_since(began))

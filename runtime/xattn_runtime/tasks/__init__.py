@@ -7,6 +7,7 @@ import os
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
 from xattn_runtime.tasks.encoding import EncodedImage
+from xattn_runtime.tasks.retrieval import Match, RetrievalTask
 from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "CaptionTask",
     "CaptionTiming",
     "EncodedImage",
+    "Match",
+    "RetrievalTask",
     "VqaTask",
     "load",
 ]
@@ -23,7 +26,7 @@ __all__ = [
 
 def load(
     bundle: str | os.PathLike[str] | Bundle, provider: str = "cpu", threads: int | None = None
-) -> CaptionTask | VqaTask:
+) -> CaptionTask | VqaTask | RetrievalTask:
     """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
 
     `threads` within an operator is by default the cores, at most 4.
@@ -32,4 +35,6 @@ def load(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if opened.manifest.task == "caption":
         return CaptionTask(opened, provider, threads)
+    if opened.manifest.task == "retrieval":
+        return RetrievalTask(opened, provider, threads)
     return VqaTask(opened, provider, threads)

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import key_value_names, layers_of
 from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.providers import resolve_provider
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
@@ -22,9 +24,20 @@ from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["EncodedImage", "ImageEncoder", "check_key_values", "concatenate", "milliseconds_since", "session_settings"]
+__all__ = [
+    "EncodedImage",
+    "ImageEncoder",
+    "check_key_values",
+    "concatenate",
+    "forced_logits",
+    "milliseconds_since",
+    "padded",
+    "session_settings",
+]
 
 _ENCODER_BATCH = 16
+# Padding is masked out, so any id will do that every vocabulary has.
+_PAD_TOKEN_ID = 0
 # A series of keys and values that one graph gives, and as what the next one takes it.
 _TAKEN_AS = {"cross": "cross", "image": "image", "prefix": "past"}
 
@@ -121,6 +134,29 @@ def concatenate(encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
     if len(encoded) == 1:
         return dict(encoded[0].tensors)
     return {name: np.concatenate([one.tensors[name] for one in encoded]) for name in encoded[0].tensors}
+
+
+def padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Token ids as `input_ids` and `attention_mask`, int64 `[batch, longest]`, padded on the right."""
+    longest = max(len(ids) for ids in texts)
+    input_ids = np.full((len(texts), longest), _PAD_TOKEN_ID, dtype=np.int64)
+    attention_mask = np.zeros((len(texts), longest), dtype=np.int64)
+    for row, ids in enumerate(texts):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def forced_logits(
+    decoder: DecoderStep, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]
+) -> NDArray[np.float32]:
+    """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+    past, cross = decoder.first_past(context), decoder.cross(context)
+    rows = []
+    for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):
+        logits, past = decoder.logits(np.array([fed], np.int64), past, cross)
+        rows.append(logits)
+    return np.concatenate(rows)
 
 
 def milliseconds_since(began: float) -> float:

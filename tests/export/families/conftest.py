@@ -1,4 +1,4 @@
-"""A factory of tiny models of Transformers' own classes, with random weights of a sane size, saved as users save them."""
+"""A factory of tiny models of Transformers' own classes: random weights of a sane size, saved as users save them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
-WORDS = "a the red blue green yellow circle square triangle of and on is what color shape there picture photo yes no ? , ."
+WORDS = "a the red blue green yellow circle square triangle of and on is what color shape there picture yes no ? , ."
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 Save = Callable[..., Path]
