@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 from xattn_export.conformance import STANDARD_DOMAIN, _subgraphs, all_nodes, examine
 from xattn_export.decompose.arithmetic import write_attention
 from xattn_export.decompose.call import read_call
+from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
 from xattn_export.decompose.writer import Constants, Names, Writer
 from xattn_runtime._reading import one_line
@@ -21,6 +22,7 @@ from xattn_runtime.errors import XattnError
 __all__ = ["decompose_attention"]
 
 _NEWEST_READ = 25
+_FIRST_WITH_GELU = 20
 # No tensor of a shape, of axes or of pads is larger: a larger one plays no part in what types and axes follow.
 _LARGEST_LOOKED_AT = 1024
 
@@ -43,12 +45,7 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None) -> Model
             opset asked for does not have in the same meaning.
     """
     result = _dissolve_callers(_without_weights(model))
-    version = default_opset(result)
-    if any(_is_attention(node) for node in all_nodes(result.graph.node)):
-        _require_known(version)
-        names = Names(_names(result.graph))
-        constants = Constants(result.graph, names)
-        _rewrite(result.graph, _inferred(result).graph, {}, version, names, constants)
+    _Rewriter(result, with_gelu=opset is None or opset >= _FIRST_WITH_GELU).run()
     if opset is not None:
         result = lower_opset(result, opset)
     if "Attention" in examine(result).operators:
@@ -60,8 +57,56 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None) -> Model
     return result
 
 
+class _Rewriter:
+    """Puts other nodes in the place of each `Attention` of a model, and of each `Gelu` where that has to go."""
+
+    def __init__(self, model: ModelProto, with_gelu: bool) -> None:
+        self._model = model
+        self._with_gelu = with_gelu
+        self._version = default_opset(model)
+        self._names = Names(_names(model.graph))
+        self._constants = Constants(model.graph, self._names)
+
+    def run(self) -> None:
+        """Rewrite the model in place."""
+        nodes = list(all_nodes(self._model.graph.node))
+        if any(_is_attention(node) for node in nodes):
+            _require_known(self._version)
+        if any(self._goes(node) for node in nodes):
+            self._graph(self._model.graph, _inferred(self._model).graph, {})
+
+    def _goes(self, node: NodeProto) -> bool:
+        return _is_attention(node) or (not self._with_gelu and _is_standard(node, "Gelu"))
+
+    def _graph(self, graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto]) -> None:
+        """`inferred` is the same graph with its types, `outer` the types around it."""
+        types = {**outer, **_types(inferred)}
+        writer = Writer(self._names, self._constants)
+        nodes: list[NodeProto] = []
+        for node, known in zip(graph.node, inferred.node, strict=True):
+            for inner, inner_known in zip(_subgraphs(node), _subgraphs(known), strict=True):
+                self._graph(inner, inner_known, types)
+            if not self._goes(node):
+                nodes.append(node)
+                continue
+            writer.stem = node.name or node.output[0]
+            if _is_attention(node):
+                write_attention(read_call(node, types, self._version), writer)
+            else:
+                write_gelu(node, types, writer)
+            nodes += writer.nodes
+            writer.nodes.clear()
+        kept = GraphProto(node=nodes)
+        del graph.node[:]
+        graph.node.extend(kept.node)
+
+
 def _is_attention(node: NodeProto) -> bool:
-    return node.op_type == "Attention" and node.domain in ("", STANDARD_DOMAIN)
+    return _is_standard(node, "Attention")
+
+
+def _is_standard(node: NodeProto, op_type: str) -> bool:
+    return node.op_type == op_type and node.domain in ("", STANDARD_DOMAIN)
 
 
 def _require_known(version: int) -> None:
@@ -73,33 +118,6 @@ def _require_known(version: int) -> None:
         raise XattnError(f"expected Attention of opset 23 to {_NEWEST_READ}, found that of {since}")
 
 
-def _rewrite(
-    graph: GraphProto,
-    inferred: GraphProto,
-    outer: Mapping[str, TypeProto],
-    version: int,
-    names: Names,
-    constants: Constants,
-) -> None:
-    """Rewrite `graph` in place; `inferred` is the same graph with its types, `outer` the types around it."""
-    types = {**outer, **_types(inferred)}
-    writer = Writer(names, constants)
-    nodes: list[NodeProto] = []
-    for node, known in zip(graph.node, inferred.node, strict=True):
-        for inner, inner_known in zip(_subgraphs(node), _subgraphs(known), strict=True):
-            _rewrite(inner, inner_known, types, version, names, constants)
-        if _is_attention(node):
-            writer.stem = node.name or node.output[0]
-            write_attention(read_call(node, types, version), writer)
-            nodes += writer.nodes
-            writer.nodes.clear()
-        else:
-            nodes.append(node)
-    kept = GraphProto(node=nodes)
-    del graph.node[:]
-    graph.node.extend(kept.node)
-
-
 def _types(graph: GraphProto) -> dict[str, TypeProto]:
     types = {info.name: info.type for info in (*graph.value_info, *graph.input, *graph.output)}
     for tensor in graph.initializer:
@@ -109,7 +127,7 @@ def _types(graph: GraphProto) -> dict[str, TypeProto]:
 
 def _inferred(model: ModelProto) -> ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(model)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise XattnError(f"the types of the graph contradict each other: {one_line(error)[:500]}") from error
 
