@@ -23,7 +23,7 @@ from xattn_runtime.session import Tensor
 __all__ = ["beam_search"]
 
 _OUT = np.float32(-1e9)
-"""Added to the score of what must not be chosen."""
+"""The score of what must not be chosen, or added to it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def beam_search(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Dec
     for generated in range(1, decoding.max_new_tokens + 1):
         candidates, origins = _candidates(running, logits, decoding, generated)
         finished = _finish(finished, candidates, improvable, decoding, generated)
-        candidates = replace(candidates, scores=candidates.scores + candidates.ended * _OUT)
+        candidates = replace(candidates, scores=candidates.scores + _out(candidates.ended))
         order = _best(candidates.scores, decoding.beams)
         running = candidates.take(order)
         improvable &= _can_improve(running, finished, decoding, generated)
@@ -130,7 +130,7 @@ def _finish(
     closed = ~improvable
     if decoding.early_stopping is True:
         closed |= finished.ended.all(axis=1, keepdims=True)
-    scores = candidates.scores / np.float32(generated**decoding.length_penalty) + closed * _OUT + ~ended * _OUT
+    scores = candidates.scores / np.float32(generated**decoding.length_penalty) + _out(closed) + _out(~ended)
     together = finished.beside(replace(candidates, scores=scores, ended=ended))
     return together.take(_best(together.scores, beams))
 
@@ -141,7 +141,12 @@ def _can_improve(running: _Beams, finished: _Beams, decoding: Decoding, generate
     length = decoding.max_new_tokens if longest else generated
     hoped = running.scores[:, :1] / np.float32(length**decoding.length_penalty)
     worst = np.where(finished.ended, finished.scores.min(axis=1, keepdims=True), _OUT)
-    return np.any(hoped > worst, axis=1, keepdims=True)
+    improvable: NDArray[np.bool_] = np.any(hoped > worst, axis=1, keepdims=True)
+    return improvable
+
+
+def _out(barred: NDArray[np.bool_]) -> NDArray[np.float32]:
+    return np.where(barred, _OUT, np.float32(0))
 
 
 def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:

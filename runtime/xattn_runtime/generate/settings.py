@@ -134,6 +134,9 @@ def read_decoding(reader: ObjectReader) -> Decoding:
         reader.fail("max_positions", "more positions than the prompt has tokens", most)
     if (most := decoding.max_length) is not None and most <= len(decoding.prompt_token_ids):
         reader.fail("max_length", "a length above the prompt's", most)
+    for key in ("forced_first_token_id", "forced_last_token_id"):
+        if (forced := getattr(decoding, key)) in decoding.suppressed_token_ids:
+            reader.fail(key, "a token that is not suppressed", forced)
     reader.finish()
     return decoding
 
