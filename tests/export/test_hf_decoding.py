@@ -43,7 +43,8 @@ def test_every_key_arrives(tmp_path: Path) -> None:
 def test_what_says_nothing_is_neutral(tmp_path: Path) -> None:
     neutral = {
         "do_sample": False, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "num_beam_groups": 1,
-        "diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": None, "use_cache": True,
+        "diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": None,
+        "use_cache": True,
         "transformers_version": "5.0.0", "_from_model_config": True, "chat_format": "anything",
     }  # fmt: skip
     found = decoding_of(_folder(tmp_path, {"bos_token_id": 6, "eos_token_id": [7, 9]} | neutral))
