@@ -51,6 +51,11 @@ class StagedBundle:
         self._files[relative] = FileEntry(file_digest(path), len(content))
         return path
 
+    def adopt(self, relative: str) -> None:
+        """List a file that was written into the folder by other means."""
+        path = self.folder / relative
+        self._files[relative] = FileEntry(file_digest(path), path.stat().st_size)
+
     def remove(self, relative: str) -> None:
         """Take back a file that was written."""
         (self.folder / relative).unlink()

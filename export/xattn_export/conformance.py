@@ -6,17 +6,28 @@ must exist in the opset that the graph imports, and must not be deprecated there
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
+from xattn_runtime._reading import one_line
 from xattn_runtime.errors import XattnError
 
-__all__ = ["STANDARD_DOMAIN", "GraphFacts", "all_nodes", "drop_unused_imports", "examine", "require_standard"]
+__all__ = [
+    "STANDARD_DOMAIN",
+    "GraphFacts",
+    "all_nodes",
+    "drop_unused_imports",
+    "examine",
+    "require_standard",
+    "require_valid",
+]
 
 STANDARD_DOMAIN = "ai.onnx"
 _INT8_OPERATORS = frozenset({"MatMulInteger", "ConvInteger", "DequantizeLinear", "QLinearMatMul", "QLinearConv"})
@@ -97,6 +108,25 @@ def require_standard(model: ModelProto, role: str) -> GraphFacts:
             f"{'; '.join(facts.offences[:3])}{' …' if len(facts.offences) > 3 else ''}"
         )
     return facts
+
+
+def require_valid(model: ModelProto, role: str, folder: Path | None = None) -> None:
+    """Have ONNX check the graph, types and shapes included; `folder` holds the weights that lie outside of it.
+
+    Raises:
+        XattnError: it is not valid; names the role.
+    """
+    try:
+        if folder is None:
+            onnx.checker.check_model(model, full_check=True)
+            return
+        # Weights beside a graph are looked for beside its file.
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".onnx") as file:
+            file.write(model.SerializeToString())
+            file.flush()
+            onnx.checker.check_model(file.name, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise XattnError(f"{role}: the exported graph is not valid ONNX: {one_line(error)[:500]}") from error
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:

@@ -1,0 +1,75 @@
+"""Weights beside the graphs of a bundle: large tensors go to files of their own, each of them once.
+
+ONNX has a limit of 2 GB for a graph with its weights inside, and an engine can map a file beside it into memory rather
+than read it. A tensor that several graphs hold lies in the file of the first. It knows files and tensors, and no role.
+https://onnx.ai/onnx/repo-docs/ExternalData.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx_ir as ir
+from onnx import ModelProto, TensorProto
+
+__all__ = ["INSIDE_BYTES", "WeightStore", "has_weights_outside"]
+
+INSIDE_BYTES = 64 * 2**20
+"""A graph whose weights are not more keeps them: one file is handier than two, and is read in no time."""
+
+_SMALLEST_OUTSIDE_BYTES = 16 * 2**10
+_PAGE_BYTES = 4096
+
+_Place = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class WeightStore:
+    """The weight files in one folder of graphs. `inside_bytes`: the most that a graph may hold itself."""
+
+    folder: Path
+    inside_bytes: int = INSIDE_BYTES
+    _places: dict[str, _Place] = field(default_factory=dict)
+
+    def take_out(self, model: ir.Model, file: str) -> None:
+        """Write the large weights of `model` to `file` in the folder, and leave references to them, in place.
+
+        Tensors begin at multiples of a page, so that they can be mapped. Without large weights there is no file.
+        Raises OSError where it cannot be written.
+        """
+        values = [value for value in model.graph.initializers.values() if value.const_value is not None]
+        tensors = [(value, value.const_value) for value in values if value.const_value is not None]
+        if sum(tensor.nbytes for _, tensor in tensors) <= self.inside_bytes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / file).open("wb") as stream:
+            for value, tensor in tensors:
+                if tensor.nbytes >= _SMALLEST_OUTSIDE_BYTES:
+                    location, offset, length = self._place(stream, file, tensor)
+                    value.const_value = ir.ExternalTensor(
+                        location, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or ""
+                    )
+            stream.flush()
+            os.fsync(stream.fileno())
+            empty = stream.tell() == 0
+        if empty:
+            (self.folder / file).unlink()
+
+    def _place(self, stream: BinaryIO, file: str, tensor: ir.TensorProtocol) -> _Place:
+        """Where the bytes of `tensor` lie: where they were put before, or from now on at the end of `stream`."""
+        content = tensor.tobytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._places:
+            stream.write(bytes(-stream.tell() % _PAGE_BYTES))
+            self._places[digest] = (file, stream.tell(), len(content))
+            stream.write(content)
+        return self._places[digest]
+
+
+def has_weights_outside(model: ModelProto) -> bool:
+    """Whether weights of `model` lie in files beside it."""
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
