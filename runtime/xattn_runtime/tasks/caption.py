@@ -27,6 +27,7 @@ from xattn_runtime.tasks.encoding import (
     ImageEncoder,
     check_key_values,
     concatenate,
+    forced_logits,
     milliseconds_since,
     session_settings,
 )
@@ -147,13 +148,7 @@ class CaptionTask:
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        past = self._decoder.first_past(encoded.tensors)
-        cross = self._decoder.cross(encoded.tensors)
-        rows = []
-        for fed in (self._decoding.prompt_token_ids, *((token_id,) for token_id in token_ids)):
-            logits, past = self._decoder.logits(np.array([fed], np.int64), past, cross)
-            rows.append(logits)
-        return np.concatenate(rows)
+        return forced_logits(self._decoder, encoded.tensors, self._decoding.prompt_token_ids, token_ids)
 
     def _settings(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> Decoding:
         prompt_ids = () if prompt is None else self._codec.encode_prompt(prompt)
