@@ -81,7 +81,7 @@ def test_another_opset_than_asked_is_an_error(role, monkeypatch):
     """torch falls back to an opset of its own without a word."""
     real = torch.onnx.export
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: real(*args, **options | {"opset_version": 18}))
-    with pytest.raises(XattnError, match="image_encoder: expected opset 20, found 18"):
+    with pytest.raises(XattnError, match="image_encoder: expected opset 23, found 18"):
         export_role(role("lstm", "image_encoder"), "decomposed", 20)
 
 

@@ -1,7 +1,8 @@
 """The layers that graphs are re-expressed with: attention as one ONNX operator each, and fewer, wider products.
 
 Tensors between layers stay `[batch, length, heads × head_width]`, as the operator takes them: no reshaping, no
-transposing. What is cached or computed once an image is `[batch, heads, tokens, head_width]`, as the bundle format says.
+transposing. What is cached, or computed once an image, is `[batch, heads, tokens, head_width]`, as the bundle format
+says.
 Only for export; torch computes them too. https://onnx.ai/onnx/operators/onnx__Attention.html
 """
 
@@ -102,7 +103,8 @@ def attend_heads(query: Tensor, context: KeyValue, mask: Tensor | None = None, s
 
 def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """`[batch, length, heads × head_width]` to `[batch, heads, length, head_width]`."""
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+    batch, length, width = tokens.shape
+    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def fuse_linears(*linears: nn.Linear) -> nn.Linear:

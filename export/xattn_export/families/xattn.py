@@ -6,31 +6,75 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, MultiHeadAttention
+from xattn_edge.encoders import ImageEncoder
+from xattn_edge.encoders.transformer import SelfAttentionLayer
 from xattn_edge.models import CaptionModel, Checkpoint, VqaModel
 from xattn_export.families.base import Role, TensorSpec
+from xattn_export.families.graph_layers import attend, attend_with_cache, fuse_linears, split_heads
 from xattn_runtime._reading import ObjectReader
 from xattn_runtime.contract import cross_names
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.manifest import Task
 from xattn_runtime.preprocess.steps import Step, parse_steps
 
-__all__ = ["flatten", "image_encoder_role", "image_steps", "is_checkpoint", "pairs", "unknown_token_id"]
+__all__ = [
+    "SelfAttentionGraph",
+    "flatten",
+    "image_encoder_role",
+    "image_steps",
+    "is_checkpoint",
+    "pairs",
+    "unknown_token_id",
+]
+
+
+class SelfAttentionGraph(nn.Module):
+    """Self-attention of ours with queries, keys and values from one product."""
+
+    def __init__(self, attention: MultiHeadAttention) -> None:
+        super().__init__()
+        self.heads = attention.heads
+        self.project = fuse_linears(attention.query, attention.key, attention.value)
+        self.output = attention.output
+
+    def forward(self, normed: Tensor) -> Tensor:
+        """`[batch, length, width]`, every token attending to all; the same shape comes out."""
+        return cast(Tensor, self.output(attend(*self.project(normed).chunk(3, -1), self.heads)))
+
+    def with_cache(self, normed: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
+        """The same, causal and after `past`; the longer cache comes out too."""
+        query, key, value = self.project(normed).chunk(3, -1)
+        attended, present = attend_with_cache(query, key, value, past, self.heads)
+        return self.output(attended), present
 
 
 class ImageEncoderGraph(nn.Module):
     """Picture `[batch, 3, side, side]` to the cross keys and values of every layer."""
 
-    def __init__(self, model: CaptionModel | VqaModel) -> None:
+    def __init__(self, encoder: ImageEncoder, cross: Sequence[MultiHeadAttention]) -> None:
         super().__init__()
-        self.model = model
+        self.encoder = encoder
+        self.attentions = nn.ModuleList(
+            SelfAttentionGraph(cast(SelfAttentionLayer, layer).attention) for layer in encoder.layers
+        )
+        self.heads = cross[0].heads
+        self.contexts = fuse_linears(*chain.from_iterable((each.key, each.value) for each in cross))
+        self.tensors = 2 * len(cross)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.model.encode_image(pixel_values))
+        encoder = self.encoder
+        features = encoder.feature_map(pixel_values).flatten(2).transpose(1, 2)
+        tokens = encoder.projection(features) + encoder.position
+        for layer, attention in zip(encoder.layers, self.attentions, strict=True):
+            tokens = tokens + attention(layer.attention_norm(tokens))
+            tokens = tokens + layer.feed_forward(layer.feed_forward_norm(tokens))
+        contexts = self.contexts(encoder.norm(tokens)).chunk(self.tensors, -1)
+        return tuple(split_heads(context, self.heads) for context in contexts)
 
 
 def is_checkpoint(config: Mapping[str, Any], task: Task) -> bool:
@@ -48,15 +92,15 @@ def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
     return [KeyValue(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
 
 
-def image_encoder_role(model: CaptionModel | VqaModel, layers: int) -> Role:
-    """The role `image_encoder` of a model with `layers` cross-attention layers."""
+def image_encoder_role(model: CaptionModel | VqaModel, cross: Sequence[MultiHeadAttention]) -> Role:
+    """The role `image_encoder` of a model whose cross-attention, layer by layer, is `cross`."""
     side = model.config.image_size_px
     return Role(
         name="image_encoder",
-        module=ImageEncoderGraph(model),
+        module=ImageEncoderGraph(model.image_encoder, cross),
         reference=lambda pixel_values: flatten(model.encode_image(pixel_values)),
         inputs=(TensorSpec("pixel_values", ("batch", 3, side, side), "normal"),),
-        outputs=tuple(cross_names(layers)),
+        outputs=tuple(cross_names(len(cross))),
         attends=model.config.image_layers > 0,
     )
 

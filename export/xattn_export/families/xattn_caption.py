@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import causal_mask
+from xattn_edge.attention import KeyValue
 from xattn_edge.models import CaptionModel, load_checkpoint
+from xattn_edge.models.caption import DecoderLayer
 from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
 from xattn_export.families.drawings import caption_pictures
 from xattn_export.families.xattn import (
+    SelfAttentionGraph,
     flatten,
     image_encoder_role,
     image_steps,
@@ -33,6 +35,7 @@ class DecoderGraph(nn.Module):
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
         self.model = model
+        self.layers = nn.ModuleList(DecoderLayerGraph(cast(DecoderLayer, layer)) for layer in model.layers)
 
     def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """`caches` holds the past keys and values of every layer, then the cross keys and values."""
@@ -42,18 +45,33 @@ class DecoderGraph(nn.Module):
         # Positions by lookup: a slice of the table would bind `past` and `length` to its size in the exported program.
         positions = torch.arange(past_length, past_length + length, device=input_ids.device)
         tokens = model.embedding(input_ids) + F.embedding(positions, model.position)
-        mask = causal_mask(length, past_length, input_ids.device)
         present = []
-        for layer, layer_past, layer_cross in zip(model.layers, past, cross, strict=True):
-            tokens, layer_present = layer(tokens, layer_past, layer_cross, mask)
+        for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
+            tokens, layer_present = layer(tokens, layer_past, layer_cross)
             present.append(layer_present)
         return *_head(cast(Tensor, model.head(model.norm(tokens[:, -1])))), *flatten(present)
+
+
+class DecoderLayerGraph(nn.Module):
+    """A `DecoderLayer`, its cache kept by the attention operator itself."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__()
+        self.self_attention_norm = layer.self_attention_norm
+        self.self_attention = SelfAttentionGraph(layer.self_attention)
+        self.cross = layer.cross
+
+    def forward(self, tokens: Tensor, past: KeyValue, context: KeyValue) -> tuple[Tensor, KeyValue]:
+        """As `DecoderLayer.forward`, causal without being told so."""
+        attended, present = self.self_attention.with_cache(self.self_attention_norm(tokens), past)
+        return self.cross(tokens + attended, context), present
 
 
 def _open(folder: Path) -> Source:
     checkpoint = load_checkpoint(folder)
     model = cast(CaptionModel, checkpoint.model)
     config = model.config
+    cross = [cast(DecoderLayer, layer).cross.attention for layer in model.layers]
     # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
     most_new_tokens = config.max_tokens - 1
 
@@ -68,7 +86,7 @@ def _open(folder: Path) -> Source:
         task="caption",
         license=checkpoint.license,
         weights=folder / "model.safetensors",
-        roles=(image_encoder_role(model, config.decoder_layers), _decoder_role(model)),
+        roles=(image_encoder_role(model, cross), _decoder_role(model)),
         image_steps=image_steps(checkpoint),
         tokenizer_json=checkpoint.tokenizer_json,
         unknown_token_id=unknown_token_id(checkpoint),

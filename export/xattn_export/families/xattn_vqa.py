@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.encoders import LstmTextEncoder
+from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models import VqaModel, load_checkpoint
 from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
 from xattn_export.families.drawings import shape_pictures
@@ -76,6 +77,7 @@ def _open(folder: Path) -> Source:
     checkpoint = load_checkpoint(folder)
     model = cast(VqaModel, checkpoint.model)
     config = model.config
+    cross = [cast(CrossAttentionLayer, layer).attention for layer in model.cross_layers]
 
     def answer_logits(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Tensor:
         input_ids = torch.tensor([question_ids])
@@ -86,7 +88,7 @@ def _open(folder: Path) -> Source:
         task="vqa",
         license=checkpoint.license,
         weights=folder / "model.safetensors",
-        roles=(image_encoder_role(model, config.cross_layers), _classifier_role(model)),
+        roles=(image_encoder_role(model, cross), _classifier_role(model)),
         image_steps=image_steps(checkpoint),
         tokenizer_json=checkpoint.tokenizer_json,
         unknown_token_id=unknown_token_id(checkpoint),
