@@ -27,7 +27,7 @@ _FIRST_WITH_GELU = 20
 _LARGEST_LOOKED_AT = 1024
 
 
-def decompose_attention(model: ModelProto, *, opset: int | None = None) -> ModelProto:
+def decompose_attention(model: ModelProto, *, opset: int | None = None, in_place: bool = False) -> ModelProto:
     """`model` with every standard `Attention`, of opset 23 and later, as operators that opset 18 already has.
 
     The whole operator is covered: 3D and 4D operands, grouped queries, past and present keys and values, causality,
@@ -36,9 +36,11 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None) -> Model
     call them. External weights stay external, and none is read.
 
     Args:
-        model: any ONNX model; it is left as it is.
+        model: any ONNX model, of any size; it is left as it is.
         opset: what the result is to import, 18 or later; by default what `model` imports. Operators that are too new
             for it and that the standard defines by older ones, such as `Gelu`, are replaced as well.
+        in_place: change and return `model` itself, so that its weights are not in memory twice. What is refused is
+            left as it is.
 
     Raises:
         XattnError: an `Attention` that breaks its specification or whose types cannot be told, or an operator that the
@@ -50,11 +52,25 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None) -> Model
         result = lower_opset(result, opset)
     if "Attention" in examine(result).operators:
         raise XattnError("expected Attention in graphs and functions only, found it in the training information")
+    if in_place:
+        return _moved_into(model, result)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if _is_large(tensor)}
     for tensor in result.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
     return result
+
+
+def _moved_into(model: ModelProto, result: ModelProto) -> ModelProto:
+    """`model` with everything of `result` but the weights that it already has."""
+    present = {tensor.name for tensor in model.graph.initializer}
+    model.graph.initializer.extend(tensor for tensor in result.graph.initializer if tensor.name not in present)
+    for target, source, kept in ((model, result, "graph"), (model.graph, result.graph, "initializer")):
+        for field, _ in target.ListFields():
+            if field.name != kept:
+                target.ClearField(field.name)
+        _copy_fields(source, target, leave_out=kept)
+    return model
 
 
 class _Rewriter:
