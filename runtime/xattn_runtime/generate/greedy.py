@@ -45,6 +45,7 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
     tokens = decoder.prompt(image, decoding.prompt_token_ids)
     input_ids = tokens
     ended = np.zeros(len(tokens), dtype=np.bool_)
+    end_ids = np.array(decoding.end_token_ids)[:, None]
     for _ in range(decoding.max_new_tokens):
         processors = processors_at(decoding, tokens.shape[1])
         if processors:
@@ -54,7 +55,7 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
             best, past = decoder.next_token(input_ids, past, cross)
         token_ids = np.where(ended, decoding.pad_token_id, best.token_ids)
         log_probs = np.where(ended, np.float32(0), best.log_probs)
-        ended = ended | np.isin(token_ids, decoding.end_token_ids)
+        ended = ended | (token_ids == end_ids).any(axis=0)
         yield GreedyStep(token_ids, log_probs, ended)
         if ended.all():
             return
