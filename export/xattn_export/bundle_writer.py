@@ -51,10 +51,12 @@ class StagedBundle:
         self._files[relative] = FileEntry(file_digest(path), len(content))
         return path
 
-    def adopt(self, relative: str) -> None:
-        """List a file that was written into the folder by other means."""
+    def adopt(self, relative: str) -> int:
+        """List a file that was written into the folder by other means; its size in bytes."""
         path = self.folder / relative
-        self._files[relative] = FileEntry(file_digest(path), path.stat().st_size)
+        size = path.stat().st_size
+        self._files[relative] = FileEntry(file_digest(path), size)
+        return size
 
     def remove(self, relative: str) -> None:
         """Take back a file that was written."""

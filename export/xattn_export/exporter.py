@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, examine
+from xattn_export.external_weights import INSIDE_BYTES, WeightStore
 from xattn_export.families import family_of
 from xattn_export.families.base import Source
 from xattn_export.families.hf_hub import hub_id, local_folder
@@ -33,6 +34,7 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, from 0 to 1."""
 
 _TOKENIZER_FILE = "tokenizer.json"
+_GRAPHS_FOLDER = "graphs"
 _GRAPHS_DONE = 0.8
 
 
@@ -83,6 +85,7 @@ def export_checkpoint(
     overwrite: bool = False,
     command: str = "",
     golden_images: Sequence[Path] | None = None,
+    inside_bytes: int = INSIDE_BYTES,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -93,6 +96,7 @@ def export_checkpoint(
         overwrite: replace a bundle that is there.
         command: what was typed, for the record.
         golden_images: pictures for the golden cases; by default the family draws some.
+        inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
         progress: told what is being done.
 
     Raises:
@@ -115,22 +119,30 @@ def export_checkpoint(
         created_utc=created_utc(),
         versions=versions(),
     )
-    graphs, parity = _export_roles(model, attention, opset, tell)
     with staged_bundle(output, overwrite=overwrite) as staged:
+        graphs = _export_roles(model, attention, opset, inside_bytes, staged, tell)
         tell("computing golden cases", _GRAPHS_DONE)
-        facts = {role: examine(graph) for role, graph in graphs.items()}
-        graph_bytes = {role: _write_graph(staged, role, graph) for role, graph in graphs.items()}
         tokenizer = _tokenizer(model)
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
         golden = make_golden(model, TextCodec(tokenizer_path, tokenizer), golden_images)
         for path, content in golden.files.items():
             staged.write(path, content)
-        staged.write_manifest(_manifest(model, attention, opset, facts, tokenizer, golden, provenance))
+        staged.write_manifest(_manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance))
         tell("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)
         verdict.raise_if_failed()
     tell("done", 1.0)
-    return ExportReport(output, model.task, attention, opset, staged.bytes, facts, graph_bytes, parity, verdict)
+    return ExportReport(
+        bundle=output,
+        task=model.task,
+        attention=attention,
+        opset=opset,
+        bytes=staged.bytes,
+        graphs={role: graph.facts for role, graph in graphs.items()},
+        graph_bytes={role: graph.bytes for role, graph in graphs.items()},
+        parity={role: graph.parity for role, graph in graphs.items()},
+        golden=verdict,
+    )
 
 
 def _open(place: Path) -> Source:
@@ -154,34 +166,51 @@ def _tokenizer(source: Source) -> TokenizerSpec:
     )
 
 
+@dataclass(frozen=True)
+class _Exported:
+    """A graph that was written: what it is made of, its size with weights of its own beside it, and its parity."""
+
+    facts: GraphFacts
+    bytes: int
+    parity: RoleParity
+
+
 def _export_roles(
-    source: Source, attention: Attention, opset: int, tell: Progress
-) -> tuple[dict[str, ModelProto], dict[str, RoleParity]]:
-    graphs, parity = {}, {}
+    source: Source, attention: Attention, opset: int, inside_bytes: int, staged: StagedBundle, tell: Progress
+) -> dict[str, _Exported]:
+    """Export one role after the other into the bundle, so that no two are in memory at once."""
+    weights = WeightStore(staged.folder / _GRAPHS_FOLDER, inside_bytes)
+    exported = {}
     for number, role in enumerate(source.roles):
         share = _GRAPHS_DONE / len(source.roles)
         tell(f"exporting the {role.name}", share * (number + 0.1))
-        graphs[role.name] = export_role(role, attention, opset)
+        graph = export_role(role, attention, opset, weights)
+        facts, path, written = examine(graph), *_write_graph(staged, role.name, graph)
+        del graph
         tell(f"comparing the {role.name} with torch", share * (number + 0.8))
-        parity[role.name] = check_parity(graphs[role.name], role)
-    return graphs, parity
+        exported[role.name] = _Exported(facts, written, check_parity(path, role))
+    return exported
 
 
-def _write_graph(staged: StagedBundle, role: str, graph: ModelProto) -> int:
+def _write_graph(staged: StagedBundle, role: str, graph: ModelProto) -> tuple[Path, int]:
+    """Write a graph, and list the file of its weights if it has one; where it lies, and the size of both."""
     content = graph.SerializeToString(deterministic=True)
-    staged.write(_graph_file(role), content)
-    return len(content)
+    path = staged.write(_graph_file(role), content)
+    beside = f"{_graph_file(role)}.data"
+    if not (staged.folder / beside).is_file():
+        return path, len(content)
+    return path, len(content) + staged.adopt(beside)
 
 
 def _graph_file(role: str) -> str:
-    return f"graphs/{role}.onnx"
+    return f"{_GRAPHS_FOLDER}/{role}.onnx"
 
 
 def _manifest(
     source: Source,
     attention: Attention,
     opset: int,
-    facts: Mapping[str, GraphFacts],
+    roles: Sequence[str],
     tokenizer: TokenizerSpec,
     golden: GoldenSet,
     provenance: Provenance,
@@ -192,7 +221,7 @@ def _manifest(
         license=source.license,
         attention=attention,
         opset=opset,
-        graphs={role: Graph(_graph_file(role), "fp32") for role in facts},
+        graphs={role: Graph(_graph_file(role), "fp32") for role in roles},
         image_steps=source.image_steps,
         tokenizer=tokenizer,
         provenance=provenance,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,8 @@ class RoleParity:
         return asdict(self)
 
 
-def check_parity(model: ModelProto, role: Role, tolerance: float = FP32_TOLERANCE) -> RoleParity:
-    """Compare `model` with `role.reference` at every shape of the walk.
+def check_parity(model: ModelProto | Path, role: Role, tolerance: float = FP32_TOLERANCE) -> RoleParity:
+    """Compare `model`, in memory or in a file, with `role.reference` at every shape of the walk.
 
     Raises:
         XattnError: a difference above `tolerance`, or a shape that the graph cannot run; names role, tensor, batch,
@@ -95,13 +96,14 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
             yield {name: size for name, size in sizes.items() if name in symbols}
 
 
-def _session(model: ModelProto, role: str) -> Any:
+def _session(model: ModelProto | Path, role: str) -> Any:
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
     options.log_severity_level = _SEVERITY_FATAL
+    graph = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise XattnError(f"{role}: ONNX Runtime cannot load the graph: {one_line(error)}") from error
 

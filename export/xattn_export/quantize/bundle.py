@@ -149,11 +149,12 @@ def _quantize_graphs(
     for number, (role, entry) in enumerate(bundle.manifest.graphs.items()):
         tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(bundle.manifest.graphs))
         path = bundle.file(entry.file)
-        graphs[role], reports[role] = _quantize_graph(read_graph(path), role, path.stat().st_size)
+        graphs[role], reports[role] = _quantize_graph(read_graph(path, with_weights=True), role)
     return graphs, reports
 
 
-def _quantize_graph(model: ModelProto, role: str, bytes_before: int) -> tuple[ModelProto, GraphReport]:
+def _quantize_graph(model: ModelProto, role: str) -> tuple[ModelProto, GraphReport]:
+    bytes_before = model.ByteSize()
     opset = require_standard(model, role).opset
     prepare_products(model)
     convolutions, embeddings = store_convolutions(model), store_embeddings(model)
