@@ -67,7 +67,8 @@ def export_role(role: Role, attention: Attention, opset: int, weights: WeightSto
         OSError: the weights cannot be written.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    examples = tuple(example_tensor(spec, _EXAMPLE_SIZES, generator) for spec in role.inputs)
+    sizes = {**_EXAMPLE_SIZES, "past": role.prefix + _EXAMPLE_SIZES["past"]}
+    examples = tuple(example_tensor(spec, sizes, generator) for spec in role.inputs)
     module = role.module.eval()
     written = max(opset, LOWEST_OPSET["standard"])
     with _quiet(role.name), torch.no_grad():

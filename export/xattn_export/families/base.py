@@ -60,6 +60,7 @@ class Role:
     reference: the original model behind the same inputs and outputs; what the graph must compute.
     longest: the most positions (`past` and `length` together), for a role that has them.
     attends: whether the module computes attention, which `standard` then demands as the operator `Attention`.
+    prefix: how much `past` holds at the least: the image tokens that a cache begins with.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Role:
     outputs: tuple[str, ...]
     longest: int | None = None
     attends: bool = True
+    prefix: int = 0
 
 
 @dataclass(frozen=True)

@@ -86,12 +86,14 @@ def decoder_role(
     longest: int,
     cross_heads: int = 0,
     cross_tokens: int | Symbol = "context",
+    prefix: int = 0,
 ) -> Role:
     """A decoding step: new tokens after a cache, and the cross keys and values of every layer if `cross_heads`.
 
     Args:
         longest: positions that the decoder has, prompt and prefix included.
         cross_tokens: image tokens; `context` where they are those of another text.
+        prefix: image tokens that every cache begins with.
     """
     cross = key_value_specs("cross", layers, cross_heads, cross_tokens, head_width) if cross_heads else ()
     inputs = (
@@ -100,7 +102,7 @@ def decoder_role(
         *cross,
     )
     outputs = ("logits", "next_token", "next_log_prob", *present_names(layers))
-    return Role("decoder", module, reference, inputs, outputs, longest)
+    return Role("decoder", module, reference, inputs, outputs, longest, prefix=prefix)
 
 
 def head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
