@@ -73,7 +73,7 @@ class TinyModel:
         return out
 
     def forced_logits(self, cross: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
-        """Logits `[len(ids) + 1, vocabulary]` along `ids`, without any cache."""
+        """Logits `[len(ids) + 1, vocabulary]` after the start token and along `ids`, without any cache."""
         tokens = [START, *ids]
         x = self.weights["embed"][tokens] + self.weights["position"][: len(tokens)]
         causal = np.triu(np.full((len(tokens), len(tokens)), -np.inf), 1)
@@ -114,7 +114,11 @@ class TinyModel:
             "merge": np.array([0, 0, WIDTH]),
             "image_split": np.array([0, HEADS, HEAD_WIDTH, 4]),
             "root": np.array(np.sqrt(HEAD_WIDTH), np.float32),
+            "no_mask": np.array(0, np.float32),
+            "barred": np.array(-np.inf, np.float32),
             "zero": np.array(0),
+            "step": np.array(1),
+            "final": np.array(-1),
             "one": np.array([1]),
             "minus_one": np.array([-1]),
             "two": np.array([2]),
@@ -155,11 +159,12 @@ def _encoder_text() -> str:
     }}"""
 
 
-def _attention_text(prefix: str, query: str, key: str, value: str) -> str:
+def _attention_text(prefix: str, query: str, key: str, value: str, mask: str = "no_mask") -> str:
     return f"""
         {prefix}_kt = Transpose<perm=[0,1,3,2]>({key})
         {prefix}_s = MatMul({query}, {prefix}_kt)
-        {prefix}_d = Div({prefix}_s, root)
+        {prefix}_m = Div({prefix}_s, root)
+        {prefix}_d = Add({prefix}_m, {mask})
         {prefix}_p = Softmax<axis=-1>({prefix}_d)
         {prefix}_h = MatMul({prefix}_p, {value})
         {prefix}_t = Transpose<perm=[0,2,1,3]>({prefix}_h)
@@ -185,7 +190,7 @@ def _decoder_text() -> str:
         body += f"""
         present_key_{i} = Concat<axis=2>(past_key_{i}, kh_{i})
         present_value_{i} = Concat<axis=2>(past_value_{i}, vh_{i})"""
-        body += _attention_text(f"self_{i}", f"qh_{i}", f"present_key_{i}", f"present_value_{i}")
+        body += _attention_text(f"self_{i}", f"qh_{i}", f"present_key_{i}", f"present_value_{i}", "causal")
         body += _attention_text(f"cross_{i}", f"cqh_{i}", f"cross_key_{i}", f"cross_value_{i}")
         body += f"""
         y_{i} = Add(x_{i}, self_{i}_o)
@@ -193,11 +198,20 @@ def _decoder_text() -> str:
     return f"""decoder (int64[batch,length] input_ids{inputs}) =>
         (float[batch,15] logits, int64[batch] next_token, float[batch] next_log_prob{outputs}) {{
         past_shape = Shape<start=2, end=3>(past_key_0)
-        position_row = Gather<axis=0>(position, past_shape)
+        length_shape = Shape<start=1, end=2>(input_ids)
+        past_count = Squeeze(past_shape)
+        length_count = Squeeze(length_shape)
+        total_count = Add(past_count, length_count)
+        rows = Range(past_count, total_count, step)
+        columns = Range(zero, total_count, step)
+        row_column = Unsqueeze(rows, one)
+        seen = LessOrEqual(columns, row_column)
+        causal = Where(seen, no_mask, barred)
+        position_rows = Gather<axis=0>(position, rows)
         token = Gather<axis=0>(embed, input_ids)
-        x_0 = Add(token, position_row)
+        x_0 = Add(token, position_rows)
         {body}
-        last = Gather<axis=1>(x_{LAYERS}, zero)
+        last = Gather<axis=1>(x_{LAYERS}, final)
         logits = MatMul(last, out)
         next_token = ArgMax<axis=1, keepdims=0>(logits)
         log_probs = LogSoftmax<axis=-1>(logits)

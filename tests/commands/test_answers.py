@@ -27,6 +27,33 @@ def test_caption_json(invoke, caption_bundle):
     assert (result["image"], len(result["token_ids"]), document["provider"]) == (str(picture), 3, "cpu")
 
 
+def test_caption_takes_a_prompt_and_beams(invoke, caption_bundle, noise):
+    pictures = [noise(seed) for seed in range(8)]
+
+    def ids(*options):
+        document = json.loads(invoke("caption", *pictures, "-b", caption_bundle, "--json", *options).stdout)
+        return tuple(tuple(result["token_ids"]) for result in document["results"])
+
+    assert len({ids(), ids("--prompt", "the red"), ids("--beams", "4")}) == 3
+    assert ids("--beams", "1") == ids()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--beams", "65"), "error: beams: expected 1 to 64, found 65"),
+        (("--max-new-tokens", "13"), "error: max_new_tokens: expected 1 to 12, this bundle's limit, found 13"),
+        (("--prompt", "the zebra"), "error: prompt: expected words that this model knows, found 'zebra'"),
+        (("--prompt", " "), "error: prompt: expected a prompt, found an empty text"),
+        (("--prompt", "the " * 12), "error: prompt: expected at most 8 tokens, found 12"),
+    ],
+)
+def test_what_a_caption_cannot_be_asked_for(invoke, caption_bundle, options, message):
+    result = invoke("caption", caption_bundle / "golden" / "0.png", "-b", caption_bundle, *options)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(message)
+
+
 def test_a_broken_picture_does_not_keep_the_others_from_their_captions(invoke, caption_bundle, tmp_path):
     pictures = [tmp_path / "missing.png", caption_bundle / "golden" / "0.png"]
     result = invoke("caption", *pictures, "-b", caption_bundle, "--json")
