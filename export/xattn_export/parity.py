@@ -83,9 +83,11 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
     symbols = {axis for spec in role.inputs for axis in spec.shape if isinstance(axis, str)}
     longest = role.longest or 1
     if "past" in symbols:
-        steps = [(1, past) for past in (*_SOME_PAST, longest - 1)]
-        prompts = [(_PROMPT, past) for past in (*_SOME_PAST, longest - _PROMPT)]
-        lengths = [(length, past) for length, past in (*steps, *prompts) if past >= 0 and length + past <= longest]
+        some_past = [role.prefix + past for past in _SOME_PAST]
+        steps = [(1, past) for past in (*some_past, longest - 1)]
+        prompts = [(_PROMPT, past) for past in (*some_past, longest - _PROMPT)]
+        fits = [(length, past) for length, past in (*steps, *prompts) if length + past <= longest]
+        lengths = [(length, past) for length, past in fits if past >= role.prefix]
     elif "length" in symbols:
         lengths = [(length, 0) for length in (*_SOME_LENGTHS, longest) if length <= longest]
     else:
