@@ -23,8 +23,9 @@ from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.to_onnx import choose_opset, export_role
-from xattn_runtime.errors import CheckpointError
-from xattn_runtime.manifest import Attention, Golden, Graph, Manifest, Provenance, TokenizerSpec
+from xattn_runtime._reading import show
+from xattn_runtime.errors import CheckpointError, UserError
+from xattn_runtime.manifest import Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.verify import VerificationReport, verify_bundle
 
@@ -80,6 +81,7 @@ def export_checkpoint(
     source: Path,
     output: Path,
     *,
+    task: Task | None = None,
     attention: Attention = "standard",
     opset: int | None = None,
     overwrite: bool = False,
@@ -91,6 +93,7 @@ def export_checkpoint(
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
 
     Args:
+        task: for a model that does several; by default the family's first.
         attention: `standard` (the `Attention` operator, opset ≥ 23) or `decomposed` (`MatMul` and `Softmax`, ≥ 18).
         opset: of ai.onnx; by default the oldest that suffices.
         overwrite: replace a bundle that is there.
@@ -100,7 +103,7 @@ def export_checkpoint(
         progress: told what is being done.
 
     Raises:
-        UserError: no such form of attention, or an opset that it cannot have.
+        UserError: no such form of attention, or an opset that it cannot have; a task that the model does not do.
         CheckpointError: `source` is no model that a family recognises, or is damaged.
         OutputError: `output` exists or cannot be written; nothing is left behind.
         ImageError: one of `golden_images` cannot be used.
@@ -111,7 +114,7 @@ def export_checkpoint(
     opset = choose_opset(attention, opset)
     check_output(output, overwrite=overwrite)
     tell("opening the model", 0.0)
-    model = _open(source)
+    model = _open(source, task)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
         source_sha256=weights_digest(model.weights if isinstance(model.weights, tuple) else (model.weights,)),
@@ -145,9 +148,13 @@ def export_checkpoint(
     )
 
 
-def _open(place: Path) -> Source:
+def _open(place: Path, task: Task | None) -> Source:
     folder = local_folder(place)
-    source = family_of(folder).open(folder)
+    family = family_of(folder)
+    source = (family.open if task is None else family.also.get(task, family.open))(folder)
+    if task not in (None, source.task):
+        tasks = ", ".join((source.task, *(other for other in family.also if other != source.task)))
+        raise UserError(f"task: expected {tasks}, as {folder} is a model of {family.name}, found {show(task)}")
     if not re.fullmatch("[a-z0-9][a-z0-9._-]*", source.name):
         raise CheckpointError(
             f"{folder}: name: expected lower-case letters, digits, '.', '_' and '-', found {source.name!r}"

@@ -108,8 +108,10 @@ def _cases_of(source: Source) -> _Cases:
 def _generated_cases(
     source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
 ) -> Iterator[_Computed]:
+    # A question that a decoder goes on from is no text of its own.
+    special = any(role.name == "text_encoder" for role in source.roles)
     for question in (None,) if source.task == "caption" else _known_questions(source, codec, questions):
-        ids = () if question is None else codec.encode_question(question).ids
+        ids = () if question is None else codec.encode_question(question, special_tokens=special).ids
         found = _generate(source, pixel_values, ids)
         text = codec.decode(found.token_ids) if found.steady else None
         tensors = {"logits": found.logits}

@@ -22,6 +22,10 @@ def export(
         Path, typer.Argument(metavar="SOURCE", help="Checkpoint of `train` or of Transformers, or a hub id.")
     ],
     output: OutputOption,
+    task: Annotated[
+        Literal["caption", "vqa", "retrieval"] | None,
+        typer.Option("--task", help="What a model is for that can do several things, such as GIT."),
+    ] = None,
     attention: Annotated[
         Literal["standard", "decomposed"],
         typer.Option("--attention", help="The Attention operator, or MatMul and Softmax for older devices."),
@@ -45,6 +49,7 @@ def export(
       xattn-edge export checkpoints/shapes-vqa -o shapes-vqa.xattn
       xattn-edge export checkpoints/shapes-vqa -o old.xattn --attention decomposed --opset 18
       xattn-edge export Salesforce/blip-image-captioning-base -o blip.xattn
+      xattn-edge export microsoft/git-base-vqav2 -o git.xattn --task vqa
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_export import export_checkpoint
@@ -53,6 +58,7 @@ def export(
             report = export_checkpoint(
                 source,
                 output,
+                task=task,
                 attention=attention,
                 opset=opset,
                 overwrite=overwrite,

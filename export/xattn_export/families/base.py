@@ -7,7 +7,7 @@ over flat tensors, and everything that the manifest needs. How graphs are export
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,11 +144,13 @@ class Family:
     name: what its author calls it.
     recognises: whether a source with this `config.json` is of the family.
     open: the source in a folder that is recognised; CheckpointError where it is damaged.
+    also: the same for other tasks, for models whose files do not say which they were trained for.
     """
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
     open: Callable[[Path], Source]
+    also: Mapping[Task, Callable[[Path], Source]] = field(default_factory=dict)
 
 
 def key_value_specs(

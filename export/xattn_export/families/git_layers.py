@@ -1,0 +1,114 @@
+"""GIT's layers around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
+
+The architecture is that of https://arxiv.org/abs/2205.14100; names are those of Transformers' modeling_git.py. It knows
+layers; what is made of them is in `git.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_edge.attention import KeyValue
+from xattn_export.families.graph_layers import attend, attend_with_cache, fuse_linears, split_heads
+
+if TYPE_CHECKING:
+    from transformers.models.git.modeling_git import GitModel
+
+__all__ = ["ImageTokens", "TokenEmbeddings", "TokenLayer"]
+
+
+class ImageTokens(nn.Module):
+    """Picture `[batch, 3, height, width]` to the image tokens `[batch, 1 + patches, width]` that the decoder reads."""
+
+    def __init__(self, model: GitModel) -> None:
+        super().__init__()
+        vision = model.image_encoder.vision_model
+        self.embeddings = vision.embeddings
+        self.first_norm = vision.pre_layrnorm
+        self.layers = nn.ModuleList(_VisionLayer(layer) for layer in vision.encoder.layers)
+        self.last_norm = vision.post_layernorm
+        self.projection = model.visual_projection
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        embeddings = self.embeddings
+        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
+        first = embeddings.class_embedding.expand(pixel_values.shape[0], 1, -1)
+        tokens = self.first_norm(torch.cat((first, patches), 1) + embeddings.position_embedding.weight)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return cast(Tensor, self.projection(self.last_norm(tokens)))
+
+
+class _VisionLayer(nn.Module):
+    """Attention, then a feed-forward network, each on normalised tokens."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.heads = attention.num_heads
+        self.qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.attention_norm = layer.layer_norm1
+        self.attention_output = attention.out_proj
+        self.feed_forward = layer.mlp
+        self.feed_forward_norm = layer.layer_norm2
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(self.attention_norm(tokens)).chunk(3, -1)
+        tokens = tokens + self.attention_output(attend(query, key, value, self.heads))
+        return cast(Tensor, tokens + self.feed_forward(self.feed_forward_norm(tokens)))
+
+
+class TokenEmbeddings(nn.Module):
+    """Token ids after `past` others to vectors with their positions, normalised."""
+
+    def __init__(self, model: GitModel) -> None:
+        super().__init__()
+        self.words = model.embeddings.word_embeddings
+        self.positions = model.embeddings.position_embeddings
+        self.norm = model.embeddings.LayerNorm
+
+    def forward(self, input_ids: Tensor, past: int) -> Tensor:
+        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
+        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+        return cast(Tensor, self.norm(self.words(input_ids) + F.embedding(places, self.positions.weight)))
+
+
+class TokenLayer(nn.Module):
+    """Self-attention and a feed-forward network, each normalised after: for image tokens and text alike."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.attention
+        self.heads = attention.self.num_attention_heads
+        self.qkv = fuse_linears(attention.self.query, attention.self.key, attention.self.value)
+        self.attention_output = attention.output
+        self.intermediate = layer.intermediate
+        self.output = layer.output
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, KeyValue]:
+        """Image tokens, which attend to each other alone; and their keys and values."""
+        query, key, value = self.qkv(tokens).chunk(3, -1)
+        attended = attend(query, key, value, self.heads)
+        return self._after_attention(tokens, attended), self._cached(key, value)
+
+    def keys_and_values(self, tokens: Tensor) -> KeyValue:
+        """Those of image tokens, of which nothing else is needed after the last layer."""
+        _, key, value = self.qkv(tokens).chunk(3, -1)
+        return self._cached(key, value)
+
+    def with_cache(self, tokens: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
+        """New tokens, causal, after those of the cache; and the longer cache."""
+        query, key, value = self.qkv(tokens).chunk(3, -1)
+        attended, present = attend_with_cache(query, key, value, past, self.heads)
+        return self._after_attention(tokens, attended), present
+
+    def _cached(self, key: Tensor, value: Tensor) -> KeyValue:
+        return KeyValue(split_heads(key, self.heads), split_heads(value, self.heads))
+
+    def _after_attention(self, tokens: Tensor, attended: Tensor) -> Tensor:
+        tokens = self.attention_output(attended, tokens)
+        return cast(Tensor, self.output(self.intermediate(tokens), tokens))
