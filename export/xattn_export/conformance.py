@@ -33,6 +33,7 @@ STANDARD_DOMAIN = "ai.onnx"
 _INT8_OPERATORS = frozenset({"MatMulInteger", "ConvInteger", "DequantizeLinear", "QLinearMatMul", "QLinearConv"})
 _FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
+_HALF_BYTES = (TensorProto.INT4, TensorProto.UINT4)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class GraphFacts:
     domains: that are imported or used, `ai.onnx` for the default one.
     operators: name → count, over all graphs and functions; other domains' names are `domain::name`.
     offences: why it is not standard, empty where it is.
-    precision: `int8` where weights or products are of 8 bits, else that of most weights.
+    precision: `int4` where weights are of 4 bits, `int8` where weights or products are of 8 bits, else that of most
+        weights.
     """
 
     opset: int | None
@@ -187,6 +189,8 @@ def _offence(domain: str, op_type: str, opset: int | None) -> str | None:
 
 def _precision(model: ModelProto, operators: Mapping[str, int]) -> str:
     weights = model.graph.initializer
+    if any(tensor.data_type in _HALF_BYTES for tensor in weights):
+        return "int4"
     has_bytes = any(tensor.data_type in _BYTES and len(tensor.dims) > 1 for tensor in weights)
     if has_bytes or not _INT8_OPERATORS.isdisjoint(operators):
         return "int8"

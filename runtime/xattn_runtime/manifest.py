@@ -38,10 +38,10 @@ __all__ = [
 
 Task = Literal["caption", "vqa", "retrieval"]
 Attention = Literal["standard", "decomposed"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int4"]
 
 SCHEMA_VERSION = 1
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 # The sets of roles that a bundle for a task may have: which of them it is decides how the task is done.
 TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
     "caption": (("image_encoder", "decoder"),),

@@ -33,6 +33,10 @@ class Constants:
         """Number of values."""
         return int(np.prod(self._tensors[name].dims, dtype=np.int64))
 
+    def rows(self, name: str) -> int:
+        """Size of the first dimension."""
+        return int(self._tensors[name].dims[0])
+
     def values(self, name: str) -> NDArray[np.float32]:
         """The values of a float32 constant."""
         return numpy_helper.to_array(self._tensors[name]).astype(np.float32)

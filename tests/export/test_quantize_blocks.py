@@ -1,0 +1,121 @@
+"""int4: weights of products in blocks, the numbers that come back, and what ONNX Runtime makes of them."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from xattn_export import inspect_path, quantize_bundle
+from xattn_export.quantize.blocks import BLOCK, quantize_blocks, quantize_columns
+from xattn_runtime.bundle import open_bundle
+from xattn_runtime.errors import UserError
+from xattn_runtime.verify import verify_bundle
+
+
+def product(rows=96, columns=64):
+    weights = np.random.default_rng(rows).normal(size=(rows, columns)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", columns])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return model, weights
+
+
+def test_values_and_scales_come_back_near_the_weights():
+    weights = np.random.default_rng(0).normal(size=(4 * BLOCK, 50)).astype(np.float32)
+    values, scales = quantize_columns(weights)
+    assert values.min() == -8
+    assert values.max() <= 7
+    assert scales.shape == (4, 50)
+    error = np.sqrt(np.mean((values * scales.repeat(BLOCK, 0) - weights) ** 2) / np.mean(weights**2))
+    largest = np.abs(weights.reshape(4, BLOCK, 50)).max(1).repeat(BLOCK, 0) / 7
+    plain = np.sqrt(np.mean((np.rint(weights / largest) * largest - weights) ** 2) / np.mean(weights**2))
+    assert error < plain < 0.15
+
+
+def test_weights_that_fit_are_kept_exactly():
+    weights = np.random.default_rng(1).integers(-8, 8, (BLOCK, 40)).astype(np.float32)
+    weights[0] = -8
+    weights[:, 3] = 0
+    values, scales = quantize_columns(weights)
+    assert np.array_equal(values * scales, weights)
+
+
+def test_the_product_is_that_of_the_rounded_weights():
+    model, weights = product()
+    assert quantize_blocks(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    values, scales = quantize_columns(weights)
+    x = np.random.default_rng(2).normal(size=(3, 96)).astype(np.float32)
+    expected = x @ (values * scales.repeat(BLOCK, 0))
+    assert ReferenceEvaluator(model).run(None, {"x": x})[0] == pytest.approx(expected, abs=1e-4)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": x})[0] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(BLOCK + 8, 200), (BLOCK, 8)])
+def test_what_does_not_divide_or_is_small_stays(rows, columns):
+    model, _ = product(rows, columns)
+    before = model.SerializeToString()
+    assert quantize_blocks(model) == 0
+    assert model.SerializeToString() == before
+
+
+@pytest.fixture(scope="module")
+def mixed(exported, tmp_path_factory):
+    """The captioning bundle, its decoder in int4, and the report."""
+    output = tmp_path_factory.mktemp("mixed") / "mixed.xattn"
+    return output, quantize_bundle(exported["caption"], output, components={"decoder": "int4"}).to_dict()
+
+
+def test_every_component_has_the_mode_asked_for(mixed):
+    output, report = mixed
+    manifest = open_bundle(output).manifest
+    assert {role: graph.precision for role, graph in manifest.graphs.items()} == {
+        "image_encoder": "int8",
+        "decoder": "int4",
+    }
+    assert manifest.session_options == {
+        "session.x64quantprecision": "1",
+        "session.qdq_matmulnbits_accuracy_level": "4",
+    }
+    graphs = inspect_path(output).to_dict()["graphs"]
+    assert {role: graph["precision"] for role, graph in graphs.items()} == {"image_encoder": "int8", "decoder": "int4"}
+    assert graphs["decoder"]["domains"] == ["ai.onnx"]
+    assert report["graphs"]["decoder"]["int4_products"] == graphs["decoder"]["operators"]["DequantizeLinear"] > 0
+    assert report["graphs"]["image_encoder"]["int4_products"] == 0
+    assert verify_bundle(output).passed
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (
+            "caption",
+            {"components": {"encoder": "int4"}},
+            "component: expected one of image_encoder, decoder, found 'enc",
+        ),
+        (
+            "caption",
+            {"components": {"decoder": "int2"}},
+            "component decoder: expected one of fp32, int8, int4, found 'i",
+        ),
+        (
+            "lstm",
+            {"mode": "int4"},
+            "int4: expected graphs of opset 21 or later, found 18; export it again with --opset",
+        ),
+    ],
+)
+def test_mistakes(exported, tmp_path, kind, options, message):
+    with pytest.raises(UserError, match=message):
+        quantize_bundle(exported[kind], tmp_path / "out.xattn", **options)
+    assert list(tmp_path.iterdir()) == []
