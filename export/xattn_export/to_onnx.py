@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, signature
+from itertools import cycle
 
 import onnx
 import torch
@@ -100,7 +101,8 @@ def export_role(role: Role, attention: Attention, opset: int, weights: WeightSto
 def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
     """A new tensor of `spec`, with `sizes` for its symbols: sane and different from every other.
 
-    A mask has padding in every row but the first, of a different length each where there is room.
+    A mask has padding in every row but the first, of a different length each where there is room; the pictures of a
+    batch are of one size after the other.
     """
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
     if spec.values == "token_ids":
@@ -109,7 +111,10 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
         batch, length = shape
         lengths = torch.tensor([max(1, length - row * max(1, length // 3)) for row in range(batch)])
         return (torch.arange(length)[None, :] < lengths[:, None]).to(torch.int64)
-    return torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator)
+    for picture, (height, width) in zip(values, cycle(spec.pictures), strict=False):
+        picture[:, height:], picture[:, :, width:] = 0, 0
+    return values
 
 
 def _dynamic_shapes(role: Role) -> tuple[object, ...]:

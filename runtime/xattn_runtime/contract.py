@@ -57,6 +57,8 @@ _IDS = TensorContract("tensor(int64)", 2)
 
 _PIXELS = {"pixel_values": TensorContract("tensor(float)", 4)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
+_IMAGE_TOKENS = {"image_tokens": TensorContract("tensor(float)", 3), "image_mask": _IDS}
+_ANSWERS = {"logits": _MATRIX, "probabilities": _MATRIX}
 _NEXT = {
     "logits": _MATRIX,
     "next_token": TensorContract("tensor(int64)", 1),
@@ -68,6 +70,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, gives=("prefix",)),
         _Form(_PIXELS, gives=("image",)),
         _Form(_PIXELS, {"image_embeddings": _MATRIX}),
+        _Form(_PIXELS, _IMAGE_TOKENS),
     ),
     "text_encoder": (
         _Form(_TEXT, takes=("image",), gives=("cross",)),
@@ -77,7 +80,10 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
     ),
-    "classifier": (_Form(_TEXT, {"logits": _MATRIX, "probabilities": _MATRIX}, takes=("cross",)),),
+    "classifier": (
+        _Form(_TEXT, _ANSWERS, takes=("cross",)),
+        _Form({**_TEXT, **_IMAGE_TOKENS}, _ANSWERS),
+    ),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
 from xattn_export.families.git import GIT
+from xattn_export.families.vilt import VILT
 from xattn_export.families.xattn_caption import XATTN_CAPTION
 from xattn_export.families.xattn_vqa import XATTN_VQA
 from xattn_runtime._reading import show
@@ -22,6 +23,7 @@ FAMILIES: tuple[Family, ...] = (
     XATTN_VQA,
     *BLIP,
     *GIT,
+    *VILT,
 )
 
 

@@ -40,14 +40,16 @@ class TensorSpec:
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
         another text that they attend to.
-    values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), or `mask` (int64, 1 for a
-        token and 0 for the padding on its right).
+    values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
+        and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
+    pictures: heights and widths that pictures have, in pixels.
     """
 
     name: str
     shape: tuple[int | Symbol, ...]
-    values: Literal["normal", "token_ids", "mask"]
+    values: Literal["normal", "token_ids", "mask", "picture"]
     limit: int = 0
+    pictures: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

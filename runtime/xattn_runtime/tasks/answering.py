@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.contract import cross_names, image_names
+from xattn_runtime.contract import image_names
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.search import generate
@@ -61,7 +61,7 @@ class Chooser:
         self._labels = labels
         self._classifier = open_session(bundle, "classifier", settings)
         check_key_values(encoder, self._classifier)
-        self._cross_names = cross_names(self._classifier.layers("cross"))
+        self._image_names = [name for name in self._classifier.input_shapes if name in encoder.output_shapes]
         answers = self._classifier.output_shapes["logits"][1]
         if isinstance(answers, int) and answers != len(labels):
             raise BundleError(
@@ -82,8 +82,9 @@ class Chooser:
         self, output: str, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion]
     ) -> NDArray[np.float32]:
         """One run: float32 `[batch, answers]`."""
-        cross = concatenate(images)
-        inputs = padded([question.ids for question in questions]) | {name: cross[name] for name in self._cross_names}
+        context = concatenate(images)
+        image = {name: context[name] for name in self._image_names}
+        inputs = padded([question.ids for question in questions]) | image
         scores: NDArray[np.float32] = self._classifier.run([output], inputs)[0]
         return scores
 

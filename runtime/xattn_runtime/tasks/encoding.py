@@ -40,13 +40,15 @@ _ENCODER_BATCH = 16
 _PAD_TOKEN_ID = 0
 # A series of keys and values that one graph gives, and as what the next one takes it.
 _TAKEN_AS = {"cross": "cross", "image": "image", "prefix": "past"}
+_IMAGE_TOKENS = ("image_tokens", "image_mask")
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     """An image as what the image encoder gives for it, and what that cost.
 
-    tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`.
+    tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
+        image tokens `[1, image_tokens, width]` with their int64 mask.
     """
 
     tensors: Mapping[str, Tensor]
@@ -105,7 +107,17 @@ def session_settings(provider: str, threads: int | None) -> SessionSettings:
 
 
 def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
-    """BundleError unless `taker` takes the keys and values that `giver` gives, and needs no others."""
+    """BundleError unless `taker` takes the keys and values, or image tokens, that `giver` gives, and no others."""
+    for name in _IMAGE_TOKENS:
+        is_given = name in giver.output_shapes
+        if is_given != (name in taker.input_shapes):
+            expected, found_there, found = ("the", "it", "none") if is_given else ("no", "none", "one")
+            raise BundleError(
+                f"{taker.path}: expected {expected} input {name}, as {giver.path} gives {found_there}, "
+                f"found {found}; export again"
+            )
+        if is_given:
+            _check_axes(giver, name, taker, name)
     for given_as, taken_as in _TAKEN_AS.items():
         given = layers_of(given_as, giver.output_shapes)
         taken = layers_of(taken_as, taker.input_shapes)
