@@ -1,0 +1,308 @@
+"""BLIP-base on ONNX Runtime against Transformers: the whole caption, the encoder, one decoding step.
+
+    python benchmarks/families.py
+
+The architecture is that of `Salesforce/blip-image-captioning-base` at 384 px, with random weights: time does not depend
+on their values. Every engine runs in a process of its own, and all take turns; what counts is the ratio. Every caption
+has 20 tokens. The floor of a step is the bytes that it reads over this machine's read bandwidth, measured in the same
+run. Prints Markdown tables, then one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+TOKENS = 20
+ENGINES = {
+    "generate() fp32": "checkpoint",
+    "eager loop bf16": "checkpoint",
+    "ORT fp32": "fp32",
+    "ORT int8": "int8",
+    "ORT int8, decoder int4": "int4",
+}
+Times = dict[str, float]
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """BLIP-base with random weights of a sane size, its image processor and a vocabulary of its size."""
+    import torch
+    from transformers import (
+        BertTokenizer,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessorPil,
+        BlipProcessor,
+    )
+
+    torch.manual_seed(0)
+    model = BlipForConditionalGeneration(BlipConfig())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+    special = ["[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [f"word{number}" for number in range(model.config.text_config.vocab_size - len(special) - 2)]
+    vocabulary = {token: number for number, token in enumerate([*special, *words, "[DEC]", "[ENC]"])}
+    tokenizer = BertTokenizer(vocab=vocabulary, bos_token="[DEC]")
+    checkpoint = folder / "blip-base"
+    model.save_pretrained(checkpoint)
+    BlipProcessor(image_processor=BlipImageProcessorPil(), tokenizer=tokenizer).save_pretrained(checkpoint)
+    return checkpoint
+
+
+def make_bundles(checkpoint: Path, folder: Path) -> dict[str, Path]:
+    """The checkpoint, and the bundles that the engines run."""
+    from xattn_export import export_checkpoint, quantize_bundle
+
+    paths = {"checkpoint": checkpoint} | {name: folder / f"{name}.xattn" for name in ("fp32", "int8", "int4")}
+    if not paths["int4"].exists():
+        export_checkpoint(checkpoint, paths["fp32"], overwrite=paths["fp32"].exists())
+        quantize_bundle(paths["fp32"], paths["int8"], overwrite=paths["int8"].exists())
+        quantize_bundle(paths["fp32"], paths["int4"], components={"decoder": "int4"})
+    return paths
+
+
+def generate_runner(checkpoint: Path, threads: int) -> Callable[[Any], Times]:
+    """A caption by Transformers' own `generate()` in float32; the encoder is timed apart from it."""
+    import torch
+    from transformers import BlipForConditionalGeneration, BlipImageProcessorPil
+
+    torch.set_num_threads(threads)
+    model = BlipForConditionalGeneration.from_pretrained(checkpoint).eval()
+    processor = BlipImageProcessorPil.from_pretrained(checkpoint)
+
+    @torch.inference_mode()
+    def run(picture: Any) -> Times:
+        began = time.perf_counter()
+        pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        ids = model.generate(pixels, min_new_tokens=TOKENS, max_new_tokens=TOKENS, num_beams=1)
+        total = time.perf_counter() - began
+        if ids.shape[1] < TOKENS:
+            raise SystemExit(f"expected {TOKENS} tokens, found {ids.shape[1]}")
+        began = time.perf_counter()
+        states = model.vision_model(pixels)[0]
+        for layer in model.text_decoder.bert.encoder.layer:
+            attention = layer.crossattention.self
+            attention.key(states), attention.value(states)
+        return {"total": total, "encode": time.perf_counter() - began}
+
+    return run
+
+
+def bfloat16_runner(checkpoint: Path, threads: int) -> Callable[[Any], Times]:
+    """A caption by a bare loop over Transformers' modules in bfloat16, with a KV cache."""
+    import torch
+    from transformers import BlipForConditionalGeneration, BlipImageProcessorPil, DynamicCache, EncoderDecoderCache
+
+    torch.set_num_threads(threads)
+    model = BlipForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    processor = BlipImageProcessorPil.from_pretrained(checkpoint)
+
+    @torch.inference_mode()
+    def run(picture: Any) -> Times:
+        began = time.perf_counter()
+        pixels = processor(picture, return_tensors="pt")["pixel_values"].to(torch.bfloat16)
+        states = model.vision_model(pixels)[0]
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        token = torch.tensor([[model.config.text_config.bos_token_id]])
+        decoding = time.perf_counter()
+        for _ in range(TOKENS):
+            output = model.text_decoder(token, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        ended = time.perf_counter()
+        return {"total": ended - began, "step": (ended - decoding) / TOKENS}
+
+    return run
+
+
+def onnxruntime_runner(bundle: Path, threads: int) -> Callable[[Any], Times]:
+    """A caption by the runtime."""
+    from xattn_runtime import load
+
+    began = time.perf_counter()
+    task = load(bundle, threads=threads)
+    loading = time.perf_counter() - began
+
+    def run(picture: Any) -> Times:
+        caption = task.caption(picture, max_new_tokens=TOKENS)
+        if len(caption.token_ids) != TOKENS:
+            raise SystemExit(f"expected {TOKENS} tokens, found {len(caption.token_ids)}")
+        timing = caption.timing_ms
+        return {
+            "total": timing.total / 1e3,
+            "encode": timing.encode / 1e3,
+            "step": timing.decode / TOKENS / 1e3,
+            "load": loading,
+        }
+
+    return run
+
+
+RUNNERS = {"generate() fp32": generate_runner, "eager loop bf16": bfloat16_runner}
+
+
+def read_bandwidth(threads: int) -> float:
+    """Bytes a second that summing a gigabyte reads, the best of some runs."""
+    import torch
+
+    torch.set_num_threads(threads)
+    block = torch.ones(2**28)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        block.sum()
+        times.append(time.perf_counter() - began)
+    return block.numel() * 4 / min(times)
+
+
+def worker(connection: Connection, engine: str, source: Path, threads: int) -> None:
+    """Answers each message with the times of one caption."""
+    import numpy as np
+
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    if engine == "bandwidth":
+        while connection.recv():
+            connection.send({"bytes_per_second": read_bandwidth(threads)})
+        return
+    run = RUNNERS.get(engine, onnxruntime_runner)(source, threads)
+    run(picture)
+    while connection.recv():
+        connection.send(run(picture))
+
+
+def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Times]:
+    """Medians of each engine's times in seconds, and the machine's bandwidth, all taking turns."""
+    context = multiprocessing.get_context("spawn")
+    connections: dict[str, Connection] = {}
+    processes = []
+    for engine in (*ENGINES, "bandwidth"):
+        connections[engine], theirs = context.Pipe()
+        source = sources[ENGINES.get(engine, "checkpoint")]
+        process = context.Process(target=worker, args=(theirs, engine, source, threads), daemon=True)
+        process.start()
+        processes.append(process)
+    found: dict[str, list[Times]] = {engine: [] for engine in connections}
+    for number in range(rounds):
+        for engine, connection in connections.items():
+            connection.send(True)
+            found[engine].append(connection.recv())
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+    for connection in connections.values():
+        connection.send(False)
+    for process in processes:
+        process.join()
+    return {
+        engine: {key: statistics.median(times[key] for times in measured) for key in measured[0]}
+        for engine, measured in found.items()
+    }
+
+
+def step_bytes(bundle: Path) -> int:
+    """What a decoding step of an fp32 bundle reads: weights of products, and a picture's cross keys and values."""
+    import onnx
+
+    from xattn_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    graph = onnx.load(opened.file(opened.manifest.graphs["decoder"].file), load_external_data=False).graph
+    factors = {name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input}
+    weights = sum(math.prod(tensor.dims) for tensor in graph.initializer if tensor.name in factors)
+    shapes = [
+        [axis.dim_value or 1 for axis in tensor.type.tensor_type.shape.dim]
+        for tensor in graph.input
+        if tensor.name.startswith("cross_")
+    ]
+    return 4 * (weights + sum(map(math.prod, shapes)))
+
+
+def command_line(bundle: Path, folder: Path) -> dict[str, float]:
+    """Peak memory and wall time of one `xattn-edge caption` from start to printed answer."""
+    from PIL import Image
+
+    picture = folder / "picture.png"
+    Image.linear_gradient("L").convert("RGB").save(picture)
+    executable = Path(sys.executable).with_name("xattn-edge")
+    arguments = [str(executable), "caption", str(picture), "--bundle", str(bundle), "--max-new-tokens", str(TOKENS)]
+    began = time.perf_counter()
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)}: exit status {status}")
+    return {"seconds": time.perf_counter() - began, "peak_memory_mb": usage.ru_maxrss * 1024 / 1e6}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def print_tables(found: dict[str, Times], floor_s: float, shipped: dict[str, dict[str, float]]) -> None:
+    """Markdown."""
+    slowest = found["generate() fp32"]["total"]
+    print(f"\n| engine | caption of {TOKENS} tokens, ms | of generate() | encoder, ms | step, ms | of the fp32 floor |")
+    print("|---|---|---|---|---|---|")
+    for engine in ENGINES:
+        times = found[engine]
+        encode, step = (f"{times[key] * 1e3:.1f}" if key in times else "" for key in ("encode", "step"))
+        share = f"{times['step'] / floor_s:.2f}" if "step" in times else ""
+        print(
+            f"| {engine} | {times['total'] * 1e3:.0f} | {times['total'] / slowest:.2f} | {encode} | {step} | {share} |"
+        )
+    bandwidth = found["bandwidth"]["bytes_per_second"]
+    print(f"\nRead bandwidth {bandwidth / 1e9:.1f} GB/s; floor of an fp32 step {floor_s * 1e3:.1f} ms.")
+    print("\n| bundle | size, MB | load, s | `xattn-edge caption`: peak memory, MB | start to answer, s |")
+    print("|---|---|---|---|---|")
+    for name, values in shipped.items():
+        cells = [f"{values['bytes'] / 1e6:.0f}", f"{values['load']:.2f}", f"{values['peak_memory_mb']:.0f}"]
+        print(f"| {name} | {' | '.join(cells)} | {values['seconds']:.2f} |")
+
+
+def main() -> None:
+    """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each engine")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every engine")
+    parser.add_argument("--work", type=Path, help="folder to keep the checkpoint and the bundles in, and to find them")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = folder / "blip-base"
+        sources = make_bundles(checkpoint if checkpoint.exists() else make_checkpoint(folder), folder)
+        shipped = {
+            name: {"bytes": folder_bytes(sources[name]), **command_line(sources[name], folder)}
+            for name in ("fp32", "int8", "int4")
+        }
+        found = compare(sources, options.threads, options.rounds)
+        for engine, name in ENGINES.items():
+            if name in shipped:
+                shipped[name]["load"] = found[engine]["load"]
+        floor_s = step_bytes(sources["fp32"]) / found["bandwidth"]["bytes_per_second"]
+    print_tables(found, floor_s, shipped)
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    document = {
+        "machine": machine,
+        "threads": options.threads,
+        "engines": found,
+        "floor_s": floor_s,
+        "bundles": shipped,
+    }
+    print("\n" + json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
