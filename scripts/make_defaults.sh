@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the int8 bundles that ship in the wheel from the checkpoints of this repository.
 #     scripts/make_defaults.sh
-# needs an environment with the [dev] extra. The dates inside are those of the checkpoint's last commit, and the
+# needs an environment with the [dev] extra and the data of both models. The dates inside are those of the checkpoint's last commit, and the
 # commands inside name no folder of this machine, so that the same checkpoint and versions give the same bytes.
 set -euo pipefail
 
@@ -10,11 +10,13 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -r "$checkout/checkpoints" "$work"
 cd "$work"
-for name in emoji-caption shapes-vqa; do
+declare -A data=([emoji-caption]=emoji [shapes-vqa]=easy-vqa)
+for name in "${!data[@]}"; do
     SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct -- "checkpoints/$name")
     export SOURCE_DATE_EPOCH
     xattn-edge export "checkpoints/$name" -o "$name.xattn"
     xattn-edge quantize "$name.xattn" -o "$name-int8.xattn" --mode int8
+    xattn-edge evaluate "$name-int8.xattn" --data "${data[$name]}" --record
     target="$checkout/runtime/xattn_runtime/defaults/$name.xattn"
     rm -rf "$target"
     cp -r "$name-int8.xattn" "$target"

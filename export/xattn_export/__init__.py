@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xattn_export.exporter import ExportReport, export_checkpoint
     from xattn_export.inspect import InspectReport, inspect_path
     from xattn_export.quantize import QuantizeReport, quantize_bundle
+    from xattn_export.record import record_evaluation
 
 __all__ = [
     "ExportReport",
@@ -24,6 +25,7 @@ __all__ = [
     "export_checkpoint",
     "inspect_path",
     "quantize_bundle",
+    "record_evaluation",
 ]
 
 _MODULES = {
@@ -33,6 +35,7 @@ _MODULES = {
     "export_checkpoint": "exporter",
     "inspect_path": "inspect",
     "quantize_bundle": "quantize",
+    "record_evaluation": "record",
 }
 
 

@@ -21,7 +21,7 @@ from xattn_runtime.bundle import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import OutputError
 from xattn_runtime.manifest import FileEntry, Manifest
 
-__all__ = ["StagedBundle", "check_output", "staged_bundle"]
+__all__ = ["StagedBundle", "check_output", "manifest_document", "not_written", "staged_bundle"]
 
 _ADVICE = {
     errno.EACCES: "check the permissions of its folder",
@@ -66,8 +66,7 @@ class StagedBundle:
     def write_manifest(self, manifest: Manifest) -> Manifest:
         """Write `manifest` with the sizes and hashes of the files written; the last thing to write, or write again."""
         listed = replace(manifest, files={path: self._files[path] for path in sorted(self._files)})
-        document = json.dumps(listed.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
-        self.write(MANIFEST_FILE, f"{document}\n".encode())
+        self.write(MANIFEST_FILE, manifest_document(listed))
         del self._files[MANIFEST_FILE]
         return listed
 
@@ -75,6 +74,11 @@ class StagedBundle:
     def bytes(self) -> int:
         """Size of all files but the manifest."""
         return sum(entry.bytes for entry in self._files.values())
+
+
+def manifest_document(manifest: Manifest) -> bytes:
+    """The content of manifest.json."""
+    return f"{json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -112,10 +116,15 @@ def staged_bundle(output: Path, *, overwrite: bool) -> Iterator[StagedBundle]:
         check_output(output, overwrite=overwrite)
         _move_into_place(staging, target, target.with_name(f".{target.name}.{token}.old"))
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "check the path")
-        raise OutputError(f"{output}: cannot be written: {error.strerror or one_line(error)}; {advice}") from error
+        raise not_written(output, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """What to say when `path` cannot be written."""
+    advice = _ADVICE.get(error.errno or 0, "check the path")
+    return OutputError(f"{path}: cannot be written: {error.strerror or one_line(error)}; {advice}")
 
 
 def _move_into_place(staging: Path, target: Path, aside: Path) -> None:

@@ -22,6 +22,7 @@ def evaluate(
     data: Annotated[str, typer.Option("--data", help="Data set; see `xattn-edge data list`.")],
     split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only so many examples.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the result into the bundle's manifest.")] = False,
     provider: Provider = "cpu",
     threads: Threads = None,
     as_json: Json = False,
@@ -36,6 +37,7 @@ def evaluate(
     Examples:
       xattn-edge evaluate shapes-vqa.xattn --data easy-vqa --split test
       xattn-edge evaluate emoji-caption.xattn --data emoji --limit 500 --json
+      xattn-edge evaluate shapes-vqa.xattn --data easy-vqa --record
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_edge.evaluation import evaluate as evaluate_bundle
@@ -44,4 +46,9 @@ def evaluate(
             report = evaluate_bundle(
                 bundle, data, split, provider=provider, threads=threads, limit=limit, progress=progress
             )
-        print_report(console, report.to_dict())
+        values = report.to_dict()
+        if record:
+            from xattn_export import record_evaluation
+
+            record_evaluation(bundle, {key: value for key, value in values.items() if key != "bundle"})
+        print_report(console, values)
