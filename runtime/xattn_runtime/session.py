@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +17,7 @@ from xattn_runtime._reading import one_line, show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.processor import sums_int8_exactly
 from xattn_runtime.providers import Provider, load_onnxruntime
 
 __all__ = ["GraphSession", "SessionSettings", "Shape", "Tensor", "default_threads", "open_session"]
@@ -24,12 +25,16 @@ __all__ = ["GraphSession", "SessionSettings", "Shape", "Tensor", "default_thread
 Tensor = NDArray[Any]
 Shape = tuple[int | str | None, ...]
 _MOST_DEFAULT_THREADS = 4
+# What an operator of a smaller graph computes takes less time than handing it to another thread (docs/performance.md).
+_SMALLEST_SHARED_BYTES = 8 * 2**20
 _SEVERITY_FATAL = 4
+# Keeps int8 products exact on every x86 processor, at half the speed on those that are exact without it.
+_WIDE_SUMS = "session.x64quantprecision"
 
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What every session of a bundle shares: the provider and the number of threads within an operator."""
+    """What every session of a bundle shares: the provider and the most threads within an operator."""
 
     provider: Provider
     threads: int
@@ -58,11 +63,7 @@ class GraphSession:
 
 
 def default_threads() -> int:
-    """Threads within an operator: the cores this process may use, at most 4.
-
-    A d=256 decoder ran 20 steps in 11 ms on two threads and 15 on one in float32, and the same on either in int8:
-    more than a few threads cannot pay, and a device has other work to do.
-    """
+    """Threads within an operator: the cores this process may use, at most 4, since a device has other work to do."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has it
@@ -77,6 +78,7 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
     or ONNX Runtime would quietly take another.
     """
     path = bundle.file(bundle.manifest.graphs[role].file)
+    settings = replace(settings, threads=1) if _is_small(bundle, role) else settings
     session = _create(path, bundle.manifest.session_options or {}, settings)
     inputs = {tensor.name: tensor for tensor in session.get_inputs()}
     outputs = {tensor.name: tensor for tensor in session.get_outputs()}
@@ -90,6 +92,13 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
         output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
         _session=session,
     )
+
+
+def _is_small(bundle: Bundle, role: str) -> bool:
+    """Whether the graph takes text and has few weights: one thread runs it faster than several."""
+    beside = any(path.endswith(".data") for path in bundle.manifest.files)
+    size = bundle.manifest.files[bundle.manifest.graphs[role].file].bytes
+    return role != "image_encoder" and size < _SMALLEST_SHARED_BYTES and not beside
 
 
 def _create(path: Path, entries: Mapping[str, str], settings: SessionSettings) -> Any:
@@ -122,6 +131,8 @@ def _options(onnxruntime: Any, entries: Mapping[str, str], settings: SessionSett
     options.log_severity_level = _SEVERITY_FATAL
     # Several sessions share this process: threads that spin after a run take the cores from the next session.
     entries = {**entries, "session.force_spinning_stop": "1"}
+    if sums_int8_exactly():
+        entries.pop(_WIDE_SUMS, None)
     if settings.provider.name != "cpu":
         entries["session.disable_cpu_ep_fallback"] = "1"
     for key, value in entries.items():

@@ -36,7 +36,7 @@ _SMALLEST_TOLERANCE = 1e-3
 _SAFETY = 2.0
 _SESSION_OPTIONS: Mapping[Precision, Mapping[str, str]] = {
     "fp32": {},
-    # Signed weights overflow the 16-bit sums of x86 without VNNI: there, and only there, ONNX Runtime now shifts them.
+    # Signed weights overflow the 16-bit sums of x86 without VNNI: there, and only there, the runtime sets this.
     "int8": {"session.x64quantprecision": "1"},
     # Activations are rounded to 8 bits on the way: it costs little beside 4-bit weights, and is twice as fast.
     "int4": {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "4"},

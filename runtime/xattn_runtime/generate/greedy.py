@@ -53,14 +53,13 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
             best = _best(logits, processed(processors, logits, tokens))
         else:
             best, past = decoder.next_token(input_ids, past, cross)
-        token_ids = np.where(ended, decoding.pad_token_id, best.token_ids)
-        log_probs = np.where(ended, np.float32(0), best.log_probs)
-        ended = ended | (token_ids == end_ids).any(axis=0)
-        yield GreedyStep(token_ids, log_probs, ended)
+        step = _step(best, ended, decoding.pad_token_id, end_ids)
+        yield step
+        ended = step.ended
         if ended.all():
             return
-        input_ids = token_ids[:, None]
-        tokens = np.concatenate([tokens, input_ids], axis=1)
+        input_ids = step.token_ids[:, None]
+        tokens = np.concatenate((tokens, input_ids), axis=1)
 
 
 def greedy(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
@@ -70,6 +69,15 @@ def greedy(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding
     log_probs = np.stack([step.log_probs for step in steps])
     lengths = np.sum(~np.stack([step.ended for step in steps]), axis=0)
     return [_sequence(ids[:, row], log_probs[:, row], int(length)) for row, length in enumerate(lengths)]
+
+
+def _step(best: GreedyToken, ended: NDArray[np.bool_], pad_token_id: int, end_ids: NDArray[np.int64]) -> GreedyStep:
+    """What `best` means where some rows may have ended before."""
+    token_ids, log_probs = best.token_ids, best.log_probs
+    if ended.any():
+        token_ids = np.where(ended, pad_token_id, token_ids)
+        log_probs = np.where(ended, np.float32(0), log_probs)
+    return GreedyStep(token_ids, log_probs, ended | (token_ids == end_ids).any(axis=0))
 
 
 def _best(logits: NDArray[np.float32], scores: Scores) -> GreedyToken:
