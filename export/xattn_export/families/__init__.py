@@ -11,6 +11,7 @@ from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
 from xattn_export.families.git import GIT
 from xattn_export.families.vilt import VILT
+from xattn_export.families.vision_encoder_decoder import VISION_ENCODER_DECODER
 from xattn_export.families.xattn_caption import XATTN_CAPTION
 from xattn_export.families.xattn_vqa import XATTN_VQA
 from xattn_runtime._reading import show
@@ -24,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     *BLIP,
     *GIT,
     *VILT,
+    VISION_ENCODER_DECODER,
 )
 
 
