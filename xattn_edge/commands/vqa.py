@@ -27,6 +27,10 @@ def vqa(
     provider: Provider = "cpu",
     threads: Threads = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to list with --json.")] = 5,
+    beams: Annotated[
+        int | None,
+        typer.Option("--beams", min=1, help="Sequences searched at once, where the bundle generates its answers."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -49,7 +53,7 @@ def vqa(
         # A single question takes the picture itself, so that its times are those of the whole way.
         picture = image if len(questions) == 1 else task.encode(image)
         results = []
-        for question, found in console.each(questions, lambda question: task.ask(picture, question, top_k)):
+        for question, found in console.each(questions, lambda question: task.ask(picture, question, top_k, beams)):
             _warn_of_unknown_words(console, found)
             if not as_json:
                 console.line(_text(console, question, found, several=len(questions) > 1))

@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import image_names
-from xattn_runtime.errors import BundleError
+from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.settings import Decoding
@@ -44,8 +45,13 @@ class Answerer(Protocol):
 
     special_tokens: bool
 
-    def replies(self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int) -> list[Reply]:
-        """The answer to each pair; `top` has at most `top_k` answers."""
+    def replies(
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int, beams: int | None
+    ) -> list[Reply]:
+        """The answer to each pair; `top` has at most `top_k` answers.
+
+        `beams`: sequences searched at once, by default as the bundle says; UserError where nothing is searched.
+        """
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """What the answer is chosen by: float32 `[answers]`, or `[len(token_ids) + 1, vocabulary]` along the ids."""
@@ -69,8 +75,14 @@ class Chooser:
                 f"{answers}; export it again"
             )
 
-    def replies(self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int) -> list[Reply]:
+    def replies(
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int, beams: int | None
+    ) -> list[Reply]:
         """See `Answerer`."""
+        if beams is not None:
+            raise UserError(
+                f"beams: expected none, as this bundle chooses among {len(self._labels)} answers, found {show(beams)}"
+            )
         return [self._reply(row, top_k) for row in self._classify("probabilities", images, questions)]
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -114,11 +126,13 @@ class Writer:
         self._decoder.check_ids(decoding.generated_ids)
         self.special_tokens = self._reader is not None
 
-    def replies(self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int) -> list[Reply]:
+    def replies(
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], top_k: int, beams: int | None
+    ) -> list[Reply]:
         """See `Answerer`. `top` has the one answer that was found; its probability is that of all its tokens."""
         replies: dict[int, Reply] = {}
         for rows in self._rows_of_a_run(questions):
-            context, decoding = self._read([images[row] for row in rows], [questions[row] for row in rows])
+            context, decoding = self._read([images[row] for row in rows], [questions[row] for row in rows], beams)
             for row, found in zip(rows, generate(self._decoder, context, decoding), strict=True):
                 answer, probability = self._codec.decode(found.token_ids), math.exp(sum(found.log_probs))
                 replies[row] = Reply(answer, probability, ((answer, probability),), found.token_ids)
@@ -126,7 +140,7 @@ class Writer:
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Answerer`: float32 `[len(token_ids) + 1, vocabulary]`."""
-        context, decoding = self._read([image], [question])
+        context, decoding = self._read([image], [question], None)
         return forced_logits(self._decoder, context, decoding.prompt_token_ids, token_ids)
 
     def _rows_of_a_run(self, questions: Sequence[EncodedQuestion]) -> Iterator[list[int]]:
@@ -137,13 +151,13 @@ class Writer:
         yield from groups.values()
 
     def _read(
-        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion]
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], beams: int | None
     ) -> tuple[dict[str, Tensor], Decoding]:
         """What the decoder attends to, and its settings."""
         context = concatenate(images)
         if self._reader is None:
-            return context, self._decoding.asked(prompt_ids=questions[0].ids)
+            return context, self._decoding.asked(prompt_ids=questions[0].ids, beams=beams)
         image = {name: context[name] for name in image_names(self._reader.layers("image"))}
         names = tuple(self._reader.output_shapes)
         tensors = self._reader.run(names, padded([question.ids for question in questions]) | image)
-        return dict(zip(names, tensors, strict=True)), self._decoding.asked()
+        return dict(zip(names, tensors, strict=True)), self._decoding.asked(beams=beams)

@@ -80,10 +80,11 @@ class VqaTask:
         """The image, encoded once for any number of questions; ImageError where it cannot be used."""
         return self._encoder.encode(image)
 
-    def ask(self, image: ImageInput | EncodedImage, question: str, top_k: int = 5) -> Answer:
+    def ask(self, image: ImageInput | EncodedImage, question: str, top_k: int = 5, beams: int | None = None) -> Answer:
         """The answer to one question, with the `top_k` most probable ones, or all that are known.
 
-        Raises ImageError, QuestionError, or UserError for a `top_k` below 1.
+        `beams`: sequences searched at once by a bundle that generates its answers; without it, as the bundle says.
+        Raises ImageError, QuestionError, or UserError for a number out of range, or beams where nothing is generated.
         """
         _check_top_k(top_k)
         began = time.perf_counter()
@@ -91,7 +92,7 @@ class VqaTask:
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         answer_began = time.perf_counter()
-        reply = self._answerer.replies([encoded], [encoded_question], top_k)[0]
+        reply = self._answerer.replies([encoded], [encoded_question], top_k, beams)[0]
         timing = AnswerTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
             encode=0.0 if known else encoded.encode_ms,
@@ -101,7 +102,11 @@ class VqaTask:
         return _answer(reply, encoded_question, timing)
 
     def ask_batch(
-        self, images: Sequence[ImageInput | EncodedImage], questions: Sequence[str], top_k: int = 5
+        self,
+        images: Sequence[ImageInput | EncodedImage],
+        questions: Sequence[str],
+        top_k: int = 5,
+        beams: int | None = None,
     ) -> list[Answer]:
         """The answers to pairs of an image and a question, many a run.
 
@@ -116,7 +121,7 @@ class VqaTask:
         answers: list[Answer] = []
         for part, encoded in self._encoded_batches(images):
             began = time.perf_counter()
-            replies = self._answerer.replies(encoded, encoded_questions[part], top_k)
+            replies = self._answerer.replies(encoded, encoded_questions[part], top_k, beams)
             share_ms = milliseconds_since(began) / len(replies)
             timing = AnswerTiming(preprocess=0.0, encode=0.0, answer=share_ms, total=share_ms)
             pairs = zip(replies, encoded_questions[part], strict=True)
