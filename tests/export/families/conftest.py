@@ -1,20 +1,22 @@
 """A factory of tiny models of Transformers' own classes: random weights of a sane size, saved as users save them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+
+from family_parity import noise_pictures, randomize
+
+__all__ = ["bert_vocabulary", "noise_pictures", "processor_of", "randomize", "save_folder"]
+
 WORDS = "a the red blue green yellow circle square triangle of and on is what color shape there picture yes no ? , ."
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-Save = Callable[..., Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,22 +26,6 @@ def quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     yield
     logging.enable_progress_bar()
-
-
-def randomize(model: torch.nn.Module, seed: int = 3, gain: float = 1.0) -> None:
-    """Give every weight a size under which each layer passes on values of about the size that it gets.
-
-    Transformers' own initialisation is so small (of BLIP's image encoder 1e-10) that any two models agree.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.dim() < 2 and name.endswith("bias"):
-                tensor.normal_(0, 0.1, generator=generator)
-            elif tensor.dim() < 2:
-                tensor.normal_(1, 0.1, generator=generator)
-            else:
-                tensor.normal_(0, gain * tensor[0].numel() ** -0.5, generator=generator)
 
 
 def bert_vocabulary(extra: Sequence[str] = ()) -> list[str]:
@@ -54,17 +40,6 @@ def save_folder(folder: Path, model: PreTrainedModel, processor: Any) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-def noise_pictures(count: int, seed: int = 5) -> list[Image.Image]:
-    """Coarse coloured noise of different sizes: pictures that differ to a model, too."""
-    generator = np.random.default_rng(seed)
-    pictures = []
-    for number in range(count):
-        cells = generator.integers(0, 256, (3 + number % 4, 4, 3), dtype=np.uint8)
-        size = (20 + 7 * (number % 5), 24 + 5 * (number % 3))
-        pictures.append(Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC))
-    return pictures
 
 
 def processor_of(folder: Path) -> Any:
