@@ -39,13 +39,20 @@ def local_folder(source: Path) -> Path:
             folder = Path(snapshot_download(repository, allow_patterns=[*_DESCRIPTIONS, "*.bin"]))
     except Exception as error:  # the library passes on those of its network stack
         raise CheckpointError(
-            f"{source}: expected a local folder, found none, and as a hub id it cannot be had: "
-            f"{type(error).__name__}: {_reason(error)}; check the path or the network, or download it elsewhere "
-            "and name the folder"
+            f"{source}: expected a local folder, found none, and as a hub id it cannot be had: {_reason(error)}; "
+            "check the path or the network, or download it elsewhere and name the folder"
         ) from error
     return folder
 
 
 def _reason(error: Exception) -> str:
-    """The first sentence of what the library says."""
-    return one_line(error).partition(". ")[0][:160].rstrip(".")
+    """What went wrong, in a few words where the library's own are many."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return "the hub is out of reach, and the model is not in its cache"
+    if isinstance(error, errors.GatedRepoError):
+        return "the hub gives this model only to those who log in and accept its terms"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "the hub has no such model, or a private one"
+    return f"{type(error).__name__}: {one_line(error)[:160]}"
