@@ -51,7 +51,12 @@ class WeightStore:
                 if tensor.nbytes >= _SMALLEST_OUTSIDE_BYTES:
                     location, offset, length = self._place(stream, file, tensor)
                     value.const_value = ir.ExternalTensor(
-                        location, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or ""
+                        location,
+                        offset,
+                        length,
+                        tensor.dtype,
+                        shape=ir.Shape(tensor.shape.numpy()),
+                        name=value.name or "",
                     )
             stream.flush()
             os.fsync(stream.fileno())
