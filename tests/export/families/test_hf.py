@@ -353,8 +353,6 @@ def test_a_hub_id_without_network(tmp_path, monkeypatch, error, reason):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     message = f"^someone/model: expected a local folder, found none, and as a hub id it cannot be had: {reason}; check"
-        r"^someone/model: expected a local folder, found none, and as a hub id it cannot be had: ConnectionError: "
-    )
     with pytest.raises(CheckpointError, match=message) as caught:
         export_checkpoint(Path("someone/model"), tmp_path / "out.xattn")
     assert "\n" not in str(caught.value)
