@@ -106,7 +106,10 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
     """
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
     if spec.values == "token_ids":
-        return torch.randint(0, spec.limit, shape, generator=generator)
+        ids = torch.randint(0, spec.limit, shape, generator=generator)
+        if spec.ends_with is not None:
+            ids[:, -1] = spec.ends_with
+        return ids
     if spec.values == "mask":
         batch, length = shape
         lengths = torch.tensor([max(1, length - row * max(1, length // 3)) for row in range(batch)])

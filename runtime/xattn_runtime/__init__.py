@@ -30,7 +30,17 @@ if TYPE_CHECKING:
     from xattn_runtime.manifest import Manifest
     from xattn_runtime.profile import ProfileReport, profile_bundle, profile_in_process
     from xattn_runtime.providers import ProviderStatus, provider_status
-    from xattn_runtime.tasks import Answer, Caption, CaptionTask, EncodedImage, Match, RetrievalTask, VqaTask, load
+    from xattn_runtime.tasks import (
+        Answer,
+        Caption,
+        CaptionTask,
+        Classification,
+        EncodedImage,
+        Match,
+        RetrievalTask,
+        VqaTask,
+        load,
+    )
     from xattn_runtime.verify import VerificationReport, verify_bundle
 
 __all__ = [
@@ -40,6 +50,7 @@ __all__ = [
     "Caption",
     "CaptionTask",
     "CheckpointError",
+    "Classification",
     "DataError",
     "DependencyError",
     "EncodedImage",
@@ -72,7 +83,17 @@ _MODULES = {
     "manifest": ("Manifest",),
     "profile": ("ProfileReport", "profile_bundle", "profile_in_process"),
     "providers": ("ProviderStatus", "provider_status"),
-    "tasks": ("Answer", "Caption", "CaptionTask", "EncodedImage", "Match", "RetrievalTask", "VqaTask", "load"),
+    "tasks": (
+        "Answer",
+        "Caption",
+        "CaptionTask",
+        "Classification",
+        "EncodedImage",
+        "Match",
+        "RetrievalTask",
+        "VqaTask",
+        "load",
+    ),
     "verify": ("VerificationReport", "verify_bundle"),
 }
 

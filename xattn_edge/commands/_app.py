@@ -26,6 +26,7 @@ COMMANDS = (
     "caption",
     "vqa",
     "retrieve",
+    "classify",
     "evaluate",
     "profile",
     "inspect",

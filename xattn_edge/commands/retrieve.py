@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn_edge.commands._console import command
+from xattn_edge.commands._console import Console, command
 from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+
+if TYPE_CHECKING:
+    from xattn_runtime.tasks import RetrievalTask
+    from xattn_runtime.tasks.retrieval import Embeddings
 
 __all__ = ["app"]
 
 app = new_app()
 
+_BATCH = 16
 _SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
 
 
@@ -44,7 +50,7 @@ def retrieve(
         task = RetrievalTask(open_bundle(bundle), provider, threads)
         is_picture = _is_picture(query)
         wanted = task.embed_images([Path(query)])[0] if is_picture else task.embed_texts([query])[0]
-        found = list(console.each(pictures, lambda picture: task.embed_images([picture])[0]))
+        found = _embed(console, task, pictures)
         results: list[dict[str, Any]] = []
         for match in task.rank(wanted, [embedding for _, embedding in found], top_k):
             image, _ = found[match.index]
@@ -57,6 +63,22 @@ def retrieve(
             )
         elif results:
             console.table([(result["image"], result["cosine"]) for result in results])
+
+
+def _embed(console: Console, task: RetrievalTask, pictures: Sequence[Path]) -> list[tuple[Path, Embeddings]]:
+    """Every picture that can be used with its embedding, several a run."""
+    from xattn_runtime.errors import ImageError
+
+    found: list[tuple[Path, Embeddings]] = []
+    with console.progress() as tell:
+        for start in range(0, len(pictures), _BATCH):
+            tell("looking at pictures", start / len(pictures))
+            batch = pictures[start : start + _BATCH]
+            try:
+                found += zip(batch, task.embed_images(batch), strict=True)
+            except ImageError:  # one by one, so that the others go on
+                found += console.each(batch, lambda picture: task.embed_images([picture])[0])
+    return found
 
 
 def _pictures(folder: Path) -> list[Path]:

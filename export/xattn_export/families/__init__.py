@@ -9,7 +9,9 @@ from typing import Any
 
 from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
+from xattn_export.families.clip import CLIP
 from xattn_export.families.git import GIT
+from xattn_export.families.siglip import SIGLIP
 from xattn_export.families.vilt import VILT
 from xattn_export.families.vision_encoder_decoder import VISION_ENCODER_DECODER
 from xattn_export.families.xattn_caption import XATTN_CAPTION
@@ -26,6 +28,8 @@ FAMILIES: tuple[Family, ...] = (
     *GIT,
     *VILT,
     VISION_ENCODER_DECODER,
+    CLIP,
+    SIGLIP,
 )
 
 

@@ -43,6 +43,7 @@ class TensorSpec:
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
         and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
     pictures: heights and widths that pictures have, in pixels.
+    ends_with: of token ids, the last one of every row, where the model looks for it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorSpec:
     values: Literal["normal", "token_ids", "mask", "picture"]
     limit: int = 0
     pictures: tuple[tuple[int, int], ...] = ()
+    ends_with: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Source:
 
     weights: the files whose SHA-256 stands for the model.
     unknown_token_id: None where the tokenizer can spell every word. max_tokens: the longest text that the model takes.
-    clean_up_spaces, question_template, prompt_template: as in the manifest's `tokenizer`.
+    clean_up_spaces, question_template, prompt_template, pad_to, pad_token_id: as in the manifest's `tokenizer`.
     pictures: golden pictures that need no data set.
     decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
 
@@ -131,6 +133,8 @@ class Source:
     clean_up_spaces: bool = False
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
+    pad_to: int | None = None
+    pad_token_id: int = 0
     generate: Callable[[Tensor, tuple[int, ...]], Generated] | None = None
     caption: Callable[[Tensor], tuple[int, ...]] | None = None
     forced_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None

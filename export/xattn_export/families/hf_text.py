@@ -17,10 +17,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from xattn_export.families.hf import quiet_transformers
+from xattn_export.families.hf_sentencepiece import siglip_tokenizer
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["cleans_up_spaces", "read_json", "tokenizer_json_of"]
+__all__ = ["cleans_up_spaces", "pad_token_of", "read_json", "tokenizer_json_of"]
 
 _PLACES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OTHERS = ("additional_special_tokens", "extra_special_tokens")
@@ -101,6 +102,15 @@ def cleans_up_spaces(folder: Path) -> bool:
     return bool(forced or json.loads(tokenizer_json_of(folder))["model"].get("type") != "BPE")
 
 
+def pad_token_of(folder: Path) -> str | None:
+    """The padding token that the tokenizer's settings state, or that its kind has."""
+    kind = _kind_of(folder)
+    settings = read_json(folder / "tokenizer_config.json")
+    stated = _content({**read_json(folder / "special_tokens_map.json"), **settings}.get("pad_token"))
+    word = stated or (kind.special.get("pad_token") if kind else None)
+    return word if isinstance(word, str) else None
+
+
 def _wordpiece(parts: _Parts) -> Tokenizer:
     """`BertTokenizer`."""
     lines = (parts.folder / "vocab.txt").read_text(encoding="utf-8").split("\n")
@@ -174,6 +184,17 @@ def _clip(parts: _Parts) -> Tokenizer:
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
     end, begin = ((word, _id_of(tokenizer, word)) for word in (parts.word("eos_token"), parts.word("bos_token")))
     tokenizer.post_processor = processors.RobertaProcessing(end, begin, trim_offsets=False, add_prefix_space=False)
+    return tokenizer
+
+
+def _siglip(parts: _Parts) -> Tokenizer:
+    """`SiglipTokenizer`: nothing at the beginning, `</s>` at the end."""
+    tokenizer = siglip_tokenizer(parts.folder / "spiece.model", lower_case=parts.flag("do_lower_case", True))
+    tokenizer = _add_tokens(tokenizer, parts)
+    end = parts.word("eos_token")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, _id_of(tokenizer, end))]
+    )
     return tokenizer
 
 
@@ -261,7 +282,10 @@ def _content(value: object) -> object:
 
 def _with_tokens(model: Any, parts: _Parts) -> Tokenizer:
     """A tokenizer of `model` with every token that is matched before the model sees a text."""
-    tokenizer = Tokenizer(model)
+    return _add_tokens(Tokenizer(model), parts)
+
+
+def _add_tokens(tokenizer: Tokenizer, parts: _Parts) -> Tokenizer:
     for token_id, token in sorted(parts.added.items()):
         tokenizer.add_tokens([token])
         if (found := tokenizer.token_to_id(token.content)) != token_id:
@@ -350,5 +374,11 @@ _KINDS = (
             **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
         },
         build=_clip,
+    ),
+    _Kind(
+        classes=("siglip", "siglip_text_model"),
+        vocabulary=("spiece.model",),
+        special={"unk_token": "<unk>", **dict.fromkeys(("eos_token", "pad_token"), "</s>")},
+        build=_siglip,
     ),
 )

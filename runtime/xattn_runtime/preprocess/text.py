@@ -1,6 +1,7 @@
 """Text to token ids and back, with the bundle's tokenizer.json.
 
-It checks questions and prompts and decodes what was generated; it knows no graph and pads nothing.
+It checks questions, texts and prompts and decodes what was generated; it knows no graph, and pads nothing but what the
+model was trained to see padded.
 """
 
 from __future__ import annotations
@@ -54,22 +55,25 @@ class TextCodec:
         if spec.unknown_token_id is not None and self._tokenizer.id_to_token(spec.unknown_token_id) is None:
             raise BundleError(f"{path}: expected an unknown token with the id {spec.unknown_token_id}, found none")
 
-    def encode_question(self, question: str, *, special_tokens: bool = True) -> EncodedQuestion:
+    def encode_question(self, question: str, *, special_tokens: bool = True, kind: str = "question") -> EncodedQuestion:
         """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
 
         `special_tokens`: with those that the tokenizer puts around a text, as a text encoder takes it, or without, as a
-        decoder takes it after its own prompt.
+        decoder takes it after its own prompt. `kind`: what an error calls it.
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.
         """
-        return self._encode("question", question, self._spec.question_template, special_tokens, QuestionError)
+        template = tuple(self._spec.question_template.split("{question}"))
+        encoded = self._encode(kind, question, template, special_tokens, QuestionError)
+        missing = (self._spec.pad_to or 0) - len(encoded.ids)
+        return EncodedQuestion(encoded.ids + (self._spec.pad_token_id,) * missing, encoded.unknown_words)
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
         """Token ids of the text that a caption is to go on from, in the bundle's template, without special tokens.
 
         Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
         """
-        encoded = self._encode("prompt", prompt, self._spec.prompt_template, False, UserError)
+        encoded = self._encode("prompt", prompt, tuple(self._spec.prompt_template.split("{prompt}")), False, UserError)
         if encoded.unknown_words:
             raise UserError(
                 f"prompt: expected words that this model knows, found {show(encoded.unknown_words[0])}; "
@@ -86,10 +90,10 @@ class TextCodec:
         return text.strip()
 
     def _encode(
-        self, kind: str, value: str, template: str, special_tokens: bool, error: type[UserError]
+        self, kind: str, value: str, template: tuple[str, ...], special_tokens: bool, error: type[UserError]
     ) -> EncodedQuestion:
         text = _checked(kind, value, error)
-        before, after = template.split(f"{{{kind}}}")
+        before, after = template
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
         if len(encoding.ids) > self._spec.max_tokens:

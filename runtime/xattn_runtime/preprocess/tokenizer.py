@@ -22,6 +22,8 @@ class TokenizerSpec:
     clean_up_spaces: take the blank before punctuation and contractions off decoded text.
     question_template, prompt_template: what the model is given for a question or a caption's prompt, with
         `{question}` or `{prompt}` in its place.
+    pad_to: how long every question is made with `pad_token_id`, which the model then sees as it sees all tokens; None
+        where it is left as long as it is.
     """
 
     file: str
@@ -30,6 +32,8 @@ class TokenizerSpec:
     clean_up_spaces: bool = False
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
+    pad_to: int | None = None
+    pad_token_id: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
@@ -47,8 +51,12 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         clean_up_spaces=reader.boolean("clean_up_spaces") if "clean_up_spaces" in reader else False,
         question_template=_template(reader, "question_template", "{question}"),
         prompt_template=_template(reader, "prompt_template", "{prompt}"),
+        pad_to=reader.integer("pad_to", minimum=1) if "pad_to" in reader else None,
+        pad_token_id=reader.integer("pad_token_id") if "pad_token_id" in reader else 0,
     )
     reader.finish()
+    if spec.pad_to is not None and spec.pad_to < spec.max_tokens:
+        reader.fail("pad_to", f"at least max_tokens, which is {spec.max_tokens}", spec.pad_to)
     return spec
 
 

@@ -7,7 +7,7 @@ import os
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
 from xattn_runtime.tasks.encoding import EncodedImage
-from xattn_runtime.tasks.retrieval import Match, RetrievalTask
+from xattn_runtime.tasks.retrieval import Classification, Match, RetrievalTask
 from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Caption",
     "CaptionTask",
     "CaptionTiming",
+    "Classification",
     "EncodedImage",
     "Match",
     "RetrievalTask",

@@ -5,6 +5,7 @@ It joins preprocessing, tokenizer and the two encoders of one bundle, and knows 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,16 +15,19 @@ from numpy.typing import NDArray
 
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.manifest import Similarity
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.session import GraphSession, open_session
-from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, padded, session_settings
+from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, padded, session_settings
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Match", "RetrievalTask"]
+__all__ = ["TEMPLATE", "Classification", "ClassificationTiming", "LabelScore", "Match", "RetrievalTask"]
+
+TEMPLATE = "a photo of a {label}"
+"""What is said of a picture for each label."""
 
 _TEXT_BATCH = 64
 _IMAGE_OUTPUT, _TEXT_OUTPUT = "image_embeddings", "text_embeddings"
@@ -43,6 +47,39 @@ class Match:
     index: int
     cosine: float
     probability: float | None
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """A label, how probable the model finds it, and the cosine of its text's embedding and the picture's."""
+
+    label: str
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class ClassificationTiming:
+    """Milliseconds of each stage; 0 for what an `EncodedImage` had behind it."""
+
+    preprocess: float
+    encode: float
+    labels: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """All labels, the most probable first.
+
+    among_labels: whether the probabilities are those of one label among all, and sum to 1; else each is of its own.
+    """
+
+    label: str
+    probability: float
+    scores: tuple[LabelScore, ...]
+    among_labels: bool
+    timing_ms: ClassificationTiming
 
 
 class RetrievalTask:
@@ -75,7 +112,58 @@ class RetrievalTask:
 
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
-        ids = [self._codec.encode_question(text).ids for text in texts]
+        return self._embed_texts(texts, "text")
+
+    def classify(
+        self, image: ImageInput | EncodedImage, labels: Sequence[str], template: str = TEMPLATE
+    ) -> Classification:
+        """How probable each of `labels` is for an image, by a text made of each with `template`.
+
+        Raises:
+            ImageError: the image cannot be used.
+            QuestionError: a label is empty, too long, or of no known word.
+            UserError: no labels, the same label twice, a template without `{label}` in it once, a single label where
+                the model chooses among labels, or a model that states no probability.
+        """
+        labels = self._checked_labels(labels, template)
+        began = time.perf_counter()
+        known = isinstance(image, EncodedImage)
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        labels_began = time.perf_counter()
+        texts = self._embed_texts([template.replace("{label}", label) for label in labels], "label")
+        matches = self.rank(encoded.tensors[_IMAGE_OUTPUT][0], texts, top_k=len(labels))
+        timing = ClassificationTiming(
+            preprocess=0.0 if known else encoded.preprocess_ms,
+            encode=0.0 if known else encoded.encode_ms,
+            labels=milliseconds_since(labels_began),
+            total=milliseconds_since(began),
+        )
+        scores = tuple(LabelScore(labels[match.index], match.probability or 0.0, match.cosine) for match in matches)
+        among_labels = self._similarity.kind == "softmax"
+        return Classification(scores[0].label, scores[0].probability, scores, among_labels, timing)
+
+    def _checked_labels(self, labels: Sequence[str], template: str) -> list[str]:
+        kind = self._similarity.kind
+        if kind == "cosine":
+            raise UserError(
+                f"{self.bundle.path}: expected a model that states probabilities, such as CLIP or SigLIP, found one "
+                "that only compares; use `xattn-edge retrieve`"
+            )
+        if template.count("{label}") != 1:
+            raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
+        stripped = [label.strip() for label in labels]
+        if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
+            reason = "; this model chooses among them" if stripped else "; say what the picture may show"
+            raise UserError(f"labels: expected at least {fewest}, found {len(stripped)}{reason}")
+        for place, label in enumerate(stripped):
+            if not label:
+                raise QuestionError(f"labels: expected a text, found an empty one as number {place + 1}; remove it")
+            if label in stripped[:place]:
+                raise UserError(f"labels: expected each label once, found {show(label)} twice; remove one")
+        return stripped
+
+    def _embed_texts(self, texts: Sequence[str], kind: str) -> Embeddings:
+        ids = [self._codec.encode_question(text, kind=kind).ids for text in texts]
         parts = [ids[start : start + _TEXT_BATCH] for start in range(0, len(ids), _TEXT_BATCH)]
         found = [self._texts.run([_TEXT_OUTPUT], padded(part))[0] for part in parts]
         return np.concatenate(found) if found else self._none()
