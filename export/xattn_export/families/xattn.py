@@ -44,7 +44,8 @@ class SelfAttentionGraph(nn.Module):
 
     def forward(self, normed: Tensor) -> Tensor:
         """`[batch, length, width]`, every token attending to all; the same shape comes out."""
-        return cast(Tensor, self.output(attend(*self.project(normed).chunk(3, -1), self.heads)))
+        query, key, value = self.project(normed).chunk(3, -1)
+        return cast(Tensor, self.output(attend(query, key, value, self.heads)))
 
     def with_cache(self, normed: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
         """The same, causal and after `past`; the longer cache comes out too."""
@@ -70,7 +71,8 @@ class ImageEncoderGraph(nn.Module):
         encoder = self.encoder
         features = encoder.feature_map(pixel_values).flatten(2).transpose(1, 2)
         tokens = encoder.projection(features) + encoder.position
-        for layer, attention in zip(encoder.layers, self.attentions, strict=True):
+        for module, attention in zip(encoder.layers, self.attentions, strict=True):
+            layer = cast(SelfAttentionLayer, module)
             tokens = tokens + attention(layer.attention_norm(tokens))
             tokens = tokens + layer.feed_forward(layer.feed_forward_norm(tokens))
         contexts = self.contexts(encoder.norm(tokens)).chunk(self.tensors, -1)
