@@ -1,0 +1,196 @@
+"""Compares every family at its real size with Transformers, and prints the rows of the table in docs/families.md.
+
+    python scripts/check_families.py [--only BLIP] [--pictures 20]
+
+Weights are random, of a sane size: nothing is downloaded. It takes minutes, and a few GB of memory and of disk.
+A new family is one more entry in FAMILIES.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import family_blip
+import family_git
+import family_vilt
+from family_parity import (
+    Reference,
+    embedding_error,
+    generated_agreement,
+    logits_error,
+    noise_pictures,
+    pixel_error,
+)
+from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers.utils import logging
+
+from xattn_export import export_checkpoint
+from xattn_runtime.manifest import Task
+
+__all__ = ["FAMILIES", "Entry", "Figures"]
+
+HEADER = (
+    "| family | tasks | size | opsets | error of logits | ids equal, greedy | ids equal, 4 beams | preprocessing |",
+    "|---|---|---|---|---|---|---|---|",
+)
+STEPS = 16
+QUESTIONS = ("what color is the circle?", "is there a red square, on the triangle?", "how many are there")
+FORMS = (("standard", 23), ("decomposed", 18))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was found: the largest error of a logit or embedding, equal of compared texts, and of a pixel."""
+
+    error: float
+    greedy: str
+    beams: str
+    pixels: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to check.
+
+    make: writes it into a folder as `save_pretrained` does. check: folder, bundle in each form, and picture files →
+    figures. asked: the task to export it for, where its files do not say.
+    """
+
+    family: str
+    task: str
+    size: str
+    make: Callable[[Path], Path]
+    check: Callable[[Path, Sequence[Path], Sequence[Path]], Figures]
+    asked: Task | None = None
+
+
+def generates(
+    reference_of: Callable[[Path], Reference], questions: Sequence[str] = ()
+) -> Callable[[Path, Sequence[Path], Sequence[Path]], Figures]:
+    """The check of a model that generates text, for captions or as answers to `questions`."""
+
+    def check(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
+        reference, question = reference_of(folder), questions[0] if questions else None
+        errors = [
+            logits_error(bundle, reference, noise_pictures(batch), steps=STEPS, question=question)
+            for bundle in bundles
+            for batch in (1, 3)
+        ]
+        texts = []
+        for beams in (1, 4):
+            found = generated_agreement(bundles[0], reference, files, beams=beams, questions=questions)
+            texts.append(f"{found.equal} of {found.compared}, {found.different_texts} different")
+        return Figures(max(errors), *texts, _pixels(pixel_error(bundles[0], reference, noise_pictures(len(files)))))
+
+    return check
+
+
+def embeds(
+    embedder_of: Callable[[Path], Callable[[Path, str], Any]],
+) -> Callable[[Path, Sequence[Path], Sequence[Path]], Figures]:
+    """The check of a model that embeds pictures and texts."""
+
+    def check(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
+        texts = [QUESTIONS[number % len(QUESTIONS)] for number in range(len(files))]
+        embed = embedder_of(folder)
+        return Figures(
+            max(embedding_error(bundle, files, texts, embed) for bundle in bundles), "–", "–", "in the error"
+        )
+
+    return check
+
+
+def chooses(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
+    """The check of a model that chooses among answers: ViLT, whose pixels are part of the error."""
+    error, equal = family_vilt.answers_error(folder, bundles, files, QUESTIONS)
+    return Figures(error, f"{equal} of {len(bundles) * len(files)} answers", "–", "in the error")
+
+
+def _pixels(error: float) -> str:
+    return "equal" if error == 0 else f"within {error:.1e}"
+
+
+def _words(count: int, *last: str) -> list[str]:
+    """A vocabulary of `count` words that spells every word of lower-case ASCII letters."""
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    spelled = [*"abcdefghijklmnopqrstuvwxyz?,.", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    filler = (f"[unused{number}]" for number in range(count - len(special) - len(spelled) - len(last)))
+    return [*special, *spelled, *filler, *last]
+
+
+def _blip(model_class: Any) -> Callable[[Path], Path]:
+    return lambda folder: family_blip.save_blip(folder, model_class, _words(30524, "[DEC]"), 384)
+
+
+def _git(folder: Path) -> Path:
+    return family_git.save_git(folder, _words(30522), 224)
+
+
+def _vilt(folder: Path) -> Path:
+    return family_vilt.save_vilt(folder, _words(30522), 384, answers=3129)
+
+
+FAMILIES: tuple[Entry, ...] = (
+    Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
+    Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
+    Entry("BLIP", "retrieval", "base, 384 px", _blip(BlipForImageTextRetrieval), embeds(family_blip.embedder)),
+    Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
+    Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
+    Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses),
+)
+
+
+def main() -> None:
+    """Check the families that are asked for."""
+    parser = argparse.ArgumentParser(description="Compare families at their real size with Transformers.")
+    parser.add_argument("--only", default="", help="check only families with this in their name or task")
+    parser.add_argument("--pictures", type=int, default=20, help="how many texts to compare")
+    options = parser.parse_args()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    print(*HEADER, sep="\n", flush=True)
+    for entry in FAMILIES:
+        if options.only.lower() in f"{entry.family} {entry.task}".lower():
+            print(_row(entry, options.pictures), flush=True)
+
+
+def _row(entry: Entry, pictures: int) -> str:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="check-families-") as place:
+        folder = entry.make(Path(place) / "model")
+        files = []
+        for number, picture in enumerate(noise_pictures(pictures)):
+            files.append(Path(place) / f"{number:02}.png")
+            picture.save(files[-1])
+        bundles = []
+        for attention, opset in FORMS:
+            bundles.append(Path(place) / f"{attention}.xattn")
+            export_checkpoint(
+                folder, bundles[-1], task=entry.asked, attention=attention, opset=opset, command="check_families"
+            )
+            print(f"{entry.family} {entry.task}: exported, {time.monotonic() - began:.0f} s", file=sys.stderr)
+        found = entry.check(folder, bundles, files)
+    print(f"{entry.family} {entry.task}: checked, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    opsets = ", ".join(str(opset) for _, opset in FORMS)
+    cells = (
+        entry.family,
+        entry.task,
+        entry.size,
+        opsets,
+        f"{found.error:.1e}",
+        found.greedy,
+        found.beams,
+        found.pixels,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
