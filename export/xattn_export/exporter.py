@@ -232,6 +232,7 @@ def _manifest(
         opset=opset,
         graphs={role: Graph(_graph_file(role), "fp32") for role in roles},
         image_steps=source.image_steps,
+        regions=source.regions,
         tokenizer=tokenizer,
         provenance=provenance,
         golden=Golden(FP32_RELATIVE_RMS, golden.cases),

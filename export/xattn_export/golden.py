@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from xattn_runtime.errors import QuestionError, XattnError
 from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.preprocess.image import open_image
 from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
@@ -32,6 +35,7 @@ FP32_RELATIVE_RMS = 1e-3
 _MOST_CASES = 8
 _FEWEST_CASES = 3
 _MADE_UP_WORDS = 4
+_PNG = b"\x89PNG"
 # A lead of the best logit over the next, as a share of their root-mean-square, that rounding on no device turns.
 _SAFE_LEAD = 1e-3
 
@@ -58,7 +62,7 @@ class _Computed:
     query: str | None = None
 
 
-_Cases = Callable[[Source, TextCodec, Tensor, Sequence[str]], Iterator[_Computed]]
+_Cases = Callable[[Source, TextCodec, Any, Sequence[str]], Iterator[_Computed]]
 
 
 def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None = None) -> GoldenSet:
@@ -70,27 +74,40 @@ def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None 
         ImageError: one of `images` cannot be used.
         XattnError: the tokenizer knows no word to ask a question of.
     """
-    pictures = source.pictures() if images is None else _given(images, source.pictures())
-    pipeline = Pipeline(source.image_steps)
+    pictures = source.pictures() if images is None else _given(source, images, source.pictures())
+    prepare = _preparation(source)
     cases_of = _cases_of(source)
     computed: list[_Computed] = []
     with torch.inference_mode():
         for number, picture in enumerate(pictures):
-            pixel_values = torch.from_numpy(pipeline(picture.png))[None]
-            cases = cases_of(source, codec, pixel_values, picture.questions)
+            cases = cases_of(source, codec, prepare(picture.png), picture.questions)
             computed += [replace(case, picture=number, png=picture.png) for case in cases]
     if not computed:
         raise XattnError("golden cases: there is no picture to make one of")
     return _files(computed if images is not None else _surest(computed))
 
 
-def _given(images: Sequence[Path], drawn: Sequence[GoldenPicture]) -> tuple[GoldenPicture, ...]:
-    """The user's pictures as PNG files of the very same pixels, without what else their files hold."""
+def _preparation(source: Source) -> Callable[[bytes], Any]:
+    """A file's bytes to what the source computes on: pixel values, or the inputs made of regions, in a batch of 1."""
+    if source.regions is None:
+        pipeline = Pipeline(source.image_steps)
+        return lambda data: torch.from_numpy(pipeline(data))[None]
+    reader = RegionReader(source.regions)
+    return lambda data: {name: torch.from_numpy(values)[None] for name, values in reader(data).items()}
+
+
+def _given(source: Source, images: Sequence[Path], drawn: Sequence[GoldenPicture]) -> tuple[GoldenPicture, ...]:
+    """The user's pictures as PNG files of the very same pixels, without what else their files hold; or regions."""
     questions = tuple(dict.fromkeys(question for picture in drawn for question in picture.questions))
     pictures = []
     for number, path in enumerate(images):
         stream = io.BytesIO()
-        open_image(path).save(stream, "PNG")
+        if source.regions is None:
+            open_image(path).save(stream, "PNG")
+        else:
+            found = RegionReader(source.regions)(path)
+            arrays = {key: found[name] for name, (key, _) in source.regions.arrays.items()}
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
         asked = (questions[number % len(questions)],) if questions else ()
         pictures.append(GoldenPicture(stream.getvalue(), asked))
     return tuple(pictures)
@@ -102,7 +119,7 @@ def _cases_of(source: Source) -> _Cases:
         return _retrieval_cases
     if source.decoding is not None:
         return _generated_cases
-    return _answer_cases
+    return _answer_cases if source.regions is None else _region_cases
 
 
 def _generated_cases(
@@ -131,10 +148,26 @@ def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...
 def _answer_cases(
     source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
 ) -> Iterator[_Computed]:
-    if source.answer_logits is None or source.labels is None:
+    if source.answer_logits is None:
         raise XattnError(f"{source.name}: its family says not how it answers")
+    yield from _chosen_cases(source, codec, partial(source.answer_logits, pixel_values), questions)
+
+
+def _region_cases(
+    source: Source, codec: TextCodec, regions: Mapping[str, Tensor], questions: Sequence[str]
+) -> Iterator[_Computed]:
+    if source.answer_regions is None:
+        raise XattnError(f"{source.name}: its family says not how it answers")
+    yield from _chosen_cases(source, codec, partial(source.answer_regions, regions), questions)
+
+
+def _chosen_cases(
+    source: Source, codec: TextCodec, answer: Callable[[tuple[int, ...]], Tensor], questions: Sequence[str]
+) -> Iterator[_Computed]:
+    if source.labels is None:
+        raise XattnError(f"{source.name}: its family says not what it answers with")
     for question in _known_questions(source, codec, questions):
-        logits = source.answer_logits(pixel_values, codec.encode_question(question).ids).numpy()
+        logits = answer(codec.encode_question(question).ids).numpy()
         lead = _lead(logits)
         text = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
         yield _Computed(0, b"", {"logits": logits}, lead, text, question)
@@ -191,7 +224,8 @@ def _files(computed: Sequence[_Computed]) -> GoldenSet:
     files: dict[str, bytes] = {}
     cases = []
     for number, case in enumerate(computed):
-        image, tensors = f"golden/{case.picture}.png", f"golden/{number}.npz"
+        kind = "png" if case.png.startswith(_PNG) else "regions.npz"
+        image, tensors = f"golden/{case.picture}.{kind}", f"golden/{number}.npz"
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **case.tensors)
         files |= {image: case.png, tensors: stream.getvalue()}

@@ -33,6 +33,7 @@ _SOME_PAST = (0, 1, 7)
 _SOME_LENGTHS = (1, 2, 7)
 _PROMPT = 5
 _CONTEXT = 3
+_REGIONS = 8
 _SEED = 7
 _SEVERITY_FATAL = 4
 
@@ -89,12 +90,14 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
         fits = [(length, past) for length, past in (*steps, *prompts) if length + past <= longest]
         lengths = [(length, past) for length, past in fits if past >= role.prefix]
     elif "length" in symbols:
-        lengths = [(length, 0) for length in (*_SOME_LENGTHS, longest) if length <= longest]
+        fewest = max(spec.fewest for spec in role.inputs)
+        lengths = [(length, 0) for length in (*_SOME_LENGTHS, longest) if fewest <= length <= longest]
     else:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES:
-            sizes = {"batch": batch, "length": length, "past": past, "context": _CONTEXT + batch}
+            others = {"context": _CONTEXT + batch, "regions": _REGIONS - batch}
+            sizes = {"batch": batch, "length": length, "past": past, **others}
             yield {name: size for name, size in sizes.items() if name in symbols}
 
 

@@ -34,7 +34,7 @@ __all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "e
 LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 HIGHEST_OPSET = 24
 # Sizes that differ from each other, from 1, and from what a graph may hold by chance.
-_EXAMPLE_SIZES: Mapping[str, int] = {"batch": 2, "length": 3, "past": 5, "context": 6}
+_EXAMPLE_SIZES: Mapping[str, int] = {"batch": 2, "length": 3, "past": 5, "context": 6, "regions": 4}
 _SEED = 20
 _ELEMENT_TYPES = {"tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64}
 
@@ -112,7 +112,7 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
         return ids
     if spec.values == "mask":
         batch, length = shape
-        lengths = torch.tensor([max(1, length - row * max(1, length // 3)) for row in range(batch)])
+        lengths = torch.tensor([max(spec.fewest, length - row * max(1, length // 3)) for row in range(batch)])
         return (torch.arange(length)[None, :] < lengths[:, None]).to(torch.int64)
     values = torch.randn(shape, generator=generator)
     for picture, (height, width) in zip(values, cycle(spec.pictures), strict=False):

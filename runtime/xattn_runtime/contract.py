@@ -56,6 +56,8 @@ _MATRIX = TensorContract("tensor(float)", 2)
 _IDS = TensorContract("tensor(int64)", 2)
 
 _PIXELS = {"pixel_values": TensorContract("tensor(float)", 4)}
+_FEATURES = {"visual_features": TensorContract("tensor(float)", 3)}
+_BOXES = {"visual_boxes": TensorContract("tensor(float)", 3)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
 _IMAGE_TOKENS = {"image_tokens": TensorContract("tensor(float)", 3), "image_mask": _IDS}
 _ANSWERS = {"logits": _MATRIX, "probabilities": _MATRIX}
@@ -71,6 +73,8 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, gives=("image",)),
         _Form(_PIXELS, {"image_embeddings": _MATRIX}),
         _Form(_PIXELS, _IMAGE_TOKENS),
+        _Form({**_FEATURES, **_BOXES}, _IMAGE_TOKENS),
+        _Form(_FEATURES, _IMAGE_TOKENS),
     ),
     "text_encoder": (
         _Form(_TEXT, takes=("image",), gives=("cross",)),

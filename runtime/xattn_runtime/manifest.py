@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from xattn_runtime._reading import ObjectReader, show, unsafe_path_reason
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.settings import Decoding, read_decoding
+from xattn_runtime.preprocess.regions import RegionSpec, read_region_spec
 from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
 
@@ -135,7 +136,8 @@ class FileEntry:
 class Manifest:
     """All of manifest.json.
 
-    `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval.
+    `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
+    `regions` takes no picture, and has no `image_steps`.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Manifest:
     decoding: Decoding | None = None
     labels: tuple[str, ...] | None = None
     similarity: Similarity | None = None
+    regions: RegionSpec | None = None
     session_options: Mapping[str, str] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
@@ -165,7 +168,11 @@ class Manifest:
             "attention": self.attention,
             "opset": self.opset,
             "graphs": {role: asdict(graph) for role, graph in self.graphs.items()},
-            "preprocessing": {"image": [step_to_dict(step) for step in self.image_steps]},
+            "preprocessing": (
+                {"image": [step_to_dict(step) for step in self.image_steps]}
+                if self.regions is None
+                else {"regions": asdict(self.regions)}
+            ),
             "tokenizer": self.tokenizer.to_dict(),
         }
         if self.decoding is not None:
@@ -197,6 +204,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
     task = cast(Task, root.text("task", choices=tuple(TASK_ROLES)))
     attention = cast(Attention, root.text("attention", choices=tuple(_LOWEST_OPSET)))
     preprocessing = root.child("preprocessing")
+    takes_regions = "regions" in preprocessing
     graphs = _graphs(root.child("graphs"), task)
     manifest = Manifest(
         name=root.text("name", pattern="[a-z0-9][a-z0-9._-]*"),
@@ -205,11 +213,12 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         attention=attention,
         opset=root.integer("opset", minimum=_LOWEST_OPSET[attention]),
         graphs=graphs,
-        image_steps=parse_steps(preprocessing.children("image"), file),
+        image_steps=() if takes_regions else parse_steps(preprocessing.children("image"), file),
         tokenizer=read_tokenizer(root.child("tokenizer")),
         decoding=read_decoding(root.child("decoding")) if "decoder" in graphs else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
         similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
+        regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
         provenance=_provenance(root.child("provenance")),
         evaluation=_evaluation(root),

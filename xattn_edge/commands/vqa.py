@@ -21,7 +21,9 @@ app = new_app()
 
 @app.command()
 def vqa(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP; or .npz regions.")
+    ],
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -39,11 +41,14 @@ def vqa(
 
     The picture is encoded once for all of them. With several questions,
     --json prints {"image", "results": [...], "provider", "bundle"}.
+    A bundle of LXMERT or VisualBERT takes an .npz in place of the picture:
+    `features` [regions, width], and for LXMERT `boxes` [regions, 4].
 
     \b
     Examples:
       xattn-edge vqa picture.png "what color is the shape?"
       xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
+      xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import default_bundle, open_bundle

@@ -11,9 +11,11 @@ from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
 from xattn_export.families.clip import CLIP
 from xattn_export.families.git import GIT
+from xattn_export.families.lxmert import LXMERT
 from xattn_export.families.siglip import SIGLIP
 from xattn_export.families.vilt import VILT
 from xattn_export.families.vision_encoder_decoder import VISION_ENCODER_DECODER
+from xattn_export.families.visual_bert import VISUAL_BERT
 from xattn_export.families.xattn_caption import XATTN_CAPTION
 from xattn_export.families.xattn_vqa import XATTN_VQA
 from xattn_runtime._reading import show
@@ -30,6 +32,8 @@ FAMILIES: tuple[Family, ...] = (
     VISION_ENCODER_DECODER,
     CLIP,
     SIGLIP,
+    LXMERT,
+    VISUAL_BERT,
 )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xattn_runtime.contract import key_value_names
 from xattn_runtime.manifest import Decoding, Similarity, Task
+from xattn_runtime.preprocess.regions import RegionSpec
 from xattn_runtime.preprocess.steps import Step
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "key_value_specs",
 ]
 
-Symbol = Literal["batch", "length", "past", "context"]
+Symbol = Literal["batch", "length", "past", "context", "regions"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class TensorSpec:
 
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
-        another text that they attend to.
+        another text, or `regions` of a picture, that they attend to.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
         and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
     pictures: heights and widths that pictures have, in pixels.
+    fewest: tokens of the shortest row of a mask.
     ends_with: of token ids, the last one of every row, where the model looks for it.
     """
 
@@ -52,6 +54,7 @@ class TensorSpec:
     limit: int = 0
     pictures: tuple[tuple[int, int], ...] = ()
     ends_with: int | None = None
+    fewest: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,10 @@ class Role:
 
 @dataclass(frozen=True)
 class GoldenPicture:
-    """A picture, as the bytes of a PNG file, and the questions asked of it, or the texts sought beside it."""
+    """A picture, as the bytes of a PNG file, and the questions asked of it, or the texts sought beside it.
+
+    Of a model that takes regions in place of pictures, the bytes are those of an .npz.
+    """
 
     png: bytes
     questions: tuple[str, ...] = ()
@@ -108,12 +114,14 @@ class Source:
     clean_up_spaces, question_template, prompt_template, pad_to, pad_token_id: as in the manifest's `tokenizer`.
     pictures: golden pictures that need no data set.
     decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
+    regions: of a model that takes them in place of pictures; its `pictures` are .npz files, and `image_steps` empty.
 
     What golden cases are made of, by task and kind:
     generate: picture `[1, 3, height, width]` and question ids (none for captioning) → what is generated.
     caption: picture → token ids of the greedy caption, without start and end token.
     forced_logits: picture and ids → logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     answer_logits: picture and question ids → logits `[answers]`.
+    answer_regions: the same for inputs of the image encoder, with a batch of 1, in place of a picture.
     embed_image, embed_text: picture, or token ids → embedding `[width]`, of length 1.
     """
 
@@ -130,6 +138,7 @@ class Source:
     decoding: Decoding | None = None
     labels: tuple[str, ...] | None = None
     similarity: Similarity | None = None
+    regions: RegionSpec | None = None
     clean_up_spaces: bool = False
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
@@ -139,6 +148,7 @@ class Source:
     caption: Callable[[Tensor], tuple[int, ...]] | None = None
     forced_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
     answer_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
+    answer_regions: Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor] | None = None
     embed_image: Callable[[Tensor], Tensor] | None = None
     embed_text: Callable[[tuple[int, ...]], Tensor] | None = None
 

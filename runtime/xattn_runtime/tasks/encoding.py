@@ -6,7 +6,7 @@ It knows pictures and what the image encoder gives for them; it does not know wh
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,14 @@ from xattn_runtime.contract import key_value_names, layers_of
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.providers import resolve_provider
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
+
+    _Prepare = Callable[[ImageInput], Mapping[str, NDArray[np.float32]]]
 
 __all__ = [
     "EncodedImage",
@@ -61,17 +64,19 @@ class ImageEncoder:
 
     def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
         """Load preprocessing and the image encoder; BundleError where the two do not fit."""
-        self._pipeline = Pipeline(bundle.manifest.image_steps)
+        regions = bundle.manifest.regions
+        self._prepare: _Prepare
+        self._batch = _ENCODER_BATCH if regions is None else 1  # pictures have regions of any number
+        if regions is None:
+            pipeline = Pipeline(bundle.manifest.image_steps)
+            self._prepare = lambda image: {"pixel_values": pipeline(image)}
+            shapes: dict[str, tuple[int | str, ...]] = {"pixel_values": ("batch", 3, *pipeline.size_px)}
+        else:
+            self._prepare = RegionReader(regions)
+            shapes = {name: ("batch", "regions", width) for name, (_, width) in regions.arrays.items()}
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
-        expected = ("batch", 3, *self._pipeline.size_px)
-        shape = self.session.input_shapes["pixel_values"]
-        for found, wanted in zip(shape[1:], expected[1:], strict=True):
-            if isinstance(found, int) and found != wanted:
-                raise BundleError(
-                    f"{self.session.path}: input pixel_values: expected {list(expected)}, as the preprocessing gives, "
-                    f"found {list(shape)}; export it again"
-                )
+        self._check_inputs(shapes)
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """One image; ImageError where it cannot be used."""
@@ -79,15 +84,16 @@ class ImageEncoder:
 
     def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
         """The images in order, several a run; the times are each image's share of its run."""
-        for start in range(0, len(images), _ENCODER_BATCH):
-            yield from self._encode_batch(images[start : start + _ENCODER_BATCH])
+        for start in range(0, len(images), self._batch):
+            yield from self._encode_batch(images[start : start + self._batch])
 
     def _encode_batch(self, images: Sequence[ImageInput]) -> list[EncodedImage]:
         began = time.perf_counter()
-        pixels = np.stack([self._pipeline(image) for image in images])
+        prepared = [self._prepare(image) for image in images]
+        inputs = {name: np.stack([one[name] for one in prepared]) for name in prepared[0]}
         preprocess_ms = milliseconds_since(began)
         began = time.perf_counter()
-        tensors = self.session.run(self._outputs, {"pixel_values": pixels})
+        tensors = self.session.run(self._outputs, inputs)
         encode_ms = milliseconds_since(began)
         return [
             EncodedImage(
@@ -97,6 +103,22 @@ class ImageEncoder:
             )
             for row in range(len(images))
         ]
+
+    def _check_inputs(self, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+        """BundleError unless the graph takes what the preprocessing gives."""
+        if self.session.input_shapes.keys() != shapes.keys():
+            raise BundleError(
+                f"{self.session.path}: expected the inputs {', '.join(shapes)}, as the preprocessing gives, found "
+                f"{', '.join(self.session.input_shapes)}; export it again"
+            )
+        for name, expected in shapes.items():
+            shape = self.session.input_shapes[name]
+            for found, wanted in zip(shape[1:], expected[1:], strict=True):
+                if isinstance(found, int) and found != wanted:
+                    raise BundleError(
+                        f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
+                        f"found {list(shape)}; export it again"
+                    )
 
 
 def session_settings(provider: str, threads: int | None) -> SessionSettings:
@@ -145,7 +167,16 @@ def concatenate(encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
     """What the image encoder gave for several images, as one batch."""
     if len(encoded) == 1:
         return dict(encoded[0].tensors)
-    return {name: np.concatenate([one.tensors[name] for one in encoded]) for name in encoded[0].tensors}
+    return {name: _joined([one.tensors[name] for one in encoded]) for name in encoded[0].tensors}
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """One batch; image tokens of different number, and their masks, are padded with zeros on the right."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    if any(tensor.shape[1] != longest for tensor in tensors):
+        pads = [[(0, 0), (0, longest - tensor.shape[1]), *[(0, 0)] * (tensor.ndim - 2)] for tensor in tensors]
+        tensors = [np.pad(tensor, pad) for tensor, pad in zip(tensors, pads, strict=True)]
+    return np.concatenate(tensors)
 
 
 def padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
