@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import family_blip
+import family_dual
 import family_git
+import family_regions
 import family_vilt
 from family_parity import (
     Reference,
@@ -107,10 +109,16 @@ def embeds(
     return check
 
 
-def chooses(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
-    """The check of a model that chooses among answers: ViLT, whose pixels are part of the error."""
-    error, equal = family_vilt.answers_error(folder, bundles, files, QUESTIONS)
-    return Figures(error, f"{equal} of {len(bundles) * len(files)} answers", "–", "in the error")
+def chooses(
+    answers_error: Callable[..., tuple[float, int]], pixels: str
+) -> Callable[[Path, Sequence[Path], Sequence[Path]], Figures]:
+    """The check of a model that chooses among answers; `pixels` says where its preprocessing is compared."""
+
+    def check(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
+        error, equal = answers_error(folder, bundles, files, QUESTIONS)
+        return Figures(error, f"{equal} of {len(bundles) * len(files)} answers", "–", pixels)
+
+    return check
 
 
 def _pixels(error: float) -> str:
@@ -137,13 +145,27 @@ def _vilt(folder: Path) -> Path:
     return family_vilt.save_vilt(folder, _words(30522), 384, answers=3129)
 
 
+def _lxmert(folder: Path) -> Path:
+    return family_regions.save_lxmert(folder, _words(30522))
+
+
+def _visual_bert(folder: Path) -> Path:
+    return family_regions.save_visual_bert(folder, _words(30522))
+
+
+_CLASSIFIES = "retrieval, zero-shot classification"
+_OVER_REGIONS = "VQA over regions"
 FAMILIES: tuple[Entry, ...] = (
     Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
     Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
     Entry("BLIP", "retrieval", "base, 384 px", _blip(BlipForImageTextRetrieval), embeds(family_blip.embedder)),
     Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
     Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
-    Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses),
+    Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses(family_vilt.answers_error, "in the error")),
+    Entry("CLIP", _CLASSIFIES, "ViT-B/32, 224 px", family_dual.save_clip, embeds(family_dual.embedder)),
+    Entry("SigLIP", _CLASSIFIES, "base, 224 px", family_dual.save_siglip, embeds(family_dual.embedder)),
+    Entry("LXMERT", _OVER_REGIONS, "base, 2048 features", _lxmert, chooses(family_regions.answers_error, "–")),
+    Entry("VisualBERT", _OVER_REGIONS, "base, 2048 features", _visual_bert, chooses(family_regions.answers_error, "–")),
 )
 
 
