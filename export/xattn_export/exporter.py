@@ -5,8 +5,11 @@ Only the order of things is here; each step has a module of its own.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,9 +199,18 @@ def _export_roles(
         graph = export_role(role, attention, opset, weights)
         facts, path, written = examine(graph), *_write_graph(staged, role.name, graph)
         del graph
+        _give_memory_back()
         tell(f"comparing the {role.name} with torch", share * (number + 0.8))
         exported[role.name] = _Exported(facts, written, check_parity(path, role))
+        _give_memory_back()
     return exported
+
+
+def _give_memory_back() -> None:
+    """Torch's programs hold weights in cycles, and glibc keeps what was freed: give both back before more is taken."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _write_graph(staged: StagedBundle, role: str, graph: ModelProto) -> tuple[Path, int]:

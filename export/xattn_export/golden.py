@@ -33,6 +33,8 @@ FP32_RELATIVE_RMS = 1e-3
 """What an fp32 bundle may differ by on any device."""
 
 _MOST_CASES = 8
+# Of drawn pictures, where the model itself generates from each of them, more than once.
+_MOST_GENERATED_FROM = 4
 _FEWEST_CASES = 3
 _MADE_UP_WORDS = 4
 _PNG = b"\x89PNG"
@@ -74,7 +76,8 @@ def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None 
         ImageError: one of `images` cannot be used.
         XattnError: the tokenizer knows no word to ask a question of.
     """
-    pictures = source.pictures() if images is None else _given(source, images, source.pictures())
+    drawn = source.pictures() if source.generate is None else source.pictures()[:_MOST_GENERATED_FROM]
+    pictures = drawn if images is None else _given(source, images, drawn)
     prepare = _preparation(source)
     cases_of = _cases_of(source)
     computed: list[_Computed] = []

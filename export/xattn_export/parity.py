@@ -106,6 +106,9 @@ def _session(model: ModelProto | Path, role: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
     options.log_severity_level = _SEVERITY_FATAL
+    # The model itself is in memory, too: no second copy of the weights for speed, and nothing kept for later.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
     graph = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
