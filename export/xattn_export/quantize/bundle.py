@@ -19,6 +19,7 @@ from xattn_export.conformance import GraphFacts, require_standard
 from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
 from xattn_export.quantize.blocks import LOWEST_OPSET, quantize_blocks
+from xattn_export.quantize.convolutions import quantize_convolutions
 from xattn_export.quantize.prepare import prepare_products
 from xattn_export.quantize.products import quantize_products
 from xattn_export.quantize.weights import store_convolutions, store_embeddings
@@ -45,12 +46,16 @@ _SESSION_OPTIONS: Mapping[Precision, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What became of a graph: how many products, convolutions and embeddings are int4 or int8, and its size."""
+    """What became of a graph: how many products, convolutions and embeddings are int4 or int8, and its size.
+
+    int8_stored_convolutions: those of which only the weights are int8, computed in float32.
+    """
 
     precision: Precision
     int4_products: int
     int8_products: int
     int8_convolutions: int
+    int8_stored_convolutions: int
     int8_embeddings: int
     operators: Mapping[str, int]
     bytes_before: int
@@ -94,9 +99,10 @@ def quantize_bundle(
     """Make the bundle `output`, a quantized copy of the bundle `source`.
 
     Args:
-        mode: `int8`: products with constant weights in int8, activations quantized as they come; convolutions and
-            embeddings stored as int8 and computed in float32; recurrent layers stay as they are. `int4`: the weights
-            of products in 4 bits, a scale for every 32; the rest as in `int8`.
+        mode: `int8`: products with constant weights, and convolutions over wide maps of a fixed size, in int8,
+            activations quantized as they come; other convolutions and embeddings stored as int8 and computed in
+            float32; recurrent layers stay as they are. `int4`: the weights of products in 4 bits, a scale for every
+            32; the rest as in `int8`.
         components: role → `int8`, `int4` or `fp32`, for graphs that are to have another mode than `mode`.
         overwrite: replace a bundle that is there.
         command: what was typed, for the record.
@@ -186,16 +192,17 @@ def _quantize_graphs(
 def _quantize_graph(model: ModelProto, role: str, mode: Precision) -> tuple[ModelProto, GraphReport]:
     bytes_before = model.ByteSize()
     opset = require_standard(model, role).opset
-    blocks = products = convolutions = embeddings = 0
+    blocks = products = convolutions = stored = embeddings = 0
     if mode != "fp32":
         prepare_products(model)
-        convolutions, embeddings = store_convolutions(model), store_embeddings(model)
+        convolutions = quantize_convolutions(model)
+        stored, embeddings = store_convolutions(model), store_embeddings(model)
         blocks = quantize_blocks(model) if mode == "int4" else 0
         model, products = quantize_products(model)
     facts = require_standard(model, role)
     _check_graph(model, role, facts, opset)
     return model, GraphReport(
-        mode, blocks, products, convolutions, embeddings, facts.operators, bytes_before, model.ByteSize()
+        mode, blocks, products, convolutions, stored, embeddings, facts.operators, bytes_before, model.ByteSize()
     )
 
 

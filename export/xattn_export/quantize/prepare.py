@@ -41,6 +41,10 @@ class Constants:
         """The values of a float32 constant."""
         return numpy_helper.to_array(self._tensors[name]).astype(np.float32)
 
+    def sizes(self, name: str) -> list[int]:
+        """The values of an int64 constant."""
+        return [int(size) for size in numpy_helper.to_array(self._tensors[name])]
+
     def add(self, name: str, values: NDArray[np.generic]) -> str:
         """A new constant; the name that it got, `name` itself or with a number where that is taken."""
         unique, number = name, 0

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.quantize.prepare import Constants, attributes, replace_nodes
 
-__all__ = ["store_convolutions", "store_embeddings"]
+__all__ = ["quantize_rows", "store_convolutions", "store_embeddings"]
 
 _FEWEST_CONVOLUTION_WEIGHTS = 4096
 _FEWEST_EMBEDDING_WEIGHTS = 16384
@@ -31,7 +31,7 @@ def store_convolutions(model: ModelProto) -> int:
         name = node.input[1]
         if constants.elements(name) < _FEWEST_CONVOLUTION_WEIGHTS:
             continue
-        values, scales = _quantize_rows(constants.values(name))
+        values, scales = quantize_rows(constants.values(name))
         stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_channel_scale", scales)
         as_float, restored = f"{stored}_float", f"{stored}_restored"
         node.input[1] = restored
@@ -58,7 +58,7 @@ def store_embeddings(model: ModelProto) -> int:
         if not constants.is_float(table, 2) or constants.elements(table) < _FEWEST_EMBEDDING_WEIGHTS:
             continue
         if table not in stored:
-            values, scales = _quantize_rows(constants.values(table))
+            values, scales = quantize_rows(constants.values(table))
             stored[table] = constants.add(f"{table}_int8", values), constants.add(f"{table}_row_scale", scales)
         values_name, scale_name = stored[table]
         rows, scale, as_float = (f"{output}_{part}" for part in ("row_int8", "row_scale", "row_float"))
@@ -73,7 +73,7 @@ def store_embeddings(model: ModelProto) -> int:
     return len(replacements)
 
 
-def _quantize_rows(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_rows(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """int8 values and float32 scales `[rows, 1, …]`, symmetric, so that `values * scales` is near `weights`."""
     largest = np.abs(weights).max(axis=tuple(range(1, weights.ndim)), keepdims=True)
     scales = np.where(largest > 0, largest / _LARGEST_INT8, 1.0).astype(np.float32)
