@@ -173,8 +173,10 @@ def _tokenizer(source: Source) -> TokenizerSpec:
         clean_up_spaces=source.clean_up_spaces,
         question_template=source.question_template,
         prompt_template=source.prompt_template,
+        caption_template=source.caption_template,
         pad_to=source.pad_to,
         pad_token_id=source.pad_token_id,
+        image_layout=source.image_layout,
     )
 
 

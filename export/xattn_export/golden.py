@@ -130,9 +130,14 @@ def _generated_cases(
 ) -> Iterator[_Computed]:
     # A question that a decoder goes on from is no text of its own.
     special = any(role.name == "text_encoder" for role in source.roles)
+
+    def ids_of(question: str | None) -> tuple[int, ...]:
+        return (
+            codec.encode_prompt() if question is None else codec.encode_question(question, special_tokens=special).ids
+        )
+
     for question in (None,) if source.task == "caption" else _known_questions(source, codec, questions):
-        ids = () if question is None else codec.encode_question(question, special_tokens=special).ids
-        found = _generate(source, pixel_values, ids)
+        found = _generate(source, pixel_values, ids_of(question))
         text = codec.decode(found.token_ids) if found.steady else None
         tensors = {"logits": found.logits}
         yield _Computed(0, b"", tensors, _lead(found.logits), text, question, found.token_ids)

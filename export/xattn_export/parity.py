@@ -83,10 +83,14 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
     """The sizes of every symbol that the role has."""
     symbols = {axis for spec in role.inputs for axis in spec.shape if isinstance(axis, str)}
     longest = role.longest or 1
+    # Of a text with image tokens among its own, long enough for all of them.
+    prompt = _PROMPT + (
+        max(map(_context, _BATCHES)) if any(spec.placeholder is not None for spec in role.inputs) else 0
+    )
     if "past" in symbols:
         some_past = [role.prefix + past for past in _SOME_PAST]
         steps = [(1, past) for past in (*some_past, longest - 1)]
-        prompts = [(_PROMPT, past) for past in (*some_past, longest - _PROMPT)]
+        prompts = [(prompt, past) for past in (*some_past, longest - prompt)]
         fits = [(length, past) for length, past in (*steps, *prompts) if length + past <= longest]
         lengths = [(length, past) for length, past in fits if past >= role.prefix]
     elif "length" in symbols:
@@ -96,9 +100,13 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES:
-            others = {"context": _CONTEXT + batch, "regions": _REGIONS - batch}
+            others = {"context": _context(batch), "regions": _REGIONS - batch}
             sizes = {"batch": batch, "length": length, "past": past, **others}
             yield {name: size for name, size in sizes.items() if name in symbols}
+
+
+def _context(batch: int) -> int:
+    return _CONTEXT + batch
 
 
 def _session(model: ModelProto | Path, role: str) -> Any:

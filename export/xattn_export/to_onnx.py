@@ -109,7 +109,9 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
         ids = torch.randint(0, spec.limit, shape, generator=generator)
         if spec.ends_with is not None:
             ids[:, -1] = spec.ends_with
-        return ids
+        return (
+            ids if spec.placeholder is None else _with_placeholders(ids, spec.placeholder, sizes["context"], generator)
+        )
     if spec.values == "mask":
         batch, length = shape
         lengths = torch.tensor([max(spec.fewest, length - row * max(1, length // 3)) for row in range(batch)])
@@ -118,6 +120,14 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
     for picture, (height, width) in zip(values, cycle(spec.pictures), strict=False):
         picture[:, height:], picture[:, :, width:] = 0, 0
     return values
+
+
+def _with_placeholders(ids: Tensor, placeholder: int, count: int, generator: torch.Generator) -> Tensor:
+    """`ids` with `placeholder` at `count` places, in each row at others; nowhere where a row is too short for them."""
+    ids = torch.where(ids == placeholder, 0 if placeholder else 1, ids)
+    for row in ids if count <= ids.shape[1] else ():
+        row[torch.randperm(len(row), generator=generator)[:count]] = placeholder
+    return ids
 
 
 def _dynamic_shapes(role: Role) -> tuple[object, ...]:

@@ -59,7 +59,8 @@ _PIXELS = {"pixel_values": TensorContract("tensor(float)", 4)}
 _FEATURES = {"visual_features": TensorContract("tensor(float)", 3)}
 _BOXES = {"visual_boxes": TensorContract("tensor(float)", 3)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
-_IMAGE_TOKENS = {"image_tokens": TensorContract("tensor(float)", 3), "image_mask": _IDS}
+_IMAGE = {"image_tokens": TensorContract("tensor(float)", 3)}
+_IMAGE_TOKENS = {**_IMAGE, "image_mask": _IDS}
 _ANSWERS = {"logits": _MATRIX, "probabilities": _MATRIX}
 _NEXT = {
     "logits": _MATRIX,
@@ -72,6 +73,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, gives=("prefix",)),
         _Form(_PIXELS, gives=("image",)),
         _Form(_PIXELS, {"image_embeddings": _MATRIX}),
+        _Form(_PIXELS, _IMAGE),
         _Form(_PIXELS, _IMAGE_TOKENS),
         _Form({**_FEATURES, **_BOXES}, _IMAGE_TOKENS),
         _Form(_FEATURES, _IMAGE_TOKENS),
@@ -83,6 +85,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "decoder": (
         _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, takes=("past",), gives=("present",)),
     ),
     "classifier": (
         _Form(_TEXT, _ANSWERS, takes=("cross",)),

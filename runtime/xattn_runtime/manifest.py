@@ -206,6 +206,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
     preprocessing = root.child("preprocessing")
     takes_regions = "regions" in preprocessing
     graphs = _graphs(root.child("graphs"), task)
+    tokenizer = read_tokenizer(root.child("tokenizer"))
     manifest = Manifest(
         name=root.text("name", pattern="[a-z0-9][a-z0-9._-]*"),
         task=task,
@@ -214,8 +215,8 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         opset=root.integer("opset", minimum=_LOWEST_OPSET[attention]),
         graphs=graphs,
         image_steps=() if takes_regions else parse_steps(preprocessing.children("image"), file),
-        tokenizer=read_tokenizer(root.child("tokenizer")),
-        decoding=read_decoding(root.child("decoding")) if "decoder" in graphs else None,
+        tokenizer=tokenizer,
+        decoding=_decoding(root.child("decoding"), tokenizer) if "decoder" in graphs else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
         similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
@@ -249,6 +250,11 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
         graph.finish()
     reader.finish()
     return graphs
+
+
+def _decoding(reader: ObjectReader, tokenizer: TokenizerSpec) -> Decoding:
+    # Where the image stands in the text, there always is one.
+    return read_decoding(reader, needs_prompt=tokenizer.image_layout is None)
 
 
 def _session_options(root: ObjectReader) -> dict[str, str]:

@@ -19,6 +19,7 @@ from xattn_runtime.contract import key_value_names
 from xattn_runtime.manifest import Decoding, Similarity, Task
 from xattn_runtime.preprocess.regions import RegionSpec
 from xattn_runtime.preprocess.steps import Step
+from xattn_runtime.preprocess.tokenizer import ImageLayout
 
 __all__ = [
     "Family",
@@ -40,12 +41,14 @@ class TensorSpec:
 
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
-        another text, or `regions` of a picture, that they attend to.
+        another text, or of a picture, or `regions` of a picture, that they attend to.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
         and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
     pictures: heights and widths that pictures have, in pixels.
     fewest: tokens of the shortest row of a mask.
     ends_with: of token ids, the last one of every row, where the model looks for it.
+    placeholder: of token ids, the one that stands for an image token; a row has it `context` times where it is long
+        enough, and else not at all.
     """
 
     name: str
@@ -54,6 +57,7 @@ class TensorSpec:
     limit: int = 0
     pictures: tuple[tuple[int, int], ...] = ()
     ends_with: int | None = None
+    placeholder: int | None = None
     fewest: int = 1
 
 
@@ -111,13 +115,15 @@ class Source:
 
     weights: the files whose SHA-256 stands for the model.
     unknown_token_id: None where the tokenizer can spell every word. max_tokens: the longest text that the model takes.
-    clean_up_spaces, question_template, prompt_template, pad_to, pad_token_id: as in the manifest's `tokenizer`.
+    clean_up_spaces, question_template, prompt_template, caption_template, pad_to, pad_token_id, image_layout: as in the
+        manifest's `tokenizer`.
     pictures: golden pictures that need no data set.
     decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
     regions: of a model that takes them in place of pictures; its `pictures` are .npz files, and `image_steps` empty.
 
     What golden cases are made of, by task and kind:
-    generate: picture `[1, 3, height, width]` and question ids (none for captioning) → what is generated.
+    generate: picture `[1, 3, height, width]` and ids of the question, or of the caption's template if it has one → what
+        is generated.
     caption: picture → token ids of the greedy caption, without start and end token.
     forced_logits: picture and ids → logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     answer_logits: picture and question ids → logits `[answers]`.
@@ -142,8 +148,10 @@ class Source:
     clean_up_spaces: bool = False
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
+    caption_template: str = ""
     pad_to: int | None = None
     pad_token_id: int = 0
+    image_layout: ImageLayout | None = None
     generate: Callable[[Tensor, tuple[int, ...]], Generated] | None = None
     caption: Callable[[Tensor], tuple[int, ...]] | None = None
     forced_logits: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None

@@ -12,10 +12,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 
-__all__ = ["attend", "attend_heads", "attend_with_cache", "fuse_linears", "split_heads"]
+__all__ = ["attend", "attend_heads", "attend_with_cache", "embed_with_image", "fuse_linears", "split_heads"]
 
 
 def attend(
@@ -105,6 +106,32 @@ def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """`[batch, length, heads × head_width]` to `[batch, heads, length, head_width]`."""
     batch, length, width = tokens.shape
     return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def embed_with_image(
+    input_ids: Tensor, image_tokens: Tensor, words: nn.Embedding, placeholder: int, past: int
+) -> Tensor:
+    """Tokens to vectors; at the n-th `placeholder` of a row stands the row's n-th image token.
+
+    After a cache a placeholder is a token like others: the image stands in the prompt.
+
+    Args:
+        input_ids: int64 `[batch, length]`, with as many placeholders a row as there are image tokens.
+        image_tokens: `[batch, tokens, width]`.
+        words: the table of vectors, of the same width.
+        past: how many tokens the cache holds.
+
+    Returns:
+        `[batch, length, width]`.
+    """
+    batch, tokens, _ = image_tokens.shape
+    # A tensor, not a condition: one graph serves a prompt and what comes after it.
+    is_prompt = torch.arange(past, past + 1, device=input_ids.device) == 0
+    is_image = (input_ids == placeholder) & is_prompt
+    number = (is_image.long().cumsum(1) - 1).clamp(min=0)
+    rows = torch.arange(batch, device=input_ids.device)[:, None] * tokens
+    image = F.embedding(rows + number, image_tokens.flatten(0, 1))
+    return torch.where(is_image[..., None], image, words(input_ids))
 
 
 def fuse_linears(*linears: nn.Linear) -> nn.Linear:

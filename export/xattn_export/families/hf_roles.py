@@ -54,7 +54,7 @@ def image_steps(folder: Path, height_px: int, width_px: int) -> tuple[Step, ...]
 def image_encoder_role(
     module: nn.Module, reference: Reference, size_px: tuple[int, int], outputs: Sequence[str]
 ) -> Role:
-    """Picture `[batch, 3, height, width]` to `outputs`: a series of keys and values, or `image_embeddings`."""
+    """Picture `[batch, 3, height, width]` to `outputs`: keys and values, or embeddings, or image tokens."""
     pixel_values = TensorSpec("pixel_values", ("batch", 3, *size_px), "normal")
     return Role("image_encoder", module, reference, (pixel_values,), tuple(outputs))
 
@@ -87,6 +87,8 @@ def decoder_role(
     cross_heads: int = 0,
     cross_tokens: int | Symbol = "context",
     prefix: int = 0,
+    image_width: int = 0,
+    placeholder: int | None = None,
 ) -> Role:
     """A decoding step: new tokens after a cache, and the cross keys and values of every layer if `cross_heads`.
 
@@ -94,10 +96,14 @@ def decoder_role(
         longest: positions that the decoder has, prompt and prefix included.
         cross_tokens: image tokens; `context` where they are those of another text.
         prefix: image tokens that every cache begins with.
+        image_width: of the image tokens that the step is given, if it is; `placeholder` is the token that stands for
+            one in the text.
     """
     cross = key_value_specs("cross", layers, cross_heads, cross_tokens, head_width) if cross_heads else ()
+    image = (TensorSpec("image_tokens", ("batch", "context", image_width), "normal"),) if image_width else ()
     inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary),
+        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary, placeholder=placeholder),
+        *image,
         *(TensorSpec(name, ("batch", kv_heads, "past", head_width), "normal") for name in past_names(layers)),
         *cross,
     )

@@ -35,15 +35,17 @@ class GreedyToken:
 class DecoderStep:
     """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out.
 
-    A decoder attends to an image in one of two ways: by cross-attention, to keys and values that are fed at every
-    step, or as a prefix, whose keys and values its cache begins with.
+    A decoder attends to an image in one of three ways: by cross-attention, to keys and values that are fed at every
+    step; as a prefix, whose keys and values its cache begins with; or in the text, where tokens of the prompt stand for
+    the image tokens, which are fed at every step.
     """
 
     def __init__(self, session: GraphSession) -> None:
         """BundleError where an axis of the cache that must be static is not."""
         self._session = session
         layers = session.layers("past")
-        self._cross_names = cross_names(session.layers("cross"))
+        image_tokens = [name for name in ("image_tokens",) if name in session.input_shapes]
+        self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)
         self._present_names = present_names(layers)
@@ -72,8 +74,8 @@ class DecoderStep:
         }
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of `image` that every step is fed: the cross keys and values, if the decoder takes any."""
-        return {name: image[name] for name in self._cross_names}
+        """Those of `image` that every step is fed: cross keys and values or image tokens, if the decoder takes any."""
+        return {name: image[name] for name in self._fed_names}
 
     def prompt(self, image: Mapping[str, Tensor], token_ids: Sequence[int]) -> NDArray[np.int64]:
         """`token_ids` for every image, int64 `[batch, length]`."""

@@ -18,7 +18,7 @@ def generate(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decodi
     """What is generated for every image of the batch, with `decoding`, the settings of one call (`Decoding.asked`).
 
     `image` holds what the image encoder gave (or the text encoder, where a question stands between the two): cross keys
-    and values, or a prefix, float32 `[batch, heads, tokens, head_width]`.
+    and values, or a prefix, float32 `[batch, heads, tokens, head_width]`; or image tokens `[batch, tokens, width]`.
     """
     search = greedy if decoding.beams == 1 else beam_search
     return search(decoder, image, decoding)

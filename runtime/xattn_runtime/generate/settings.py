@@ -24,7 +24,7 @@ MOST_BEAMS = 64
 class Decoding:
     """Settings of greedy (`beams` 1) and beam search; all but the first four have neutral defaults.
 
-    prompt_token_ids: what the decoder is fed first, at least one token.
+    prompt_token_ids: what the decoder is fed first; none where a text comes with every call.
     end_token_ids: each of them ends a sequence.
     pad_token_id: what the decoder is fed for a row that has ended.
     max_new_tokens: the most tokens to generate, an end token included.
@@ -105,13 +105,13 @@ class Decoding:
         }
 
 
-def read_decoding(reader: ObjectReader) -> Decoding:
+def read_decoding(reader: ObjectReader, *, needs_prompt: bool = True) -> Decoding:
     """The settings under a manifest's `decoding`; BundleError for a key that is unknown or of a wrong value.
 
-    `start_token_id` is another way to write a prompt of one token.
+    `start_token_id` is another way to write a prompt of one token. `needs_prompt`: whether there must be one.
     """
     decoding = Decoding(
-        prompt_token_ids=_prompt(reader),
+        prompt_token_ids=_prompt(reader, needs_prompt),
         end_token_ids=_some_ids(reader, "end_token_ids"),
         pad_token_id=reader.integer("pad_token_id"),
         max_new_tokens=reader.integer("max_new_tokens", minimum=1),
@@ -141,10 +141,10 @@ def read_decoding(reader: ObjectReader) -> Decoding:
     return decoding
 
 
-def _prompt(reader: ObjectReader) -> tuple[int, ...]:
+def _prompt(reader: ObjectReader, is_needed: bool) -> tuple[int, ...]:
     if "start_token_id" in reader and "prompt_token_ids" not in reader:
         return (reader.integer("start_token_id"),)
-    return _some_ids(reader, "prompt_token_ids")
+    return _some_ids(reader, "prompt_token_ids") if is_needed else reader.integers("prompt_token_ids")
 
 
 def _some_ids(reader: ObjectReader, key: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import BundleError, QuestionError, UserError
-from xattn_runtime.preprocess.tokenizer import TokenizerSpec
+from xattn_runtime.preprocess.tokenizer import ImageLayout, TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
@@ -54,6 +54,9 @@ class TextCodec:
         self._spec = spec
         if spec.unknown_token_id is not None and self._tokenizer.id_to_token(spec.unknown_token_id) is None:
             raise BundleError(f"{path}: expected an unknown token with the id {spec.unknown_token_id}, found none")
+        self._image_token_id: int | None = None
+        if spec.image_layout is not None:
+            self._image_token_id = self._read_image_token(path, spec.image_layout)
 
     def encode_question(self, question: str, *, special_tokens: bool = True, kind: str = "question") -> EncodedQuestion:
         """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
@@ -68,11 +71,15 @@ class TextCodec:
         missing = (self._spec.pad_to or 0) - len(encoded.ids)
         return EncodedQuestion(encoded.ids + (self._spec.pad_token_id,) * missing, encoded.unknown_words)
 
-    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: str | None = None) -> tuple[int, ...]:
         """Token ids of the text that a caption is to go on from, in the bundle's template, without special tokens.
 
+        Without a prompt they are those of what the bundle says for captions, which may be none.
         Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
         """
+        if prompt is None:
+            written = self._with_image(self._spec.caption_template)
+            return tuple(self._tokenizer.encode(written, add_special_tokens=False).ids)
         encoded = self._encode("prompt", prompt, tuple(self._spec.prompt_template.split("{prompt}")), False, UserError)
         if encoded.unknown_words:
             raise UserError(
@@ -93,12 +100,13 @@ class TextCodec:
         self, kind: str, value: str, template: tuple[str, ...], special_tokens: bool, error: type[UserError]
     ) -> EncodedQuestion:
         text = _checked(kind, value, error)
-        before, after = template
+        before, after = map(self._with_image, template)
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
-        if len(encoding.ids) > self._spec.max_tokens:
+        count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, error)
+        if count > self._spec.max_tokens:
             raise error(
-                f"{kind}: expected at most {self._spec.max_tokens} tokens, found {len(encoding.ids)}: {show(text)}; "
+                f"{kind}: expected at most {self._spec.max_tokens} tokens, found {count}: {show(text)}; "
                 "write it in fewer words"
             )
         begin, end = len(before), len(before) + len(text)
@@ -111,6 +119,33 @@ class TextCodec:
                 f"it knows words like {', '.join(self._known_words())}"
             )
         return EncodedQuestion(tuple(encoding.ids), tuple(dict.fromkeys(unknown)))
+
+    def _with_image(self, template: str) -> str:
+        """`template` with the image written out."""
+        layout = self._spec.image_layout
+        return template if layout is None else template.replace("{image}", layout.text())
+
+    def _image_tokens(self, kind: str, text: str, ids: Sequence[int], error: type[UserError]) -> int:
+        """How many of `ids` stand for image tokens; `error` where `text` brings some that there is no image for."""
+        layout = self._spec.image_layout
+        if layout is None:
+            return 0
+        if (found := ids.count(self._image_token_id)) != layout.tokens:
+            raise error(
+                f"{kind}: expected no {show(layout.token)}, which stands for a part of the image, found it in "
+                f"{show(text)}; write it in other words"
+            )
+        return found
+
+    def _read_image_token(self, path: str | os.PathLike[str], layout: ImageLayout) -> int | None:
+        token_id: int | None = self._tokenizer.token_to_id(layout.token)
+        found = self.encode_prompt().count(token_id) if token_id is not None else 0
+        if found != layout.tokens:
+            raise BundleError(
+                f"{path}: expected {layout.tokens} times the token {show(layout.token)} in the text of an image, "
+                f"found it {found} times; export the bundle again"
+            )
+        return token_id
 
     def _known_words(self) -> list[str]:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)

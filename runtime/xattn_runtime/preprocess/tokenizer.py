@@ -5,12 +5,32 @@ It reads and writes plain JSON values; `text.py` does what it says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from xattn_runtime._reading import ObjectReader
 
-__all__ = ["TokenizerSpec", "read_tokenizer"]
+__all__ = ["ImageLayout", "TokenizerSpec", "read_tokenizer"]
+
+_MOST_IMAGE_TOKENS = 65536
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """How an image is written in a text, for a decoder that reads image tokens among those of the text.
+
+    token: what stands for one image token; the tokenizer has it as a token of its own.
+    tokens: how many image tokens a picture has.
+    whole: what is written for a picture, with `{tokens}` in the place of that many `token`s.
+    """
+
+    token: str
+    tokens: int
+    whole: str
+
+    def text(self) -> str:
+        """What is written for a picture."""
+        return self.whole.replace("{tokens}", self.token * self.tokens)
 
 
 @dataclass(frozen=True)
@@ -18,12 +38,15 @@ class TokenizerSpec:
     """The tokenizer's file, and how it is used.
 
     unknown_token_id: what stands for a word that the tokenizer does not know; None where it can spell every word.
-    max_tokens: the most tokens that a question or prompt may have.
+    max_tokens: the most tokens that a question or prompt may have, those of the image not counted.
     clean_up_spaces: take the blank before punctuation and contractions off decoded text.
     question_template, prompt_template: what the model is given for a question or a caption's prompt, with
         `{question}` or `{prompt}` in its place.
+    caption_template: what it is given for a caption without a prompt.
     pad_to: how long every question is made with `pad_token_id`, which the model then sees as it sees all tokens; None
         where it is left as long as it is.
+    image_layout: how the image is written in the place of `{image}`, which all three templates then have; None where it
+        does not stand in the text.
     """
 
     file: str
@@ -32,27 +55,34 @@ class TokenizerSpec:
     clean_up_spaces: bool = False
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
+    caption_template: str = ""
     pad_to: int | None = None
     pad_token_id: int = 0
+    image_layout: ImageLayout | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         neutral = {"unknown_token_id": None, **{field.name: field.default for field in fields(self)[3:]}}
-        return {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
+        stated = {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
+        return stated if self.image_layout is None else stated | {"image_layout": asdict(self.image_layout)}
 
 
 def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
     """The manifest's `tokenizer`; BundleError for a key that is missing, unknown or of a wrong value."""
+    layout = _layout(reader.child("image_layout")) if "image_layout" in reader else None
+    places = () if layout is None else ("{image}",)
     spec = TokenizerSpec(
         file=reader.path("file"),
         unknown_token_id=reader.integer("unknown_token_id") if "unknown_token_id" in reader else None,
         max_tokens=reader.integer("max_tokens", minimum=1),
         clean_up_spaces=reader.boolean("clean_up_spaces") if "clean_up_spaces" in reader else False,
-        question_template=_template(reader, "question_template", "{question}"),
-        prompt_template=_template(reader, "prompt_template", "{prompt}"),
+        question_template=_template(reader, "question_template", "{question}", *places),
+        prompt_template=_template(reader, "prompt_template", "{prompt}", *places),
+        caption_template=_template(reader, "caption_template", *places),
         pad_to=reader.integer("pad_to", minimum=1) if "pad_to" in reader else None,
         pad_token_id=reader.integer("pad_token_id") if "pad_token_id" in reader else 0,
+        image_layout=layout,
     )
     reader.finish()
     if spec.pad_to is not None and spec.pad_to < spec.max_tokens:
@@ -60,10 +90,22 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
     return spec
 
 
-def _template(reader: ObjectReader, key: str, place: str) -> str:
-    if key not in reader:
-        return place
+def _template(reader: ObjectReader, key: str, *places: str) -> str:
+    """A text that has each of `places` in it once; where none is stated, and none of an image is needed, just these."""
+    if key not in reader and "{image}" not in places:
+        return "".join(places)
     template = reader.text(key)
-    if template.count(place) != 1:
-        reader.fail(key, f"a text with {place} in it once", template)
+    for place in places:
+        if template.count(place) != 1:
+            reader.fail(key, f"a text with {place} in it once", template)
     return template
+
+
+def _layout(reader: ObjectReader) -> ImageLayout:
+    layout = ImageLayout(
+        reader.text("token"), reader.integer("tokens", minimum=1), _template(reader, "whole", "{tokens}")
+    )
+    if layout.tokens > _MOST_IMAGE_TOKENS:
+        reader.fail("tokens", f"at most {_MOST_IMAGE_TOKENS}", layout.tokens)
+    reader.finish()
+    return layout

@@ -17,12 +17,18 @@ from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import image_names
 from xattn_runtime.errors import BundleError, UserError
-from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
-from xattn_runtime.tasks.encoding import EncodedImage, check_key_values, concatenate, forced_logits, padded
+from xattn_runtime.tasks.encoding import (
+    EncodedImage,
+    check_key_values,
+    concatenate,
+    forced_logits,
+    open_decoder,
+    padded,
+)
 
 __all__ = ["Answerer", "Chooser", "Reply", "Writer"]
 
@@ -120,10 +126,7 @@ class Writer:
         if "text_encoder" in bundle.manifest.graphs:
             self._reader = giver = open_session(bundle, "text_encoder", settings)
             check_key_values(encoder, self._reader)
-        session = open_session(bundle, "decoder", settings)
-        check_key_values(giver, session)
-        self._decoder = DecoderStep(session)
-        self._decoder.check_ids(decoding.generated_ids)
+        self._decoder = open_decoder(bundle, settings, giver)
         self.special_tokens = self._reader is not None
 
     def replies(

@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError
-from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
 from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.session import open_session
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
-    check_key_values,
     concatenate,
     forced_logits,
     milliseconds_since,
+    open_decoder,
     session_settings,
 )
 
@@ -76,10 +74,7 @@ class CaptionTask:
         self.settings = session_settings(provider, threads)
         self._decoding = decoding
         self._encoder = ImageEncoder(bundle, self.settings)
-        session = open_session(bundle, "decoder", self.settings)
-        check_key_values(self._encoder.session, session)
-        self._decoder = DecoderStep(session)
-        self._decoder.check_ids(decoding.generated_ids)
+        self._decoder = open_decoder(bundle, self.settings, self._encoder.session)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -148,11 +143,13 @@ class CaptionTask:
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        return forced_logits(self._decoder, encoded.tensors, self._decoding.prompt_token_ids, token_ids)
+        prompt_ids = self._settings(None, None, None).prompt_token_ids
+        return forced_logits(self._decoder, encoded.tensors, prompt_ids, token_ids)
 
     def _settings(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> Decoding:
-        prompt_ids = () if prompt is None else self._codec.encode_prompt(prompt)
-        return self._decoding.asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=max_new_tokens)
+        return self._decoding.asked(
+            prompt_ids=self._codec.encode_prompt(prompt), beams=beams, max_new_tokens=max_new_tokens
+        )
 
 
 def _caption(text: str, sequence: TokenSequence, timing: CaptionTiming) -> Caption:

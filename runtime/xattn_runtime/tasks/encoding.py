@@ -34,6 +34,7 @@ __all__ = [
     "concatenate",
     "forced_logits",
     "milliseconds_since",
+    "open_decoder",
     "padded",
     "session_settings",
 ]
@@ -51,7 +52,7 @@ class EncodedImage:
     """An image as what the image encoder gives for it, and what that cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
-        image tokens `[1, image_tokens, width]` with their int64 mask.
+        image tokens `[1, image_tokens, width]`, with their int64 mask or without one.
     """
 
     tensors: Mapping[str, Tensor]
@@ -126,6 +127,38 @@ def session_settings(provider: str, threads: int | None) -> SessionSettings:
     if threads is not None and threads < 1:
         raise ProviderError(f"threads: expected at least 1, found {threads}")
     return SessionSettings(resolve_provider(provider), default_threads() if threads is None else threads)
+
+
+def open_decoder(bundle: Bundle, settings: SessionSettings, giver: GraphSession) -> DecoderStep:
+    """The decoder of `bundle`, which takes what `giver` gives.
+
+    Raises BundleError where it does not, where it lacks a token that the manifest's decoding names, or where the image
+    stands in the text and the manifest says not how; else as `open_session` does.
+    """
+    session = open_session(bundle, "decoder", settings)
+    check_key_values(giver, session)
+    _check_layout(bundle, giver, session)
+    decoder = DecoderStep(session)
+    if bundle.manifest.decoding is not None:
+        decoder.check_ids(bundle.manifest.decoding.generated_ids)
+    return decoder
+
+
+def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
+    layout = bundle.manifest.tokenizer.image_layout
+    is_in_text = _IMAGE_TOKENS[0] in decoder.input_shapes
+    if is_in_text != (layout is not None):
+        raise BundleError(
+            f"{decoder.path}: expected {'an' if is_in_text else 'no'} image_layout in the manifest's tokenizer, as the "
+            f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
+            "export it again"
+        )
+    given = giver.output_shapes[_IMAGE_TOKENS[0]][1] if is_in_text else None
+    if layout is not None and isinstance(given, int) and given != layout.tokens:
+        raise BundleError(
+            f"{giver.path}: output {_IMAGE_TOKENS[0]}: expected {layout.tokens} tokens, as the manifest's image_layout "
+            f"says, found {given}; export it again"
+        )
 
 
 def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
