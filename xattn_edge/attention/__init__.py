@@ -1,5 +1,48 @@
-"""Attention over one or two modalities."""
+"""Attention over one or two modalities: similarities, weightings, and the mechanisms made of them."""
 
+from xattn_edge.attention.cross_modal import CrossModalAttention
+from xattn_edge.attention.graph import GraphAttention, GraphExchange, nearest_neighbours
+from xattn_edge.attention.hierarchical import Groups, HierarchicalAttention, HierarchicalExchange, phrases, regions
+from xattn_edge.attention.joint import JointSelfAttention
+from xattn_edge.attention.mechanisms import MECHANISMS, MechanismConfig
 from xattn_edge.attention.multi_head import KeyValue, MultiHeadAttention, causal_mask
+from xattn_edge.attention.multi_hop import MultiHopAttention
+from xattn_edge.attention.one_way import ImageToText, TextToImage
+from xattn_edge.attention.options import PLAIN, AttentionOptions
+from xattn_edge.attention.protocol import Attended, Attention, Exchange, Mechanism, Tokens
+from xattn_edge.attention.similarity import SIMILARITIES
+from xattn_edge.attention.two_way import CoAttention
+from xattn_edge.attention.weighting import WEIGHTINGS, HardWeighting, SoftWeighting
 
-__all__ = ["KeyValue", "MultiHeadAttention", "causal_mask"]
+__all__ = [
+    "MECHANISMS",
+    "PLAIN",
+    "SIMILARITIES",
+    "WEIGHTINGS",
+    "Attended",
+    "Attention",
+    "AttentionOptions",
+    "CoAttention",
+    "CrossModalAttention",
+    "Exchange",
+    "GraphAttention",
+    "GraphExchange",
+    "Groups",
+    "HardWeighting",
+    "HierarchicalAttention",
+    "HierarchicalExchange",
+    "ImageToText",
+    "JointSelfAttention",
+    "KeyValue",
+    "Mechanism",
+    "MechanismConfig",
+    "MultiHeadAttention",
+    "MultiHopAttention",
+    "SoftWeighting",
+    "TextToImage",
+    "Tokens",
+    "causal_mask",
+    "nearest_neighbours",
+    "phrases",
+    "regions",
+]

@@ -1,0 +1,80 @@
+"""Checks of what attention is given. They name what was expected and found.
+
+Sizes are not compared while a graph is exported: its axes are symbols, and what they must be is in its contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["broadcast_mask", "check_divides", "check_mask", "check_tokens"]
+
+
+def check_divides(heads: int, **dims: int) -> None:
+    """Each of `dims` falls into `heads` parts.
+
+    Raises:
+        ValueError: one does not; names it.
+    """
+    for name, dim in dims.items():
+        if dim < 1 or dim % heads:
+            raise ValueError(f"{name}: expected a positive multiple of {heads} heads, found {dim}")
+
+
+def check_tokens(name: str, tokens: Tensor, *axes: str, width: int) -> None:
+    """`tokens` is `[*axes, width]`, and no axis is empty.
+
+    Raises:
+        ValueError: it is not; names `name`, the shape expected and the one found.
+    """
+    found = list(tokens.shape)
+    expected = f"[{', '.join((*axes, str(width)))}]"
+    if len(found) != len(axes) + 1 or found[-1] != width:
+        raise ValueError(f"{name}: expected the shape {expected}, found {found}")
+    if torch.compiler.is_exporting():
+        return
+    for axis, size in zip(axes, found, strict=False):
+        if size == 0:
+            raise ValueError(f"{name}: expected the shape {expected} with at least one of {axis}, found {found}")
+
+
+def check_mask(name: str, mask: Tensor, *shapes: Mapping[str, int]) -> None:
+    """`mask` is bool and of one of `shapes`, each of which says axis → size.
+
+    Raises:
+        ValueError: it is not; names `name`, the shapes expected and the one found.
+    """
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}: expected bool, true where attention is allowed, found {mask.dtype}")
+    found = list(mask.shape)
+    same_rank = [list(shape.values()) for shape in shapes if len(shape) == len(found)]
+    if not same_rank or (found not in same_rank and not torch.compiler.is_exporting()):
+        expected = " or ".join(f"{list(shape.values())} ({', '.join(shape)})" for shape in shapes)
+        raise ValueError(f"{name}: expected the shape {expected}, found {found}")
+
+
+def broadcast_mask(mask: Tensor | None, query: Tensor, context: Tensor) -> Tensor | None:
+    """`mask` as `[batch, 1, queries, context]`, which every head shares; None stays None.
+
+    Args:
+        mask: bool, `[batch, context]` or `[batch, queries, context]`.
+        query: `[batch, queries, …]`.
+        context: `[batch, context, …]`.
+
+    Raises:
+        ValueError: the batches differ, or the mask is of another dtype, rank or size.
+    """
+    batch, queries, tokens = query.shape[0], query.shape[1], context.shape[1]
+    if not torch.compiler.is_exporting() and context.shape[0] != batch:
+        raise ValueError(
+            f"expected query and context of the same batch, found {list(query.shape)} and {list(context.shape)}"
+        )
+    if mask is None:
+        return None
+    keys, rows = {"batch": batch, "context": tokens}, {"batch": batch, "queries": queries, "context": tokens}
+    check_mask("mask", mask, keys, rows)
+    every_row = mask[:, None] if mask.ndim == 2 else mask
+    return every_row[:, None].expand(batch, 1, queries, tokens)

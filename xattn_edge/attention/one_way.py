@@ -1,0 +1,60 @@
+"""One modality reads the other: the words of a text look at a picture, or its positions look at the words."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from xattn_edge.attention.cross_modal import CrossModalAttention
+from xattn_edge.attention.options import PLAIN, AttentionOptions
+from xattn_edge.attention.protocol import Attended, Exchange, Tokens
+
+__all__ = ["ImageToText", "TextToImage", "given", "read"]
+
+
+class TextToImage(nn.Module):
+    """`text reads A(text, image)`: every word asks the picture (Anderson et al., 2018, section 3.3).
+
+    Args:
+        width: of both modalities.
+        options: of the attention.
+    """
+
+    def __init__(self, width: int, options: AttentionOptions = PLAIN) -> None:
+        super().__init__()
+        self.attention = CrossModalAttention(width, width, width, options)
+
+    def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
+        """What the text reads; the image reads nothing."""
+        found = read(self.attention, text, image, need_weights)
+        return Exchange(found.output, None, given(found))
+
+
+class ImageToText(nn.Module):
+    """`image reads A(image, text)`: every position of the picture asks the words.
+
+    Args:
+        width: of both modalities.
+        options: of the attention.
+    """
+
+    def __init__(self, width: int, options: AttentionOptions = PLAIN) -> None:
+        super().__init__()
+        self.attention = CrossModalAttention(width, width, width, options)
+
+    def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
+        """What the image reads; the text reads nothing."""
+        found = read(self.attention, image, text, need_weights)
+        return Exchange(None, found.output, given(found))
+
+
+def read(attention: CrossModalAttention, query: Tokens, context: Tokens, need_weights: bool) -> Attended:
+    """What `query` finds among the tokens that `context` has."""
+    found = attention(query.features, context.features, context.mask, need_weights=need_weights)
+    return cast(Attended, found)
+
+
+def given(*found: Attended) -> tuple[Tensor, ...]:
+    """The weights that there are."""
+    return tuple(each.weights for each in found if each.weights is not None)

@@ -1,0 +1,74 @@
+"""What every attention here takes and gives, so that one can stand in for another.
+
+An attention answers queries from one context; a mechanism is made of attentions, and lets two modalities read each
+other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+__all__ = ["Attended", "Attention", "Exchange", "Mechanism", "Tokens"]
+
+
+class Tokens(NamedTuple):
+    """A sequence of one modality: what an encoder gives.
+
+    features: float `[batch, tokens, width]`.
+    mask: bool `[batch, tokens]`, true where there is a token; what the features are elsewhere, nothing depends on.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+
+class Attended(NamedTuple):
+    """What queries found in a context.
+
+    output: float `[batch, queries, width]`.
+    weights: float `[batch, heads, queries, context]`, how much of each position every query took: rows sum to 1,
+        masked positions have 0, and a row whose every position is masked is 0 throughout, as is its output. None
+        where they were not asked for.
+    """
+
+    output: Tensor
+    weights: Tensor | None
+
+
+class Attention(Protocol):
+    """Queries of one sequence to the positions of another."""
+
+    def __call__(
+        self, query: Tensor, context: Tensor, mask: Tensor | None = None, *, need_weights: bool = True
+    ) -> Attended:
+        """Attend from `query` `[batch, queries, dim_q]` to `context` `[batch, context, dim_k]`.
+
+        `mask` is bool, `[batch, context]` or `[batch, queries, context]`, true where attention is allowed. Without
+        `need_weights` the output may be computed in a faster way.
+        """
+        ...
+
+
+class Exchange(NamedTuple):
+    """What two modalities read from each other, for a model to add to them.
+
+    text, image: float `[batch, tokens, width]`; None for a side that reads nothing.
+    weights: of every attention in the order in which they were computed; empty where they were not asked for.
+    """
+
+    text: Tensor | None
+    image: Tensor | None
+    weights: tuple[Tensor, ...]
+
+
+class Mechanism(Protocol):
+    """A way for two modalities of the same width to read each other.
+
+    `image` stands for whatever a text is paired with: positions of a picture, frames of speech or of a video.
+    """
+
+    def __call__(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
+        """What each side reads, of the shape of its features."""
+        ...
