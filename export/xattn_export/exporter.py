@@ -174,6 +174,7 @@ def _tokenizer(source: Source) -> TokenizerSpec:
         question_template=source.question_template,
         prompt_template=source.prompt_template,
         caption_template=source.caption_template,
+        prompts=source.prompts,
         pad_to=source.pad_to,
         pad_token_id=source.pad_token_id,
         image_layout=source.image_layout,

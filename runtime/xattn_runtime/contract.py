@@ -80,6 +80,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
     ),
     "text_encoder": (
         _Form(_TEXT, takes=("image",), gives=("cross",)),
+        _Form({**_TEXT, **_IMAGE}, gives=("cross",)),
         _Form(_TEXT, {"text_embeddings": _MATRIX}),
     ),
     "decoder": (

@@ -45,7 +45,7 @@ SCHEMA_VERSION = 1
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 # The sets of roles that a bundle for a task may have: which of them it is decides how the task is done.
 TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
-    "caption": (("image_encoder", "decoder"),),
+    "caption": (("image_encoder", "decoder"), ("image_encoder", "text_encoder", "decoder")),
     "vqa": (
         ("image_encoder", "classifier"),
         ("image_encoder", "text_encoder", "decoder"),

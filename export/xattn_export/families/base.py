@@ -115,8 +115,8 @@ class Source:
 
     weights: the files whose SHA-256 stands for the model.
     unknown_token_id: None where the tokenizer can spell every word. max_tokens: the longest text that the model takes.
-    clean_up_spaces, question_template, prompt_template, caption_template, pad_to, pad_token_id, image_layout: as in the
-        manifest's `tokenizer`.
+    clean_up_spaces, question_template, prompt_template, caption_template, prompts, pad_to, pad_token_id, image_layout:
+        as in the manifest's `tokenizer`.
     pictures: golden pictures that need no data set.
     decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
     regions: of a model that takes them in place of pictures; its `pictures` are .npz files, and `image_steps` empty.
@@ -149,6 +149,7 @@ class Source:
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
     caption_template: str = ""
+    prompts: Mapping[str, str] | None = None
     pad_to: int | None = None
     pad_token_id: int = 0
     image_layout: ImageLayout | None = None

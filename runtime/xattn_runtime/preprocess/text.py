@@ -99,7 +99,7 @@ class TextCodec:
     def _encode(
         self, kind: str, value: str, template: tuple[str, ...], special_tokens: bool, error: type[UserError]
     ) -> EncodedQuestion:
-        text = _checked(kind, value, error)
+        text = self._written_out(kind, _checked(kind, value, error), error)
         before, after = map(self._with_image, template)
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
@@ -119,6 +119,17 @@ class TextCodec:
                 f"it knows words like {', '.join(self._known_words())}"
             )
         return EncodedQuestion(tuple(encoding.ids), tuple(dict.fromkeys(unknown)))
+
+    def _written_out(self, kind: str, text: str, error: type[UserError]) -> str:
+        """`text`, or what the bundle has for a word in it."""
+        for word, prompt in (self._spec.prompts or {}).items():
+            if word in text:
+                rest = text.replace(word, "").strip()
+                if bool(rest) != ("{input}" in prompt):
+                    expected = "a text after" if not rest else "nothing but"
+                    raise error(f"{kind}: expected {expected} {show(word)}, found {show(text)}")
+                return prompt.replace("{input}", rest)
+        return text
 
     def _with_image(self, template: str) -> str:
         """`template` with the image written out."""

@@ -5,6 +5,7 @@ It reads and writes plain JSON values; `text.py` does what it says.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -43,6 +44,8 @@ class TokenizerSpec:
     question_template, prompt_template: what the model is given for a question or a caption's prompt, with
         `{question}` or `{prompt}` in its place.
     caption_template: what it is given for a caption without a prompt.
+    prompts: what it is given for a text with one of these words, with `{input}` in the place of what else the text
+        says; where there is none, the word must stand alone.
     pad_to: how long every question is made with `pad_token_id`, which the model then sees as it sees all tokens; None
         where it is left as long as it is.
     image_layout: how the image is written in the place of `{image}`, which all three templates then have; None where it
@@ -56,6 +59,7 @@ class TokenizerSpec:
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
     caption_template: str = ""
+    prompts: Mapping[str, str] | None = None
     pad_to: int | None = None
     pad_token_id: int = 0
     image_layout: ImageLayout | None = None
@@ -64,6 +68,7 @@ class TokenizerSpec:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         neutral = {"unknown_token_id": None, **{field.name: field.default for field in fields(self)[3:]}}
+        values["prompts"] = None if self.prompts is None else dict(self.prompts)
         stated = {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
         return stated if self.image_layout is None else stated | {"image_layout": asdict(self.image_layout)}
 
@@ -80,6 +85,7 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         question_template=_template(reader, "question_template", "{question}", *places),
         prompt_template=_template(reader, "prompt_template", "{prompt}", *places),
         caption_template=_template(reader, "caption_template", *places),
+        prompts=_prompts(reader) if "prompts" in reader else None,
         pad_to=reader.integer("pad_to", minimum=1) if "pad_to" in reader else None,
         pad_token_id=reader.integer("pad_token_id") if "pad_token_id" in reader else 0,
         image_layout=layout,
@@ -99,6 +105,14 @@ def _template(reader: ObjectReader, key: str, *places: str) -> str:
         if template.count(place) != 1:
             reader.fail(key, f"a text with {place} in it once", template)
     return template
+
+
+def _prompts(reader: ObjectReader) -> dict[str, str]:
+    prompts = reader.text_map("prompts")
+    for word, prompt in prompts.items():
+        if not word or not prompt or prompt.count("{input}") > 1:
+            reader.fail("prompts", "words with what is written for them, {input} in it at most once", {word: prompt})
+    return prompts
 
 
 def _layout(reader: ObjectReader) -> ImageLayout:

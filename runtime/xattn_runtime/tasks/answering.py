@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.contract import image_names
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.settings import Decoding
@@ -29,6 +28,7 @@ from xattn_runtime.tasks.encoding import (
     open_decoder,
     padded,
 )
+from xattn_runtime.tasks.reading import open_reader
 
 __all__ = ["Answerer", "Chooser", "Reply", "Writer"]
 
@@ -121,12 +121,8 @@ class Writer:
         """Load the decoder, and the text encoder if there is one; BundleError where they do not fit together."""
         self._codec = codec
         self._decoding = decoding
-        self._reader = None
-        giver = encoder
-        if "text_encoder" in bundle.manifest.graphs:
-            self._reader = giver = open_session(bundle, "text_encoder", settings)
-            check_key_values(encoder, self._reader)
-        self._decoder = open_decoder(bundle, settings, giver)
+        self._reader = open_reader(bundle, settings, encoder)
+        self._decoder = open_decoder(bundle, settings, encoder if self._reader is None else self._reader.session)
         self.special_tokens = self._reader is not None
 
     def replies(
@@ -160,7 +156,5 @@ class Writer:
         context = concatenate(images)
         if self._reader is None:
             return context, self._decoding.asked(prompt_ids=questions[0].ids, beams=beams)
-        image = {name: context[name] for name in image_names(self._reader.layers("image"))}
-        names = tuple(self._reader.output_shapes)
-        tensors = self._reader.run(names, padded([question.ids for question in questions]) | image)
-        return dict(zip(names, tensors, strict=True)), self._decoding.asked(beams=beams)
+        read = self._reader.read(context, [question.ids for question in questions])
+        return read, self._decoding.asked(beams=beams)

@@ -6,7 +6,7 @@ It joins preprocessing, image encoder, decoding and tokenizer of one bundle; it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.session import Tensor
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
@@ -29,6 +30,7 @@ from xattn_runtime.tasks.encoding import (
     open_decoder,
     session_settings,
 )
+from xattn_runtime.tasks.reading import open_reader
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -59,6 +61,14 @@ class Caption:
     timing_ms: CaptionTiming
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The settings of one call, and the prompt's ids where a text encoder reads it rather than the decoder."""
+
+    decoding: Decoding
+    read_ids: tuple[int, ...]
+
+
 class CaptionTask:
     """A captioning bundle, loaded. Safe to call from one thread at a time."""
 
@@ -74,7 +84,9 @@ class CaptionTask:
         self.settings = session_settings(provider, threads)
         self._decoding = decoding
         self._encoder = ImageEncoder(bundle, self.settings)
-        self._decoder = open_decoder(bundle, self.settings, self._encoder.session)
+        self._reader = open_reader(bundle, self.settings, self._encoder.session)
+        giver = self._encoder.session if self._reader is None else self._reader.session
+        self._decoder = open_decoder(bundle, self.settings, giver)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -83,7 +95,8 @@ class CaptionTask:
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as they are computed."""
-        return greedy_steps(self._decoder, encoded.tensors, self._settings(None, None, max_new_tokens))
+        asked = self._asked(None, None, max_new_tokens)
+        return greedy_steps(self._decoder, self._context(encoded.tensors, asked), asked.decoding)
 
     def caption(
         self,
@@ -94,17 +107,17 @@ class CaptionTask:
     ) -> Caption:
         """The caption of one image; what is not given is as the bundle says.
 
-        prompt: text that the caption goes on from; it is not part of the caption.
+        prompt: text that the caption goes on from, or that says what is asked for; it is not part of the caption.
         beams: sequences searched at once; 1 is greedy decoding.
         max_new_tokens: end token included; at most what the model has positions for.
         Raises ImageError, or UserError for a prompt that cannot be used or a number out of range.
         """
-        settings = self._settings(prompt, beams, max_new_tokens)
+        asked = self._asked(prompt, beams, max_new_tokens)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
-        sequence = generate(self._decoder, encoded.tensors, settings)[0]
+        sequence = generate(self._decoder, self._context(encoded.tensors, asked), asked.decoding)[0]
         text = self._codec.decode(sequence.token_ids)
         timing = CaptionTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -124,10 +137,10 @@ class CaptionTask:
         """The captions of several images, decoded together; each one's times are its share of the whole."""
         if not images:
             return []
-        settings = self._settings(prompt, beams, max_new_tokens)
+        asked = self._asked(prompt, beams, max_new_tokens)
         encoded = list(self._encoder.encode_many(images))
         began = time.perf_counter()
-        sequences = generate(self._decoder, concatenate(encoded), settings)
+        sequences = generate(self._decoder, self._context(concatenate(encoded), asked), asked.decoding)
         texts = [self._codec.decode(sequence.token_ids) for sequence in sequences]
         decode_ms = milliseconds_since(began) / len(images)
         return [
@@ -143,13 +156,21 @@ class CaptionTask:
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        prompt_ids = self._settings(None, None, None).prompt_token_ids
-        return forced_logits(self._decoder, encoded.tensors, prompt_ids, token_ids)
+        asked = self._asked(None, None, None)
+        context = self._context(encoded.tensors, asked)
+        return forced_logits(self._decoder, context, asked.decoding.prompt_token_ids, token_ids)
 
-    def _settings(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> Decoding:
-        return self._decoding.asked(
-            prompt_ids=self._codec.encode_prompt(prompt), beams=beams, max_new_tokens=max_new_tokens
-        )
+    def _asked(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> _Asked:
+        ids = self._codec.encode_prompt(prompt)
+        read, fed = ((), ids) if self._reader is None else (ids, ())
+        return _Asked(self._decoding.asked(prompt_ids=fed, beams=beams, max_new_tokens=max_new_tokens), read)
+
+    def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:
+        """What the decoder attends to, for all `images` of a batch."""
+        if self._reader is None:
+            return images
+        batch = len(next(iter(images.values())))
+        return self._reader.read(images, [asked.read_ids] * batch)
 
 
 def _caption(text: str, sequence: TokenSequence, timing: CaptionTiming) -> Caption:
