@@ -10,6 +10,7 @@ from typing import Any
 from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
 from xattn_export.families.clip import CLIP
+from xattn_export.families.florence2 import FLORENCE2
 from xattn_export.families.git import GIT
 from xattn_export.families.lxmert import LXMERT
 from xattn_export.families.siglip import SIGLIP
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     *GIT,
     *VILT,
     VISION_ENCODER_DECODER,
+    FLORENCE2,
     CLIP,
     SIGLIP,
     LXMERT,

@@ -21,7 +21,7 @@ from xattn_export.families.hf_sentencepiece import siglip_tokenizer
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["cleans_up_spaces", "pad_token_of", "read_json", "tokenizer_json_of"]
+__all__ = ["cleans_up_spaces", "read_json", "special_token_of", "tokenizer_json_of"]
 
 _PLACES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OTHERS = ("additional_special_tokens", "extra_special_tokens")
@@ -102,12 +102,12 @@ def cleans_up_spaces(folder: Path) -> bool:
     return bool(forced or json.loads(tokenizer_json_of(folder))["model"].get("type") != "BPE")
 
 
-def pad_token_of(folder: Path) -> str | None:
-    """The padding token that the tokenizer's settings state, or that its kind has."""
+def special_token_of(folder: Path, place: str) -> str | None:
+    """The token of `place`, such as `pad_token`, that the tokenizer's settings state, or that its kind has."""
     kind = _kind_of(folder)
     settings = read_json(folder / "tokenizer_config.json")
-    stated = _content({**read_json(folder / "special_tokens_map.json"), **settings}.get("pad_token"))
-    word = stated or (kind.special.get("pad_token") if kind else None)
+    stated = _content({**read_json(folder / "special_tokens_map.json"), **settings}.get(place))
+    word = stated or (kind.special.get(place) if kind else None)
     return word if isinstance(word, str) else None
 
 

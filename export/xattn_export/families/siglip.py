@@ -18,7 +18,7 @@ from xattn_export.families.blip_layers import padding_mask
 from xattn_export.families.dual_encoder import EncoderLayer, TextEncoder, dual_encoder_source
 from xattn_export.families.graph_layers import attend
 from xattn_export.families.hf import has_architecture, load_model
-from xattn_export.families.hf_text import pad_token_of, read_json, tokenizer_json_of
+from xattn_export.families.hf_text import read_json, special_token_of, tokenizer_json_of
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Similarity
@@ -115,7 +115,7 @@ def _pad_token_id(folder: Path, model: SiglipModel) -> int:
     usual = "left" if settings.get("tokenizer_class") == "Siglip2Tokenizer" else "right"
     if (side := settings.get("padding_side", usual)) != "right":
         raise CheckpointError(f"{path}: padding_side: expected right, as SigLIP was trained with, found {show(side)}")
-    word = pad_token_of(folder)
+    word = special_token_of(folder, "pad_token")
     token_id = Tokenizer.from_str(tokenizer_json_of(folder)).token_to_id(word) if word is not None else None
     if token_id is None or token_id >= model.config.text_config.vocab_size:
         raise CheckpointError(

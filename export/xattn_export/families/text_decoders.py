@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 from xattn_export.families.blip_layers import TextLayer
-from xattn_export.families.graph_layers import attend_heads, attend_with_cache, fuse_linears
+from xattn_export.families.graph_layers import attend_heads, attend_with_cache, fuse_linears, split_heads
+from xattn_export.families.hf_roles import flatten, head, pairs
 
-__all__ = ["DECODERS", "DecoderParts"]
+__all__ = ["DECODERS", "CrossKeys", "DecoderGraph", "DecoderParts", "TrocrEmbeddings", "TrocrLayer"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,40 @@ class DecoderParts:
     cross: nn.ModuleList
     heads: int
     longest: int
+
+
+class CrossKeys(nn.Module):
+    """States `[batch, tokens, width]` to the cross-attention keys and values of every layer, `key_0`, `value_0`, …"""
+
+    def __init__(self, parts: DecoderParts) -> None:
+        super().__init__()
+        self.projections = parts.cross
+        self.heads = parts.heads
+
+    def forward(self, states: Tensor) -> tuple[Tensor, ...]:
+        """`[batch, heads, tokens, head_width]` each."""
+        halves = (half for projection in self.projections for half in projection(states).chunk(2, -1))
+        return tuple(split_heads(half, self.heads) for half in halves)
+
+
+class DecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, attending to a picture; logits of the last position alone."""
+
+    def __init__(self, parts: DecoderParts) -> None:
+        super().__init__()
+        self.embeddings = parts.embeddings
+        self.layers = parts.layers
+        self.head = parts.head
+
+    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """`caches` holds the past keys and values of every layer, then the cross keys and values."""
+        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
+        tokens = self.embeddings(input_ids, past[0].key.shape[2])
+        present = []
+        for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
+            tokens, layer_present = cast(Any, layer).with_cache(tokens, layer_past, layer_cross)
+            present.append(layer_present)
+        return *head(self.head(tokens[:, -1])), *flatten(present)
 
 
 class Product(nn.Module):

@@ -16,21 +16,19 @@ from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generated, Role, Source
 from xattn_export.families.drawings import caption_pictures
-from xattn_export.families.graph_layers import split_heads
 from xattn_export.families.hf import has_architecture, load_model, source_facts
 from xattn_export.families.hf_decoding import decoding_of
 from xattn_export.families.hf_reference import generated
 from xattn_export.families.hf_roles import (
     decoder_role,
     encoder_decoder_cache,
-    flatten,
     head,
     image_encoder_role,
     image_steps,
     pairs,
     presents,
 )
-from xattn_export.families.text_decoders import DECODERS, DecoderParts
+from xattn_export.families.text_decoders import DECODERS, CrossKeys, DecoderGraph, DecoderParts
 from xattn_export.families.vision_encoders import ENCODERS, check_encoder, picture_size_px
 from xattn_runtime._reading import show
 from xattn_runtime.contract import cross_names
@@ -59,33 +57,10 @@ class ImageKeysGraph(nn.Module):
         super().__init__()
         self.encoder = ENCODERS[model.config.encoder.model_type](model.encoder)
         self.projection = getattr(model, "enc_to_dec_proj", nn.Identity())
-        self.cross = parts.cross
-        self.heads = parts.heads
+        self.cross = CrossKeys(parts)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        states = self.projection(self.encoder(pixel_values))
-        halves = (half for layer in self.cross for half in layer(states).chunk(2, -1))
-        return tuple(split_heads(half, self.heads) for half in halves)
-
-
-class DecoderGraph(nn.Module):
-    """One decoding step: tokens after a cache, attending to a picture; logits of the last position alone."""
-
-    def __init__(self, parts: DecoderParts) -> None:
-        super().__init__()
-        self.embeddings = parts.embeddings
-        self.layers = parts.layers
-        self.head = parts.head
-
-    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        """`caches` holds the past keys and values of every layer, then the cross keys and values."""
-        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
-        tokens = self.embeddings(input_ids, past[0].key.shape[2])
-        present = []
-        for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
-            tokens, layer_present = cast(Any, layer).with_cache(tokens, layer_past, layer_cross)
-            present.append(layer_present)
-        return *head(self.head(tokens[:, -1])), *flatten(present)
+        return cast("tuple[Tensor, ...]", self.cross(self.projection(self.encoder(pixel_values))))
 
 
 def _open(folder: Path) -> Source:
