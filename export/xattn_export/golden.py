@@ -26,6 +26,7 @@ from xattn_runtime.preprocess.image import open_image
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.preprocess.tokenizer import Grid
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
 
@@ -64,6 +65,14 @@ class _Computed:
     query: str | None = None
 
 
+@dataclass(frozen=True)
+class _Pixels:
+    """Pixel values `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`; and how the picture was cut."""
+
+    values: Tensor
+    grid: Grid
+
+
 _Cases = Callable[[Source, TextCodec, Any, Sequence[str]], Iterator[_Computed]]
 
 
@@ -91,12 +100,17 @@ def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None 
 
 
 def _preparation(source: Source) -> Callable[[bytes], Any]:
-    """A file's bytes to what the source computes on: pixel values, or the inputs made of regions, in a batch of 1."""
+    """A file's bytes to what the source computes on: pixels, or the inputs made of regions, in a batch of 1."""
     if source.regions is None:
-        pipeline = Pipeline(source.image_steps)
-        return lambda data: torch.from_numpy(pipeline(data))[None]
+        return partial(_pixels, Pipeline(source.image_steps))
     reader = RegionReader(source.regions)
     return lambda data: {name: torch.from_numpy(values)[None] for name, values in reader(data).items()}
+
+
+def _pixels(pipeline: Pipeline, data: bytes) -> _Pixels:
+    tiles = pipeline.tiles(data)
+    values = torch.from_numpy(tiles.pixels)
+    return _Pixels(values[None] if pipeline.tiled else values, (tiles.rows, tiles.columns))
 
 
 def _given(source: Source, images: Sequence[Path], drawn: Sequence[GoldenPicture]) -> tuple[GoldenPicture, ...]:
@@ -126,18 +140,18 @@ def _cases_of(source: Source) -> _Cases:
 
 
 def _generated_cases(
-    source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
+    source: Source, codec: TextCodec, pixels: _Pixels, questions: Sequence[str]
 ) -> Iterator[_Computed]:
     # A question that a decoder goes on from is no text of its own.
     special = any(role.name == "text_encoder" for role in source.roles)
 
     def ids_of(question: str | None) -> tuple[int, ...]:
-        return (
-            codec.encode_prompt() if question is None else codec.encode_question(question, special_tokens=special).ids
-        )
+        if question is None:
+            return codec.encode_prompt(grid=pixels.grid)
+        return codec.encode_question(question, special_tokens=special, grid=pixels.grid).ids
 
     for question in (None,) if source.task == "caption" else _known_questions(source, codec, questions):
-        found = _generate(source, pixel_values, ids_of(question))
+        found = _generate(source, pixels.values, ids_of(question))
         text = codec.decode(found.token_ids) if found.steady else None
         tensors = {"logits": found.logits}
         yield _Computed(0, b"", tensors, _lead(found.logits), text, question, found.token_ids)
@@ -153,12 +167,10 @@ def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...
     return Generated(token_ids, logits, steady=_lead(logits) >= _SAFE_LEAD)
 
 
-def _answer_cases(
-    source: Source, codec: TextCodec, pixel_values: Tensor, questions: Sequence[str]
-) -> Iterator[_Computed]:
+def _answer_cases(source: Source, codec: TextCodec, pixels: _Pixels, questions: Sequence[str]) -> Iterator[_Computed]:
     if source.answer_logits is None:
         raise XattnError(f"{source.name}: its family says not how it answers")
-    yield from _chosen_cases(source, codec, partial(source.answer_logits, pixel_values), questions)
+    yield from _chosen_cases(source, codec, partial(source.answer_logits, pixels.values), questions)
 
 
 def _region_cases(
@@ -181,12 +193,10 @@ def _chosen_cases(
         yield _Computed(0, b"", {"logits": logits}, lead, text, question)
 
 
-def _retrieval_cases(
-    source: Source, codec: TextCodec, pixel_values: Tensor, queries: Sequence[str]
-) -> Iterator[_Computed]:
+def _retrieval_cases(source: Source, codec: TextCodec, pixels: _Pixels, queries: Sequence[str]) -> Iterator[_Computed]:
     if source.embed_image is None or source.embed_text is None:
         raise XattnError(f"{source.name}: its family says not how it embeds")
-    image = source.embed_image(pixel_values).numpy()
+    image = source.embed_image(pixels.values).numpy()
     for query in _known_questions(source, codec, queries):
         text = source.embed_text(codec.encode_question(query).ids).numpy()
         tensors = {"image_embeddings": image, "text_embeddings": text}

@@ -12,6 +12,7 @@ from xattn_export.families.blip import BLIP
 from xattn_export.families.clip import CLIP
 from xattn_export.families.florence2 import FLORENCE2
 from xattn_export.families.git import GIT
+from xattn_export.families.idefics3 import IDEFICS3
 from xattn_export.families.lxmert import LXMERT
 from xattn_export.families.siglip import SIGLIP
 from xattn_export.families.vilt import VILT
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     XATTN_VQA,
     *BLIP,
     *GIT,
+    *IDEFICS3,
     *VILT,
     VISION_ENCODER_DECODER,
     FLORENCE2,

@@ -122,8 +122,8 @@ class Source:
     regions: of a model that takes them in place of pictures; its `pictures` are .npz files, and `image_steps` empty.
 
     What golden cases are made of, by task and kind:
-    generate: picture `[1, 3, height, width]` and ids of the question, or of the caption's template if it has one → what
-        is generated.
+    generate: picture `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`, and ids of the question, or
+        of the caption's template if it has one → what is generated.
     caption: picture → token ids of the greedy caption, without start and end token.
     forced_logits: picture and ids → logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     answer_logits: picture and question ids → logits `[answers]`.

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from xattn_export.families.base import GoldenPicture
 
-__all__ = ["caption_pictures", "captioned_pictures", "question_pictures", "shape_pictures"]
+__all__ = ["caption_pictures", "captioned_pictures", "question_pictures", "row_pictures", "shape_pictures"]
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -53,6 +53,21 @@ def captioned_pictures() -> tuple[GoldenPicture, ...]:
     return tuple(
         GoldenPicture(picture.png, (caption,)) for picture, caption in zip(question_pictures(), _CAPTIONS, strict=True)
     )
+
+
+def row_pictures() -> tuple[GoldenPicture, ...]:
+    """Four shapes beside each other, and three below each other, with a question each.
+
+    For models that cut pictures into tiles: of long and narrow ones they make few.
+    """
+    drawings = []
+    for number, (columns, rows) in enumerate(((4, 1), (1, 3))):
+        picture = Image.new("RGB", (columns * _SHAPE_SIDE_PX, rows * _SHAPE_SIDE_PX), _LIGHT)
+        for place in range(columns * rows):
+            corner = (place % columns * _SHAPE_SIDE_PX, place // columns * _SHAPE_SIDE_PX)
+            picture.paste(_one_shape(*_SHAPES[place + number], offset=place), corner)
+        drawings.append(GoldenPicture(_png(picture), (_QUESTIONS[number],)))
+    return tuple(drawings)
 
 
 def caption_pictures() -> tuple[GoldenPicture, ...]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.attention import KeyValue
 from xattn_export.families.base import Family, Generated, Role, Source
 from xattn_export.families.drawings import caption_pictures, question_pictures
 from xattn_export.families.git_layers import ImageTokens, TokenEmbeddings, TokenLayer
@@ -23,6 +22,8 @@ from xattn_export.families.hf_decoding import decoding_of
 from xattn_export.families.hf_reference import generated
 from xattn_export.families.hf_roles import (
     decoder_role,
+    dynamic_cache,
+    dynamic_presents,
     flatten,
     head,
     image_encoder_role,
@@ -34,7 +35,7 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Task
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, GitForCausalLM
+    from transformers import GitForCausalLM
     from transformers.models.git.modeling_git import GitModel
 
 __all__ = ["GIT"]
@@ -121,7 +122,7 @@ def _prefix_role(model: GitForCausalLM, side_px: int) -> Role:
     def reference(pixel_values: Tensor) -> tuple[Tensor, ...]:
         text = torch.zeros(pixel_values.shape[0], 1, dtype=torch.int64)
         cache = model.git(text, pixel_values=pixel_values, use_cache=True).past_key_values
-        return tuple(tensor[:, :, :image_tokens] for tensor in _tensors(cache))
+        return tuple(tensor[:, :, :image_tokens] for tensor in dynamic_presents(cache))
 
     return image_encoder_role(PrefixGraph(model.git), reference, (side_px, side_px), prefix_names(layers))
 
@@ -130,11 +131,11 @@ def _decoder_role(model: GitForCausalLM) -> Role:
     config, image_tokens = model.config, _image_tokens(model)
 
     def reference(input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        cache = _cache(pairs(past))
+        cache = dynamic_cache(pairs(past))
         first = past[0].shape[2] - image_tokens
         places = torch.arange(first, first + input_ids.shape[1])[None]
         logits = model(input_ids, position_ids=places, past_key_values=cache, use_cache=True).logits
-        return *head(logits[:, -1]), *_tensors(cache)
+        return *head(logits[:, -1]), *dynamic_presents(cache)
 
     return decoder_role(
         DecoderGraph(model, image_tokens),
@@ -146,19 +147,6 @@ def _decoder_role(model: GitForCausalLM) -> Role:
         longest=image_tokens + config.max_position_embeddings,
         prefix=image_tokens,
     )
-
-
-def _cache(past: list[KeyValue]) -> DynamicCache:
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, (key, value) in enumerate(past):
-        cache.update(key, value, layer)
-    return cache
-
-
-def _tensors(cache: Any) -> tuple[Tensor, ...]:
-    return flatten(KeyValue(layer.keys, layer.values) for layer in cache.layers)
 
 
 def _image_tokens(model: GitForCausalLM) -> int:

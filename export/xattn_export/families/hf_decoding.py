@@ -60,7 +60,7 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def decoding_of(
     folder: Path,
     *,
-    prompt_token_ids: Sequence[int] = (),
+    prompt_token_ids: Sequence[int] | None = None,
     end_token_ids: Sequence[int] = (),
     pad_token_id: int | None = None,
     max_positions: int | None = None,
@@ -70,7 +70,7 @@ def decoding_of(
 
     Args:
         prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses instead of what the files
-            say, if it does.
+            say, if it does. No prompt is one, too, where a text comes with every call.
         max_positions: the most tokens that the decoder can hold, by default what its config says.
         hidden_prompt_tokens: how many tokens `generate()` counts as prompt that the runtime is not given, such as the
             places of image tokens.
@@ -90,7 +90,7 @@ def decoding_of(
         values["pad_token_id"] = pad_token_id
     positions = _positions(read_json(folder / "config.json")) if max_positions is None else max_positions
     try:
-        decoding = _decoding(ObjectReader(values, str(path)), tuple(prompt_token_ids), positions, hidden_prompt_tokens)
+        decoding = _decoding(ObjectReader(values, str(path)), prompt_token_ids, positions, hidden_prompt_tokens)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     if decoding.max_new_tokens < 1:
@@ -123,8 +123,10 @@ def _positions(config: Mapping[str, Any]) -> int | None:
     return most
 
 
-def _decoding(reader: ObjectReader, prompt: tuple[int, ...], positions: int | None, hidden: int) -> Decoding:
-    prompt = prompt or _start(reader)
+def _decoding(
+    reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int | None, hidden: int
+) -> Decoding:
+    prompt = _start(reader) if prompt_token_ids is None else tuple(prompt_token_ids)
     ends = _ids(reader, "eos_token_id")
     if not ends:
         reader.fail("eos_token_id", "a token that ends what is generated", list(ends))

@@ -20,10 +20,12 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.steps import Step, output_size_px
 
 if TYPE_CHECKING:
-    from transformers import EncoderDecoderCache
+    from transformers import DynamicCache, EncoderDecoderCache
 
 __all__ = [
     "decoder_role",
+    "dynamic_cache",
+    "dynamic_presents",
     "encoder_decoder_cache",
     "flatten",
     "head",
@@ -124,6 +126,21 @@ def flatten(series: Iterable[KeyValue]) -> tuple[Tensor, ...]:
 def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
     """The inverse of `flatten`."""
     return [KeyValue(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
+
+
+def dynamic_cache(past: Sequence[KeyValue]) -> DynamicCache:
+    """Transformers' cache of a decoder that attends to nothing else, so that its own layers go on from it."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(past):
+        cache.update(key, value, layer)
+    return cache
+
+
+def dynamic_presents(cache: DynamicCache) -> tuple[Tensor, ...]:
+    """What it holds, as `flatten` has it."""
+    return flatten(KeyValue(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in cache.layers)
 
 
 def encoder_decoder_cache(past: Sequence[KeyValue], cross: Sequence[KeyValue]) -> EncoderDecoderCache:

@@ -13,7 +13,7 @@ from typing import Any
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import BundleError, QuestionError, UserError
-from xattn_runtime.preprocess.tokenizer import ImageLayout, TokenizerSpec
+from xattn_runtime.preprocess.tokenizer import WHOLE, Grid, ImageLayout, TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
@@ -58,29 +58,33 @@ class TextCodec:
         if spec.image_layout is not None:
             self._image_token_id = self._read_image_token(path, spec.image_layout)
 
-    def encode_question(self, question: str, *, special_tokens: bool = True, kind: str = "question") -> EncodedQuestion:
+    def encode_question(
+        self, question: str, *, special_tokens: bool = True, kind: str = "question", grid: Grid = WHOLE
+    ) -> EncodedQuestion:
         """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
 
         `special_tokens`: with those that the tokenizer puts around a text, as a text encoder takes it, or without, as a
-        decoder takes it after its own prompt. `kind`: what an error calls it.
+        decoder takes it after its own prompt. `kind`: what an error calls it. `grid`: how the picture was cut, where it
+        stands in the text.
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.
         """
         template = tuple(self._spec.question_template.split("{question}"))
-        encoded = self._encode(kind, question, template, special_tokens, QuestionError)
+        encoded = self._encode(kind, question, template, special_tokens, grid, QuestionError)
         missing = (self._spec.pad_to or 0) - len(encoded.ids)
         return EncodedQuestion(encoded.ids + (self._spec.pad_token_id,) * missing, encoded.unknown_words)
 
-    def encode_prompt(self, prompt: str | None = None) -> tuple[int, ...]:
+    def encode_prompt(self, prompt: str | None = None, grid: Grid = WHOLE) -> tuple[int, ...]:
         """Token ids of the text that a caption is to go on from, in the bundle's template, without special tokens.
 
-        Without a prompt they are those of what the bundle says for captions, which may be none.
+        Without a prompt they are those of what the bundle says for captions, which may be none. `grid`: as above.
         Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
         """
         if prompt is None:
-            written = self._with_image(self._spec.caption_template)
+            written = self._with_image(self._spec.caption_template, grid)
             return tuple(self._tokenizer.encode(written, add_special_tokens=False).ids)
-        encoded = self._encode("prompt", prompt, tuple(self._spec.prompt_template.split("{prompt}")), False, UserError)
+        template = tuple(self._spec.prompt_template.split("{prompt}"))
+        encoded = self._encode("prompt", prompt, template, False, grid, UserError)
         if encoded.unknown_words:
             raise UserError(
                 f"prompt: expected words that this model knows, found {show(encoded.unknown_words[0])}; "
@@ -97,13 +101,19 @@ class TextCodec:
         return text.strip()
 
     def _encode(
-        self, kind: str, value: str, template: tuple[str, ...], special_tokens: bool, error: type[UserError]
+        self,
+        kind: str,
+        value: str,
+        template: tuple[str, ...],
+        special_tokens: bool,
+        grid: Grid,
+        error: type[UserError],
     ) -> EncodedQuestion:
         text = self._written_out(kind, _checked(kind, value, error), error)
-        before, after = map(self._with_image, template)
+        before, after = (self._with_image(part, grid) for part in template)
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
-        count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, error)
+        count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, grid, error)
         if count > self._spec.max_tokens:
             raise error(
                 f"{kind}: expected at most {self._spec.max_tokens} tokens, found {count}: {show(text)}; "
@@ -131,17 +141,17 @@ class TextCodec:
                 return prompt.replace("{input}", rest)
         return text
 
-    def _with_image(self, template: str) -> str:
+    def _with_image(self, template: str, grid: Grid) -> str:
         """`template` with the image written out."""
         layout = self._spec.image_layout
-        return template if layout is None else template.replace("{image}", layout.text())
+        return template if layout is None else template.replace("{image}", layout.text(grid))
 
-    def _image_tokens(self, kind: str, text: str, ids: Sequence[int], error: type[UserError]) -> int:
+    def _image_tokens(self, kind: str, text: str, ids: Sequence[int], grid: Grid, error: type[UserError]) -> int:
         """How many of `ids` stand for image tokens; `error` where `text` brings some that there is no image for."""
         layout = self._spec.image_layout
         if layout is None:
             return 0
-        if (found := ids.count(self._image_token_id)) != layout.tokens:
+        if (found := ids.count(self._image_token_id)) != layout.count(grid):
             raise error(
                 f"{kind}: expected no {show(layout.token)}, which stands for a part of the image, found it in "
                 f"{show(text)}; write it in other words"

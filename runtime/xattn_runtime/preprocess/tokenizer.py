@@ -11,7 +11,13 @@ from typing import Any
 
 from xattn_runtime._reading import ObjectReader
 
-__all__ = ["ImageLayout", "TokenizerSpec", "read_tokenizer"]
+__all__ = ["WHOLE", "Grid", "ImageLayout", "TokenizerSpec", "read_tokenizer"]
+
+Grid = tuple[int, int]
+"""Rows and columns of the tiles of a picture."""
+
+WHOLE: Grid = (0, 0)
+"""Of a picture that is not cut."""
 
 _MOST_IMAGE_TOKENS = 65536
 
@@ -21,17 +27,44 @@ class ImageLayout:
     """How an image is written in a text, for a decoder that reads image tokens among those of the text.
 
     token: what stands for one image token; the tokenizer has it as a token of its own.
-    tokens: how many image tokens a picture has.
+    tokens: how many image tokens a picture has, or each of its tiles.
     whole: what is written for a picture, with `{tokens}` in the place of that many `token`s.
+    tile: of a picture that is cut, what is written for a tile, with `{row}` and `{column}`, counted from 1, too; None
+        where pictures are not cut.
+    row_end, before_whole: what follows a row of tiles, and what stands before the whole picture, which comes last.
     """
 
     token: str
     tokens: int
     whole: str
+    tile: str | None = None
+    row_end: str = ""
+    before_whole: str = ""
 
-    def text(self) -> str:
-        """What is written for a picture."""
-        return self.whole.replace("{tokens}", self.token * self.tokens)
+    def text(self, grid: Grid = WHOLE) -> str:
+        """What is written for a picture that is cut into a grid of tiles."""
+        rows, columns = grid
+        cut = "".join(
+            "".join(self._tile(row, column) for column in range(1, columns + 1)) + self.row_end
+            for row in range(1, rows + 1)
+        )
+        return (cut and cut + self.before_whole) + self._with_tokens(self.whole)
+
+    def count(self, grid: Grid = WHOLE) -> int:
+        """How many image tokens such a picture has."""
+        return (grid[0] * grid[1] + 1) * self.tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without those of tiles where there are none."""
+        values = asdict(self)
+        return values if self.tile is not None else {key: values[key] for key in ("token", "tokens", "whole")}
+
+    def _tile(self, row: int, column: int) -> str:
+        tile = (self.tile or "").replace("{row}", str(row)).replace("{column}", str(column))
+        return self._with_tokens(tile)
+
+    def _with_tokens(self, text: str) -> str:
+        return text.replace("{tokens}", self.token * self.tokens)
 
 
 @dataclass(frozen=True)
@@ -70,7 +103,7 @@ class TokenizerSpec:
         neutral = {"unknown_token_id": None, **{field.name: field.default for field in fields(self)[3:]}}
         values["prompts"] = None if self.prompts is None else dict(self.prompts)
         stated = {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
-        return stated if self.image_layout is None else stated | {"image_layout": asdict(self.image_layout)}
+        return stated if self.image_layout is None else stated | {"image_layout": self.image_layout.to_dict()}
 
 
 def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
@@ -116,10 +149,24 @@ def _prompts(reader: ObjectReader) -> dict[str, str]:
 
 
 def _layout(reader: ObjectReader) -> ImageLayout:
+    tiled = "tile" in reader
     layout = ImageLayout(
-        reader.text("token"), reader.integer("tokens", minimum=1), _template(reader, "whole", "{tokens}")
+        token=reader.text("token"),
+        tokens=reader.integer("tokens", minimum=1),
+        whole=_template(reader, "whole", "{tokens}"),
+        tile=_template(reader, "tile", "{tokens}", "{row}", "{column}") if tiled else None,
+        row_end=_any_text(reader, "row_end") if tiled else "",
+        before_whole=_any_text(reader, "before_whole") if tiled else "",
     )
     if layout.tokens > _MOST_IMAGE_TOKENS:
         reader.fail("tokens", f"at most {_MOST_IMAGE_TOKENS}", layout.tokens)
     reader.finish()
     return layout
+
+
+def _any_text(reader: ObjectReader, key: str) -> str:
+    """A string that may be empty; so it is where it is left out."""
+    value = reader.raw(key) if key in reader else ""
+    if not isinstance(value, str):
+        reader.fail(key, "a string", value)
+    return value

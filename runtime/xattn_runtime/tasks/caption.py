@@ -20,6 +20,7 @@ from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import Tensor
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
@@ -95,7 +96,7 @@ class CaptionTask:
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as they are computed."""
-        asked = self._asked(None, None, max_new_tokens)
+        asked = self._asked(encoded.grid, None, None, max_new_tokens)
         return greedy_steps(self._decoder, self._context(encoded.tensors, asked), asked.decoding)
 
     def caption(
@@ -112,11 +113,14 @@ class CaptionTask:
         max_new_tokens: end token included; at most what the model has positions for.
         Raises ImageError, or UserError for a prompt that cannot be used or a number out of range.
         """
-        asked = self._asked(prompt, beams, max_new_tokens)
+        # What is wrong with them shows before the image is encoded.
+        asked = self._asked(WHOLE, prompt, beams, max_new_tokens)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
+        if encoded.grid != WHOLE:
+            asked = self._asked(encoded.grid, prompt, beams, max_new_tokens)
         sequence = generate(self._decoder, self._context(encoded.tensors, asked), asked.decoding)[0]
         text = self._codec.decode(sequence.token_ids)
         timing = CaptionTiming(
@@ -137,10 +141,10 @@ class CaptionTask:
         """The captions of several images, decoded together; each one's times are its share of the whole."""
         if not images:
             return []
-        asked = self._asked(prompt, beams, max_new_tokens)
+        self._asked(WHOLE, prompt, beams, max_new_tokens)
         encoded = list(self._encoder.encode_many(images))
         began = time.perf_counter()
-        sequences = generate(self._decoder, self._context(concatenate(encoded), asked), asked.decoding)
+        sequences = self._generate(encoded, prompt, beams, max_new_tokens)
         texts = [self._codec.decode(sequence.token_ids) for sequence in sequences]
         decode_ms = milliseconds_since(began) / len(images)
         return [
@@ -156,12 +160,24 @@ class CaptionTask:
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        asked = self._asked(None, None, None)
+        asked = self._asked(encoded.grid, None, None, None)
         context = self._context(encoded.tensors, asked)
         return forced_logits(self._decoder, context, asked.decoding.prompt_token_ids, token_ids)
 
-    def _asked(self, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> _Asked:
-        ids = self._codec.encode_prompt(prompt)
+    def _generate(
+        self, encoded: Sequence[EncodedImage], prompt: str | None, beams: int | None, max_new_tokens: int | None
+    ) -> list[TokenSequence]:
+        """What is generated for every image; those that are cut alike, and so have the same prompt, in one run."""
+        found: dict[int, TokenSequence] = {}
+        for grid in dict.fromkeys(one.grid for one in encoded):
+            rows = [row for row, one in enumerate(encoded) if one.grid == grid]
+            asked = self._asked(grid, prompt, beams, max_new_tokens)
+            context = self._context(concatenate([encoded[row] for row in rows]), asked)
+            found |= zip(rows, generate(self._decoder, context, asked.decoding), strict=True)
+        return [found[row] for row in range(len(encoded))]
+
+    def _asked(self, grid: Grid, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> _Asked:
+        ids = self._codec.encode_prompt(prompt, grid)
         read, fed = ((), ids) if self._reader is None else (ids, ())
         return _Asked(self._decoding.asked(prompt_ids=fed, beams=beams, max_new_tokens=max_new_tokens), read)
 

@@ -17,8 +17,9 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import key_value_names, layers_of
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.generate.decoder import DecoderStep
-from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
+from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.providers import resolve_provider
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
 
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 _ENCODER_BATCH = 16
+# Tiles are many and large: of all of a picture's at once, attention alone would take gigabytes.
+_TILES_OF_A_RUN = 4
 # Padding is masked out, so any id will do that every vocabulary has.
 _PAD_TOKEN_ID = 0
 # A series of keys and values that one graph gives, and as what the next one takes it.
@@ -52,12 +55,14 @@ class EncodedImage:
     """An image as what the image encoder gives for it, and what that cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
-        image tokens `[1, image_tokens, width]`, with their int64 mask or without one.
+        image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
+    grid: how the picture was cut into tiles.
     """
 
     tensors: Mapping[str, Tensor]
     preprocess_ms: float
     encode_ms: float
+    grid: Grid = WHOLE
 
 
 class ImageEncoder:
@@ -68,9 +73,11 @@ class ImageEncoder:
         regions = bundle.manifest.regions
         self._prepare: _Prepare
         self._batch = _ENCODER_BATCH if regions is None else 1  # pictures have regions of any number
+        self._tiles: Callable[[ImageInput], Tiles] | None = None
         if regions is None:
             pipeline = Pipeline(bundle.manifest.image_steps)
             self._prepare = lambda image: {"pixel_values": pipeline(image)}
+            self._tiles = pipeline.tiles if pipeline.tiled else None
             shapes: dict[str, tuple[int | str, ...]] = {"pixel_values": ("batch", 3, *pipeline.size_px)}
         else:
             self._prepare = RegionReader(regions)
@@ -78,6 +85,7 @@ class ImageEncoder:
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
         self._check_inputs(shapes)
+        self._check_tiles(bundle)
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """One image; ImageError where it cannot be used."""
@@ -85,6 +93,9 @@ class ImageEncoder:
 
     def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
         """The images in order, several a run; the times are each image's share of its run."""
+        if self._tiles is not None:
+            yield from (self._encode_tiles(self._tiles, image) for image in images)
+            return
         for start in range(0, len(images), self._batch):
             yield from self._encode_batch(images[start : start + self._batch])
 
@@ -104,6 +115,33 @@ class ImageEncoder:
             )
             for row in range(len(images))
         ]
+
+    def _encode_tiles(self, tiles_of: Callable[[ImageInput], Tiles], image: ImageInput) -> EncodedImage:
+        """One image in tiles, a few a run, whose image tokens stand one after the other."""
+        began = time.perf_counter()
+        tiles = tiles_of(image)
+        preprocess_ms = milliseconds_since(began)
+        began = time.perf_counter()
+        starts = range(0, len(tiles.pixels), _TILES_OF_A_RUN)
+        runs = [
+            self.session.run(self._outputs, {"pixel_values": tiles.pixels[start : start + _TILES_OF_A_RUN]})[0]
+            for start in starts
+        ]
+        tokens = np.concatenate(runs)
+        joined = tokens.reshape(1, -1, tokens.shape[2])
+        grid = (tiles.rows, tiles.columns)
+        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
+
+    def _check_tiles(self, bundle: Bundle) -> None:
+        """BundleError unless pictures that are cut become image tokens, written as such in the text, and no others."""
+        layout = bundle.manifest.tokenizer.image_layout
+        is_written = layout is not None and layout.tile is not None
+        if (self._tiles is not None) != is_written or (is_written and self._outputs != _IMAGE_TOKENS[:1]):
+            raise BundleError(
+                f"{bundle.path}: expected preprocessing that ends in tiles together with an image_layout that has a "
+                f"tile and an image encoder that gives image_tokens alone, found {'' if self._tiles else 'no '}tiles, "
+                f"{'a' if is_written else 'no'} layout of tiles, and {', '.join(self._outputs)}; export it again"
+            )
 
     def _check_inputs(self, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
         """BundleError unless the graph takes what the preprocessing gives."""

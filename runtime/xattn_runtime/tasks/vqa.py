@@ -18,6 +18,7 @@ from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
+from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Writer
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, session_settings
 
@@ -88,10 +89,12 @@ class VqaTask:
         """
         _check_top_k(top_k)
         began = time.perf_counter()
-        encoded_question = self._encode(question)
+        encoded_question = self._encode(question)  # what is wrong with it shows before the image is encoded
         known = isinstance(image, EncodedImage)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         answer_began = time.perf_counter()
+        if encoded.grid != WHOLE:
+            encoded_question = self._encode(question, encoded.grid)
         reply = self._answerer.replies([encoded], [encoded_question], top_k, beams)[0]
         timing = AnswerTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -121,10 +124,14 @@ class VqaTask:
         answers: list[Answer] = []
         for part, encoded in self._encoded_batches(images):
             began = time.perf_counter()
-            replies = self._answerer.replies(encoded, encoded_questions[part], top_k, beams)
+            asked = [
+                known if image.grid == WHOLE else self._encode(question, image.grid)
+                for image, known, question in zip(encoded, encoded_questions[part], questions[part], strict=True)
+            ]
+            replies = self._answerer.replies(encoded, asked, top_k, beams)
             share_ms = milliseconds_since(began) / len(replies)
             timing = AnswerTiming(preprocess=0.0, encode=0.0, answer=share_ms, total=share_ms)
-            pairs = zip(replies, encoded_questions[part], strict=True)
+            pairs = zip(replies, asked, strict=True)
             answers += [_answer(reply, question, timing) for reply, question in pairs]
         return answers
 
@@ -133,7 +140,7 @@ class VqaTask:
 
         Of a decoder, `[len(token_ids) + 1, vocabulary]`, along given tokens.
         """
-        return self._answerer.logits(encoded, self._encode(question), token_ids)
+        return self._answerer.logits(encoded, self._encode(question, encoded.grid), token_ids)
 
     def _open_answerer(self) -> Answerer:
         decoding = self.bundle.manifest.decoding
@@ -143,8 +150,8 @@ class VqaTask:
             return Writer(self.bundle, self.settings, self._encoder.session, self._codec, decoding)
         raise BundleError(f"{self.bundle.path}: expected labels or decoding, found neither; export it again")
 
-    def _encode(self, question: str) -> EncodedQuestion:
-        return self._codec.encode_question(question, special_tokens=self._answerer.special_tokens)
+    def _encode(self, question: str, grid: Grid = WHOLE) -> EncodedQuestion:
+        return self._codec.encode_question(question, special_tokens=self._answerer.special_tokens, grid=grid)
 
     def _encoded_batches(
         self, images: Sequence[ImageInput | EncodedImage]
