@@ -1,6 +1,6 @@
 """SmolVLM and Idefics3 for `check_families.py`: models of any size with random weights, and their own processors.
 
-`SmolVLMProcessor` itself wants torchvision and num2words, for videos. What it does with pictures and text needs neither:
+`SmolVLMProcessor` itself wants torchvision and num2words, for videos; its part for pictures and text needs neither:
 `processor_of` makes it without its part for videos.
 """
 
