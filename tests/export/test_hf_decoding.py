@@ -79,6 +79,14 @@ def test_tokens_that_the_model_sets_itself(tmp_path: Path) -> None:
     assert (found.prompt_token_ids, found.end_token_ids, found.pad_token_id) == ((30,), (31, 32), 0)
 
 
+def test_settings_of_an_inner_model_stand_for_the_files(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, TOKENS | {"num_beams": 3, "max_length": 50})
+    found = decoding_of(folder, settings={"eos_token_id": 9, "num_beams": None}, prompt_token_ids=(), max_positions=40)
+    assert found == Decoding((), (9,), 9, 20, max_positions=40)
+    with pytest.raises(CheckpointError, match=r"config.json: do_sample: expected false, .* found True"):
+        decoding_of(folder, settings={"eos_token_id": 9, "do_sample": True}, prompt_token_ids=())
+
+
 @pytest.mark.parametrize(
     ("config", "positions"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 from xattn_export.families.base import Family
 from xattn_export.families.blip import BLIP
+from xattn_export.families.blip2 import BLIP2
 from xattn_export.families.clip import CLIP
 from xattn_export.families.florence2 import FLORENCE2
 from xattn_export.families.git import GIT
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     XATTN_CAPTION,
     XATTN_VQA,
     *BLIP,
+    *BLIP2,
     *GIT,
     *IDEFICS3,
     *VILT,

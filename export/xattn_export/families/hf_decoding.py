@@ -60,6 +60,7 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def decoding_of(
     folder: Path,
     *,
+    settings: Mapping[str, Any] | None = None,
     prompt_token_ids: Sequence[int] | None = None,
     end_token_ids: Sequence[int] = (),
     pad_token_id: int | None = None,
@@ -69,6 +70,7 @@ def decoding_of(
     """How the model in `folder` decodes.
 
     Args:
+        settings: of the generation config that the model's own `generate` goes by, where that is not the files'.
         prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses instead of what the files
             say, if it does. No prompt is one, too, where a text comes with every call.
         max_positions: the most tokens that the decoder can hold, by default what its config says.
@@ -78,7 +80,7 @@ def decoding_of(
     Raises:
         CheckpointError: a key has a wrong value, or changes the result and is not obeyed; no start or end token.
     """
-    path, values = _generation_values(folder)
+    path, values = _generation_values(folder) if settings is None else (folder / "config.json", _stated(settings))
     for key, (changes, expected) in _NOT_OBEYED.items():
         if key in values and changes(values[key]):
             raise CheckpointError(
