@@ -29,7 +29,7 @@ from xattn_runtime.contract import role_contract
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.manifest import Attention
 
-__all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_role"]
+__all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
 
 LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 HIGHEST_OPSET = 24
@@ -59,7 +59,19 @@ def choose_opset(attention: Attention, opset: int | None) -> int:
 
 
 def export_role(role: Role, attention: Attention, opset: int, weights: WeightStore | None = None) -> ModelProto:
-    """`role` as an ONNX model of exactly this opset, with exactly the tensors that it declares.
+    """`role` as `export_graph` makes it, with the outputs that the runtime expects of it.
+
+    Raises:
+        XattnError: torch cannot export it, or what came out is not what was asked for; names the role.
+        OSError: the weights cannot be written.
+    """
+    model = export_graph(role, attention, opset, weights)
+    _check_contract(model, role)
+    return model
+
+
+def export_graph(role: Role, attention: Attention, opset: int, weights: WeightStore | None = None) -> ModelProto:
+    """`role` as an ONNX model of exactly this opset, with exactly the tensors that it declares, whatever they are for.
 
     Large weights go to `weights`, into the file ROLE.onnx.data, where it is given; else all are in the model.
 
@@ -212,6 +224,11 @@ def _check_tensors(model: ModelProto, role: Role) -> None:
             raise XattnError(
                 f"{role.name}: input {tensor.name}: expected the axes {list(spec.shape)}, found {list(shape)}"
             )
+
+
+def _check_contract(model: ModelProto, role: Role) -> None:
+    """Outputs are of the type and rank that the runtime expects, and have a dynamic batch."""
+    graph, declared = model.graph, tuple(spec.name for spec in role.inputs)
     for name, expected_tensor in role_contract(role.name, declared, role.outputs).outputs.items():
         tensor = next(tensor for tensor in graph.output if tensor.name == name)
         element = tensor.type.tensor_type.elem_type

@@ -98,15 +98,15 @@ class HierarchicalAttention(nn.Module):
         inside = self.weighting(scores, mask[:, None, None])
         weights = self._over_groups(queries, context, mask, inside)[..., None] * inside
         shares = F.dropout(weights, self.options.dropout, self.training)
-        output = shares.flatten(3) @ self._members(self.v_linear, context).flatten(2, 3)
+        output = (shares.transpose(2, 3) @ self._members(self.v_linear, context)).sum(2)
         merged = cast(Tensor, self.out_linear(output.transpose(1, 2).flatten(2)))
         return Attended(merged, weights if need_weights else None)
 
     def _members(self, linear: nn.Linear, context: Tensor) -> Tensor:
         """`[batch, heads, groups, members, head_width]`."""
-        groups, members = context.shape[1:3]
-        projected = share_keys(split_heads(linear(context).flatten(1, 2), self.options.key_heads), self.options)
-        return projected.reshape(*projected.shape[:2], groups, members, projected.shape[-1])
+        heads = self.options.key_heads
+        split = linear(context).view(*context.shape[:3], heads, linear.out_features // heads)
+        return share_keys(split.permute(0, 3, 1, 2, 4), self.options)
 
     def _over_groups(self, queries: Tensor, context: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
         """Weights of the groups `[batch, heads, queries, groups]`, given those of the members inside them."""
@@ -188,11 +188,12 @@ def regions(tokens: Tokens, side: int, window: int) -> Groups:
 
 
 def phrases(tokens: Tokens, length: int) -> Groups:
-    """Every `length` tokens that follow each other, the last group filled up with masked zeros.
+    """Every `length` tokens that follow each other, the last of them filled up with masked zeros, and a group of zeros.
 
-    `[batch, tokens, width]` to `[batch, tokens / length rounded up, length, width]`.
+    `[batch, tokens, width]` to `[batch, tokens / length rounded up + 1, length, width]`.
     """
-    missing = -tokens.features.shape[1] % length
+    # An exporter takes a number of groups that is 1 in its example for a constant: with one more it never is.
+    missing = -tokens.features.shape[1] % length + length
     features, mask = F.pad(tokens.features, (0, 0, 0, missing)), F.pad(tokens.mask, (0, missing))
     batch, count, width = features.shape
     return Groups(features.view(batch, count // length, length, width), mask.view(batch, count // length, length))

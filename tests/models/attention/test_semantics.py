@@ -186,8 +186,8 @@ def test_regions_are_windows_of_the_feature_map():
 def test_phrases_are_words_that_follow_each_other():
     line = Tokens(torch.arange(1.0, 6).view(1, 5, 1), torch.ones(1, 5, dtype=torch.bool))
     found = phrases(line, 2)
-    assert found.features[0, :, :, 0].tolist() == [[1, 2], [3, 4], [5, 0]]
-    assert found.mask[0].tolist() == [[True, True], [True, True], [True, False]]
+    assert found.features[0, :, :, 0].tolist() == [[1, 2], [3, 4], [5, 0], [0, 0]]
+    assert found.mask[0].tolist() == [[True, True], [True, True], [True, False], [False, False]]
 
 
 BAD_INPUTS = [
