@@ -46,7 +46,6 @@ DECODING = {
     "pad_token_id": 1,
 }
 _SQUARES = {"do_center_crop": False, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_STRIDE = 32
 
 
 def save_florence2(folder: Path, image_size: int, *, words: int = 50265, places: int = 1000, **sizes: Any) -> Path:
@@ -69,8 +68,9 @@ def save_florence2(folder: Path, image_size: int, *, words: int = 50265, places:
     model.generation_config = GenerationConfig(**DECODING)
     model.save_pretrained(folder)
     pictures = CLIPImageProcessorPil(size={"height": image_size, "width": image_size}, **_SQUARES)
-    pictures.image_seq_length = (-(-image_size // _STRIDE)) ** 2 + 1
-    Florence2Processor(pictures, tokenizer).save_pretrained(folder)
+    pictures.image_seq_length = _places(config, image_size) ** 2 + 1
+    processor = Florence2Processor(pictures, tokenizer, post_processor_config={"pure_text": {}})
+    processor.save_pretrained(folder)
     return folder
 
 
@@ -112,6 +112,14 @@ def florence2(folder: Path) -> Reference:
         ends=(DECODING["eos_token_id"],),
         question_ids=question_ids,
     )
+
+
+def _places(config: Florence2Config, image_size: int) -> int:
+    """Rows, and columns, of the last feature map."""
+    vision, side = config.vision_config, image_size
+    for kernel, stride, padding in zip(vision.patch_size, vision.patch_stride, vision.patch_padding, strict=True):
+        side = (side + 2 * padding - kernel) // stride + 1
+    return side
 
 
 def _given(question_ids: Tensor | None) -> Tensor:

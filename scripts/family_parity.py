@@ -146,7 +146,10 @@ def generated_agreement(
     beams: int = 1,
     questions: Sequence[str] = (),
 ) -> Agreement:
-    """How often a bundle generates from picture files the very ids that `generate()` does."""
+    """How often a bundle generates from picture files the very ids that `generate()` does.
+
+    To a captioner `questions` are prompts.
+    """
     task = load(bundle)
     compared = equal = 0
     texts = set()
@@ -217,7 +220,8 @@ def _generate(reference: Reference, file: Path, beams: int, question: str | None
 
 def _noise(input_ids: Tensor, scores: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(input_ids.shape[1])
-    size = NOISE * float(scores[torch.isfinite(scores)].std())
+    allowed = scores[torch.isfinite(scores)]
+    size = NOISE * float(allowed.std()) if allowed.numel() > 1 else 0.0
     return scores + size * torch.randn(scores.shape, generator=generator)
 
 
@@ -225,7 +229,7 @@ def _ids_of(
     task: CaptionTask | VqaTask | RetrievalTask, file: Path, beams: int, question: str | None
 ) -> tuple[int, ...]:
     if isinstance(task, CaptionTask):
-        return task.caption(file, beams=beams).token_ids
+        return task.caption(file, prompt=question, beams=beams).token_ids
     if isinstance(task, VqaTask) and question is not None:
         return task.ask(file, question, beams=beams).token_ids
     raise TypeError("expected a bundle that generates")

@@ -24,6 +24,7 @@ PIXELS, TEXT, NEXT = ["pixel_values"], ["input_ids", "attention_mask"], ["logits
         ("image_encoder", PIXELS, ["image_embeddings"]),
         ("image_encoder", PIXELS, ["image_tokens"]),
         ("text_encoder", [*TEXT, *image_names(2)], cross_names(3)),
+        ("text_encoder", [*TEXT, "image_tokens"], cross_names(3)),
         ("text_encoder", TEXT, ["text_embeddings"]),
         ("decoder", ["input_ids", *past_names(3), *cross_names(3)], [*NEXT, *present_names(3)]),
         ("decoder", ["input_ids", *past_names(3), *cross_names(1)], [*NEXT, *present_names(3)]),
