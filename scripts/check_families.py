@@ -19,6 +19,7 @@ from typing import Any
 
 import family_blip
 import family_dual
+import family_florence2
 import family_git
 import family_regions
 import family_vilt
@@ -153,8 +154,13 @@ def _visual_bert(folder: Path) -> Path:
     return family_regions.save_visual_bert(folder, _words(30522))
 
 
+def _florence2(folder: Path) -> Path:
+    return family_florence2.save_florence2(folder, 768)
+
+
 _CLASSIFIES = "retrieval, zero-shot classification"
 _OVER_REGIONS = "VQA over regions"
+_BY_PROMPTS = generates(family_florence2.florence2, family_florence2.PROMPTS)
 FAMILIES: tuple[Entry, ...] = (
     Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
     Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
@@ -162,6 +168,7 @@ FAMILIES: tuple[Entry, ...] = (
     Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
     Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
     Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses(family_vilt.answers_error, "in the error")),
+    Entry("Florence-2", "captioning, OCR", "base, 768 px", _florence2, _BY_PROMPTS),
     Entry("CLIP", _CLASSIFIES, "ViT-B/32, 224 px", family_dual.save_clip, embeds(family_dual.embedder)),
     Entry("SigLIP", _CLASSIFIES, "base, 224 px", family_dual.save_siglip, embeds(family_dual.embedder)),
     Entry("LXMERT", _OVER_REGIONS, "base, 2048 features", _lxmert, chooses(family_regions.answers_error, "–")),

@@ -22,7 +22,9 @@ def caption(
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     threads: Threads = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Text that the caption goes on from.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Text that the caption goes on from, or what is asked for.")
+    ] = None,
     beams: Annotated[
         int | None, typer.Option("--beams", min=1, help="Sequences searched at once; without it, as the bundle says.")
     ] = None,
