@@ -1,5 +1,29 @@
-"""Fusion: how one modality takes in the other."""
+"""Fusion: how one modality takes in the other, and how several become one decision."""
 
+from xattn_edge.fusion.adaptive import AdaptiveFusion
+from xattn_edge.fusion.bilinear import BilinearFusion
 from xattn_edge.fusion.cross_attention import CrossAttentionLayer
+from xattn_edge.fusion.dynamic import DynamicFusion
+from xattn_edge.fusion.early import Concatenation, Sum
+from xattn_edge.fusion.fusions import FUSIONS, FusionConfig
+from xattn_edge.fusion.heads import EarlyHead, HybridHead, LateHead
+from xattn_edge.fusion.late import LearnedDecision, WeightedDecision
+from xattn_edge.fusion.protocol import Fused, Fusion
 
-__all__ = ["CrossAttentionLayer"]
+__all__ = [
+    "FUSIONS",
+    "AdaptiveFusion",
+    "BilinearFusion",
+    "Concatenation",
+    "CrossAttentionLayer",
+    "DynamicFusion",
+    "EarlyHead",
+    "Fused",
+    "Fusion",
+    "FusionConfig",
+    "HybridHead",
+    "LateHead",
+    "LearnedDecision",
+    "Sum",
+    "WeightedDecision",
+]
