@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from family_parity import randomize
+from family_parity import Agreement, randomize
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoProcessor,
@@ -27,7 +30,28 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.processing_utils import ProcessorMixin
 
-__all__ = ["CHAT_TEMPLATE", "processor_of", "save_idefics3"]
+from xattn_export.families.hf_reference import generated
+from xattn_runtime.bundle import open_bundle
+from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.session import open_session
+from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks.encoding import session_settings
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "INSTRUCTION",
+    "agreement",
+    "inputs_of",
+    "logits_error",
+    "model_of",
+    "pixel_error",
+    "processor_of",
+    "save_idefics3",
+]
+
+INSTRUCTION = "Can you describe this image?"
+"""What a captioner asks, as SmolVLM's documentation does."""
 
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -142,6 +166,103 @@ def processor_of(folder: Path) -> Any:
         settings["image_seq_len"],
         settings["chat_template"],
     )
+
+
+def model_of(folder: Path) -> Any:
+    """The model in a folder."""
+    try:
+        return SmolVLMForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError):
+        return Idefics3ForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
+
+
+def inputs_of(processor: Any, picture: Image.Image, question: str) -> Any:
+    """What the processor makes of a picture and a question, as the documentation has it."""
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def pixel_error(bundle: Path, processor: Any, pictures: Sequence[Image.Image]) -> float:
+    """Largest difference of a pixel value in any tile from the processor's, as a share of the values' range."""
+    pipeline = Pipeline(open_bundle(bundle).manifest.image_steps)
+    worst = 0.0
+    for picture in pictures:
+        expected = processor.image_processor(picture, return_tensors="np")["pixel_values"][0]
+        found = pipeline.tiles(picture).pixels
+        worst = max(worst, float(np.abs(found - expected).max() / 2))
+    return worst
+
+
+def logits_error(
+    bundle: Path, folder: Path, pictures: Sequence[Image.Image], question: str, *, steps: int = 16, prefill: int = 0
+) -> float:
+    """Largest difference of a logit as a share of the largest, teacher-forced along random tokens after the prompt.
+
+    Args:
+        pictures: a batch, all cut in the same way.
+        prefill: how many of the tokens run together with the prompt; the others follow one at a time, with the cache.
+    """
+    processor, model = processor_of(folder), model_of(folder)
+    inputs = [inputs_of(processor, picture, question) for picture in pictures]
+    prompt, pixels = (torch.cat([one[name] for one in inputs]) for name in ("input_ids", "pixel_values"))
+    shape, limit = (len(pictures), steps), model.config.image_token_id
+    tokens = torch.randint(0, limit, shape, generator=torch.Generator().manual_seed(9))
+    ids = torch.cat((prompt, tokens), 1)
+    first = prompt.shape[1] + prefill
+    with torch.inference_mode():
+        expected = model(ids, pixel_values=pixels, logits_to_keep=steps - prefill + 1).logits.numpy()
+    opened, settings = open_bundle(bundle), session_settings("cpu", None)
+    encoder = open_session(opened, "image_encoder", settings)
+    image_tokens = encoder.run(["image_tokens"], {"pixel_values": pixels.flatten(0, 1).numpy()})[0]
+    image = {"image_tokens": image_tokens.reshape(len(pictures), -1, image_tokens.shape[2])}
+    decoder = DecoderStep(open_session(opened, "decoder", settings))
+    past, rows = decoder.first_past(image), []
+    for part in (ids[:, :first], *(ids[:, place : place + 1] for place in range(first, ids.shape[1]))):
+        logits, past = decoder.logits(np.ascontiguousarray(part.numpy()), past, decoder.cross(image))
+        rows.append(logits)
+    return float(np.abs(np.stack(rows, 1) - expected).max() / np.abs(expected).max())
+
+
+def agreement(
+    bundle: Path, folder: Path, files: Sequence[Path], questions: Sequence[str], *, beams: int = 1
+) -> Agreement:
+    """How often a bundle generates from picture files the very ids that `generate()` does.
+
+    Without `questions` it captions, for which the model is asked `INSTRUCTION`.
+    """
+    processor, model, task = processor_of(folder), model_of(folder), load(bundle)
+    compared = equal = 0
+    texts = set()
+    for number, file in enumerate(files):
+        question = questions[number % len(questions)] if questions else INSTRUCTION
+        with Image.open(file) as picture:
+            inputs = inputs_of(processor, picture, question)
+
+        def generate(inputs: Any = inputs, **settings: Any) -> Any:
+            return model.generate(**inputs, num_beams=beams, **settings)
+
+        expected = generated(
+            generate,
+            lambda ids: torch.zeros(1, len(ids)),
+            prompt_length=inputs.input_ids.shape[1],
+            end_token_ids=(model.generation_config.eos_token_id,),
+        )
+        texts.add(expected.token_ids)
+        if expected.steady:
+            compared += 1
+            equal += _ids_of(task, file, question, beams) == expected.token_ids
+    return Agreement(len(files), compared, equal, len(texts))
+
+
+def _ids_of(task: Any, file: Path, question: str, beams: int) -> tuple[int, ...]:
+    if isinstance(task, CaptionTask):
+        return task.caption(file, beams=beams).token_ids
+    if isinstance(task, VqaTask):
+        return task.ask(file, question, beams=beams).token_ids
+    raise TypeError("expected a bundle that generates")
 
 
 def _tokenizer(size: int) -> Tokenizer:

@@ -77,8 +77,7 @@ def _open(task: Task, folder: Path) -> Source:
     facts = source_facts(folder)
     text = picture_text(folder, tokens, tiled=pipeline.tiled)
     positions = model.config.text_config.max_position_embeddings
-    vocabulary = model.config.text_config.vocab_size
-    check_picture_text(folder, text, facts["tokenizer_json"], pipeline, vocabulary)
+    check_picture_text(folder, text, facts["tokenizer_json"], pipeline, model.config)
     decoding = decoding_of(folder, prompt_token_ids=(), max_positions=positions)
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
@@ -104,9 +103,9 @@ def _open(task: Task, folder: Path) -> Source:
         roles=(_image_role(model, side_px), _decoder_role(model)),
         image_steps=steps,
         max_tokens=positions - tokens - 1,
-        question_template=text.templates.question,
-        caption_template=text.templates.caption,
-        prompt_template=text.templates.prompt,
+        question_template=text.template,
+        caption_template=text.caption_template,
+        prompt_template=text.prompt_template,
         image_layout=text.layout,
         pictures=row_pictures,
         decoding=decoding,

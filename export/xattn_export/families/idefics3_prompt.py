@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from xattn_export.families.chat_prompt import QUESTIONS, ChatTemplates, chat_templates
+from xattn_export.families.chat_prompt import QUESTIONS, question_template_of
 from xattn_export.families.hf import quiet_transformers
 from xattn_export.families.hf_text import read_json
 from xattn_runtime._reading import one_line, show
@@ -30,19 +30,31 @@ INSTRUCTION = "Can you describe this image?"
 
 # Widths and heights of pictures that are cut in different ways, or not at all.
 _SHAPES_PX = ((1, 1), (64, 9), (9, 25), (30, 40))
+_NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
 class PictureText:
-    """What is written around a picture, and for it; and Transformers' own code that writes the same.
+    """What is written around a picture and for it; and Transformers' own code that writes the same.
 
+    template: with `{image}` and `{question}` in it. layout: what is written for the picture.
     ids: a question, rows and columns of tiles → the token ids of the processor. grid: a picture → rows and columns.
     """
 
-    templates: ChatTemplates
+    template: str
     layout: ImageLayout
     ids: Callable[[str, int, int], list[int]]
     grid: Callable[[Image.Image], tuple[int, int]]
+
+    @property
+    def caption_template(self) -> str:
+        """For a caption: the instruction in the place of the question."""
+        return self.template.replace("{question}", INSTRUCTION)
+
+    @property
+    def prompt_template(self) -> str:
+        """For a caption with a prompt, which is an instruction of one's own."""
+        return self.template.replace("{question}", "{prompt}")
 
 
 def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
@@ -75,12 +87,10 @@ def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
             f"makes of a tile, found {show(stated)}; the two must agree"
         )
     fake, image, whole = marks
-    templates = chat_templates(
-        folder, settings.get("chat_template"), tokenizer.apply_chat_template, INSTRUCTION, image_token=image
-    )
+    template = question_template_of(folder, settings.get("chat_template"), tokenizer.apply_chat_template, image)
 
     def ids(question: str, rows: int, columns: int) -> list[int]:
-        text = templates.question.replace("{image}", write(rows, columns)).replace("{question}", question)
+        text = template.replace("{image}", write(rows, columns)).replace("{question}", question)
         begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         found: list[int] = tokenizer(text, add_special_tokens=not begun).input_ids
         return found
@@ -97,25 +107,26 @@ def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
         row_end="\n" if tiled else "",
         before_whole="\n" if tiled else "",
     )
-    return PictureText(templates, layout, ids, grid)
+    return PictureText(template, layout, ids, grid)
 
 
-def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pipeline: Pipeline, words: int) -> None:
+def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pipeline: Pipeline, config: Any) -> None:
     """CheckpointError unless the runtime makes of pictures and questions the very tokens that Transformers makes.
 
     Args:
-        words: how many tokens the model has.
+        config: the model's, which must know these tokens, and the placeholder by the same number.
     """
+    words, placeholder = config.text_config.vocab_size, config.image_token_id
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "tokenizer.json"
         path.write_text(tokenizer_json, encoding="utf-8")
         spec = TokenizerSpec(
             path.name,
             None,
-            max_tokens=words,
-            question_template=text.templates.question,
-            prompt_template=text.templates.prompt,
-            caption_template=text.templates.caption,
+            max_tokens=_NO_LIMIT,
+            question_template=text.template,
+            prompt_template=text.prompt_template,
+            caption_template=text.caption_template,
             image_layout=text.layout,
         )
         codec = TextCodec(path, spec)
@@ -131,10 +142,11 @@ def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pip
                     f"{folder}: expected a processor whose prompts are texts beside each other, found one that writes "
                     f"{show(question)} and a picture of {width} × {height} pixels otherwise; it cannot be carried over"
                 )
-            if max(found) >= words:
+            if max(found) >= words or found.count(placeholder) != text.layout.count(grid):
                 raise CheckpointError(
-                    f"{folder}: expected tokens below {words}, as config.json says of the model, found {max(found)} in "
-                    "what its tokenizer makes of a picture; the two are not of one model"
+                    f"{folder}: expected tokens below {words} with {placeholder} for an image token, as config.json "
+                    f"says, found tokens up to {max(found)}, and {placeholder} {found.count(placeholder)} times for "
+                    f"{text.layout.count(grid)}; config.json and the tokenizer are not of one model"
                 )
 
 
