@@ -22,6 +22,7 @@ import family_dual
 import family_florence2
 import family_git
 import family_regions
+import family_smolvlm
 import family_vilt
 from family_parity import (
     Reference,
@@ -31,6 +32,7 @@ from family_parity import (
     noise_pictures,
     pixel_error,
 )
+from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
 from transformers.utils import logging
 
@@ -122,6 +124,28 @@ def chooses(
     return check
 
 
+def reads_tiles(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
+    """The check of SmolVLM: long and narrow pictures, of which few tiles are made; and pixels of all shapes."""
+    pixels = family_smolvlm.pixel_error(
+        bundles[0], family_smolvlm.processor_of(folder), noise_pictures(min(4, len(files)))
+    )
+    for number, file in enumerate(files):
+        with Image.open(file) as picture:
+            narrow = picture.resize((60, 14) if number % 2 else (14, 60))
+        narrow.save(file)
+    batches = [[narrow], [noise.resize(narrow.size) for noise in noise_pictures(3)]]
+    errors = [
+        family_smolvlm.logits_error(bundle, folder, batch, QUESTIONS[0], steps=STEPS, prefill=prefill)
+        for bundle in bundles
+        for batch, prefill in zip(batches, (3, 0), strict=True)
+    ]
+    texts = []
+    for beams in (1, 4):
+        found = family_smolvlm.agreement(bundles[0], folder, files, QUESTIONS, beams=beams)
+        texts.append(f"{found.equal} of {found.compared}, {found.different_texts} different")
+    return Figures(max(errors), *texts, _pixels(pixels))
+
+
 def _pixels(error: float) -> str:
     return "equal" if error == 0 else f"within {error:.1e}"
 
@@ -167,6 +191,7 @@ FAMILIES: tuple[Entry, ...] = (
     Entry("BLIP", "retrieval", "base, 384 px", _blip(BlipForImageTextRetrieval), embeds(family_blip.embedder)),
     Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
     Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
+    Entry("SmolVLM", "VQA", "256M, tiles of 512 px", family_smolvlm.save_idefics3, reads_tiles),
     Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses(family_vilt.answers_error, "in the error")),
     Entry("Florence-2", "captioning, OCR", "base, 768 px", _florence2, _BY_PROMPTS),
     Entry("CLIP", _CLASSIFIES, "ViT-B/32, 224 px", family_dual.save_clip, embeds(family_dual.embedder)),

@@ -27,7 +27,7 @@ WIDTH, TOKENS, END, PLACEHOLDER, VOCABULARY = 8, 4, 3, 15, 16
 RNG = np.random.default_rng(5)
 EMBED, OUT = (RNG.normal(size=shape).astype(np.float32) for shape in ((VOCABULARY, WIDTH), (WIDTH, VOCABULARY)))
 OUT[:, PLACEHOLDER] += 1  # some captions have a placeholder among their words, where it is a word like others
-POSITIONS = RNG.normal(size=(40, WIDTH)).astype(np.float32)
+POSITIONS = RNG.normal(size=(60, WIDTH)).astype(np.float32)
 PATCH = RNG.normal(size=(WIDTH, 3, 8, 8), scale=0.2).astype(np.float32)
 LAYOUT = ImageLayout("<image>", TOKENS, "on {tokens} on")
 SPEC = TokenizerSpec(
