@@ -22,16 +22,18 @@ from xattn_runtime.errors import XattnError
 __all__ = [
     "STANDARD_DOMAIN",
     "GraphFacts",
+    "all_initializers",
     "all_nodes",
     "drop_unused_imports",
     "examine",
     "require_standard",
     "require_valid",
+    "subgraphs",
 ]
 
 STANDARD_DOMAIN = "ai.onnx"
 _INT8_OPERATORS = frozenset({"MatMulInteger", "ConvInteger", "DequantizeLinear", "QLinearMatMul", "QLinearConv"})
-_FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+_FLOATS: Mapping[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)
 _HALF_BYTES = (TensorProto.INT4, TensorProto.UINT4)
 
@@ -135,8 +137,16 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     """`nodes` and those of their subgraphs, at any depth."""
     for node in nodes:
         yield node
-        for graph in _subgraphs(node):
+        for graph in subgraphs(node):
             yield from all_nodes(graph.node)
+
+
+def all_initializers(graph: GraphProto) -> Iterator[TensorProto]:
+    """The constants of `graph` and of its subgraphs, at any depth."""
+    yield from graph.initializer
+    for node in graph.node:
+        for subgraph in subgraphs(node):
+            yield from all_initializers(subgraph)
 
 
 def drop_unused_imports(model: ModelProto) -> None:
@@ -147,7 +157,8 @@ def drop_unused_imports(model: ModelProto) -> None:
     model.opset_import.extend(kept)
 
 
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs among the attributes of `node`."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
@@ -188,7 +199,7 @@ def _offence(domain: str, op_type: str, opset: int | None) -> str | None:
 
 
 def _precision(model: ModelProto, operators: Mapping[str, int]) -> str:
-    weights = model.graph.initializer
+    weights = list(all_initializers(model.graph))
     if any(tensor.data_type in _HALF_BYTES for tensor in weights):
         return "int4"
     has_bytes = any(tensor.data_type in _BYTES and len(tensor.dims) > 1 for tensor in weights)

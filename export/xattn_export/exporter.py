@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, examine
 from xattn_export.external_weights import INSIDE_BYTES, WeightStore
 from xattn_export.families import family_of
 from xattn_export.families.base import Source
 from xattn_export.families.hf_hub import hub_id, local_folder
+from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
+from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.to_onnx import choose_opset, export_role
@@ -146,7 +146,7 @@ def export_checkpoint(
         bytes=staged.bytes,
         graphs={role: graph.facts for role, graph in graphs.items()},
         graph_bytes={role: graph.bytes for role, graph in graphs.items()},
-        parity={role: graph.parity for role, graph in graphs.items()},
+        parity={role: graph.parity for role, graph in graphs.items() if graph.parity is not None},
         golden=verdict,
     )
 
@@ -183,11 +183,14 @@ def _tokenizer(source: Source) -> TokenizerSpec:
 
 @dataclass(frozen=True)
 class _Exported:
-    """A graph that was written: what it is made of, its size with weights of its own beside it, and its parity."""
+    """A graph that was written: what it is made of, its size with weights of its own beside it, and its parity.
+
+    The parity of a graph that is made of another one is that one's.
+    """
 
     facts: GraphFacts
     bytes: int
-    parity: RoleParity
+    parity: RoleParity | None
 
 
 def _export_roles(
@@ -200,12 +203,15 @@ def _export_roles(
         share = _GRAPHS_DONE / len(source.roles)
         tell(f"exporting the {role.name}", share * (number + 0.1))
         graph = export_role(role, attention, opset, weights)
-        facts, path, written = examine(graph), *_write_graph(staged, role.name, graph)
+        facts, written = examine(graph), write_graph(staged, _graph_file(role.name), graph)
         del graph
         _give_memory_back()
         tell(f"comparing the {role.name} with torch", share * (number + 0.8))
-        exported[role.name] = _Exported(facts, written, check_parity(path, role))
+        exported[role.name] = _Exported(facts, written, check_parity(staged.folder / _graph_file(role.name), role))
         _give_memory_back()
+    if LOOPED in exported:
+        facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
+        exported[GENERATOR] = _Exported(facts, written, None)
     return exported
 
 
@@ -214,16 +220,6 @@ def _give_memory_back() -> None:
     gc.collect()
     with suppress(AttributeError, OSError, TypeError):  # other systems have no such call
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _write_graph(staged: StagedBundle, role: str, graph: ModelProto) -> tuple[Path, int]:
-    """Write a graph, and list the file of its weights if it has one; where it lies, and the size of both."""
-    content = graph.SerializeToString(deterministic=True)
-    path = staged.write(_graph_file(role), content)
-    beside = f"{_graph_file(role)}.data"
-    if not (staged.folder / beside).is_file():
-        return path, len(content)
-    return path, len(content) + staged.adopt(beside)
 
 
 def _graph_file(role: str) -> str:

@@ -16,7 +16,9 @@ from typing import BinaryIO
 import onnx_ir as ir
 from onnx import ModelProto, TensorProto
 
-__all__ = ["INSIDE_BYTES", "WeightStore", "has_weights_outside"]
+from xattn_export.conformance import all_initializers
+
+__all__ = ["INSIDE_BYTES", "WeightStore", "has_weights_outside", "weights_file"]
 
 INSIDE_BYTES = 64 * 2**20
 """A graph whose weights are not more keeps them: one file is handier than two, and is read in no time."""
@@ -35,15 +37,16 @@ class WeightStore:
     inside_bytes: int = INSIDE_BYTES
     _places: dict[str, _Place] = field(default_factory=dict)
 
-    def take_out(self, model: ir.Model, file: str) -> None:
+    def take_out(self, model: ir.Model, file: str, *, shared: bool = False) -> None:
         """Write the large weights of `model` to `file` in the folder, and leave references to them, in place.
 
         Tensors begin at multiples of a page, so that they can be mapped. Without large weights there is no file.
+        shared: another graph will name them too, so that they go out however few they are.
         Raises OSError where it cannot be written.
         """
         values = [value for value in model.graph.initializers.values() if value.const_value is not None]
         tensors = [(value, value.const_value) for value in values if value.const_value is not None]
-        if sum(tensor.nbytes for _, tensor in tensors) <= self.inside_bytes:
+        if sum(tensor.nbytes for _, tensor in tensors) <= self.inside_bytes and not shared:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / file).open("wb") as stream:
@@ -64,6 +67,12 @@ class WeightStore:
         if empty:
             (self.folder / file).unlink()
 
+    def taken_out(self, model: ModelProto, file: str, *, shared: bool = False) -> ModelProto:
+        """The same of a model in the form in which it is stored."""
+        loaded = ir.serde.deserialize_model(model)
+        self.take_out(loaded, file, shared=shared)
+        return ir.serde.serialize_model(loaded)
+
     def _place(self, stream: BinaryIO, file: str, tensor: ir.TensorProtocol) -> _Place:
         """Where the bytes of `tensor` lie: where they were put before, or from now on at the end of `stream`."""
         content = tensor.tobytes()
@@ -75,6 +84,11 @@ class WeightStore:
         return self._places[digest]
 
 
+def weights_file(graph: str) -> str:
+    """Where the weights of the graph in the file `graph` lie, if they lie beside it."""
+    return f"{graph}.data"
+
+
 def has_weights_outside(model: ModelProto) -> bool:
     """Whether weights of `model` lie in files beside it."""
-    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    return any(tensor.data_location == TensorProto.EXTERNAL for tensor in all_initializers(model.graph))

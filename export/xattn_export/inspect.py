@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto
 
-from xattn_export.conformance import GraphFacts, examine
+from xattn_export.conformance import GraphFacts, all_initializers, examine
 from xattn_runtime._reading import one_line, unsafe_path_reason
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import BundleError
@@ -78,7 +78,7 @@ def _external_bytes(model: ModelProto, folder: Path) -> int:
     """Size of the weight files beside the graph that it names; one outside its folder counts for nothing."""
     locations = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in all_initializers(model.graph)
         if tensor.data_location == TensorProto.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location" and unsafe_path_reason(entry.value) is None

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from xattn_export.conformance import all_nodes, drop_unused_imports, examine, require_standard, require_valid
 from xattn_export.decompose import decompose_attention
-from xattn_export.external_weights import WeightStore, has_weights_outside
+from xattn_export.external_weights import WeightStore, has_weights_outside, weights_file
 from xattn_export.families.base import Role, TensorSpec
+from xattn_export.generator import LOOPED
 from xattn_runtime._reading import one_line
 from xattn_runtime.contract import role_contract
 from xattn_runtime.errors import UserError, XattnError
@@ -99,7 +100,7 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
     if program is None:
         raise XattnError(f"{role.name}: torch.onnx.export gave nothing")
     if weights is not None:
-        weights.take_out(program.model, f"{role.name}.onnx.data")
+        weights.take_out(program.model, weights_file(f"{role.name}.onnx"), shared=role.name == LOOPED)
     model = program.model_proto
     _require_opset(model, role, written)
     if attention == "decomposed":

@@ -67,6 +67,14 @@ _NEXT = {
     "next_token": TensorContract("tensor(int64)", 1),
     "next_log_prob": TensorContract("tensor(float)", 1),
 }
+_SCALAR = TensorContract("tensor(int64)", 0)
+_LOOP = {
+    "input_ids": _IDS,
+    "max_new_tokens": _SCALAR,
+    "end_token_ids": TensorContract("tensor(int64)", 1),
+    "pad_token_id": _SCALAR,
+}
+_GENERATED = {"token_ids": _IDS, "log_probs": _MATRIX}
 _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "image_encoder": (
         _Form(_PIXELS, gives=("cross",)),
@@ -87,6 +95,11 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, takes=("past",), gives=("present",)),
+    ),
+    "generator": (
+        _Form(_LOOP, _GENERATED, takes=("past", "cross")),
+        _Form(_LOOP, _GENERATED, takes=("past",)),
+        _Form({**_LOOP, **_IMAGE}, _GENERATED, takes=("past",)),
     ),
     "classifier": (
         _Form(_TEXT, _ANSWERS, takes=("cross",)),

@@ -53,6 +53,8 @@ TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
     ),
     "retrieval": (("image_encoder", "text_encoder"),),
 }
+# Beside a decoder there may be the same with the loop around it.
+_BESIDE_A_DECODER = "generator"
 SIMILARITIES = ("cosine", "softmax", "sigmoid")
 _LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 # A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
@@ -243,6 +245,8 @@ def _check_schema_version(root: ObjectReader, file: str) -> None:
 
 def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
     roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
+    if "decoder" in roles and _BESIDE_A_DECODER in reader:
+        roles = (*roles, _BESIDE_A_DECODER)
     graphs = {}
     for role in roles:
         graph = reader.child(role)

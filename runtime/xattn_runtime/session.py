@@ -96,9 +96,11 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
 
 def _is_small(bundle: Bundle, role: str) -> bool:
     """Whether the graph takes text and has few weights: one thread runs it faster than several."""
-    beside = any(path.endswith(".data") for path in bundle.manifest.files)
-    size = bundle.manifest.files[bundle.manifest.graphs[role].file].bytes
-    return role != "image_encoder" and size < _SMALLEST_SHARED_BYTES and not beside
+    files, graphs = bundle.manifest.files, bundle.manifest.graphs
+    # A generator has its weights in common with the decoder.
+    holders = {graphs[role].file, f"{graphs['decoder' if role == 'generator' else role].file}.data"}
+    size = sum(entry.bytes for path, entry in files.items() if path in holders)
+    return role != "image_encoder" and size < _SMALLEST_SHARED_BYTES
 
 
 def _create(path: Path, entries: Mapping[str, str], settings: SessionSettings) -> Any:

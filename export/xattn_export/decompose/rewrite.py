@@ -10,7 +10,7 @@ import onnx.inliner
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
-from xattn_export.conformance import STANDARD_DOMAIN, _subgraphs, all_nodes, examine
+from xattn_export.conformance import STANDARD_DOMAIN, all_nodes, examine, subgraphs
 from xattn_export.decompose.arithmetic import write_attention
 from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
@@ -100,7 +100,7 @@ class _Rewriter:
         writer = Writer(self._names, self._constants)
         nodes: list[NodeProto] = []
         for node, known in zip(graph.node, inferred.node, strict=True):
-            for inner, inner_known in zip(_subgraphs(node), _subgraphs(known), strict=True):
+            for inner, inner_known in zip(subgraphs(node), subgraphs(known), strict=True):
                 self._graph(inner, inner_known, types)
             if not self._goes(node):
                 nodes.append(node)
@@ -154,7 +154,7 @@ def _names(graph: GraphProto) -> set[str]:
     names |= {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         names |= {node.name, *node.input, *node.output}
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             names |= _names(inner)
     return names
 

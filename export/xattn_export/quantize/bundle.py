@@ -16,6 +16,9 @@ from onnx import ModelProto
 
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, require_standard
+from xattn_export.external_weights import WeightStore, weights_file
+from xattn_export.generator import GENERATOR, LOOPED
+from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
 from xattn_export.quantize.blocks import LOWEST_OPSET, quantize_blocks
@@ -33,6 +36,7 @@ from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
 __all__ = ["MODES", "GraphReport", "QuantizeReport", "quantize_bundle"]
 
 MODES: tuple[Precision, ...] = ("int8", "int4")
+_COUNTS = ("int4_products", "int8_products", "int8_convolutions", "int8_stored_convolutions", "int8_embeddings")
 _SMALLEST_TOLERANCE = 1e-3
 _SAFETY = 2.0
 _SESSION_OPTIONS: Mapping[Precision, Mapping[str, str]] = {
@@ -124,10 +128,8 @@ def quantize_bundle(
     bundle = open_bundle(source)
     _check_precision(bundle)
     modes = _modes(bundle, mode, components or {})
-    graphs, reports = _quantize_graphs(bundle, modes, tell)
     with staged_bundle(output, overwrite=overwrite) as staged:
-        for role, graph in graphs.items():
-            staged.write(bundle.manifest.graphs[role].file, graph.SerializeToString(deterministic=True))
+        reports = _quantize_graphs(bundle, modes, staged, tell)
         copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
         for path in sorted({bundle.manifest.tokenizer.file, *copied}):
             staged.write(path, bundle.file(path).read_bytes())
@@ -162,14 +164,15 @@ def _check_precision(bundle: Bundle) -> None:
 
 
 def _modes(bundle: Bundle, mode: Precision, components: Mapping[str, Precision]) -> dict[str, Precision]:
-    """The mode of every graph, checked."""
+    """The mode of every graph, checked; a generator goes with its decoder."""
     manifest = bundle.manifest
+    roles = [role for role in manifest.graphs if role != GENERATOR]
     for role, wanted in components.items():
-        if role not in manifest.graphs:
-            raise UserError(f"component: expected one of {', '.join(manifest.graphs)}, found {role!r}")
+        if role not in roles:
+            raise UserError(f"component: expected one of {', '.join(roles)}, found {role!r}")
         if wanted not in PRECISIONS:
             raise UserError(f"component {role}: expected one of {', '.join(PRECISIONS)}, found {wanted!r}")
-    modes = {role: components.get(role, mode) for role in manifest.graphs}
+    modes = {role: components.get(role, mode) for role in roles}
     if "int4" in modes.values() and manifest.opset < LOWEST_OPSET:
         raise UserError(
             f"{bundle.path}: int4: expected graphs of opset {LOWEST_OPSET} or later, found {manifest.opset}; export it "
@@ -179,31 +182,49 @@ def _modes(bundle: Bundle, mode: Precision, components: Mapping[str, Precision])
 
 
 def _quantize_graphs(
-    bundle: Bundle, modes: Mapping[str, Precision], tell: Callable[[str, float], None]
-) -> tuple[dict[str, ModelProto], dict[str, GraphReport]]:
-    graphs, reports = {}, {}
-    for number, (role, entry) in enumerate(bundle.manifest.graphs.items()):
-        tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(bundle.manifest.graphs))
-        path = bundle.file(entry.file)
-        graphs[role], reports[role] = _quantize_graph(read_graph(path, with_weights=True), role, modes[role])
-    return graphs, reports
+    bundle: Bundle, modes: Mapping[str, Precision], staged: StagedBundle, tell: Callable[[str, float], None]
+) -> dict[str, GraphReport]:
+    """Quantize and write one graph after the other, so that no two are in memory at once."""
+    graphs = bundle.manifest.graphs
+    stores: dict[Path, WeightStore] = {}
+    reports = {}
+    for number, (role, mode) in enumerate(modes.items()):
+        tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(modes))
+        file = graphs[role].file
+        model, facts, counts = _quantize_graph(read_graph(bundle.file(file), with_weights=True), role, mode)
+        folder = (staged.folder / file).parent
+        store = stores.setdefault(folder, WeightStore(folder))
+        is_shared = role == LOOPED and GENERATOR in graphs
+        model = store.taken_out(model, weights_file(Path(file).name), shared=is_shared)
+        sizes = _bytes_of(bundle, file), write_graph(staged, file, model)
+        reports[role] = GraphReport(
+            mode, **counts, operators=facts.operators, bytes_before=sizes[0], bytes_after=sizes[1]
+        )
+    if GENERATOR in graphs:
+        write_generator(staged, graphs[LOOPED].file, graphs[GENERATOR].file)
+    return reports
 
 
-def _quantize_graph(model: ModelProto, role: str, mode: Precision) -> tuple[ModelProto, GraphReport]:
-    bytes_before = model.ByteSize()
+def _bytes_of(bundle: Bundle, file: str) -> int:
+    """Size of a graph with the weights beside it."""
+    files = bundle.manifest.files
+    return sum(files[path].bytes for path in (file, weights_file(file)) if path in files)
+
+
+def _quantize_graph(model: ModelProto, role: str, mode: Precision) -> tuple[ModelProto, GraphFacts, dict[str, int]]:
+    """The quantized graph, what it is made of, and the counts of its `GraphReport`."""
     opset = require_standard(model, role).opset
-    blocks = products = convolutions = stored = embeddings = 0
+    counts = dict.fromkeys(_COUNTS, 0)
     if mode != "fp32":
         prepare_products(model)
-        convolutions = quantize_convolutions(model)
-        stored, embeddings = store_convolutions(model), store_embeddings(model)
-        blocks = quantize_blocks(model) if mode == "int4" else 0
-        model, products = quantize_products(model)
+        counts["int8_convolutions"] = quantize_convolutions(model)
+        counts["int8_stored_convolutions"] = store_convolutions(model)
+        counts["int8_embeddings"] = store_embeddings(model)
+        counts["int4_products"] = quantize_blocks(model) if mode == "int4" else 0
+        model, counts["int8_products"] = quantize_products(model)
     facts = require_standard(model, role)
     _check_graph(model, role, facts, opset)
-    return model, GraphReport(
-        mode, blocks, products, convolutions, stored, embeddings, facts.operators, bytes_before, model.ByteSize()
-    )
+    return model, facts, counts
 
 
 def _check_graph(model: ModelProto, role: str, facts: GraphFacts, opset: int | None) -> None:
@@ -218,6 +239,7 @@ def _check_graph(model: ModelProto, role: str, facts: GraphFacts, opset: int | N
 def _manifest(bundle: Bundle, modes: Mapping[str, Precision], command: str) -> Manifest:
     """The source's manifest as a quantized bundle has it: not yet measured, not yet evaluated."""
     old = bundle.manifest
+    modes = {**modes, GENERATOR: modes.get(LOOPED, "fp32")}
     needed = {key: value for mode in modes.values() for key, value in _SESSION_OPTIONS[mode].items()}
     origin = f"{bundle.path.resolve().name} sha256:{file_digest(bundle.path / MANIFEST_FILE)}"
     return replace(

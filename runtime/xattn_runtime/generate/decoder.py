@@ -18,7 +18,7 @@ from xattn_runtime.contract import cross_names, past_names, prefix_names, presen
 from xattn_runtime.errors import BundleError
 from xattn_runtime.session import GraphSession, Tensor
 
-__all__ = ["DecoderStep", "GreedyToken"]
+__all__ = ["DecoderStep", "FirstStep", "GreedyToken"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class GreedyToken:
     log_probs: NDArray[np.float32]
 
 
-class DecoderStep:
-    """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out.
+class FirstStep:
+    """What a decoder, or the loop around it, is fed before it has made a step.
 
     A decoder attends to an image in one of three ways: by cross-attention, to keys and values that are fed at every
     step; as a prefix, whose keys and values its cache begins with; or in the text, where tokens of the prompt stand for
@@ -42,24 +42,12 @@ class DecoderStep:
 
     def __init__(self, session: GraphSession) -> None:
         """BundleError where an axis of the cache that must be static is not."""
-        self._session = session
         layers = session.layers("past")
         image_tokens = [name for name in ("image_tokens",) if name in session.input_shapes]
         self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)
-        self._present_names = present_names(layers)
-        self._cache_axes = {name: self._static_axes(name) for name in self._past_names}
-
-    def check_ids(self, token_ids: Iterable[int]) -> None:
-        """BundleError where the decoder can never give one of `token_ids`."""
-        vocabulary = self._session.output_shapes["logits"][1]
-        unknown = [token_id for token_id in token_ids if isinstance(vocabulary, int) and token_id >= vocabulary]
-        if unknown:
-            raise BundleError(
-                f"{self._session.path}: output logits: expected a logit for every token that the manifest's decoding "
-                f"names, found {vocabulary} and the token {min(unknown)}; export it again"
-            )
+        self._cache_axes = {name: _static_axes(session, name) for name in self._past_names}
 
     def first_past(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The cache before the first step, float32 `[batch, heads, past, head_width]` each.
@@ -80,6 +68,26 @@ class DecoderStep:
     def prompt(self, image: Mapping[str, Tensor], token_ids: Sequence[int]) -> NDArray[np.int64]:
         """`token_ids` for every image, int64 `[batch, length]`."""
         return np.tile(np.array(token_ids, dtype=np.int64), (_batch(image), 1))
+
+
+class DecoderStep(FirstStep):
+    """A decoder session, one step at a time. It keeps no state: the cache goes in and comes out."""
+
+    def __init__(self, session: GraphSession) -> None:
+        """BundleError where an axis of the cache that must be static is not."""
+        super().__init__(session)
+        self._session = session
+        self._present_names = present_names(session.layers("past"))
+
+    def check_ids(self, token_ids: Iterable[int]) -> None:
+        """BundleError where the decoder can never give one of `token_ids`."""
+        vocabulary = self._session.output_shapes["logits"][1]
+        unknown = [token_id for token_id in token_ids if isinstance(vocabulary, int) and token_id >= vocabulary]
+        if unknown:
+            raise BundleError(
+                f"{self._session.path}: output logits: expected a logit for every token that the manifest's decoding "
+                f"names, found {vocabulary} and the token {min(unknown)}; export it again"
+            )
 
     def next_token(
         self, input_ids: NDArray[np.int64], past: Mapping[str, Tensor], cross: Mapping[str, Tensor]
@@ -105,15 +113,16 @@ class DecoderStep:
         found = self._session.run([*wanted, *self._present_names], {"input_ids": input_ids, **past, **cross})
         return found[: len(wanted)], dict(zip(self._past_names, found[len(wanted) :], strict=True))
 
-    def _static_axes(self, name: str) -> tuple[int, int]:
-        shape = self._session.input_shapes[name]
-        heads, width = shape[1], shape[3]
-        if not isinstance(heads, int) or not isinstance(width, int):
-            raise BundleError(
-                f"{self._session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
-                "export it again"
-            )
-        return heads, width
+
+def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:
+    shape = session.input_shapes[name]
+    heads, width = shape[1], shape[3]
+    if not isinstance(heads, int) or not isinstance(width, int):
+        raise BundleError(
+            f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
+            "export it again"
+        )
+    return heads, width
 
 
 def _batch(image: Mapping[str, Tensor]) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.generate.decoder import DecoderStep, GreedyToken
 from xattn_runtime.generate.processors import Scores, log_softmax, processed, processors_at
-from xattn_runtime.generate.sequence import Sequence
+from xattn_runtime.generate.sequence import Sequence, sequences_of
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import Tensor
 
@@ -65,10 +65,9 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
 def greedy(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
     """Every row's sequence, decoded to its end."""
     steps = list(greedy_steps(decoder, image, decoding))
-    ids = np.stack([step.token_ids for step in steps])
-    log_probs = np.stack([step.log_probs for step in steps])
-    lengths = np.sum(~np.stack([step.ended for step in steps]), axis=0)
-    return [_sequence(ids[:, row], log_probs[:, row], int(length)) for row, length in enumerate(lengths)]
+    ids = np.stack([step.token_ids for step in steps], axis=1)
+    log_probs = np.stack([step.log_probs for step in steps], axis=1)
+    return sequences_of(ids, log_probs, decoding.end_token_ids)
 
 
 def _step(best: GreedyToken, ended: NDArray[np.bool_], pad_token_id: int, end_ids: NDArray[np.int64]) -> GreedyStep:
@@ -84,9 +83,3 @@ def _best(logits: NDArray[np.float32], scores: Scores) -> GreedyToken:
     """The tokens of the best scores, with the model's own log-probabilities."""
     token_ids = scores.argmax(axis=1)
     return GreedyToken(token_ids, np.take_along_axis(log_softmax(logits), token_ids[:, None], axis=1)[:, 0])
-
-
-def _sequence(ids: NDArray[np.int64], log_probs: NDArray[np.float32], length: int) -> Sequence:
-    """A row's sequence of `length` tokens, an end token after them not counted."""
-    found = tuple(log_probs[: length + 1].tolist())
-    return Sequence(tuple(ids[:length].tolist()), found, sum(found) / len(found))

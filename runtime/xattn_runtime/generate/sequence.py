@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-__all__ = ["Sequence"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Sequence", "sequences_of"]
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,16 @@ class Sequence:
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float
+
+
+def sequences_of(
+    token_ids: NDArray[np.int64], log_probs: NDArray[np.float32], end_token_ids: Collection[int]
+) -> list[Sequence]:
+    """A greedily decoded batch, int64 and float32 `[batch, steps]`, as rows that stop at their first end token."""
+    return [_sequence(ids, row, end_token_ids) for ids, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True)]
+
+
+def _sequence(ids: list[int], log_probs: list[float], end_token_ids: Collection[int]) -> Sequence:
+    length = next((place for place, token_id in enumerate(ids) if token_id in end_token_ids), len(ids))
+    found = tuple(log_probs[: length + 1])
+    return Sequence(tuple(ids[:length]), found, sum(found) / len(found))

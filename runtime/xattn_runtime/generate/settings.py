@@ -69,6 +69,22 @@ class Decoding:
         barred = (*self.suppressed_token_ids, *self.begin_suppressed_token_ids, *self.bad_token_ids)
         return frozenset((*self.end_token_ids, *barred, *(token_id for token_id in forced if token_id is not None)))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is greedy, and nothing is ever done to the scores."""
+        settings_of_scores = (
+            self.repetition_penalty != 1.0,
+            self.min_new_tokens,
+            self.min_length,
+            self.no_repeat_ngram_size,
+            self.forced_first_token_id is not None,
+            self.forced_last_token_id is not None,
+            self.suppressed_token_ids,
+            self.begin_suppressed_token_ids,
+            self.bad_token_ids,
+        )
+        return self.beams == 1 and not any(settings_of_scores)
+
     def asked(
         self, *, prompt_ids: Sequence[int] = (), beams: int | None = None, max_new_tokens: int | None = None
     ) -> Decoding:

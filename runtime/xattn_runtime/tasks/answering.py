@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, UserError
-from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
@@ -24,10 +23,9 @@ from xattn_runtime.tasks.encoding import (
     EncodedImage,
     check_key_values,
     concatenate,
-    forced_logits,
-    open_decoder,
     padded,
 )
+from xattn_runtime.tasks.generation import TextGenerator
 from xattn_runtime.tasks.reading import open_reader
 
 __all__ = ["Answerer", "Chooser", "Reply", "Writer"]
@@ -122,7 +120,8 @@ class Writer:
         self._codec = codec
         self._decoding = decoding
         self._reader = open_reader(bundle, settings, encoder)
-        self._decoder = open_decoder(bundle, settings, encoder if self._reader is None else self._reader.session)
+        giver = encoder if self._reader is None else self._reader.session
+        self._generator = TextGenerator(bundle, settings, giver, decoding)
         self.special_tokens = self._reader is not None
 
     def replies(
@@ -132,7 +131,7 @@ class Writer:
         replies: dict[int, Reply] = {}
         for rows in self._rows_of_a_run(questions):
             context, decoding = self._read([images[row] for row in rows], [questions[row] for row in rows], beams)
-            for row, found in zip(rows, generate(self._decoder, context, decoding), strict=True):
+            for row, found in zip(rows, self._generator.generate(context, decoding), strict=True):
                 answer, probability = self._codec.decode(found.token_ids), math.exp(sum(found.log_probs))
                 replies[row] = Reply(answer, probability, ((answer, probability),), found.token_ids)
         return [replies[row] for row in range(len(questions))]
@@ -140,7 +139,7 @@ class Writer:
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Answerer`: float32 `[len(token_ids) + 1, vocabulary]`."""
         context, decoding = self._read([image], [question], None)
-        return forced_logits(self._decoder, context, decoding.prompt_token_ids, token_ids)
+        return self._generator.forced_logits(context, decoding.prompt_token_ids, token_ids)
 
     def _rows_of_a_run(self, questions: Sequence[EncodedQuestion]) -> Iterator[list[int]]:
         """The questions that can be answered together: of one length for a reader, else the very same."""

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
-from xattn_runtime.generate.search import generate
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
@@ -26,11 +25,10 @@ from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
     concatenate,
-    forced_logits,
     milliseconds_since,
-    open_decoder,
     session_settings,
 )
+from xattn_runtime.tasks.generation import TextGenerator
 from xattn_runtime.tasks.reading import open_reader
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ class CaptionTask:
         self._encoder = ImageEncoder(bundle, self.settings)
         self._reader = open_reader(bundle, self.settings, self._encoder.session)
         giver = self._encoder.session if self._reader is None else self._reader.session
-        self._decoder = open_decoder(bundle, self.settings, giver)
+        self._generator = TextGenerator(bundle, self.settings, giver, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -97,7 +95,7 @@ class CaptionTask:
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as they are computed."""
         asked = self._asked(encoded.grid, None, None, max_new_tokens)
-        return greedy_steps(self._decoder, self._context(encoded.tensors, asked), asked.decoding)
+        return greedy_steps(self._generator.decoder, self._context(encoded.tensors, asked), asked.decoding)
 
     def caption(
         self,
@@ -121,7 +119,7 @@ class CaptionTask:
         decode_began = time.perf_counter()
         if encoded.grid != WHOLE:
             asked = self._asked(encoded.grid, prompt, beams, max_new_tokens)
-        sequence = generate(self._decoder, self._context(encoded.tensors, asked), asked.decoding)[0]
+        sequence = self._generator.generate(self._context(encoded.tensors, asked), asked.decoding)[0]
         text = self._codec.decode(sequence.token_ids)
         timing = CaptionTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -162,7 +160,7 @@ class CaptionTask:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
         asked = self._asked(encoded.grid, None, None, None)
         context = self._context(encoded.tensors, asked)
-        return forced_logits(self._decoder, context, asked.decoding.prompt_token_ids, token_ids)
+        return self._generator.forced_logits(context, asked.decoding.prompt_token_ids, token_ids)
 
     def _generate(
         self, encoded: Sequence[EncodedImage], prompt: str | None, beams: int | None, max_new_tokens: int | None
@@ -173,7 +171,7 @@ class CaptionTask:
             rows = [row for row, one in enumerate(encoded) if one.grid == grid]
             asked = self._asked(grid, prompt, beams, max_new_tokens)
             context = self._context(concatenate([encoded[row] for row in rows]), asked)
-            found |= zip(rows, generate(self._decoder, context, asked.decoding), strict=True)
+            found |= zip(rows, self._generator.generate(context, asked.decoding), strict=True)
         return [found[row] for row in range(len(encoded))]
 
     def _asked(self, grid: Grid, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> _Asked:

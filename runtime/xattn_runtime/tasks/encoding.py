@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import key_value_names, layers_of
 from xattn_runtime.errors import BundleError, ProviderError
-from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
@@ -33,9 +32,7 @@ __all__ = [
     "ImageEncoder",
     "check_key_values",
     "concatenate",
-    "forced_logits",
     "milliseconds_since",
-    "open_decoder",
     "padded",
     "session_settings",
 ]
@@ -167,38 +164,6 @@ def session_settings(provider: str, threads: int | None) -> SessionSettings:
     return SessionSettings(resolve_provider(provider), default_threads() if threads is None else threads)
 
 
-def open_decoder(bundle: Bundle, settings: SessionSettings, giver: GraphSession) -> DecoderStep:
-    """The decoder of `bundle`, which takes what `giver` gives.
-
-    Raises BundleError where it does not, where it lacks a token that the manifest's decoding names, or where the image
-    stands in the text and the manifest says not how; else as `open_session` does.
-    """
-    session = open_session(bundle, "decoder", settings)
-    check_key_values(giver, session)
-    _check_layout(bundle, giver, session)
-    decoder = DecoderStep(session)
-    if bundle.manifest.decoding is not None:
-        decoder.check_ids(bundle.manifest.decoding.generated_ids)
-    return decoder
-
-
-def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
-    layout = bundle.manifest.tokenizer.image_layout
-    is_in_text = _IMAGE_TOKENS[0] in decoder.input_shapes
-    if is_in_text != (layout is not None):
-        raise BundleError(
-            f"{decoder.path}: expected {'an' if is_in_text else 'no'} image_layout in the manifest's tokenizer, as the "
-            f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
-            "export it again"
-        )
-    given = giver.output_shapes[_IMAGE_TOKENS[0]][1] if is_in_text else None
-    if layout is not None and isinstance(given, int) and given != layout.tokens:
-        raise BundleError(
-            f"{giver.path}: output {_IMAGE_TOKENS[0]}: expected {layout.tokens} tokens, as the manifest's image_layout "
-            f"says, found {given}; export it again"
-        )
-
-
 def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
     """BundleError unless `taker` takes the keys and values, or image tokens, that `giver` gives, and no others."""
     for name in _IMAGE_TOKENS:
@@ -259,18 +224,6 @@ def padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
     return {"input_ids": input_ids, "attention_mask": attention_mask}
-
-
-def forced_logits(
-    decoder: DecoderStep, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]
-) -> NDArray[np.float32]:
-    """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-    past, cross = decoder.first_past(context), decoder.cross(context)
-    rows = []
-    for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):
-        logits, past = decoder.logits(np.array([fed], np.int64), past, cross)
-        rows.append(logits)
-    return np.concatenate(rows)
 
 
 def milliseconds_since(began: float) -> float:

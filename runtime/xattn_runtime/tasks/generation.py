@@ -1,0 +1,95 @@
+"""Text from what an encoder gave: in one run where the bundle has a graph for that and it suffices, else step by step.
+
+For captioning and for answers that are generated alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import BundleError
+from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.loop import GreedyLoop
+from xattn_runtime.generate.search import generate
+from xattn_runtime.generate.sequence import Sequence as TokenSequence
+from xattn_runtime.generate.settings import Decoding
+from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.tasks.encoding import check_key_values
+
+__all__ = ["TextGenerator"]
+
+_IMAGE_TOKENS = "image_tokens"
+
+
+class TextGenerator:
+    """The decoder of a bundle, and its generator if it has one: then the decoder is loaded when it is first needed."""
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings, encoder: GraphSession, decoding: Decoding) -> None:
+        """Load what plain greedy decoding needs.
+
+        Raises BundleError where a graph does not take what `encoder` gives, where it lacks a token that the manifest's
+        decoding names, or where the image stands in the text and the manifest says not how.
+        """
+        self._bundle = bundle
+        self._settings = settings
+        self._encoder = encoder
+        self._decoding = decoding
+        has_loop = "generator" in bundle.manifest.graphs
+        self._loop = GreedyLoop(self._open("generator")) if has_loop else None
+        self._decoder = None if has_loop else self._open_decoder()
+
+    @property
+    def decoder(self) -> DecoderStep:
+        """The decoder, a step at a time."""
+        if self._decoder is None:
+            self._decoder = self._open_decoder()
+        return self._decoder
+
+    def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
+        """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.asked`."""
+        if self._loop is not None and decoding.is_plain:
+            return self._loop.generate(context, decoding)
+        return generate(self.decoder, context, decoding)
+
+    def forced_logits(
+        self, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+        past, cross = self.decoder.first_past(context), self.decoder.cross(context)
+        rows = []
+        for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):
+            logits, past = self.decoder.logits(np.array([fed], np.int64), past, cross)
+            rows.append(logits)
+        return np.concatenate(rows)
+
+    def _open_decoder(self) -> DecoderStep:
+        step = DecoderStep(self._open("decoder"))
+        step.check_ids(self._decoding.generated_ids)
+        return step
+
+    def _open(self, role: str) -> GraphSession:
+        session = open_session(self._bundle, role, self._settings)
+        check_key_values(self._encoder, session)
+        _check_layout(self._bundle, self._encoder, session)
+        return session
+
+
+def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
+    layout = bundle.manifest.tokenizer.image_layout
+    is_in_text = _IMAGE_TOKENS in decoder.input_shapes
+    if is_in_text != (layout is not None):
+        raise BundleError(
+            f"{decoder.path}: expected {'an' if is_in_text else 'no'} image_layout in the manifest's tokenizer, as the "
+            f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
+            "export it again"
+        )
+    given = giver.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
+    if layout is not None and isinstance(given, int) and given != layout.tokens:
+        raise BundleError(
+            f"{giver.path}: output {_IMAGE_TOKENS}: expected {layout.tokens} tokens, as the manifest's image_layout "
+            f"says, found {given}; export it again"
+        )
