@@ -82,13 +82,18 @@ def test_every_component_has_the_mode_asked_for(mixed):
     assert {role: graph.precision for role, graph in manifest.graphs.items()} == {
         "image_encoder": "int8",
         "decoder": "int4",
+        "generator": "int4",
     }
     assert manifest.session_options == {
         "session.x64quantprecision": "1",
         "session.qdq_matmulnbits_accuracy_level": "4",
     }
     graphs = inspect_path(output).to_dict()["graphs"]
-    assert {role: graph["precision"] for role, graph in graphs.items()} == {"image_encoder": "int8", "decoder": "int4"}
+    assert {role: graph["precision"] for role, graph in graphs.items()} == {
+        "image_encoder": "int8",
+        "decoder": "int4",
+        "generator": "int4",
+    }
     assert graphs["decoder"]["domains"] == ["ai.onnx"]
     assert report["graphs"]["decoder"]["int4_products"] == graphs["decoder"]["operators"]["DequantizeLinear"] > 0
     assert report["graphs"]["image_encoder"]["int4_products"] == 0
