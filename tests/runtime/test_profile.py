@@ -25,17 +25,18 @@ def test_caption_stages(caption_bundle: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = profile_bundle(caption_bundle, threads=1, runs=6, warmup=2, progress=lambda *call: calls.append(call))
     assert calls == [(i, 8) for i in range(1, 9)]
-    assert list(report.stages) == ["preprocess", "encode", "prefill", "step", "total"]
-    assert {stage: report.stages[stage].n for stage in ("preprocess", "encode", "prefill", "total")} == {
+    assert list(report.stages) == ["preprocess", "encode", "decode", "total", "prefill", "step"]
+    assert {stage: report.stages[stage].n for stage in ("preprocess", "encode", "decode", "prefill", "total")} == {
         "preprocess": 6,
         "encode": 6,
+        "decode": 6,
         "prefill": 6,
         "total": 6,
     }
-    decoding_ms = sum(report.stages[s].n * report.stages[s].mean_ms for s in ("prefill", "step"))
+    decoding_ms = report.stages["decode"].n * report.stages["decode"].mean_ms
     tokens = report.stages["prefill"].n + report.stages["step"].n
     assert report.tokens_per_second == pytest.approx(1000 * tokens / decoding_ms)
-    parts = ("preprocess", "encode", "prefill", "step")
+    parts = ("preprocess", "encode", "decode")
     assert report.stages["total"].mean_ms * 6 >= sum(report.stages[s].mean_ms * report.stages[s].n for s in parts)
     assert report.load_ms > 0
     assert (report.threads, report.provider, report.task, report.name) == (1, "cpu", "caption", "tiny-caption")

@@ -32,9 +32,10 @@ class ProfileReport:
     """One bundle on one provider.
 
     load_ms: opening the bundle with all its checks, the graphs and the tokenizer; the import of ONNX Runtime is not
-    in it. stages: for captioning preprocess, encode, prefill (the first token), step (each later token; missing where
-    no caption has a second one) and total; for visual question answering preprocess, encode, answer and total.
-    tokens_per_second: generated tokens, end tokens included, over prefill and steps; None without decoding.
+    in it. stages: for captioning preprocess, encode, decode (the whole caption) and total, and the same tokens computed
+    one by one, as when they are streamed: prefill (the first) and step (each later one; missing where no caption has a
+    second); for visual question answering preprocess, encode, answer and total.
+    tokens_per_second: generated tokens, end tokens included, over decode; None without decoding.
     """
 
     bundle: str
