@@ -279,12 +279,39 @@ def test_configurations_that_cannot_be_exported(made, change, message, tmp_path)
     assert not (tmp_path / "out.xattn").exists()
 
 
-def test_pictures_with_more_places_than_the_model_has_positions_for(made, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "captions",
+            {"height": 320, "width": 96},
+            "vision_config.max_position_embeddings: expected at least 10, found 9",
+        ),
+        ("answers", {"height": 160, "width": 160}, "text_config.max_position_embeddings: expected at least 402, found"),
+    ],
+)
+def test_pictures_with_more_places_than_there_are_positions(made, name, size, message, tmp_path):
     folder = tmp_path / "large"
-    shutil.copytree(made("captions")[0], folder)
+    shutil.copytree(made(name)[0], folder)
     config = json.loads((folder / "processor_config.json").read_text())
-    config["image_processor"]["size"] = {"height": 320, "width": 96}
+    config["image_processor"]["size"] = size
     (folder / "processor_config.json").write_text(json.dumps(config))
-    expected = "vision_config.max_position_embeddings: expected at least 10, found 9"
-    with pytest.raises(CheckpointError, match=expected):
+    with pytest.raises(CheckpointError, match=message):
+        export_checkpoint(folder, tmp_path / "out.xattn")
+
+
+@pytest.mark.parametrize(("key", "expected", "found"), [("in_channels", 3, 4), ("projection_dim", 48, 40)])
+def test_models_that_do_not_fit_together(key, expected, found, tmp_path):
+    sizes = {"text": OTHER["text"], "vision": {**OTHER["vision"], key: found}}
+    folder = save_florence2(tmp_path / "model", 64, words=300, places=20, **sizes)
+    with pytest.raises(CheckpointError, match=f"vision_config.{key}: expected {expected}, found {found}"):
+        export_checkpoint(folder, tmp_path / "out.xattn")
+
+
+def test_a_tokenizer_without_the_tokens_around_a_text(made, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(made("captions")[0], folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<end>"}))
+    with pytest.raises(CheckpointError, match="expected a tokenizer with '<end>' as eos_token, found none such"):
         export_checkpoint(folder, tmp_path / "out.xattn")
