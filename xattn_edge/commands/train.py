@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from xattn_edge.commands._console import Console, Progress, command
-from xattn_edge.commands._options import Debug, Json, OutputOption, Overwrite, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Json, OutputOption, Overwrite, Quiet, new_app
 from xattn_edge.commands._report import print_report
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def train(
     text_encoder: Annotated[
         Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="What reads the question (vqa).")
     ] = None,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Threads within an operator; without it, all cores but one."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,

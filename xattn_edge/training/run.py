@@ -67,7 +67,7 @@ def train(
         seed: of weights, batches and dropout.
         steps: optimizer steps, if not those of the recipe.
         text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
-        threads: of the CPU; all cores if not given.
+        threads: within an operator; if not given all cores but one, which makes the batches.
         overwrite: delete what is in `output` first.
         progress: called after every step.
 
@@ -85,8 +85,7 @@ def train(
     _prepare_output(output, overwrite)
     tell = progress or (lambda _: None)
     tell(TrainProgress(0, recipe.steps, None, "reading the data"))
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     torch.manual_seed(seed)
     if task == "vqa":
         return _run(task, VqaTask(recipe, seed, text_encoder or "lstm"), recipe, output, seed, tell)
