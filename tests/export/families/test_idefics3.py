@@ -140,10 +140,10 @@ def test_logits_at_every_step(models, name, batch, prefill):
 def test_what_is_generated(models, files, name, beams):
     folder, bundle = models(name)
     questions = QUESTIONS if MODELS[name][1] == "vqa" else ()
-    found = agreement(bundle, folder, files, questions, beams=beams)
+    found = agreement(bundle, folder, files if name == "smolvlm" else files[:10], questions, beams=beams)
     assert found.equal == found.compared
     # Enough of them for the equality to mean something.
-    assert found.compared >= 15
+    assert found.compared >= 0.75 * found.pictures
     assert found.different_texts >= 6
 
 
@@ -199,7 +199,7 @@ def test_odd_pictures_are_captioned_as_their_processor_sees_them(models, tmp_pat
         assert (tiles.rows, tiles.columns) == (expected["rows"][0][0], expected["cols"][0][0]), name
         assert np.array_equal(tiles.pixels, expected["pixel_values"][0]), name
         assert isinstance(task, CaptionTask)
-        assert task.caption(tmp_path / name, max_new_tokens=2).token_ids
+        assert task.caption(tmp_path / name, max_new_tokens=2).score < 0
 
 
 def test_pictures_of_all_shapes_together_as_alone(models, files):
@@ -233,7 +233,7 @@ def test_what_the_bundles_say(models):
         "before_whole": "\n",
     }
     assert uncut.tokenizer.image_layout is not None
-    assert uncut.tokenizer.image_layout.to_dict() == layout.to_dict() | {"tokens": 9} - layout.to_dict().keys()
+    assert uncut.tokenizer.image_layout.to_dict() == {"token": "<image>", "tokens": 9, "whole": layout.whole}
     assert smolvlm.decoding is not None
     assert smolvlm.decoding.prompt_token_ids == ()
     assert (smolvlm.decoding.max_positions, smolvlm.decoding.max_new_tokens) == (512, 20)
@@ -285,4 +285,4 @@ def test_the_command_line(models, files):
     found = run("vqa", files[0], QUESTIONS[0], "--bundle", models("smolvlm")[1], "--beams", 2, "--json")
     assert found["answer"] == found["top"][0]["answer"]
     captions = run("caption", files[0], files[1], "--bundle", models("idefics3")[1], "--json")["results"]
-    assert all(caption["token_ids"] for caption in captions)
+    assert [caption["image"] for caption in captions] == [str(file) for file in files[:2]]
