@@ -86,7 +86,7 @@ MODELS: dict[str, tuple[dict[str, Any], str, str]] = {
             "longest_px": 64,
             "tile_px": 24,
             "vision": LAYERS | {"image_size": 24, "patch_size": 8},
-            "text": TEXT | {"num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True},
+            "text": TEXT | {"num_hidden_layers": 2, "num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True},
         },
         "vqa",
         "standard",
