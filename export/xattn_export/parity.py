@@ -93,14 +93,14 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
         prompts = [(prompt, past) for past in (*some_past, longest - prompt)]
         fits = [(length, past) for length, past in (*steps, *prompts) if length + past <= longest]
         lengths = [(length, past) for length, past in fits if past >= role.prefix]
-    elif "length" in symbols:
+    elif symbols & {"length", "frames"}:
         fewest = max(spec.fewest for spec in role.inputs)
         lengths = [(length, 0) for length in (*_SOME_LENGTHS, longest) if fewest <= length <= longest]
     else:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES:
-            others = {"context": _context(batch), "regions": _REGIONS - batch}
+            others = {"context": _context(batch), "regions": _REGIONS - batch, "frames": length}
             sizes = {"batch": batch, "length": length, "past": past, **others}
             yield {name: size for name, size in sizes.items() if name in symbols}
 

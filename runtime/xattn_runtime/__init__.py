@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn_runtime.bundle import Bundle, default_bundle, open_bundle
     from xattn_runtime.errors import (
+        AudioError,
         BundleError,
         CheckpointError,
         DataError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "AudioError",
     "Bundle",
     "BundleError",
     "Caption",

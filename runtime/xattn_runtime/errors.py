@@ -5,6 +5,7 @@ XattnError                  ours, or a check that failed: exit code 1
 └── UserError               the user's mistake: exit code 2
     ├── ImageError          a picture that is missing, broken, too large
     ├── QuestionError       a question that is empty, too long, of no known word
+    ├── AudioError          speech of another rate or length, or that is no sound
     ├── BundleError         a bundle that is missing, damaged, of another schema
     ├── ProviderError       an execution provider that is unknown, missing or unusable
     ├── CheckpointError     a checkpoint that is missing, damaged, of another kind
@@ -20,6 +21,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AudioError",
     "BundleError",
     "CheckpointError",
     "DataError",
@@ -56,6 +58,10 @@ class ImageError(UserError):
 
 class QuestionError(UserError):
     """A question cannot be used."""
+
+
+class AudioError(UserError):
+    """Speech cannot be used."""
 
 
 class BundleError(UserError):

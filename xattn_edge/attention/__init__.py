@@ -9,7 +9,7 @@ from xattn_edge.attention.multi_head import KeyValue, MultiHeadAttention, causal
 from xattn_edge.attention.multi_hop import MultiHopAttention
 from xattn_edge.attention.one_way import ImageToText, TextToImage
 from xattn_edge.attention.options import PLAIN, AttentionOptions
-from xattn_edge.attention.protocol import Attended, Attention, Exchange, Mechanism, Tokens
+from xattn_edge.attention.protocol import Attended, Attention, Exchange, Mechanism, Tokens, every_token
 from xattn_edge.attention.similarity import SIMILARITIES
 from xattn_edge.attention.two_way import CoAttention
 from xattn_edge.attention.weighting import WEIGHTINGS, HardWeighting, SoftWeighting
@@ -42,6 +42,7 @@ __all__ = [
     "TextToImage",
     "Tokens",
     "causal_mask",
+    "every_token",
     "nearest_neighbours",
     "phrases",
     "regions",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Attended", "Attention", "Exchange", "Mechanism", "Tokens"]
+__all__ = ["Attended", "Attention", "Exchange", "Mechanism", "Tokens", "every_token"]
 
 
 class Tokens(NamedTuple):
@@ -22,6 +23,11 @@ class Tokens(NamedTuple):
 
     features: Tensor
     mask: Tensor
+
+
+def every_token(features: Tensor) -> Tokens:
+    """`features` `[batch, tokens, width]` without padding."""
+    return Tokens(features, features.new_ones(features.shape[:2], dtype=torch.bool))
 
 
 class Attended(NamedTuple):

@@ -6,14 +6,15 @@ positions see the whole picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xattn_edge.attention import Tokens, every_token
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 
 __all__ = ["ImageEncoder"]
@@ -53,13 +54,18 @@ class ImageEncoder(nn.Module):
         self.layers = nn.ModuleList(SelfAttentionLayer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """`[batch, 3, side, side]` float, normalised, to `[batch, (side / stride)², width]`."""
+    @property
+    def side(self) -> int:
+        """Positions along each side of the feature map."""
+        return math.isqrt(len(self.position))
+
+    def forward(self, pixel_values: Tensor) -> Tokens:
+        """`[batch, 3, side, side]` float, normalised, to `[batch, (side / stride)², width]`; all are there."""
         features = self.feature_map(pixel_values).flatten(2).transpose(1, 2)
         tokens = self.projection(features) + self.position
         for layer in self.layers:
             tokens = layer(tokens)
-        return cast(Tensor, self.norm(tokens))
+        return every_token(self.norm(tokens))
 
 
 class _ResidualBlock(nn.Module):

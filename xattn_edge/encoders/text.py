@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.encoders.transformer import SelfAttentionLayer
+from xattn_edge.attention import Tokens
+from xattn_edge.encoders.transformer import SelfAttentionLayer, attend_to_each_other
 
 __all__ = ["TEXT_ENCODERS", "LstmTextEncoder", "TransformerTextEncoder", "build_text_encoder"]
 
@@ -26,16 +25,16 @@ class LstmTextEncoder(nn.Module):
         self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]`."""
-        lengths = attention_mask.sum(1)
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]` and its mask."""
+        lengths = attention_mask.sum(1).clamp(min=1)
         packed = nn.utils.rnn.pack_padded_sequence(
             self.embedding(input_ids), lengths.cpu(), batch_first=True, enforce_sorted=False
         )
         tokens, _ = nn.utils.rnn.pad_packed_sequence(
             self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1]
         )
-        return cast(Tensor, self.norm(tokens))
+        return Tokens(self.norm(tokens), attention_mask.bool())
 
 
 class TransformerTextEncoder(nn.Module):
@@ -59,14 +58,11 @@ class TransformerTextEncoder(nn.Module):
         self.layers = nn.ModuleList(SelfAttentionLayer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]`."""
-        batch, length = input_ids.shape
-        mask = attention_mask.bool()[:, None, None, :].expand(batch, 1, length, length)
-        tokens = self.embedding(input_ids) + self.position[:length]
-        for layer in self.layers:
-            tokens = layer(tokens, mask)
-        return cast(Tensor, self.norm(tokens))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """Int64 `[batch, length]` both, padded on the right, to `[batch, length, width]` and its mask."""
+        mask = attention_mask.bool()
+        words = self.embedding(input_ids) + self.position[: input_ids.shape[1]]
+        return Tokens(self.norm(attend_to_each_other(self.layers, words, mask)), mask)
 
 
 TEXT_ENCODERS = ("lstm", "transformer")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue, MultiHeadAttention
 
-__all__ = ["AttentionLayer", "FeedForward", "SelfAttentionLayer"]
+__all__ = ["AttentionLayer", "FeedForward", "SelfAttentionLayer", "attend_to_each_other"]
 
 
 class FeedForward(nn.Sequential):
@@ -42,3 +43,12 @@ class SelfAttentionLayer(AttentionLayer):
         """`tokens` `[batch, tokens, width]`, `mask` as in `MultiHeadAttention.forward`; the same shape comes out."""
         normed = self.attention_norm(tokens)
         return self.attend(tokens, normed, self.attention.project_context(normed), mask)
+
+
+def attend_to_each_other(layers: Iterable[nn.Module], features: Tensor, mask: Tensor) -> Tensor:
+    """`features` `[batch, tokens, width]` through self-attention layers, without the padding of `mask`."""
+    batch, tokens, _ = features.shape
+    allowed = mask[:, None, None, :].expand(batch, 1, tokens, tokens)
+    for layer in layers:
+        features = layer(features, allowed)
+    return features

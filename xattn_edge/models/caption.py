@@ -54,7 +54,7 @@ class CaptionModel(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of each layer for `pixel_values` `[batch, 3, side, side]`."""
-        return self.project_image(self.image_encoder(pixel_values))
+        return self.project_image(self.image_encoder(pixel_values).features)
 
     def project_image(self, tokens: Tensor) -> list[KeyValue]:
         """The same for image tokens, `[batch, tokens, width]`."""

@@ -41,12 +41,12 @@ class VqaModel(nn.Module):
 
     def encode_image(self, pixel_values: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of each layer for `pixel_values` `[batch, 3, side, side]`."""
-        tokens = self.image_encoder(pixel_values)
+        tokens = self.image_encoder(pixel_values).features
         return [cast(CrossAttentionLayer, layer).project_context(tokens) for layer in self.cross_layers]
 
     def answer(self, input_ids: Tensor, attention_mask: Tensor, cross: list[KeyValue]) -> Tensor:
         """Logits `[batch, answers]` of questions, int64 `[batch, length]`, padded on the right."""
-        tokens = self.text_encoder(input_ids, attention_mask)
+        tokens = self.text_encoder(input_ids, attention_mask).features
         for layer, context in zip(self.cross_layers, cross, strict=True):
             tokens = layer(tokens, context)
         weights = attention_mask.to(tokens.dtype)[:, :, None]

@@ -75,7 +75,7 @@ class CaptionTask:
         rows, places, concepts, tones = things.unbind(1)
         # The fused kernel takes three times as long on a CPU in bfloat16, most of it backwards.
         with sdpa_kernel(SDPBackend.MATH):
-            image_tokens = self.trained_model.image_encoder(pixels)
+            image_tokens = self.trained_model.image_encoder(pixels).features
             captions_loss = self._captions_loss(image_tokens, tokens) if tokens.shape[1] else 0.0
         seen = image_tokens[rows, places]
         concept_loss = F.cross_entropy(self.concept_classifier(seen).float(), concepts)

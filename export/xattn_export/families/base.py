@@ -32,7 +32,7 @@ __all__ = [
     "key_value_specs",
 ]
 
-Symbol = Literal["batch", "length", "past", "context", "regions"]
+Symbol = Literal["batch", "length", "past", "context", "regions", "frames"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TensorSpec:
 
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
-        another text, or of a picture, or `regions` of a picture, that they attend to.
+        another text, or of a picture, or `regions` of a picture, that they attend to; `frames` of speech or a video.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
         and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
     pictures: heights and widths that pictures have, in pixels.

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.attention import Tokens
 from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models import VqaModel, load_checkpoint
@@ -38,8 +39,8 @@ class LstmGraph(nn.Module):
         biases = [_both_directions(encoder.lstm, name) for name in ("bias_ih", "bias_hh")]
         self.bias = nn.Parameter(torch.cat(biases, 1), requires_grad=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Int64 `[batch, length]` both to `[batch, length, width]`."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """Int64 `[batch, length]` both to `[batch, length, width]` and its mask."""
         batch, length = input_ids.shape
         words = self.embedding(input_ids).transpose(0, 1)
         states = torch.onnx.ops.symbolic(
@@ -50,7 +51,7 @@ class LstmGraph(nn.Module):
             shape=(length, 2, batch, self.hidden_size),
             version=_ONNX_LSTM_OPSET,
         )
-        return cast(Tensor, self.norm(states.permute(2, 0, 1, 3).flatten(2)))
+        return Tokens(self.norm(states.permute(2, 0, 1, 3).flatten(2)), attention_mask.bool())
 
 
 class ClassifierGraph(nn.Module):
@@ -64,7 +65,7 @@ class ClassifierGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *cross: Tensor) -> tuple[Tensor, Tensor]:
         model = self.model
-        tokens = self.text_encoder(input_ids, attention_mask)
+        tokens = self.text_encoder(input_ids, attention_mask).features
         for layer, context in zip(model.cross_layers, pairs(cross), strict=True):
             tokens = layer(tokens, context)
         weights = attention_mask.to(tokens.dtype)[:, :, None]
