@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import family_blip
+import family_blip2
 import family_dual
 import family_florence2
 import family_git
@@ -166,6 +167,11 @@ def _git(folder: Path) -> Path:
     return family_git.save_git(folder, _words(30522), 224)
 
 
+def _blip2(folder: Path) -> Path:
+    # All 32 layers would take 10 GB more, and nothing in them is different.
+    return family_blip2.save_blip2(folder, 224, text={"num_hidden_layers": 4})
+
+
 def _vilt(folder: Path) -> Path:
     return family_vilt.save_vilt(folder, _words(30522), 384, answers=3129)
 
@@ -185,6 +191,7 @@ def _florence2(folder: Path) -> Path:
 _CLASSIFIES = "retrieval, zero-shot classification"
 _OVER_REGIONS = "VQA over regions"
 _BY_PROMPTS = generates(family_florence2.florence2, family_florence2.PROMPTS)
+_BLIP2_SIZE = "ViT-g 224 px, 4 of OPT-2.7b's 32 layers"
 FAMILIES: tuple[Entry, ...] = (
     Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
     Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
@@ -192,6 +199,8 @@ FAMILIES: tuple[Entry, ...] = (
     Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
     Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
     Entry("SmolVLM", "VQA", "256M, tiles of 512 px", family_smolvlm.save_idefics3, reads_tiles),
+    Entry("BLIP-2", "captioning", _BLIP2_SIZE, _blip2, generates(family_blip2.captioner)),
+    Entry("BLIP-2", "VQA by prompt", _BLIP2_SIZE, _blip2, generates(family_blip2.answerer, QUESTIONS), asked="vqa"),
     Entry("ViLT", "VQA", "b32, 384 px", _vilt, chooses(family_vilt.answers_error, "in the error")),
     Entry("Florence-2", "captioning, OCR", "base, 768 px", _florence2, _BY_PROMPTS),
     Entry("CLIP", _CLASSIFIES, "ViT-B/32, 224 px", family_dual.save_clip, embeds(family_dual.embedder)),
