@@ -8,33 +8,51 @@ from typing import Any
 
 import torch
 from family_parity import Reference, randomize
-from PIL import Image
 from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, GPT2Tokenizer
+from transformers import (
+    AutoProcessor,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    GPT2Tokenizer,
+    T5Tokenizer,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-__all__ = ["answerer", "captioner", "opt_tokenizer", "save_blip2"]
+__all__ = ["answerer", "captioner", "save_blip2"]
 
+_FLAN_T5_XL = {
+    "d_model": 2048,
+    "d_ff": 5120,
+    "d_kv": 64,
+    "num_heads": 32,
+    "num_layers": 24,
+    "vocab_size": 32128,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "decoder_start_token_id": 0,
+    "bos_token_id": 1,
+}
 _MERGES = (("Ġ", "a"), ("Ġ", "r"), ("Ġr", "e"), ("Q", "u"), ("Ġ", "t"), ("Ġt", "h"))
 
 
-def save_blip2(folder: Path, image_size: int, **sizes: Any) -> Path:
-    """A BLIP-2 with OPT and random weights in `folder`.
+def save_blip2(folder: Path, image_size: int, language: str = "opt", **sizes: Any) -> Path:
+    """A BLIP-2 with random weights in `folder`.
 
     Args:
+        language: `opt` or `t5`.
         sizes: `vision`, `queries` and `text`, what their configurations take by name, else as large as in the model
-            with OPT-2.7b; `query_tokens`, 32.
+            with OPT-2.7b or Flan-T5-xl; `query_tokens`, 32.
     """
-    tokenizer = opt_tokenizer()
+    tokenizer = opt_tokenizer() if language == "opt" else t5_tokenizer()
     pictures = BlipImageProcessorPil(size={"height": image_size, "width": image_size})
     processor = Blip2Processor(pictures, tokenizer, num_query_tokens=sizes.get("query_tokens", 32))
-    ends = {"bos_token_id": 2, "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ"), "pad_token_id": 1}
-    text = {"hidden_size": 2560, "ffn_dim": 10240, "num_attention_heads": 32, "vocab_size": 50304}
+    text = _opt_config(tokenizer) if language == "opt" else _FLAN_T5_XL
     config = Blip2Config(
         vision_config={"image_size": image_size, **sizes.get("vision", {})},
         qformer_config=sizes.get("queries", {}),
-        text_config={"model_type": "opt", "num_hidden_layers": 32, **text, **ends, **sizes.get("text", {})},
+        text_config={"model_type": language, **text, **sizes.get("text", {})},
         num_query_tokens=processor.num_query_tokens,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
@@ -44,6 +62,20 @@ def save_blip2(folder: Path, image_size: int, **sizes: Any) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def _opt_config(tokenizer: GPT2Tokenizer) -> dict[str, Any]:
+    """OPT-2.7b, which in BLIP-2 ends a text with a new line."""
+    return {
+        "num_hidden_layers": 32,
+        "hidden_size": 2560,
+        "ffn_dim": 10240,
+        "num_attention_heads": 32,
+        "vocab_size": 50304,
+        "bos_token_id": 2,
+        "eos_token_id": tokenizer.convert_tokens_to_ids("Ċ"),
+        "pad_token_id": 1,
+    }
 
 
 def opt_tokenizer() -> GPT2Tokenizer:
@@ -60,8 +92,15 @@ def opt_tokenizer() -> GPT2Tokenizer:
     )
 
 
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer as T5 has it, `</s>` after every text, that spells every text of ASCII with few words."""
+    signs = [chr(code) for code in range(33, 127)]
+    words = ["▁a", "▁red", "▁the", "▁Question", "▁", *signs]
+    return T5Tokenizer([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), *((word, -2.0) for word in words)], extra_ids=0)
+
+
 def captioner(folder: Path) -> Reference:
-    """BLIP-2 for captioning."""
+    """BLIP-2 for captioning. What T5's encoder reads for every caption is its answer to any question."""
     return _reference(folder, answers=False)
 
 
@@ -75,25 +114,37 @@ def _reference(folder: Path, *, answers: bool) -> Reference:
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     text = model.config.text_config
     start = (*[model.config.image_token_index] * model.config.num_query_tokens, text.bos_token_id)
+    if text.is_encoder_decoder:
+        start = (text.decoder_start_token_id,)
 
     def pixels(pictures: Sequence[Any]) -> Tensor:
         found: Tensor = processor(images=list(pictures), return_tensors="pt").pixel_values
         return found
 
+    def with_image(question_ids: Tensor) -> Tensor:
+        image = torch.full((len(question_ids), model.config.num_query_tokens), model.config.image_token_index)
+        return torch.cat((image, question_ids), 1)
+
     def logits(pixel_values: Tensor, ids: Tensor, question_ids: Tensor | None) -> Tensor:
-        found: Tensor = model(pixel_values=pixel_values, input_ids=ids).logits
+        read = {"input_ids": ids}
+        if text.is_encoder_decoder and question_ids is not None:
+            read = {"input_ids": with_image(question_ids), "decoder_input_ids": ids}
+        found: Tensor = model(pixel_values=pixel_values, **read).logits
         return found
 
     def generate(pixel_values: Tensor, question_ids: Tensor | None, **settings: Any) -> Tensor:
         if question_ids is None:
             found: Tensor = model.generate(pixel_values, **settings)
             return found
-        found = model.generate(pixel_values, question_ids, torch.ones_like(question_ids), **settings)
-        return torch.cat((found[:, : len(start)], found[:, question_ids.shape[1] :]), 1)
+        prompt = with_image(question_ids)
+        found = model.generate(pixel_values, prompt, torch.ones_like(prompt), **settings)
+        length = len(start) if text.is_encoder_decoder else prompt.shape[1]
+        return torch.cat((torch.tensor([start]), found[:, length:]), 1)
 
     def question_ids(question: str) -> Tensor:
-        blank = Image.new("RGB", (8, 8))
-        found: Tensor = processor(blank, f"Question: {question} Answer:", return_tensors="pt").input_ids
+        if not answers:
+            return torch.tensor([[text.bos_token_id]])
+        found: Tensor = processor(text=f"Question: {question} Answer:", return_tensors="pt").input_ids
         return found
 
     return Reference(
@@ -103,5 +154,5 @@ def _reference(folder: Path, *, answers: bool) -> Reference:
         vocabulary=model.config.image_token_index,
         start=start,
         ends=(text.eos_token_id,),
-        question_ids=question_ids if answers else None,
+        question_ids=question_ids if answers or text.is_encoder_decoder else None,
     )

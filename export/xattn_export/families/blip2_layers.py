@@ -1,26 +1,21 @@
-"""BLIP-2's Q-Former and OPT around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
+"""BLIP-2's Q-Former around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
 
-The architectures are those of https://arxiv.org/abs/2301.12597 and https://arxiv.org/abs/2205.01068; names are those of
-Transformers' modeling_blip_2.py and modeling_opt.py. The image encoder is BLIP's. It knows layers; what is made of them
-is in `blip2.py`.
+The architecture is that of https://arxiv.org/abs/2301.12597; names are those of Transformers' modeling_blip_2.py. The
+image encoder before it is BLIP's. It knows layers; what is made of them is in `blip2.py`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
-from xattn_export.families.graph_layers import attend, attend_with_cache, embed_with_image, fuse_linears
+from xattn_export.families.graph_layers import attend, fuse_linears
 
 if TYPE_CHECKING:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
-    from transformers.models.opt.modeling_opt import OPTDecoder
 
-__all__ = ["OptEmbeddings", "OptLayer", "QueryEncoder"]
+__all__ = ["QueryEncoder"]
 
 
 class QueryEncoder(nn.Module):
@@ -64,48 +59,3 @@ class QueryLayer(nn.Module):
             key, value = self.cross_key_value(image).chunk(2, -1)
             tokens = self.cross_output(attend(self.cross_query(tokens), key, value, self.heads), tokens)
         return cast(Tensor, self.output(self.intermediate(tokens), tokens))
-
-
-class OptEmbeddings(nn.Module):
-    """Tokens after `past` others, those of the image in their places, to vectors with learned positions."""
-
-    def __init__(self, model: OPTDecoder, placeholder: int) -> None:
-        super().__init__()
-        self.words = model.embed_tokens
-        self.positions = model.embed_positions
-        self.placeholder = placeholder
-
-    def forward(self, input_ids: Tensor, image_tokens: Tensor, past: int) -> Tensor:
-        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, past)
-        # The first positions of the table, as many as its offset, stand for no token.
-        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device) + self.positions.offset
-        return tokens + F.embedding(places, self.positions.weight)
-
-
-class OptLayer(nn.Module):
-    """Causal self-attention and a feed-forward network, normalised before or, in OPT-350m, after."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        attention = layer.self_attn
-        self.heads = attention.num_heads
-        self.qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.attention_output = attention.out_proj
-        self.attention_norm = layer.self_attn_layer_norm
-        self.intermediate = layer.fc1
-        self.activation = layer.activation_fn
-        self.output = layer.fc2
-        self.feed_forward_norm = layer.final_layer_norm
-        self.norms_before = layer.do_layer_norm_before
-
-    def with_cache(self, tokens: Tensor, past: KeyValue) -> tuple[Tensor, KeyValue]:
-        """New tokens, causal, after those of the cache; and the longer cache."""
-        normed = self.attention_norm(tokens) if self.norms_before else tokens
-        query, key, value = self.qkv(normed).chunk(3, -1)
-        attended, present = attend_with_cache(query, key, value, past, self.heads)
-        tokens = tokens + self.attention_output(attended)
-        if not self.norms_before:
-            tokens = self.attention_norm(tokens)
-        normed = self.feed_forward_norm(tokens) if self.norms_before else tokens
-        tokens = tokens + self.output(self.activation(self.intermediate(normed)))
-        return tokens if self.norms_before else self.feed_forward_norm(tokens), present

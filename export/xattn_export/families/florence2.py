@@ -72,7 +72,7 @@ class PromptGraph(nn.Module):
         super().__init__()
         self.words = model.shared
         self.encoder = BartEncoder(model.encoder)
-        self.cross = CrossKeys(parts)
+        self.cross = CrossKeys(parts.cross, parts.heads)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
         tokens = torch.cat((image_tokens, self.words(input_ids)), 1)

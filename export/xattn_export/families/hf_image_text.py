@@ -1,4 +1,4 @@
-"""Text with an image in it: what stands for the image tokens, and the special tokens that come before a text.
+"""Text with an image in it: what stands for the image tokens, and the special tokens that come around a text.
 
 It reads tokenizers as tokenizer.json, and knows no model.
 """
@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["special_start", "token_text", "with_image_token"]
+__all__ = ["special_around", "token_text", "with_image_token"]
 
 _IMAGE = "<image>"
 
@@ -51,17 +51,10 @@ def token_text(tokenizer_json: str, token_id: int, folder: Path) -> str:
     return str(tokenizer.id_to_token(token_id))
 
 
-def special_start(tokenizer_json: str, folder: Path) -> str:
-    """What the tokenizer puts before every text, as text itself.
-
-    Raises:
-        CheckpointError: it puts something after a text, where a language model is to go on.
-    """
+def special_around(tokenizer_json: str, folder: Path) -> tuple[str, str]:
+    """What the tokenizer puts before every text and after it, as text itself."""
     encoding = Tokenizer.from_str(tokenizer_json).encode("a")
-    count = encoding.special_tokens_mask.index(0) if 0 in encoding.special_tokens_mask else len(encoding.ids)
-    if any(encoding.special_tokens_mask[count:]):
-        raise CheckpointError(
-            f"{folder}: expected a tokenizer that puts special tokens before a text alone, found "
-            f"{show(encoding.tokens)} for 'a'; a model that goes on from the text cannot read what ends it"
-        )
-    return "".join(token_text(tokenizer_json, token_id, folder) for token_id in encoding.ids[:count])
+    places = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    around = encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]
+    before, after = ("".join(token_text(tokenizer_json, token_id, folder) for token_id in ids) for ids in around)
+    return before, after

@@ -21,7 +21,7 @@ from xattn_export.families.blip_layers import TextLayer
 from xattn_export.families.graph_layers import attend_heads, attend_with_cache, fuse_linears, split_heads
 from xattn_export.families.hf_roles import flatten, head, pairs
 
-__all__ = ["DECODERS", "CrossKeys", "DecoderGraph", "DecoderParts", "TrocrEmbeddings", "TrocrLayer"]
+__all__ = ["DECODERS", "CrossKeys", "DecoderGraph", "DecoderParts", "TrocrEmbeddings", "TrocrLayer", "activation"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ class DecoderParts:
 class CrossKeys(nn.Module):
     """States `[batch, tokens, width]` to the cross-attention keys and values of every layer, `key_0`, `value_0`, …"""
 
-    def __init__(self, parts: DecoderParts) -> None:
+    def __init__(self, projections: nn.ModuleList, heads: int) -> None:
+        """`projections`: of every layer, states → keys and values beside each other."""
         super().__init__()
-        self.projections = parts.cross
-        self.heads = parts.heads
+        self.projections = projections
+        self.heads = heads
 
     def forward(self, states: Tensor) -> tuple[Tensor, ...]:
         """`[batch, heads, tokens, head_width]` each."""
@@ -118,7 +119,7 @@ class Gpt2Layer(nn.Module):
         self.cross_output = Product(cross.c_proj)
         self.feed_forward_norm = layer.ln_2
         self.intermediate = Product(layer.mlp.c_fc)
-        self.activation = _activation(layer.mlp.act)
+        self.activation = activation(layer.mlp.act)
         self.output = Product(layer.mlp.c_proj)
 
     def with_cache(self, tokens: Tensor, past: KeyValue, context: KeyValue) -> tuple[Tensor, KeyValue]:
@@ -187,7 +188,7 @@ class TrocrLayer(nn.Module):
         self.cross_output = cross.out_proj
         self.cross_norm = layer.encoder_attn_layer_norm
         self.intermediate = layer.fc1
-        self.activation = _activation(layer.activation_fn)
+        self.activation = activation(layer.activation_fn)
         self.output = layer.fc2
         self.norm = layer.final_layer_norm
 
@@ -269,7 +270,7 @@ def _places_after_padding(input_ids: Tensor, past: int, padding_id: int) -> Tens
     return (is_token.cumsum(1) + past) * is_token + padding_id
 
 
-def _activation(function: nn.Module) -> nn.Module:
+def activation(function: nn.Module) -> nn.Module:
     """The same function; GPT-2's, which Transformers writes out, as the one operator that it is."""
     return nn.GELU(approximate="tanh") if type(function).__name__ == "NewGELUActivation" else function
 

@@ -57,7 +57,7 @@ class ImageKeysGraph(nn.Module):
         super().__init__()
         self.encoder = ENCODERS[model.config.encoder.model_type](model.encoder)
         self.projection = getattr(model, "enc_to_dec_proj", nn.Identity())
-        self.cross = CrossKeys(parts)
+        self.cross = CrossKeys(parts.cross, parts.heads)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", self.cross(self.projection(self.encoder(pixel_values))))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from family_blip2 import answerer as answers_of
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, processors
 from transformers import Blip2ForConditionalGeneration
 
 from tests.export.families.conftest import noise_pictures, processor_of
-from xattn_export import export_checkpoint
+from xattn_export import export_checkpoint, exporter
 from xattn_export.families import family_of
 from xattn_export.families.base import Generated, Source
 from xattn_export.families.hf_reference import generated
@@ -82,8 +83,12 @@ def captioner(folder: Path, place: Path) -> CaptionTask:
 
 
 @pytest.fixture(scope="module")
-def answerer(folder: Path, place: Path) -> VqaTask:
-    export_checkpoint(folder, place / "vqa.xattn", task="vqa")
+def answerer(folder: Path, captioner: CaptionTask, place: Path) -> VqaTask:
+    """Its graphs are the captioner's, and are not exported again."""
+    graphs = captioner.bundle.path / "graphs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "export_role", lambda role, *form: onnx.load(graphs / f"{role.name}.onnx"))
+        export_checkpoint(folder, place / "vqa.xattn", task="vqa")
     task = load(place / "vqa.xattn", threads=1)
     assert isinstance(task, VqaTask)
     return task
@@ -171,16 +176,13 @@ def test_captions_are_those_of_generate(captioner: CaptionTask, model: Any, proc
     assert len(texts) >= 5
 
 
-@pytest.mark.parametrize("beams", [1, 4])
-def test_answers_are_what_generate_says_after_the_question(
-    answerer: VqaTask, model: Any, processor: Any, beams: int
-) -> None:
+def test_answers_are_what_generate_says_after_the_question(answerer: VqaTask, model: Any, processor: Any) -> None:
     compared, texts = 0, set()
     for number, picture in enumerate(noise_pictures(20)):
         question = QUESTIONS[number % 3]
-        expected = _expected(model, processor, picture, f"Question: {question} Answer:", beams)
+        expected = _expected(model, processor, picture, f"Question: {question} Answer:", 1)
         if expected.steady:
-            answer = answerer.ask(picture, question, beams=beams)
+            answer = answerer.ask(picture, question)
             assert answer.token_ids == expected.token_ids
             compared += 1
             texts.add(answer.token_ids)
@@ -209,7 +211,8 @@ def test_the_questions_of_the_reference_are_the_bundles(answerer: VqaTask, folde
     reference = answers_of(folder)
     assert reference.question_ids is not None
     for question in QUESTIONS:
-        assert answerer._encode(question).ids == tuple(reference.question_ids(question)[0].tolist())
+        expected = (*[reference.vocabulary] * 5, *reference.question_ids(question)[0].tolist())
+        assert answerer._encode(question).ids == expected
     with pytest.raises(QuestionError, match="question: expected no '<image>'"):
         answerer.ask(noise_pictures(1)[0], "what is <image>?")
 
@@ -250,10 +253,10 @@ def _changed(folder: Path, target: Path, **values: Any) -> Path:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text": {"model_type": "llama"}}, r"text_config.model_type: expected 'opt', found 'llama'"),
+        ({"text": {"model_type": "llama"}}, r"text_config.model_type: expected opt or t5, found 'llama'"),
         ({"text": {"word_embed_proj_dim": 16}}, r"word_embed_proj_dim: expected hidden_size, which is 32, found 16"),
-        ({"image_token_index": None}, r"image_token_index: expected the token .* one of 272, found None"),
-        ({"image_token_index": 272}, r"image_token_index: expected the token .* one of 272, found 272"),
+        ({"image_token_index": None}, r"image_token_index: expected a token, one of 272, found None"),
+        ({"image_token_index": 272}, r"image_token_index: expected a token, one of 272, found 272"),
         ({"image_token_index": 271}, r"expected a tokenizer with the token 271, .* '<image>' would be 266"),
         ({"image_token_index": 30}, r"expected a special token with the id 30, as config.json says, found ';'"),
         ({"text": {"bos_token_id": 0}}, r"expected a special token with the id 0, as config.json says, found '<s>'"),
@@ -272,7 +275,7 @@ def test_a_tokenizer_that_ends_every_text_is_refused(folder: Path, tmp_path: Pat
     tokenizer = Tokenizer.from_file(str(ends / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     tokenizer.save(str(ends / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match="expected a tokenizer that puts special tokens before a text alone"):
+    with pytest.raises(CheckpointError, match="special tokens before a text alone, found '</s>' after it"):
         _source(ends)
 
 
