@@ -7,6 +7,7 @@ that reads these tokens before the text. https://arxiv.org/abs/2301.12597
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -59,9 +60,9 @@ def _open(task: Task, folder: Path) -> Source:
     side_px = int(model.config.vision_config.image_size)
     facts = source_facts(folder)
     language = language_of(folder, model, facts["tokenizer_json"])
-    fields = {field: getattr(language, field) for field in language.__dataclass_fields__}
+    stated = {field.name: getattr(language, field.name) for field in fields(language)}
     return Source(
-        **{**facts, **fields, "roles": (_image_tokens_role(model, side_px), *language.roles)},
+        **{**facts, **stated, "roles": (_image_tokens_role(model, side_px), *language.roles)},
         task=task,
         weights=weights,
         image_steps=image_steps(folder, side_px, side_px),
@@ -79,9 +80,10 @@ def _image_tokens_role(model: Blip2ForConditionalGeneration, side_px: int) -> Ro
 def _text_model(folder: Path) -> str:
     """The language model's type, looked at before the weights are read: they may be many."""
     path = folder / "config.json"
-    text = read_json(path).get("text_config") or {}
+    stated = read_json(path).get("text_config")
+    text = stated if isinstance(stated, dict) else {}
     found = text.get("model_type", "opt")
-    if found not in _LANGUAGES:
+    if not isinstance(found, str) or found not in _LANGUAGES:
         raise CheckpointError(
             f"{path}: text_config.model_type: expected {' or '.join(_LANGUAGES)}, found {show(found)}; BLIP-2 with "
             "other language models cannot be exported yet"
@@ -92,7 +94,7 @@ def _text_model(folder: Path) -> str:
             f"{path}: text_config.word_embed_proj_dim: expected hidden_size, which is {show(width)}, found "
             f"{show(words)}: image tokens have no place among words of another width"
         )
-    return str(found)
+    return found
 
 
 BLIP2: tuple[Family, ...] = (

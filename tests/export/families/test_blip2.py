@@ -244,8 +244,8 @@ def _changed(folder: Path, target: Path, **values: Any) -> Path:
     shutil.copytree(folder, target)
     config = json.loads((target / "config.json").read_text())
     text = values.pop("text", {})
-    config |= values
     config["text_config"] |= text
+    config |= values
     (target / "config.json").write_text(json.dumps(config))
     return target
 
@@ -254,6 +254,8 @@ def _changed(folder: Path, target: Path, **values: Any) -> Path:
     ("values", "message"),
     [
         ({"text": {"model_type": "llama"}}, r"text_config.model_type: expected opt or t5, found 'llama'"),
+        ({"text": {"model_type": ["opt"]}}, r"text_config.model_type: expected opt or t5, found \['opt'\]"),
+        ({"text_config": [1]}, "expected the configuration of a Blip2ForConditionalGeneration, found"),
         ({"text": {"word_embed_proj_dim": 16}}, r"word_embed_proj_dim: expected hidden_size, which is 32, found 16"),
         ({"image_token_index": None}, r"image_token_index: expected a token, one of 272, found None"),
         ({"image_token_index": 272}, r"image_token_index: expected a token, one of 272, found 272"),
