@@ -24,8 +24,12 @@ _FLOAT, _INT64, _BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 _STEP = "step."
 
 
-def generator_graph(decoder: ModelProto) -> ModelProto:
+def generator_graph(decoder: ModelProto, *, weights_outside: bool = False) -> ModelProto:
     """A graph that decodes greedily with `decoder`, a graph of that role.
+
+    weights_outside: whether those weights that lie in a file belong to the graph around the loop rather than to the
+    loop. ONNX Runtime keeps the file of those inside mapped into memory as long as the session lives, and is faster
+    with few weights inside, with many outside (docs/performance.md).
 
     It takes what the decoder takes at the first step, and `max_new_tokens` int64 `[]`, `end_token_ids` int64 `[ends]`
     and `pad_token_id` int64 `[]`. It gives `token_ids` int64 and `log_probs` float32, both `[batch, steps]`, end tokens
@@ -33,7 +37,7 @@ def generator_graph(decoder: ModelProto) -> ModelProto:
     """
     source = decoder.graph
     carried = [tensor.name for tensor in source.input if tensor.name == "input_ids" or tensor.name.startswith("past_")]
-    body = _body(source, carried)
+    body, weights = _body(source, carried, weights_outside=weights_outside)
     past = [name for name in carried if name != "input_ids"]
     last = [f"loop.last_{name}" for name in ("input_ids", "ended", *past)]
     nodes = [
@@ -59,7 +63,7 @@ def generator_graph(decoder: ModelProto) -> ModelProto:
         helper.make_tensor_value_info("token_ids", _INT64, ["batch", "steps"]),
         helper.make_tensor_value_info("log_probs", _FLOAT, ["batch", "steps"]),
     ]
-    graph = helper.make_graph(nodes, GENERATOR, inputs, outputs)
+    graph = helper.make_graph(nodes, GENERATOR, inputs, outputs, weights)
     return helper.make_model(
         graph,
         ir_version=decoder.ir_version,
@@ -69,8 +73,8 @@ def generator_graph(decoder: ModelProto) -> ModelProto:
     )
 
 
-def _body(source: GraphProto, carried: list[str]) -> GraphProto:
-    """One step: the decoder, and what becomes of its choice in rows that have ended.
+def _body(source: GraphProto, carried: list[str], *, weights_outside: bool) -> tuple[GraphProto, list[TensorProto]]:
+    """One step: the decoder, and what becomes of its choice in rows that have ended; and the weights left outside.
 
     The step number and the condition go in, then `carried`; the condition, `carried` of the next step, the token and
     its log-probability come out.
@@ -107,7 +111,16 @@ def _body(source: GraphProto, carried: list[str]) -> GraphProto:
         helper.make_tensor_value_info("loop.log_prob", _FLOAT, [None]),
     ]
     constants = [_constant([1], "loop.axis"), numpy_helper.from_array(np.zeros((), np.float32), "loop.zero")]
-    return helper.make_graph(nodes, "step", inputs, outputs, [*weights, *constants])
+    outside = _movable(nodes, weights) if weights_outside else set()
+    inside = [tensor for tensor in weights if tensor.name not in outside]
+    body = helper.make_graph(nodes, "step", inputs, outputs, [*inside, *constants])
+    return body, [tensor for tensor in weights if tensor.name in outside]
+
+
+def _movable(nodes: list[NodeProto], weights: list[TensorProto]) -> set[str]:
+    """Weights in files, but for what `DequantizeLinear` reads: ONNX Runtime fuses that only within one graph."""
+    fused = {name for node in all_nodes(nodes) if node.op_type == "DequantizeLinear" for name in node.input}
+    return {tensor.name for tensor in weights if tensor.data_location == TensorProto.EXTERNAL} - fused
 
 
 def _rename(nodes: list[NodeProto], weights: list[TensorProto], carried: list[str]) -> None:

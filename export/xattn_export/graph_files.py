@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from xattn_export.bundle_writer import StagedBundle
 from xattn_export.conformance import GraphFacts, require_standard, require_valid
-from xattn_export.external_weights import weights_file
+from xattn_export.external_weights import INSIDE_BYTES, weights_file
 from xattn_export.generator import GENERATOR, generator_graph
 from xattn_export.inspect import read_graph
 
@@ -29,7 +29,9 @@ def write_generator(staged: StagedBundle, decoder: str, file: str) -> tuple[Grap
     The two share their weights. That they say the same is seen when the bundle is verified.
     Raises XattnError where it is not standard, or not valid.
     """
-    graph = generator_graph(read_graph(staged.folder / decoder))
+    beside = staged.folder / weights_file(decoder)
+    is_large = beside.is_file() and beside.stat().st_size > INSIDE_BYTES
+    graph = generator_graph(read_graph(staged.folder / decoder), weights_outside=is_large)
     facts = require_standard(graph, GENERATOR)
     require_valid(graph, GENERATOR, staged.folder / PurePosixPath(file).parent)
     return facts, write_graph(staged, file, graph)

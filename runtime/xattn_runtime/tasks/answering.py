@@ -25,7 +25,7 @@ from xattn_runtime.tasks.encoding import (
     concatenate,
     padded,
 )
-from xattn_runtime.tasks.generation import TextGenerator
+from xattn_runtime.tasks.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.reading import open_reader
 
 __all__ = ["Answerer", "Chooser", "Reply", "Writer"]
@@ -119,9 +119,10 @@ class Writer:
         """Load the decoder, and the text encoder if there is one; BundleError where they do not fit together."""
         self._codec = codec
         self._decoding = decoding
+        session = open_generation(bundle, settings)
         self._reader = open_reader(bundle, settings, encoder)
         giver = encoder if self._reader is None else self._reader.session
-        self._generator = TextGenerator(bundle, settings, giver, decoding)
+        self._generator = TextGenerator(bundle, settings, session, giver, decoding)
         self.special_tokens = self._reader is not None
 
     def replies(

@@ -28,7 +28,7 @@ from xattn_runtime.tasks.encoding import (
     milliseconds_since,
     session_settings,
 )
-from xattn_runtime.tasks.generation import TextGenerator
+from xattn_runtime.tasks.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.reading import open_reader
 
 if TYPE_CHECKING:
@@ -82,10 +82,11 @@ class CaptionTask:
         self.bundle = bundle
         self.settings = session_settings(provider, threads)
         self._decoding = decoding
+        session = open_generation(bundle, self.settings)
         self._encoder = ImageEncoder(bundle, self.settings)
         self._reader = open_reader(bundle, self.settings, self._encoder.session)
         giver = self._encoder.session if self._reader is None else self._reader.session
-        self._generator = TextGenerator(bundle, self.settings, giver, decoding)
+        self._generator = TextGenerator(bundle, self.settings, session, giver, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:

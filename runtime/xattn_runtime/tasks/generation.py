@@ -20,33 +20,52 @@ from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
 from xattn_runtime.tasks.encoding import check_key_values
 
-__all__ = ["TextGenerator"]
+__all__ = ["TextGenerator", "open_generation"]
 
+_LOOP = "generator"
 _IMAGE_TOKENS = "image_tokens"
+
+
+def open_generation(bundle: Bundle, settings: SessionSettings) -> GraphSession:
+    """The graph that plain greedy decoding needs: the generator, or where there is none the decoder.
+
+    Best loaded before any other: while a generator is loaded, its weights are in memory twice.
+    """
+    return open_session(bundle, _LOOP if _LOOP in bundle.manifest.graphs else "decoder", settings)
 
 
 class TextGenerator:
     """The decoder of a bundle, and its generator if it has one: then the decoder is loaded when it is first needed."""
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings, encoder: GraphSession, decoding: Decoding) -> None:
-        """Load what plain greedy decoding needs.
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        session: GraphSession,
+        giver: GraphSession,
+        decoding: Decoding,
+    ) -> None:
+        """`session` is what `open_generation` gave, and `giver` the encoder that gives what is decoded.
 
-        Raises BundleError where a graph does not take what `encoder` gives, where it lacks a token that the manifest's
+        Raises BundleError where a graph does not take what `giver` gives, where it lacks a token that the manifest's
         decoding names, or where the image stands in the text and the manifest says not how.
         """
         self._bundle = bundle
         self._settings = settings
-        self._encoder = encoder
+        self._giver = giver
         self._decoding = decoding
-        has_loop = "generator" in bundle.manifest.graphs
-        self._loop = GreedyLoop(self._open("generator")) if has_loop else None
-        self._decoder = None if has_loop else self._open_decoder()
+        self._check(session)
+        has_loop = session.role == _LOOP
+        self._loop = GreedyLoop(session) if has_loop else None
+        self._decoder = None if has_loop else self._step(session)
 
     @property
     def decoder(self) -> DecoderStep:
         """The decoder, a step at a time."""
         if self._decoder is None:
-            self._decoder = self._open_decoder()
+            session = open_session(self._bundle, "decoder", self._settings)
+            self._check(session)
+            self._decoder = self._step(session)
         return self._decoder
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
@@ -66,16 +85,14 @@ class TextGenerator:
             rows.append(logits)
         return np.concatenate(rows)
 
-    def _open_decoder(self) -> DecoderStep:
-        step = DecoderStep(self._open("decoder"))
+    def _step(self, session: GraphSession) -> DecoderStep:
+        step = DecoderStep(session)
         step.check_ids(self._decoding.generated_ids)
         return step
 
-    def _open(self, role: str) -> GraphSession:
-        session = open_session(self._bundle, role, self._settings)
-        check_key_values(self._encoder, session)
-        _check_layout(self._bundle, self._encoder, session)
-        return session
+    def _check(self, session: GraphSession) -> None:
+        check_key_values(self._giver, session)
+        _check_layout(self._bundle, self._giver, session)
 
 
 def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
