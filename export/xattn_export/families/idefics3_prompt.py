@@ -157,17 +157,27 @@ def _writer(
     from transformers import Idefics3Processor
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
+    if _is_smolvlm(folder, settings):
+        # The class itself wants torchvision, for videos.
+        fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        image = getattr(tokenizer, "image_token", "<image>")
+        whole = getattr(tokenizer, "global_image_token", "<global-img>")
+
+        def spell(rows: int, columns: int) -> str:
+            return str(get_image_prompt_string(rows, columns, tokens, fake, image, whole))
+
+        return spell, (fake, image, whole)
+    processor = Idefics3Processor(pictures, tokenizer, image_seq_len=tokens)
+
+    def write(rows: int, columns: int) -> str:
+        return str(processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0))
+
+    return write, (processor.fake_image_token, processor.image_token, processor.global_image_tag)
+
+
+def _is_smolvlm(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the processor is SmolVLM's, or the model is where no processor is named."""
     named = settings.get("processor_class") or read_json(folder / "preprocessor_config.json").get("processor_class")
-    model_type = read_json(folder / "config.json").get("model_type")
-    if named != "SmolVLMProcessor" and (named or model_type != "smolvlm"):
-        processor = Idefics3Processor(pictures, tokenizer, image_seq_len=tokens)
-        marks = processor.fake_image_token, processor.image_token, processor.global_image_tag
-        return lambda rows, columns: str(
-            processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0)
-        ), marks
-    marks = (
-        getattr(tokenizer, "fake_image_token", "<fake_token_around_image>"),
-        getattr(tokenizer, "image_token", "<image>"),
-        getattr(tokenizer, "global_image_token", "<global-img>"),
-    )
-    return lambda rows, columns: str(get_image_prompt_string(rows, columns, tokens, *marks)), marks
+    if named:
+        return bool(named == "SmolVLMProcessor")
+    return read_json(folder / "config.json").get("model_type") == "smolvlm"
