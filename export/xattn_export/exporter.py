@@ -10,7 +10,7 @@ import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +209,8 @@ def _export_roles(
         tell(f"comparing the {role.name} with torch", share * (number + 0.8))
         exported[role.name] = _Exported(facts, written, check_parity(staged.folder / _graph_file(role.name), role))
         _give_memory_back()
-    if LOOPED in exported:
+    # Where scores are always changed, nothing is ever decoded in one run.
+    if LOOPED in exported and source.decoding is not None and replace(source.decoding, beams=1).is_plain:
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
     return exported
