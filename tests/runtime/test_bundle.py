@@ -102,3 +102,16 @@ def test_default_bundle_absent_or_whole(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(bundle_module, "_DEFAULT_NAMES", {"caption": "no-such.xattn"})
     with pytest.raises(BundleError, match="expected the default bundle for caption, found none; name a bundle"):
         default_bundle("caption")
+
+
+def test_large_files_are_checked_too(caption_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are hashed side by side; one that was altered, or is gone, is named all the same."""
+    monkeypatch.setattr(bundle_module, "_LARGE_FILE_BYTES", 1)
+    open_bundle(caption_copy)
+    _flip(caption_copy / "graphs/decoder.onnx")
+    with pytest.raises(BundleError, match=r"graphs/decoder\.onnx: expected SHA-256"):
+        open_bundle(caption_copy)
+    (caption_copy / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match="lists, found nothing"):
+        (caption_copy / "graphs/decoder.onnx").unlink()
+        open_bundle(caption_copy)
