@@ -4,8 +4,9 @@
 
 The architecture is that of `Salesforce/blip-image-captioning-base` at 384 px, with random weights: time does not depend
 on their values. Every engine runs in a process of its own, and all take turns; what counts is the ratio. Every caption
-has 20 tokens. The floor of a step is the bytes that it reads over this machine's read bandwidth, measured in the same
-run. Prints Markdown tables, then one JSON document.
+has 20 tokens. The floor of a step is the bytes that it reads over this machine's read bandwidth, that of the encoder
+its operations over the rate of a large product, both in fp32 and measured in the same run. Prints Markdown tables, then
+one JSON document.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ ENGINES = {
     "ORT int8": "int8",
     "ORT int8, decoder int4": "int4",
 }
+MACHINE = "the machine itself"
 Times = dict[str, float]
 
 
@@ -133,9 +135,7 @@ def onnxruntime_runner(bundle: Path, threads: int) -> Callable[[Any], Times]:
     """A caption by the runtime."""
     from xattn_runtime import load
 
-    began = time.perf_counter()
     task = load(bundle, threads=threads)
-    loading = time.perf_counter() - began
 
     def run(picture: Any) -> Times:
         caption = task.caption(picture, max_new_tokens=TOKENS)
@@ -146,7 +146,6 @@ def onnxruntime_runner(bundle: Path, threads: int) -> Callable[[Any], Times]:
             "total": timing.total / 1e3,
             "encode": timing.encode / 1e3,
             "step": timing.decode / TOKENS / 1e3,
-            "load": loading,
         }
 
     return run
@@ -169,14 +168,40 @@ def read_bandwidth(threads: int) -> float:
     return block.numel() * 4 / min(times)
 
 
+def product_rate(threads: int) -> float:
+    """Operations a second of ONNX Runtime in the largest product of the encoder's layers, the best of some runs."""
+    import numpy as np
+    import onnxruntime
+    from onnx import numpy_helper, parser
+
+    rows, width, inner = 577, 768, 3072
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 23]> product (float[{rows},{width}] x) => (float[{rows},{inner}] y)'
+        "{ y = MatMul(x, w) }"
+    )
+    generator = np.random.default_rng(0)
+    weight = generator.normal(size=(width, inner)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {"x": generator.normal(size=(rows, width)).astype(np.float32)}
+    times = []
+    for _ in range(30):
+        began = time.perf_counter()
+        session.run(None, inputs)
+        times.append(time.perf_counter() - began)
+    return 2 * rows * width * inner / min(times)
+
+
 def worker(connection: Connection, engine: str, source: Path, threads: int) -> None:
     """Answers each message with the times of one caption."""
     import numpy as np
 
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    if engine == "bandwidth":
+    if engine == MACHINE:
         while connection.recv():
-            connection.send({"bytes_per_second": read_bandwidth(threads)})
+            connection.send({"bytes_s": read_bandwidth(threads), "operations_s": product_rate(threads)})
         return
     run = RUNNERS.get(engine, onnxruntime_runner)(source, threads)
     run(picture)
@@ -185,11 +210,11 @@ def worker(connection: Connection, engine: str, source: Path, threads: int) -> N
 
 
 def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Times]:
-    """Medians of each engine's times in seconds, and the machine's bandwidth, all taking turns."""
+    """Medians of each engine's times in seconds, and of what the machine can do, all taking turns."""
     context = multiprocessing.get_context("spawn")
     connections: dict[str, Connection] = {}
     processes = []
-    for engine in (*ENGINES, "bandwidth"):
+    for engine in (*ENGINES, MACHINE):
         connections[engine], theirs = context.Pipe()
         source = sources[ENGINES.get(engine, "checkpoint")]
         process = context.Process(target=worker, args=(theirs, engine, source, threads), daemon=True)
@@ -229,6 +254,34 @@ def step_bytes(bundle: Path) -> int:
     return 4 * (weights + sum(map(math.prod, shapes)))
 
 
+def encoder_operations(bundle: Path) -> int:
+    """What the image encoder of an fp32 bundle computes: its products with weights, and those of its attention."""
+    import onnx
+
+    from xattn_runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    graph = onnx.load(opened.file(opened.manifest.graphs["image_encoder"].file), load_external_data=False).graph
+    tokens = next(value.type.tensor_type.shape.dim[2].dim_value for value in graph.output)
+    read = {name: node.op_type for node in graph.node for name in node.input}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    products = sum(math.prod(weights[name].dims) for name in weights if read.get(name) in ("MatMul", "Gemm", "Conv"))
+    width = next(tensor.dims[0] for tensor in weights.values() if read[tensor.name] == "Conv")
+    attention = sum(2 * tokens * width for node in graph.node if node.op_type == "Attention")
+    return 2 * tokens * (products + attention)
+
+
+def loading(bundle: Path, threads: int) -> float:
+    """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
+    program = (
+        "import sys, time\nfrom xattn_runtime import load\nfrom xattn_runtime.providers import load_onnxruntime\n"
+        "load_onnxruntime()\nbegan = time.perf_counter()\nload(sys.argv[1], threads=int(sys.argv[2]))\n"
+        "print(time.perf_counter() - began)"
+    )
+    arguments = [sys.executable, "-c", program, str(bundle), str(threads)]
+    return statistics.median(float(subprocess.check_output(arguments)) for _ in range(5))
+
+
 def command_line(bundle: Path, folder: Path) -> dict[str, float]:
     """Peak memory and wall time of one `xattn-edge caption` from start to printed answer."""
     from PIL import Image
@@ -250,20 +303,24 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def print_tables(found: dict[str, Times], floor_s: float, shipped: dict[str, dict[str, float]]) -> None:
+def print_tables(
+    found: dict[str, Times], step_s: float, encoder_s: float, shipped: dict[str, dict[str, float]]
+) -> None:
     """Markdown."""
     slowest = found["generate() fp32"]["total"]
-    print(f"\n| engine | caption of {TOKENS} tokens, ms | of generate() | encoder, ms | step, ms | of the fp32 floor |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n| engine | {TOKENS} tokens, ms | of generate() | encoder, ms | of its floor | step, ms | of its floor |")
+    print("|---|---|---|---|---|---|---|")
     for engine in ENGINES:
         times = found[engine]
-        encode, step = (f"{times[key] * 1e3:.1f}" if key in times else "" for key in ("encode", "step"))
-        share = f"{times['step'] / floor_s:.2f}" if "step" in times else ""
-        print(
-            f"| {engine} | {times['total'] * 1e3:.0f} | {times['total'] / slowest:.2f} | {encode} | {step} | {share} |"
-        )
-    bandwidth = found["bandwidth"]["bytes_per_second"]
-    print(f"\nRead bandwidth {bandwidth / 1e9:.1f} GB/s; floor of an fp32 step {floor_s * 1e3:.1f} ms.")
+        cells = [f"{times['total'] * 1e3:.0f}", f"{times['total'] / slowest:.2f}"]
+        for key, floor_s in (("encode", encoder_s), ("step", step_s)):
+            cells += [f"{times[key] * 1e3:.1f}", f"{times[key] / floor_s:.2f}"] if key in times else ["", ""]
+        print(f"| {engine} | {' | '.join(cells)} |")
+    machine = found[MACHINE]
+    print(
+        f"\nRead bandwidth {machine['bytes_s'] / 1e9:.1f} GB/s, products {machine['operations_s'] / 1e9:.0f} GFLOP/s; "
+        f"floors in fp32: encoder {encoder_s * 1e3:.0f} ms, step {step_s * 1e3:.1f} ms."
+    )
     print("\n| bundle | size, MB | load, s | `xattn-edge caption`: peak memory, MB | start to answer, s |")
     print("|---|---|---|---|---|")
     for name, values in shipped.items():
@@ -284,21 +341,23 @@ def main() -> None:
         checkpoint = folder / "blip-base"
         sources = make_bundles(checkpoint if checkpoint.exists() else make_checkpoint(folder), folder)
         shipped = {
-            name: {"bytes": folder_bytes(sources[name]), **command_line(sources[name], folder)}
+            name: {
+                "bytes": folder_bytes(sources[name]),
+                **command_line(sources[name], folder),
+                "load": loading(sources[name], options.threads),
+            }
             for name in ("fp32", "int8", "int4")
         }
         found = compare(sources, options.threads, options.rounds)
-        for engine, name in ENGINES.items():
-            if name in shipped:
-                shipped[name]["load"] = found[engine]["load"]
-        floor_s = step_bytes(sources["fp32"]) / found["bandwidth"]["bytes_per_second"]
-    print_tables(found, floor_s, shipped)
+        step_s = step_bytes(sources["fp32"]) / found[MACHINE]["bytes_s"]
+        encoder_s = encoder_operations(sources["fp32"]) / found[MACHINE]["operations_s"]
+    print_tables(found, step_s, encoder_s, shipped)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     document = {
         "machine": machine,
         "threads": options.threads,
         "engines": found,
-        "floor_s": floor_s,
+        "floors_s": {"step": step_s, "encoder": encoder_s},
         "bundles": shipped,
     }
     print("\n" + json.dumps(document))
