@@ -50,6 +50,11 @@ class MechanismConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
 
+    @property
+    def reads(self) -> tuple[bool, bool]:
+        """Whether the text reads, and whether the image does."""
+        return self.name != "image_to_text", self.name != "text_to_image" and (self.name, self.hops) != ("multi_hop", 1)
+
     def build(self, width: int, side: int | None = None) -> nn.Module:
         """The mechanism for modalities of `width`, with random weights; it is a `Mechanism`.
 

@@ -1,5 +1,6 @@
 """Encoders: a picture, a text, speech or a video becomes tokens, `[batch, tokens, width]` and a mask."""
 
+from xattn_edge.encoders.configs import IMAGE_ENCODERS, ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.encoders.image import ImageEncoder
 from xattn_edge.encoders.patches import PatchEncoder
 from xattn_edge.encoders.speech import SpeechEncoder
@@ -8,13 +9,16 @@ from xattn_edge.encoders.transformer import FeedForward, SelfAttentionLayer
 from xattn_edge.encoders.video import VideoEncoder
 
 __all__ = [
+    "IMAGE_ENCODERS",
     "TEXT_ENCODERS",
     "FeedForward",
     "ImageEncoder",
+    "ImageEncoderConfig",
     "LstmTextEncoder",
     "PatchEncoder",
     "SelfAttentionLayer",
     "SpeechEncoder",
+    "TextEncoderConfig",
     "TransformerTextEncoder",
     "VideoEncoder",
     "build_text_encoder",

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from xattn_edge.attention import Tokens, every_token
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 
-__all__ = ["ImageEncoder"]
+__all__ = ["ImageEncoder", "check_feature_map"]
 
 
 class ImageEncoder(nn.Module):
@@ -66,6 +66,19 @@ class ImageEncoder(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         return every_token(self.norm(tokens))
+
+
+def check_feature_map(image_size_px: int, channels: Sequence[int], blocks: Sequence[int]) -> None:
+    """An `ImageEncoder` of these numbers can be.
+
+    Raises:
+        ValueError: it cannot; says why.
+    """
+    stride = 1 << len(channels)
+    if len(blocks) != len(channels) - 1:
+        raise ValueError(f"blocks: expected {len(channels) - 1} numbers, found {len(blocks)}")
+    if image_size_px % stride:
+        raise ValueError(f"image_size_px: {image_size_px} is not a multiple of the stride {stride}")
 
 
 class _ResidualBlock(nn.Module):

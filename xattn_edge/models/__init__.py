@@ -3,12 +3,16 @@
 from xattn_edge.models.caption import CaptionModel
 from xattn_edge.models.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
+from xattn_edge.models.cross_modal import CrossModalVqaModel
+from xattn_edge.models.cross_modal_config import CrossModalVqaConfig
 from xattn_edge.models.vqa import VqaModel
 
 __all__ = [
     "CaptionConfig",
     "CaptionModel",
     "Checkpoint",
+    "CrossModalVqaConfig",
+    "CrossModalVqaModel",
     "ModelConfig",
     "VqaConfig",
     "VqaModel",

@@ -23,13 +23,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from xattn_edge.models.caption import CaptionModel
-from xattn_edge.models.config import ModelConfig, VqaConfig, config_from_dict
+from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
+from xattn_edge.models.cross_modal import CrossModalVqaModel
 from xattn_edge.models.vqa import VqaModel
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "build_model", "load_checkpoint", "save_checkpoint", "write_atomically"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "Model",
+    "build_model",
+    "load_checkpoint",
+    "save_checkpoint",
+    "write_atomically",
+]
 
 FORMAT_VERSION = 1
+
+Model = VqaModel | CaptionModel | CrossModalVqaModel
 
 
 @dataclass(frozen=True)
@@ -41,16 +52,18 @@ class Checkpoint:
     name: str
     license: str
     config: ModelConfig
-    model: VqaModel | CaptionModel
+    model: Model
     tokenizer_json: str
     image_preprocessing: tuple[Mapping[str, Any], ...]
     recipe: Mapping[str, Any]
     """How it was trained: data, seed, steps, …"""
 
 
-def build_model(config: ModelConfig) -> VqaModel | CaptionModel:
+def build_model(config: ModelConfig) -> Model:
     """A model of this configuration with random weights."""
-    return VqaModel(config) if isinstance(config, VqaConfig) else CaptionModel(config)
+    if isinstance(config, VqaConfig):
+        return VqaModel(config)
+    return CaptionModel(config) if isinstance(config, CaptionConfig) else CrossModalVqaModel(config)
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from xattn_edge.encoders import TEXT_ENCODERS, ImageEncoder
+from xattn_edge.encoders.image import check_feature_map
+from xattn_edge.models.cross_modal_config import CrossModalVqaConfig
 
 __all__ = ["CaptionConfig", "ModelConfig", "VqaConfig", "config_from_dict"]
 
@@ -29,10 +31,7 @@ class _ImageConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide width {self.width}")
-        if len(self.blocks) != len(self.channels) - 1:
-            raise ValueError(f"blocks: expected {len(self.channels) - 1} numbers, found {len(self.blocks)}")
-        if self.image_size_px % self.stride:
-            raise ValueError(f"image_size_px: {self.image_size_px} is not a multiple of the stride {self.stride}")
+        check_feature_map(self.image_size_px, self.channels, self.blocks)
 
     @property
     def stride(self) -> int:
@@ -77,7 +76,7 @@ class CaptionConfig(_ImageConfig):
     end_token_id: int
 
 
-ModelConfig = VqaConfig | CaptionConfig
+ModelConfig = VqaConfig | CaptionConfig | CrossModalVqaConfig
 
 
 def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
@@ -86,13 +85,26 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: an unknown task, a missing, unknown or impossible value.
     """
-    kinds: dict[str, type[VqaConfig] | type[CaptionConfig]] = {"vqa": VqaConfig, "caption": CaptionConfig}
+    vqa = CrossModalVqaConfig if "mechanism" in values else VqaConfig
+    kinds: dict[str, type[ModelConfig]] = {"vqa": vqa, "caption": CaptionConfig}
     if task not in kinds:
         raise ValueError(f"task: {task!r} is not one of {', '.join(kinds)}")
-    names = {field.name for field in dataclasses.fields(kinds[task])}
+    config: ModelConfig = _from_dict(kinds[task], values)
+    return config
+
+
+def _from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A frozen dataclass, and those in it, from what `dataclasses.asdict` and JSON made of it."""
+    types = get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}
     if names != set(values):
         raise ValueError(f"missing {sorted(names - set(values))}, unknown {sorted(set(values) - names)}")
-    frozen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    frozen = {
+        name: _from_dict(types[name], value)
+        if dataclasses.is_dataclass(types[name])
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in values.items()
     }
-    return kinds[task](**frozen)
+    return kind(**frozen)

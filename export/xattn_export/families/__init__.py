@@ -20,6 +20,7 @@ from xattn_export.families.vilt import VILT
 from xattn_export.families.vision_encoder_decoder import VISION_ENCODER_DECODER
 from xattn_export.families.visual_bert import VISUAL_BERT
 from xattn_export.families.xattn_caption import XATTN_CAPTION
+from xattn_export.families.xattn_cross_modal import XATTN_CROSS_MODAL
 from xattn_export.families.xattn_vqa import XATTN_VQA
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
@@ -29,6 +30,7 @@ __all__ = ["FAMILIES", "family_of"]
 FAMILIES: tuple[Family, ...] = (
     XATTN_CAPTION,
     XATTN_VQA,
+    XATTN_CROSS_MODAL,
     *BLIP,
     *BLIP2,
     *GIT,

@@ -16,7 +16,7 @@ from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_s
 from xattn_export.families.drawings import shape_pictures
 from xattn_export.families.xattn import image_encoder_role, image_steps, is_checkpoint, pairs, unknown_token_id
 
-__all__ = ["XATTN_VQA"]
+__all__ = ["XATTN_VQA", "LstmGraph"]
 
 _ONNX_LSTM_OPSET = 14
 # torch stacks the gates as input, forget, cell, output; ONNX as input, output, forget, cell.
@@ -132,6 +132,6 @@ def _both_directions(lstm: nn.LSTM, name: str) -> Tensor:
 
 XATTN_VQA = Family(
     name="xattn-edge vqa",
-    recognises=lambda config: is_checkpoint(config, "vqa"),
+    recognises=lambda config: is_checkpoint(config, "vqa") and "mechanism" not in config.get("model", ()),
     open=_open,
 )

@@ -1,0 +1,55 @@
+"""Visual question answering as a combination: mechanism × fusion × encoders, typed and frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xattn_edge.attention import MechanismConfig
+from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
+from xattn_edge.fusion import FusionConfig
+
+__all__ = ["CrossModalVqaConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModalVqaConfig:
+    """Questions about pictures, answered from a list.
+
+    image, text: the encoders. mechanism: how both read each other. layers: how often, each time with weights of its
+        own. fusion: how what both have read becomes an answer. width: of all tokens. answers: the list.
+
+    Raises:
+        ValueError: parts that do not go together; says which and why.
+    """
+
+    image: ImageEncoderConfig
+    text: TextEncoderConfig
+    mechanism: MechanismConfig
+    fusion: FusionConfig
+    layers: int
+    width: int
+    dropout: float
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        heads = {
+            "mechanism": self.mechanism.options.heads,
+            "image encoder": self.image.heads,
+            "text encoder": self.text.heads,
+        }
+        for part, number in heads.items():
+            if number < 1 or self.width % number:
+                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        if self.text.name == "lstm" and self.width % 2:
+            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
+        if self.layers < 1:
+            raise ValueError(f"layers: expected at least 1, found {self.layers}")
+        if len(self.answers) < 2:
+            raise ValueError(f"answers: expected at least 2 to choose among, found {len(self.answers)}")
+        if self.mechanism.name == "hierarchical" and self.image.side % self.mechanism.window:
+            raise ValueError(
+                f"mechanism: window: expected a divisor of a side of {self.image.side} positions, which regions must "
+                f"fill, found {self.mechanism.window}"
+            )
+        if self.fusion.weights is not None and len(self.fusion.weights) != 2:
+            raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(self.fusion.weights)}")
