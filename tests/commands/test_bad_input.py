@@ -164,3 +164,16 @@ def test_providers(invoke, picture, vqa_bundle):
 
 def test_too_many_new_tokens(invoke, picture, caption_bundle):
     check(invoke("caption", picture, picture, "-b", caption_bundle, "--max-new-tokens", "999"), "max_new_tokens")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "words"),
+    [
+        ("shapes-vqa", "caption", ("task: expected vqa, as", "found 'caption'")),
+        ("emoji-caption", "retrieval", ("task: expected caption, as", "found 'retrieval'")),
+    ],
+)
+def test_a_task_that_the_model_does_not_do(invoke, tmp_path, name, task, words):
+    checkpoint = Path(__file__).parents[2] / "checkpoints" / name
+    check(invoke("export", checkpoint, "-o", tmp_path / "out.xattn", "--task", task), *words)
+    assert list(tmp_path.iterdir()) == []
