@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,10 @@ from xattn_edge.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoderConfi
 from xattn_edge.fusion import FUSIONS, FusionConfig
 from xattn_edge.models import Checkpoint, CrossModalVqaConfig, build_model, save_checkpoint
 from xattn_export import export_checkpoint, inspect_path, quantize_bundle
+from xattn_export.conformance import examine
+from xattn_export.decompose import decompose_attention
 from xattn_export.families import family_of
+from xattn_export.parity import check_parity
 from xattn_runtime import load
 from xattn_runtime.verify import verify_bundle
 
@@ -68,14 +72,26 @@ def write_checkpoint(path: Path, mechanism, fusion, image, text, options):
     return model, made
 
 
+def check_decomposed(bundle, source):
+    """The other form of the classifier, made of its graph as the exporter does, is standard and equals torch, too."""
+    role = next(role for role in source.roles if role.name == "classifier")
+    model = onnx.load(bundle / "graphs" / "classifier.onnx")
+    facts = examine(model)
+    assert (facts.operators.get("Attention", 0) > 0) == role.attends
+    decomposed = decompose_attention(model, opset=18)
+    assert examine(decomposed).standard
+    assert "Attention" not in examine(decomposed).operators
+    assert check_parity(decomposed, role).cases == 8
+
+
 @pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), COMBINATIONS)
 def test_the_whole_way(tmp_path, mechanism, fusion, image, text, options):
     model, words = write_checkpoint(tmp_path / "checkpoint", mechanism, fusion, image, text, options)
     bundle, small = tmp_path / "tiny.xattn", tmp_path / "small.xattn"
     assert family_of(tmp_path / "checkpoint").name == "xattn-edge vqa of any mechanism"
-    report = export_checkpoint(tmp_path / "checkpoint", bundle, attention="decomposed", command="pytest")
+    report = export_checkpoint(tmp_path / "checkpoint", bundle, command="pytest")
     assert report.to_dict()["standard"]
-    assert set(report.parity) == {"image_encoder", "classifier"}
+    check_decomposed(bundle, family_of(tmp_path / "checkpoint").open(tmp_path / "checkpoint"))
     quantize_bundle(bundle, small, command="pytest")
     for path, precision in ((bundle, "fp32"), (small, "int8")):
         assert verify_bundle(path).passed
@@ -90,8 +106,8 @@ def test_the_whole_way(tmp_path, mechanism, fusion, image, text, options):
     normal = (torch.from_numpy(pixels / np.float32(255)) - 0.5) / 0.25
     with torch.inference_mode():
         expected = model(normal.permute(2, 0, 1)[None], ids, torch.ones_like(ids)).softmax(-1)[0]
-    answer = load(bundle).answer(stream.getvalue(), question)
+    answer = load(bundle).ask(stream.getvalue(), question)
     best = int(expected.argmax())
     assert answer.answer == ANSWERS[best]
     assert answer.confidence == pytest.approx(float(expected[best]), rel=1e-3)
-    assert load(small).answer(stream.getvalue(), question).answer in ANSWERS
+    assert load(small).ask(stream.getvalue(), question).answer in ANSWERS

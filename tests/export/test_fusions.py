@@ -1,6 +1,5 @@
 """Every fusion as a graph: standard operators only, and what torch computes, whichever modalities are missing."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -14,27 +13,27 @@ MODALITIES, WIDTH, OUTPUTS = 3, 6, 4
 
 
 class FusionGraph(nn.Module):
-    """A head over flat tensors; which modalities are there is the sign of a number each."""
+    """All heads over flat tensors; a modality is there where a number of its own is positive."""
 
-    def __init__(self, head):
+    def __init__(self, heads):
         super().__init__()
-        self.head = head
+        self.heads = nn.ModuleList(heads)
 
     def forward(self, presence, *modalities):
-        return (self.head(modalities, presence > 0).output,)
+        return tuple(head(modalities, presence > 0).output for head in self.heads)
 
 
-@pytest.mark.parametrize("name", FUSIONS)
-def test_fusions(name):
+def test_fusions():
     torch.manual_seed(4)
-    weights = (1.0, 2.0, 3.0) if name == "late_weighted" else None
-    head = FusionConfig(name=name, weights=weights).build((WIDTH,) * MODALITIES, OUTPUTS)
-    graph = FusionGraph(head).eval()
+    weights = {"late_weighted": (1.0, 2.0, 3.0)}
+    configs = [FusionConfig(name=name, weights=weights.get(name)) for name in FUSIONS]
+    graph = FusionGraph(config.build((WIDTH,) * MODALITIES, OUTPUTS) for config in configs).eval()
     inputs = (
         TensorSpec("presence", ("batch", MODALITIES), "normal"),
         *(TensorSpec(f"modality_{number}", ("batch", WIDTH), "normal") for number in range(MODALITIES)),
     )
-    role = Role(name, graph, lambda *tensors: graph(*tensors), inputs, ("logits",), attends=False)
+    outputs = tuple(f"{name}_logits" for name in FUSIONS)
+    role = Role("fusions", graph, lambda *tensors: graph(*tensors), inputs, outputs, attends=False)
     model = export_graph(role, "decomposed", 18)
     assert examine(model).standard
     assert check_parity(model, role).cases == 2

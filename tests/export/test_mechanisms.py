@@ -1,11 +1,13 @@
-"""Every mechanism as a graph: standard operators only, and what torch computes at every batch and length."""
+"""Attention as a graph: standard operators only, and what torch computes at every batch and length.
+
+Whole mechanisms are in test_combinations.py, as parts of models that go all the way.
+"""
 
 import pytest
 import torch
 from torch import nn
 
 from xattn_edge.attention import (
-    MECHANISMS,
     AttentionOptions,
     CrossModalAttention,
     MechanismConfig,
@@ -17,7 +19,7 @@ from xattn_export.families.base import Role, TensorSpec
 from xattn_export.parity import check_parity
 from xattn_export.to_onnx import choose_opset, export_graph
 
-WIDTH, SIDE, LONGEST = 8, 2, 9
+WIDTH, LONGEST = 8, 9
 
 
 def role(name, module, inputs, outputs, attends):
@@ -65,15 +67,6 @@ class ExchangeGraph(nn.Module):
         read = tuple(found.masked_fill(~side.mask[..., None], 0.0) for found, side in pairs if found is not None)
         # A side that reads nothing passes by, so that its mask is used all the same.
         return read if len(read) == 2 else (*read, sum(each.mask.sum() for each in sides))
-
-
-@pytest.mark.parametrize("name", MECHANISMS)
-def test_mechanisms(name):
-    options = AttentionOptions(heads=2, similarity="scaled_dot")
-    mechanism = MechanismConfig(name=name, options=options, hops=3, neighbours=2, words=2).build(WIDTH, SIDE)
-    inputs = (*sequence("text", "length"), *sequence("image", SIDE * SIDE))
-    attentions = {"two_way": 2, "multi_hop": 3, "hierarchical": 0}.get(name, 1)
-    check(role(name, ExchangeGraph(mechanism), inputs, ("text_read", "image_read"), attentions > 0), attentions)
 
 
 def test_groups_of_frames_whose_number_differs():
