@@ -93,7 +93,7 @@ INPUTS = (TensorSpec("query", ("batch", "length", WIDTH), "normal"), *sequence("
 
 @pytest.mark.parametrize(
     ("similarity", "weighting", "top_k"),
-    [("dot", "hard", 1), ("cosine", "hard", 2), ("additive", "soft", 1)],
+    [("dot", "hard", 2), ("additive", "soft", 1)],
 )
 def test_weights(similarity, weighting, top_k):
     """Fully masked rows among them."""
@@ -102,7 +102,7 @@ def test_weights(similarity, weighting, top_k):
     check(role(similarity, graph, INPUTS, ("output", "weights"), False), 0)
 
 
-@pytest.mark.parametrize(("similarity", "kv_heads"), [("dot", 4), ("scaled_dot", 2), ("cosine", 1)])
+@pytest.mark.parametrize(("similarity", "kv_heads"), [("dot", 4), ("scaled_dot", 2)])
 def test_soft_attention_by_products_is_one_operator(similarity, kv_heads):
     """Fully masked rows among them."""
     options = AttentionOptions(heads=4, kv_heads=kv_heads, similarity=similarity)
