@@ -93,6 +93,22 @@ def test_every_mechanism_with_every_similarity_and_weighting_can_be_trained(mech
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_mixed_precision(mechanism):
+    """In bfloat16 a step of training is finite, and the loss near that of float32."""
+    for similarity, weighting in (("cosine", "soft"), ("additive", "soft"), ("scaled_dot", "hard")):
+        torch.manual_seed(0)
+        options = AttentionOptions(heads=4, kv_heads=2, similarity=similarity, weighting=weighting)
+        model = build_model(config_of(mechanism, "dynamic", options=options, dropout=0.0))
+        pixels, ids, mask, answers = batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(pixels, ids, mask).float(), answers)
+        loss.backward()
+        assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+        if weighting == "soft":
+            torch.testing.assert_close(F.cross_entropy(model(pixels, ids, mask), answers), loss, rtol=0.03, atol=0)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_answers_depend_on_both_modalities_and_not_on_padding(mechanism):
     torch.manual_seed(2)
     model = build_model(config_of(mechanism, layers=2)).eval()

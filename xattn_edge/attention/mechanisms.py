@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import nn
@@ -36,7 +36,7 @@ class MechanismConfig:
     """
 
     name: str
-    options: AttentionOptions = field(default=PLAIN)
+    options: AttentionOptions = PLAIN
     hops: int = 3
     shared: bool = False
     neighbours: int = 8

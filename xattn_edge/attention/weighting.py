@@ -67,7 +67,13 @@ class HardWeighting(nn.Module):
         """`scores` `[…, queries, context]` to weights."""
         if not self.training:
             return masked_softmax(scores, best_positions(scores, mask, self.top_k))
-        noisy = scores - torch.empty_like(scores).exponential_().log()
+        noisy = scores + _gumbel(scores)
         chosen = masked_softmax(scores, best_positions(noisy, mask, self.top_k)).detach()
         relaxed = masked_softmax(noisy / self.temperature, mask)
         return chosen + (relaxed - relaxed.detach())
+
+
+def _gumbel(scores: Tensor) -> Tensor:
+    """Noise of the standard Gumbel distribution, finite in any precision, of the shape and dtype of `scores`."""
+    drawn = torch.empty_like(scores, dtype=torch.float32).exponential_()
+    return -drawn.clamp(min=torch.finfo(torch.float32).tiny).log().to(scores.dtype)
