@@ -1,8 +1,6 @@
 """Quantized bundles: smaller, standard, and honest about what was lost."""
 
-import errno
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,8 +157,7 @@ def test_gemm_becomes_a_product(transposed, bias):
     prepare_products(model)
     assert [node.op_type for node in model.graph.node] == ["MatMul", "Add"][: 1 + bias]
     np.testing.assert_allclose(run(model, x=x), expected, atol=1e-5)
-    model, products = quantize_products(model)
-    assert products == 1
+    assert quantize_products(model) == 1
     onnx.checker.check_model(model, full_check=True)
     assert np.abs(run(model, x=x) - expected).max() < 0.03 * np.abs(expected).max()
 
@@ -177,8 +174,7 @@ def test_a_tied_head_is_a_product_of_its_own():
     expected = run(model, ids=ids)
     prepare_products(model)
     assert store_embeddings(model) == 1
-    model, products = quantize_products(model)
-    assert products == 1
+    assert quantize_products(model) == 1
     onnx.checker.check_model(model, full_check=True)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     assert max(np.prod(tensor.dims) for tensor in floats) == 300
@@ -207,15 +203,5 @@ def test_what_nothing_can_be_gained_from_stays():
     node = helper.make_node("Gemm", ["x", "w"], ["y"], name="n", alpha=2.0)
     model = graph_of([node], {"x": (TensorProto.FLOAT, ["n", 64])}, ["n", 96], w=normal(64, 96))
     prepare_products(model)
-    model, products = quantize_products(model)
-    assert (products, model.graph.node[0].op_type) == (0, "Gemm")
-
-
-def test_no_room_for_temporary_files(exported, tmp_path, monkeypatch):
-    def full(*arguments: object, **options: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", full)
-    with pytest.raises(OutputError, match="cannot hold temporary files: No space left on device"):
-        quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
-    assert list(tmp_path.iterdir()) == []
+    assert quantize_products(model) == 0
+    assert model.graph.node[0].op_type == "Gemm"

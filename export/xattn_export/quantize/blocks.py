@@ -6,6 +6,8 @@ into one kernel when it loads the graph. https://onnx.ai/onnx/operators/onnx__De
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -26,13 +28,14 @@ _LOWEST, _HIGHEST = -8, 7
 _SCALE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 
-def quantize_blocks(model: ModelProto) -> int:
+def quantize_blocks(model: ModelProto, folder: Path | None = None) -> int:
     """Store the large constant factors of products in int4, in place; how many.
 
-    A factor whose number of rows is no multiple of `BLOCK` is left as it is.
+    A factor whose number of rows is no multiple of `BLOCK` is left as it is. `folder`: where weights lie that are
+    beside the graph.
     """
     graph = model.graph
-    constants = Constants(graph)
+    constants = Constants(graph, folder)
     restored: dict[str, str] = {}
     replacements: dict[int, list[NodeProto]] = {}
     stored: list[TensorProto] = []
@@ -93,7 +96,7 @@ def _is_large_factor(constants: Constants, name: str) -> bool:
     return (
         constants.is_float(name, 2)
         and constants.elements(name) >= _FEWEST_WEIGHTS
-        and constants.rows(name) % BLOCK == 0
+        and constants.dims(name)[0] % BLOCK == 0
     )
 
 

@@ -11,22 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
-from xattn_export.conformance import GraphFacts, require_standard
-from xattn_export.external_weights import WeightStore, weights_file
+from xattn_export.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.external_weights import WeightStore, has_weights_outside, weights_file
 from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
 from xattn_export.quantize.blocks import LOWEST_OPSET, quantize_blocks
 from xattn_export.quantize.convolutions import quantize_convolutions
-from xattn_export.quantize.prepare import prepare_products
+from xattn_export.quantize.prepare import Constants, prepare_products
 from xattn_export.quantize.products import quantize_products
 from xattn_export.quantize.weights import store_convolutions, store_embeddings
-from xattn_runtime._reading import one_line, show
+from xattn_runtime._reading import show
 from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.manifest import PRECISIONS, Golden, GoldenCase, Graph, Manifest, Precision
@@ -190,16 +189,17 @@ def _quantize_graphs(
     reports = {}
     for number, (role, mode) in enumerate(modes.items()):
         tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(modes))
-        file = graphs[role].file
-        model, facts, counts = _quantize_graph(read_graph(bundle.file(file), with_weights=True), role, mode)
+        source, file = bundle.file(graphs[role].file), graphs[role].file
+        model = read_graph(source)
+        opset = require_standard(model, role).opset
+        counts = _quantize_graph(model, mode, source.parent)
         folder = (staged.folder / file).parent
         store = stores.setdefault(folder, WeightStore(folder))
         is_shared = role == LOOPED and GENERATOR in graphs
-        model = store.taken_out(model, weights_file(Path(file).name), shared=is_shared)
-        sizes = _bytes_of(bundle, file), write_graph(staged, file, model)
-        reports[role] = GraphReport(
-            mode, **counts, operators=facts.operators, bytes_before=sizes[0], bytes_after=sizes[1]
-        )
+        model = store.taken_out(model, weights_file(source.name), shared=is_shared)
+        facts = _check_graph(model, role, opset, folder)
+        sizes = {"bytes_before": _bytes_of(bundle, file), "bytes_after": write_graph(staged, file, model)}
+        reports[role] = GraphReport(mode, **counts, operators=facts.operators, **sizes)
     if GENERATOR in graphs:
         write_generator(staged, graphs[LOOPED].file, graphs[GENERATOR].file)
     return reports
@@ -211,29 +211,27 @@ def _bytes_of(bundle: Bundle, file: str) -> int:
     return sum(files[path].bytes for path in (file, weights_file(file)) if path in files)
 
 
-def _quantize_graph(model: ModelProto, role: str, mode: Precision) -> tuple[ModelProto, GraphFacts, dict[str, int]]:
-    """The quantized graph, what it is made of, and the counts of its `GraphReport`."""
-    opset = require_standard(model, role).opset
+def _quantize_graph(model: ModelProto, mode: Precision, folder: Path) -> dict[str, int]:
+    """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. The counts of its report."""
     counts = dict.fromkeys(_COUNTS, 0)
     if mode != "fp32":
-        prepare_products(model)
-        counts["int8_convolutions"] = quantize_convolutions(model)
-        counts["int8_stored_convolutions"] = store_convolutions(model)
-        counts["int8_embeddings"] = store_embeddings(model)
-        counts["int4_products"] = quantize_blocks(model) if mode == "int4" else 0
-        model, counts["int8_products"] = quantize_products(model)
+        prepare_products(model, folder)
+        counts["int8_convolutions"] = quantize_convolutions(model, folder)
+        counts["int8_stored_convolutions"] = store_convolutions(model, folder)
+        counts["int8_embeddings"] = store_embeddings(model, folder)
+        counts["int4_products"] = quantize_blocks(model, folder) if mode == "int4" else 0
+        counts["int8_products"] = quantize_products(model, folder)
+    Constants(model.graph, folder).bring_in()
+    return counts
+
+
+def _check_graph(model: ModelProto, role: str, opset: int | None, folder: Path) -> GraphFacts:
+    """What it is made of. Raises XattnError where it is not standard, of another opset, or not valid."""
     facts = require_standard(model, role)
-    _check_graph(model, role, facts, opset)
-    return model, facts, counts
-
-
-def _check_graph(model: ModelProto, role: str, facts: GraphFacts, opset: int | None) -> None:
     if facts.opset != opset:
         raise XattnError(f"{role}: expected opset {opset} after quantization, found {facts.opset}")
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise XattnError(f"{role}: the quantized graph is not valid ONNX: {one_line(error)[:500]}") from error
+    require_valid(model, role, folder if has_weights_outside(model) else None)
+    return facts
 
 
 def _manifest(bundle: Bundle, modes: Mapping[str, Precision], command: str) -> Manifest:

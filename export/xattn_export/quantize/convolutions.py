@@ -8,6 +8,7 @@ kernel are gathered as bytes (im2col: Chellapilla et al., 2006). Between two suc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ _FEWEST_WEIGHTS = 4096
 _ELEMENTWISE = {"Relu", "Add", "Mul", "Gelu", "Sigmoid"}
 
 
-def quantize_convolutions(model: ModelProto) -> int:
+def quantize_convolutions(model: ModelProto, folder: Path | None = None) -> int:
     """Compute convolutions over wide maps of a fixed size in int8, a scale an output channel, in place; how many.
 
-    Left as they are: convolutions in groups, dilated ones, those over fewer than 32 channels.
+    Left as they are: convolutions in groups, dilated ones, those over fewer than 32 channels. `folder`: where weights
+    lie that are beside the graph.
     """
     maps = _map_shapes(model)
-    constants = Constants(model.graph)
+    constants = Constants(model.graph, folder)
     chosen = {node.output[0]: conv for node in model.graph.node if (conv := _convolution(node, constants, maps))}
     if not chosen:
         return 0
@@ -93,19 +95,17 @@ def _convolution(node: NodeProto, constants: Constants, maps: dict[str, _Map]) -
     found, given = maps.get(node.input[0]), maps.get(node.output[0])
     if found is None or given is None or found.channels < _FEWEST_CHANNELS:
         return None
-    options = attributes(node)
-    weights = constants.values(node.input[1])
+    options, kernel = attributes(node), constants.dims(node.input[1])
     is_plain = (
         options.get("group", 1) == 1
         and set(options.get("dilations", [1])) == {1}  # type: ignore[call-overload]
         and options.get("auto_pad", b"NOTSET") == b"NOTSET"
-        and weights.size >= _FEWEST_WEIGHTS
+        and constants.elements(node.input[1]) >= _FEWEST_WEIGHTS
     )
     if not is_plain:
         return None
     strides, pads = options.get("strides", [1, 1]), options.get("pads", [0, 0, 0, 0])
-    kernel = (int(weights.shape[2]), int(weights.shape[3]))
-    return _Convolution(kernel, tuple(strides), tuple(pads[:2]), found, given)  # type: ignore[arg-type, index]
+    return _Convolution((kernel[2], kernel[3]), tuple(strides), tuple(pads[:2]), found, given)  # type: ignore[arg-type, index]
 
 
 class _Rewriter:

@@ -6,6 +6,9 @@ embedding's table). In place, without a change of what is computed.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -15,10 +18,14 @@ __all__ = ["Constants", "attributes", "prepare_products", "replace_nodes"]
 
 
 class Constants:
-    """The initializers of a graph, by name; new ones are added, and those that no node reads any more dropped."""
+    """The initializers of a graph, by name; new ones are added, and those that no node reads any more dropped.
 
-    def __init__(self, graph: GraphProto) -> None:
+    Weights that lie in files of `folder` are read when they are asked for, and stay there.
+    """
+
+    def __init__(self, graph: GraphProto, folder: Path | None = None) -> None:
         self._graph = graph
+        self._folder = "" if folder is None else str(folder)
         self._tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
 
     def __contains__(self, name: str) -> bool:
@@ -33,17 +40,27 @@ class Constants:
         """Number of values."""
         return int(np.prod(self._tensors[name].dims, dtype=np.int64))
 
-    def rows(self, name: str) -> int:
-        """Size of the first dimension."""
-        return int(self._tensors[name].dims[0])
+    def dims(self, name: str) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self._tensors[name].dims)
 
     def values(self, name: str) -> NDArray[np.float32]:
         """The values of a float32 constant."""
-        return numpy_helper.to_array(self._tensors[name]).astype(np.float32)
+        return self._array(name).astype(np.float32, copy=False)
+
+    def bring_in(self) -> None:
+        """Put weights that lie in files into the graph, in place."""
+        for name, tensor in self._tensors.items():
+            if tensor.data_location == TensorProto.EXTERNAL:
+                tensor.CopyFrom(numpy_helper.from_array(self._array(name), name))
+
+    def _array(self, name: str) -> NDArray[Any]:
+        # Reading fills the message in; a copy leaves ours as it is.
+        return numpy_helper.to_array(TensorProto.FromString(self._tensors[name].SerializeToString()), self._folder)
 
     def sizes(self, name: str) -> list[int]:
         """The values of an int64 constant."""
-        return [int(size) for size in numpy_helper.to_array(self._tensors[name])]
+        return [int(size) for size in self._array(name)]
 
     def add(self, name: str, values: NDArray[np.generic]) -> str:
         """A new constant; the name that it got, `name` itself or with a number where that is taken."""
@@ -74,10 +91,13 @@ def replace_nodes(graph: GraphProto, replacements: dict[int, list[NodeProto]]) -
     graph.node.extend(copies)
 
 
-def prepare_products(model: ModelProto) -> None:
-    """Turn `Gemm` with constant weights into `MatMul` and `Add`, and fold `Transpose` of constants, in place."""
+def prepare_products(model: ModelProto, folder: Path | None = None) -> None:
+    """Turn `Gemm` with constant weights into `MatMul` and `Add`, and fold `Transpose` of constants, in place.
+
+    folder: where weights lie that are beside the graph.
+    """
     graph = model.graph
-    constants = Constants(graph)
+    constants = Constants(graph, folder)
     _fold_transposes(graph, constants)
     replacements = {}
     for index, node in enumerate(graph.node):

@@ -1,22 +1,19 @@
 """Dynamic int8 products: `MatMul` with a constant becomes `DynamicQuantizeLinear` and `MatMulInteger`.
 
-ONNX Runtime's quantizer does it. Left to its defaults it would also quantize attention, into operators of its own:
-hence the options here.
+What is written is what `quantize_dynamic` of ONNX Runtime writes (its operators fuse it into one kernel), a weight at a
+time: that one needs the whole model in memory, and in one protobuf message of at most 2 GB.
+https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 """
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from pathlib import Path
 
-import onnx
-from onnx import ModelProto
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.conformance import drop_unused_imports
-from xattn_export.quantize.prepare import Constants
-from xattn_runtime._reading import one_line
-from xattn_runtime.errors import OutputError
+from xattn_export.quantize.prepare import Constants, replace_nodes
+from xattn_export.quantize.weights import quantize_rows
 
 __all__ = ["quantize_products"]
 
@@ -24,50 +21,51 @@ __all__ = ["quantize_products"]
 _FEWEST_WEIGHTS = 4096
 
 
-def quantize_products(model: ModelProto) -> tuple[ModelProto, int]:
-    """`model` with its large constant products in int8, a scale a column; and how many they are.
+def quantize_products(model: ModelProto, folder: Path | None = None) -> int:
+    """Compute large constant products in int8, a scale a column, in place; how many.
 
     Weights are signed and symmetric: ARM's dot product and x86's VNNI both take them at full speed. Processors with
-    neither need `session.x64quantprecision`, which the caller puts into the bundle.
-
-    Raises:
-        OutputError: there is no room for temporary files.
+    neither need `session.x64quantprecision`, which the caller puts into the bundle. `folder`: where weights lie that
+    are beside the graph.
     """
-    constants = Constants(model.graph)
-    products = [node for node in model.graph.node if node.op_type == "MatMul" and constants.is_float(node.input[1], 2)]
-    chosen = [node.name for node in products if constants.elements(node.input[1]) >= _FEWEST_WEIGHTS]
-    if not chosen:
-        return model, 0
-    quantized = _quantize(model, chosen)
-    drop_unused_imports(quantized)
-    del quantized.graph.value_info[:]
-    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
-    return quantized, len(chosen)
-
-
-def _quantize(model: ModelProto, chosen: list[str]) -> ModelProto:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with tempfile.TemporaryDirectory(prefix="xattn-quantize-") as folder:
-            path = Path(folder) / "graph.onnx"
-            quantize_dynamic(
-                model,
-                path,
-                op_types_to_quantize=["MatMul"],
-                nodes_to_quantize=chosen,
-                per_channel=True,
-                reduce_range=False,
-                weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+    graph = model.graph
+    constants = Constants(graph, folder)
+    quantized: dict[str, tuple[str, str, str]] = {}
+    factors: dict[str, tuple[str, str]] = {}
+    replacements: dict[int, list[NodeProto]] = {}
+    for index, node in enumerate(graph.node):
+        if node.op_type != "MatMul" or not constants.is_float(node.input[1], 2):
+            continue
+        found, name = node.input
+        if constants.elements(name) < _FEWEST_WEIGHTS:
+            continue
+        added: list[NodeProto] = []
+        if found not in quantized:
+            quantized[found] = f"{found}_bytes", f"{found}_bytes_scale", f"{found}_bytes_zero_point"
+            added.append(
+                helper.make_node("DynamicQuantizeLinear", [found], list(quantized[found]), name=f"{found}_bytes")
             )
-            return onnx.load_model(path)
-    except OSError as error:
-        raise OutputError(
-            f"{tempfile.gettempdir()}: cannot hold temporary files: {error.strerror or one_line(error)}; "
-            "free some space, or name another place with the variable TMPDIR"
-        ) from error
-    finally:
-        logging.disable(disabled)
+        if name not in factors:
+            values, scales = quantize_rows(constants.values(name).T)
+            factors[name] = constants.add(f"{name}_int8", values.T), constants.add(f"{name}_scale", scales[:, 0])
+        replacements[index] = [*added, *_product(node, quantized[found], factors[name], constants)]
+    replace_nodes(graph, replacements)
+    constants.write_back()
+    return len(replacements)
+
+
+def _product(
+    node: NodeProto, found: tuple[str, str, str], factor: tuple[str, str], constants: Constants
+) -> list[NodeProto]:
+    """Sums in int32, and their scale: the input's times the column's."""
+    values, scale, zero = found
+    weight, weight_scale = factor
+    output = node.output[0]
+    total, as_float, product = f"{output}_sum", f"{output}_float", f"{output}_scale"
+    weight_zero = constants.add(f"{weight}_zero_point", np.zeros((), np.int8))
+    return [
+        helper.make_node("MatMulInteger", [values, weight, zero, weight_zero], [total], name=total),
+        helper.make_node("Cast", [total], [as_float], name=as_float, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [scale, weight_scale], [product], name=product),
+        helper.make_node("Mul", [as_float, product], [output], name=node.name),
+    ]

@@ -7,6 +7,8 @@ convolution from its fastest layout. An embedding is looked up as bytes, and onl
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -20,10 +22,13 @@ _FEWEST_EMBEDDING_WEIGHTS = 16384
 _LARGEST_INT8 = 127
 
 
-def store_convolutions(model: ModelProto) -> int:
-    """Store the weights of large convolutions as int8 with a scale an output channel, in place; how many."""
+def store_convolutions(model: ModelProto, folder: Path | None = None) -> int:
+    """Store the weights of large convolutions as int8 with a scale an output channel, in place; how many.
+
+    folder: where weights lie that are beside the graph.
+    """
     graph = model.graph
-    constants = Constants(graph)
+    constants = Constants(graph, folder)
     replacements: dict[int, list[NodeProto]] = {}
     for index, node in enumerate(graph.node):
         if node.op_type != "Conv" or not constants.is_float(node.input[1], 4):
@@ -45,10 +50,13 @@ def store_convolutions(model: ModelProto) -> int:
     return len(replacements)
 
 
-def store_embeddings(model: ModelProto) -> int:
-    """Store large tables that are looked up as int8 with a scale a row, in place; how many lookups."""
+def store_embeddings(model: ModelProto, folder: Path | None = None) -> int:
+    """Store large tables that are looked up as int8 with a scale a row, in place; how many lookups.
+
+    folder: where weights lie that are beside the graph.
+    """
     graph = model.graph
-    constants = Constants(graph)
+    constants = Constants(graph, folder)
     stored: dict[str, tuple[str, str]] = {}
     replacements: dict[int, list[NodeProto]] = {}
     for index, node in enumerate(graph.node):
