@@ -6,6 +6,7 @@ The numpy model keeps no cache and recomputes every prefix, so that it is an ind
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from xattn_runtime import manifest as m
 from xattn_runtime.preprocess.steps import Flatten, Normalize, PadToSquare, Rescale, Resize
+
+# Tests that run side by side have a core each. Torch reads this when the first test module imports it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 LAYERS, HEADS, HEAD_WIDTH, WIDTH, SIDE_PX = 2, 2, 4, 8, 16
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
