@@ -274,9 +274,9 @@ def encoder_operations(bundle: Path) -> int:
 def loading(bundle: Path, threads: int) -> float:
     """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
     program = (
-        "import sys, time\nfrom xattn_runtime import load\nfrom xattn_runtime.providers import load_onnxruntime\n"
-        "load_onnxruntime()\nbegan = time.perf_counter()\nload(sys.argv[1], threads=int(sys.argv[2]))\n"
-        "print(time.perf_counter() - began)"
+        "import sys, time, tokenizers\nfrom xattn_runtime.providers import load_onnxruntime\n"
+        "from xattn_runtime.tasks import load\nload_onnxruntime()\nbegan = time.perf_counter()\n"
+        "load(sys.argv[1], threads=int(sys.argv[2]))\nprint(time.perf_counter() - began)"
     )
     arguments = [sys.executable, "-c", program, str(bundle), str(threads)]
     return statistics.median(float(subprocess.check_output(arguments)) for _ in range(5))
