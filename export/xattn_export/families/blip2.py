@@ -94,6 +94,12 @@ def _text_model(folder: Path) -> str:
             f"{path}: text_config.word_embed_proj_dim: expected hidden_size, which is {show(width)}, found "
             f"{show(words)}: image tokens have no place among words of another width"
         )
+    layers, decoder_layers = text.get("num_layers"), text.get("num_decoder_layers")
+    if found == "t5" and decoder_layers not in (None, layers):
+        raise CheckpointError(
+            f"{path}: text_config.num_decoder_layers: expected num_layers, which is {show(layers)}, found "
+            f"{show(decoder_layers)}; T5 with an encoder and a decoder of unlike depth cannot be exported yet"
+        )
     return found
 
 
