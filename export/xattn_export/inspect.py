@@ -59,14 +59,14 @@ def inspect_path(path: Path) -> InspectReport:
     )
 
 
-def read_graph(path: Path, *, with_weights: bool = False) -> ModelProto:
-    """The ONNX model in `path`; weights beside it are left where they are, unless asked for.
+def read_graph(path: Path) -> ModelProto:
+    """The ONNX model in `path`; weights beside it are left where they are.
 
     Raises:
         BundleError: it cannot be read, or is no ONNX model.
     """
     try:
-        model = onnx.load_model(path, format="protobuf", load_external_data=with_weights)
+        model = onnx.load_model(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise BundleError(f"{path}: expected an ONNX model, found: {one_line(error)}; export it again") from error
     if not model.ir_version or not model.opset_import or not model.graph.node:

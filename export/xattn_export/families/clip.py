@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Source
 from xattn_export.families.blip_layers import padding_mask
-from xattn_export.families.dual_encoder import EncoderLayer, TextEncoder, dual_encoder_source
+from xattn_export.families.clip_vision import ClipVision
+from xattn_export.families.dual_encoder import TextEncoder, dual_encoder_source
 from xattn_export.families.hf import has_architecture, load_model
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
@@ -35,20 +36,12 @@ class ImageFeatures(nn.Module):
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
         vision = model.vision_model
-        self.embeddings = vision.embeddings
-        self.first_norm = vision.pre_layrnorm
-        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in vision.encoder.layers)
+        self.vision = ClipVision(vision)
         self.norm = vision.post_layernorm
         self.projection = model.visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        embeddings = self.embeddings
-        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = embeddings.class_embedding.expand(pixel_values.shape[0], 1, -1)
-        tokens = self.first_norm(torch.cat((first, patches), 1) + embeddings.position_embedding.weight)
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return cast(Tensor, self.projection(self.norm(tokens[:, 0])))
+        return cast(Tensor, self.projection(self.norm(self.vision(pixel_values)[:, 0])))
 
 
 class TextFeatures(nn.Module):

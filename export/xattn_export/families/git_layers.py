@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
+from xattn_export.families.clip_vision import ClipVision
 from xattn_export.families.graph_layers import attend, attend_with_cache, fuse_linears, split_heads
 
 if TYPE_CHECKING:
@@ -27,39 +28,12 @@ class ImageTokens(nn.Module):
     def __init__(self, model: GitModel) -> None:
         super().__init__()
         vision = model.image_encoder.vision_model
-        self.embeddings = vision.embeddings
-        self.first_norm = vision.pre_layrnorm
-        self.layers = nn.ModuleList(_VisionLayer(layer) for layer in vision.encoder.layers)
+        self.vision = ClipVision(vision)
         self.last_norm = vision.post_layernorm
         self.projection = model.visual_projection
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        embeddings = self.embeddings
-        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = embeddings.class_embedding.expand(pixel_values.shape[0], 1, -1)
-        tokens = self.first_norm(torch.cat((first, patches), 1) + embeddings.position_embedding.weight)
-        for layer in self.layers:
-            tokens = layer(tokens)
-        return cast(Tensor, self.projection(self.last_norm(tokens)))
-
-
-class _VisionLayer(nn.Module):
-    """Attention, then a feed-forward network, each on normalised tokens."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        attention = layer.self_attn
-        self.heads = attention.num_heads
-        self.qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.attention_norm = layer.layer_norm1
-        self.attention_output = attention.out_proj
-        self.feed_forward = layer.mlp
-        self.feed_forward_norm = layer.layer_norm2
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = self.qkv(self.attention_norm(tokens)).chunk(3, -1)
-        tokens = tokens + self.attention_output(attend(query, key, value, self.heads))
-        return cast(Tensor, tokens + self.feed_forward(self.feed_forward_norm(tokens)))
+        return cast(Tensor, self.projection(self.last_norm(self.vision(pixel_values))))
 
 
 class TokenEmbeddings(nn.Module):

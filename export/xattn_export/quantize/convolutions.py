@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
-from xattn_export.quantize.prepare import Constants, attributes
+from xattn_export.quantize.prepare import Constants, attributes, write_nodes
+from xattn_export.quantize.products import integer_product
 from xattn_export.quantize.weights import quantize_rows
 
 __all__ = ["quantize_convolutions"]
@@ -142,9 +143,7 @@ class _Rewriter:
         """Put the nodes and constants into the graph."""
         for output in self._graph.output:
             self._write_map(output.name)
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in self._nodes]
-        del self._graph.node[:]
-        self._graph.node.extend(copies)
+        write_nodes(self._graph, self._nodes)
         self._constants.write_back()
 
     def _keep(self, node: NodeProto) -> None:
@@ -171,10 +170,8 @@ class _Rewriter:
         weight = self._constants.add(f"{node.input[1]}_int8", rounded.T)
         weight_scale = self._constants.add(f"{node.input[1]}_channel_scale", scales[:, 0])
         weight_zero = self._constants.add(f"{node.input[1]}_zero_point", np.zeros((), np.int8))
-        total = self._node("MatMulInteger", [values, weight, zero, weight_zero], f"{output}_sum")
-        total = self._node("Cast", [total], f"{output}_float", to=TensorProto.FLOAT)
-        factor = self._node("Mul", [scale, weight_scale], f"{output}_scale")
-        found_name = self._node("Mul", [total, factor], f"{output}_scaled")
+        factor, found_name = (weight, weight_scale, weight_zero), f"{output}_scaled"
+        self._nodes += integer_product((values, scale, zero), factor, output, found_name, found_name)
         if len(node.input) > 2:
             found_name = self._node("Add", [found_name, node.input[2]], f"{output}_biased")
         self._positions[output] = found_name

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["Constants", "attributes", "prepare_products", "replace_nodes"]
+__all__ = ["Constants", "attributes", "prepare_products", "replace_nodes", "write_nodes"]
 
 
 class Constants:
@@ -55,8 +55,11 @@ class Constants:
                 tensor.CopyFrom(numpy_helper.from_array(self._array(name), name))
 
     def _array(self, name: str) -> NDArray[Any]:
-        # Reading fills the message in; a copy leaves ours as it is.
-        return numpy_helper.to_array(TensorProto.FromString(self._tensors[name].SerializeToString()), self._folder)
+        tensor = self._tensors[name]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            # Reading fills the message in; a copy leaves ours as it is.
+            tensor = TensorProto.FromString(tensor.SerializeToString())
+        return numpy_helper.to_array(tensor, self._folder)
 
     def sizes(self, name: str) -> list[int]:
         """The values of an int64 constant."""
@@ -85,7 +88,11 @@ def attributes(node: NodeProto) -> dict[str, object]:
 
 def replace_nodes(graph: GraphProto, replacements: dict[int, list[NodeProto]]) -> None:
     """Put, for each index of a node, its replacement in its place."""
-    nodes = [new for index, node in enumerate(graph.node) for new in replacements.get(index, [node])]
+    write_nodes(graph, [new for index, node in enumerate(graph.node) for new in replacements.get(index, [node])])
+
+
+def write_nodes(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    """Put `nodes`, which may be the graph's own, in the place of all that are there."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from xattn_export.quantize.prepare import Constants, replace_nodes
 from xattn_export.quantize.weights import quantize_rows
 
-__all__ = ["quantize_products"]
+__all__ = ["integer_product", "quantize_products"]
 
 # Quantizing the input of a smaller product costs more than it saves.
 _FEWEST_WEIGHTS = 4096
@@ -48,24 +48,28 @@ def quantize_products(model: ModelProto, folder: Path | None = None) -> int:
         if name not in factors:
             values, scales = quantize_rows(constants.values(name).T)
             factors[name] = constants.add(f"{name}_int8", values.T), constants.add(f"{name}_scale", scales[:, 0])
-        replacements[index] = [*added, *_product(node, quantized[found], factors[name], constants)]
+        weight, weight_scale = factors[name]
+        weight_zero = constants.add(f"{weight}_zero_point", np.zeros((), np.int8))
+        output, factor = node.output[0], (weight, weight_scale, weight_zero)
+        replacements[index] = [*added, *integer_product(quantized[found], factor, output, output, node.name)]
     replace_nodes(graph, replacements)
     constants.write_back()
     return len(replacements)
 
 
-def _product(
-    node: NodeProto, found: tuple[str, str, str], factor: tuple[str, str], constants: Constants
+def integer_product(
+    found: tuple[str, str, str], factor: tuple[str, str, str], stem: str, output: str, name: str
 ) -> list[NodeProto]:
-    """Sums in int32, and their scale: the input's times the column's."""
+    """Sums in int32, and their scale, the input's times the column's, to float32 `output` of a node `name`.
+
+    found, factor: values, scale and zero point of the input and of the weights. stem: what names between begin with.
+    """
     values, scale, zero = found
-    weight, weight_scale = factor
-    output = node.output[0]
-    total, as_float, product = f"{output}_sum", f"{output}_float", f"{output}_scale"
-    weight_zero = constants.add(f"{weight}_zero_point", np.zeros((), np.int8))
+    weight, weight_scale, weight_zero = factor
+    total, as_float, product = f"{stem}_sum", f"{stem}_float", f"{stem}_scale"
     return [
         helper.make_node("MatMulInteger", [values, weight, zero, weight_zero], [total], name=total),
         helper.make_node("Cast", [total], [as_float], name=as_float, to=TensorProto.FLOAT),
         helper.make_node("Mul", [scale, weight_scale], [product], name=product),
-        helper.make_node("Mul", [as_float, product], [output], name=node.name),
+        helper.make_node("Mul", [as_float, product], [output], name=name),
     ]
