@@ -28,6 +28,15 @@ def quiet() -> Iterator[None]:
     logging.enable_progress_bar()
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twenty different pictures as files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, picture in enumerate(noise_pictures(20)):
+        picture.save(folder / f"{number:02}.png")
+    return sorted(folder.iterdir())
+
+
 def bert_vocabulary(extra: Sequence[str] = ()) -> list[str]:
     """A vocabulary that spells every word of lower-case ASCII, with special tokens first and `extra` ones last."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"

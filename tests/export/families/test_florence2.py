@@ -84,15 +84,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
     return get
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Twenty different pictures as files."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number, picture in enumerate(noise_pictures(20)):
-        picture.save(folder / f"{number:02}.png")
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_logits_at_every_step(made, name, batch):
