@@ -25,6 +25,7 @@ import family_git
 import family_regions
 import family_smolvlm
 import family_vilt
+import family_vision_encoder_decoder
 from family_parity import (
     Reference,
     embedding_error,
@@ -188,11 +189,20 @@ def _florence2(folder: Path) -> Path:
     return family_florence2.save_florence2(folder, 768)
 
 
+_PAIR = generates(family_vision_encoder_decoder.captioner)
 _CLASSIFIES = "retrieval, zero-shot classification"
 _OVER_REGIONS = "VQA over regions"
 _BY_PROMPTS = generates(family_florence2.florence2, family_florence2.PROMPTS)
 _BLIP2_SIZE = "ViT-g 224 px, 4 of OPT-2.7b's 32 layers"
 FAMILIES: tuple[Entry, ...] = (
+    Entry(
+        "VisionEncoderDecoder",
+        "captioning",
+        "ViT-base 224 px, GPT-2 base",
+        family_vision_encoder_decoder.save_vit_gpt2,
+        _PAIR,
+    ),
+    Entry("VisionEncoderDecoder", "OCR", "TrOCR-base 384 px", family_vision_encoder_decoder.save_trocr, _PAIR),
     Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
     Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
     Entry("BLIP", "retrieval", "base, 384 px", _blip(BlipForImageTextRetrieval), embeds(family_blip.embedder)),
