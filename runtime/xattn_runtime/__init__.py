@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from xattn_runtime.manifest import Manifest
     from xattn_runtime.profile import ProfileReport, profile_bundle, profile_in_process
-    from xattn_runtime.providers import ProviderStatus, provider_status
+    from xattn_runtime.provider_status import ProviderStatus, provider_status
     from xattn_runtime.tasks import (
         Answer,
         Caption,
@@ -84,7 +84,7 @@ _MODULES = {
     "bundle": ("Bundle", "default_bundle", "open_bundle"),
     "manifest": ("Manifest",),
     "profile": ("ProfileReport", "profile_bundle", "profile_in_process"),
-    "providers": ("ProviderStatus", "provider_status"),
+    "provider_status": ("ProviderStatus", "provider_status"),
     "tasks": (
         "Answer",
         "Caption",

@@ -18,6 +18,7 @@ from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
 
 __all__ = [
+    "LOWEST_OPSET",
     "PRECISIONS",
     "SCHEMA_VERSION",
     "SESSION_OPTIONS",
@@ -56,7 +57,7 @@ TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
 SIMILARITIES = ("cosine", "softmax", "sigmoid")
-_LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
+LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 # A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
 SESSION_OPTIONS = (
     "session.disable_prepacking",
@@ -204,7 +205,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
     root = ObjectReader(data, file)
     _check_schema_version(root, file)
     task = cast(Task, root.text("task", choices=tuple(TASK_ROLES)))
-    attention = cast(Attention, root.text("attention", choices=tuple(_LOWEST_OPSET)))
+    attention = cast(Attention, root.text("attention", choices=tuple(LOWEST_OPSET)))
     preprocessing = root.child("preprocessing")
     takes_regions = "regions" in preprocessing
     graphs = _graphs(root.child("graphs"), task)
@@ -214,7 +215,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         task=task,
         license=root.text("license"),
         attention=attention,
-        opset=root.integer("opset", minimum=_LOWEST_OPSET[attention]),
+        opset=root.integer("opset", minimum=LOWEST_OPSET[attention]),
         graphs=graphs,
         image_steps=() if takes_regions else parse_steps(preprocessing.children("image"), file),
         tokenizer=tokenizer,

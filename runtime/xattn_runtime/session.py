@@ -1,65 +1,180 @@
-"""One graph of a bundle, loaded by ONNX Runtime and checked against the contract of its role.
+"""One graph of a bundle, ready to run on a provider or another engine, and checked against the contract of its role.
 
-It knows roles, providers and threads; it does not know what the tensors are for.
+It knows roles, threads and devices; it does not know what the tensors are for. How a graph gets onto a provider is in
+`loading.py`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.errors import BundleError, ProviderError
-from xattn_runtime.processor import sums_int8_exactly
-from xattn_runtime.providers import Provider, load_onnxruntime
+from xattn_runtime.loading import LoadedGraph, load_graph
+from xattn_runtime.providers import Provider, RequestedProvider, load_onnxruntime
 
-__all__ = ["GraphSession", "SessionSettings", "Shape", "Tensor", "default_threads", "open_session"]
+__all__ = [
+    "Engine",
+    "EngineGraph",
+    "EngineTensor",
+    "GraphSession",
+    "SessionSettings",
+    "Shape",
+    "Tensor",
+    "default_threads",
+    "open_session",
+]
 
 Tensor = NDArray[Any]
 Shape = tuple[int | str | None, ...]
 _MOST_DEFAULT_THREADS = 4
 # What an operator of a smaller graph computes takes less time than handing it to another thread (docs/performance.md).
 _SMALLEST_SHARED_BYTES = 8 * 2**20
-_SEVERITY_FATAL = 4
-# Keeps int8 products exact on every x86 processor, at half the speed on those that are exact without it.
-_WIDE_SUMS = "session.x64quantprecision"
+# What ONNX Runtime raises where not the device is at fault, but what it was given.
+_THE_INPUTS = ("InvalidArgument", "ValueError")
+_NO_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation")
+
+
+class EngineTensor(Protocol):
+    """An input or output of a graph: name, dtype in ONNX Runtime's words ("tensor(float)"), and axes."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
+class EngineGraph(Protocol):
+    """A graph as an engine has loaded it."""
+
+    def get_inputs(self) -> Sequence[EngineTensor]:
+        """What it takes."""
+
+    def get_outputs(self) -> Sequence[EngineTensor]:
+        """What it gives."""
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        """The named outputs for `inputs`."""
+
+
+class Engine(Protocol):
+    """Something other than this process's ONNX Runtime that runs graphs, such as one made to compare with."""
+
+    name: str
+
+    def open(self, path: Path, role: str) -> EngineGraph | None:
+        """The graph of `role` in `path`, loaded; None where ONNX Runtime shall run it after all."""
 
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What every session of a bundle shares: the provider and the most threads within an operator."""
+    """What every session of a bundle shares.
+
+    provider: a row of the table. threads: the most within an operator. fallback: whether the CPU may run what the
+    provider refuses. library: the plugin that brings the provider. engine: what runs the graphs in its place.
+    """
 
     provider: Provider
     threads: int
+    fallback: bool = False
+    library: Path | None = None
+    engine: Engine | None = None
+
+    @property
+    def requested(self) -> RequestedProvider:
+        """The provider with how it is to be taken."""
+        return RequestedProvider(self.provider, self.fallback, self.library)
+
+    @property
+    def name(self) -> str:
+        """What runs the graphs, as reports say it."""
+        if self.engine is not None:
+            return self.engine.name
+        return f"{self.provider.name},cpu" if self.fallback else self.provider.name
+
+    @property
+    def loops(self) -> bool:
+        """Whether graphs with a `Loop` can be run."""
+        return self.engine is not None or self.provider.wants.loops
+
+
+@dataclass
+class _Held:
+    """A loaded graph, and how to load it again after the device that held it was lost."""
+
+    graph: EngineGraph | Any
+    load: Callable[[], EngineGraph | Any]
+    lost: bool = False
+
+    def ready(self) -> EngineGraph | Any:
+        if self.lost:
+            self.graph = self.load()
+            self.lost = False
+        return self.graph
 
 
 @dataclass(frozen=True)
 class GraphSession:
-    """A graph ready to run. `input_shapes` and `output_shapes` hold an int for a static axis, else its name or None."""
+    """A graph ready to run. `input_shapes` and `output_shapes` hold an int for a static axis, else its name or None.
+
+    placement: nodes on each provider, where the graph is not wholly on the CPU. memory: ONNX Runtime's name of the
+    device memory in which tensors can stay from run to run, None for this computer's own.
+    """
 
     role: str
     path: Path
     input_shapes: Mapping[str, Shape]
     output_shapes: Mapping[str, Shape]
-    _session: Any = field(repr=False)
+    settings: SessionSettings
+    _held: _Held = field(repr=False)
+    placement: Mapping[str, int] | None = None
+
+    @property
+    def memory(self) -> str | None:
+        """See the class."""
+        return self.settings.provider.memory if self.settings.engine is None else None
 
     def layers(self, series: str) -> int:
         """How many layers of keys and values of `series`, such as `cross` or `past`, the graph takes or gives."""
         return layers_of(series, (*self.input_shapes, *self.output_shapes))
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """The named outputs for `inputs`; BundleError where the graph fails on them."""
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor], keep: Collection[str] = ()) -> list[Tensor]:
+        """The named outputs for `inputs`.
+
+        keep: outputs that go straight into a later run. Where the graph computes on a device with a memory of its own,
+        they stay there, as ONNX Runtime's OrtValue, which `inputs` may hold too.
+        Raises BundleError where the graph fails on these inputs, ProviderError where the device did: then the next call
+        loads the graph again.
+        """
+        graph = self._held.ready()
         try:
-            return list(self._session.run(list(outputs), dict(inputs)))
+            if self.memory is None or not (keep or any(not isinstance(value, np.ndarray) for value in inputs.values())):
+                return list(graph.run(list(outputs), dict(inputs)))
+            return _run_bound(graph, self.memory, outputs, inputs, keep)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
+            on_device = self.settings.engine is None and self.settings.provider.device != "CPU"
+            if on_device and type(error).__name__ not in _THE_INPUTS:
+                self._held.lost = True
+                raise ProviderError(_device_failure(self.path, self.settings.provider, error)) from error
             raise BundleError(f"{self.path}: the graph failed while it ran: {one_line(error)}") from error
+
+    def on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` copied into the device's memory for many runs to come; as they are where it has none."""
+        if self.memory is None:
+            return dict(tensors)
+        make = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        return {
+            name: make(value, self.memory, 0) if isinstance(value, np.ndarray) else value
+            for name, value in tensors.items()
+        }
 
 
 def default_threads() -> int:
@@ -78,10 +193,17 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
     or ONNX Runtime would quietly take another.
     """
     path = bundle.file(bundle.manifest.graphs[role].file)
-    settings = replace(settings, threads=1) if _is_small(bundle, role) else settings
-    session = _create(path, bundle.manifest.session_options or {}, settings)
-    inputs = {tensor.name: tensor for tensor in session.get_inputs()}
-    outputs = {tensor.name: tensor for tensor in session.get_outputs()}
+    threads = 1 if _is_small(bundle, role) else settings.threads
+
+    def load(*, tell: bool = False) -> LoadedGraph:
+        graph = None if settings.engine is None else settings.engine.open(path, role)
+        if graph is not None:
+            return LoadedGraph(graph, None)
+        return load_graph(path, bundle.manifest, settings.requested, threads, tell=tell)
+
+    loaded = load(tell=True)
+    inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}
+    outputs = {tensor.name: tensor for tensor in loaded.session.get_outputs()}
     contract = role_contract(role, inputs, outputs)
     _check_tensors(path, role, "input", inputs, contract.inputs)
     _check_tensors(path, role, "output", outputs, contract.outputs)
@@ -90,7 +212,40 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
         path=path,
         input_shapes={name: tuple(tensor.shape) for name, tensor in inputs.items()},
         output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
-        _session=session,
+        settings=settings,
+        _held=_Held(loaded.session, lambda: load().session),
+        placement=loaded.placement,
+    )
+
+
+def _run_bound(
+    graph: Any, memory: str, outputs: Sequence[str], inputs: Mapping[str, Tensor], keep: Collection[str]
+) -> list[Tensor]:
+    """A run whose inputs may lie in the device's memory, and that leaves the outputs `keep` there."""
+    binding = graph.io_binding()
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            binding.bind_cpu_input(name, value)
+        else:
+            binding.bind_ortvalue_input(name, value)
+    for name in outputs:
+        binding.bind_output(name, memory if name in keep else "cpu")
+    graph.run_with_iobinding(binding)
+    return [
+        value if name in keep else value.numpy() for name, value in zip(outputs, binding.get_outputs(), strict=True)
+    ]
+
+
+def _device_failure(path: Path, provider: Provider, error: Exception) -> str:
+    text = one_line(error)
+    if any(words in text.lower() for words in _NO_MEMORY):
+        return (
+            f"provider {provider.name}: expected enough memory on the {provider.device} to run {path}, found: "
+            f"{text[-300:]}; close other programs, ask for fewer beams or images at once, or use --provider cpu"
+        )
+    return (
+        f"provider {provider.name}: expected the {provider.device} to run {path}, found that it failed: {text[-300:]}; "
+        "the next call loads the graph again; if that fails too, see `xattn-edge providers`, or use --provider cpu"
     )
 
 
@@ -101,56 +256,6 @@ def _is_small(bundle: Bundle, role: str) -> bool:
     holders = {graphs[role].file, f"{graphs['decoder' if role == 'generator' else role].file}.data"}
     size = sum(entry.bytes for path, entry in files.items() if path in holders)
     return role != "image_encoder" and size < _SMALLEST_SHARED_BYTES
-
-
-def _create(path: Path, entries: Mapping[str, str], settings: SessionSettings) -> Any:
-    onnxruntime = load_onnxruntime()
-    provider = settings.provider
-    options = _options(onnxruntime, entries, settings)
-    try:
-        session = onnxruntime.InferenceSession(
-            os.fspath(path),
-            sess_options=options,
-            providers=[(provider.onnxruntime_name, dict(provider.options))],
-            enable_fallback=0,
-        )
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        _not_loaded(path, provider, error)
-    if provider.onnxruntime_name not in session.get_providers():
-        raise ProviderError(
-            f"provider {provider.name}: expected {provider.onnxruntime_name} to take {path}, found "
-            f"{', '.join(session.get_providers())}; check the driver, or use --provider cpu"
-        )
-    return session
-
-
-def _options(onnxruntime: Any, entries: Mapping[str, str], settings: SessionSettings) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # What goes wrong comes back as an exception; nothing may be printed besides.
-    options.log_severity_level = _SEVERITY_FATAL
-    # Several sessions share this process: threads that spin after a run take the cores from the next session.
-    entries = {**entries, "session.force_spinning_stop": "1"}
-    if sums_int8_exactly():
-        entries.pop(_WIDE_SUMS, None)
-    if settings.provider.name != "cpu":
-        entries["session.disable_cpu_ep_fallback"] = "1"
-    for key, value in entries.items():
-        options.add_session_config_entry(key, value)
-    return options
-
-
-def _not_loaded(path: Path, provider: Provider, error: Exception) -> NoReturn:
-    if provider.name == "cpu":
-        raise BundleError(
-            f"{path}: expected a graph that ONNX Runtime can load, found: {one_line(error)}; "
-            "update onnxruntime, or export the bundle again with a lower --opset"
-        ) from error
-    raise ProviderError(
-        f"provider {provider.name}: expected it to take all of {path}, found: {one_line(error)}; use --provider cpu"
-    ) from error
 
 
 def _check_tensors(

@@ -17,6 +17,7 @@ from xattn_runtime._reading import one_line
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.manifest import GoldenCase
+from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
 
 __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
@@ -91,7 +92,7 @@ class VerificationReport:
 
 
 def verify_bundle(
-    bundle: str | os.PathLike[str] | Bundle, provider: str = "cpu", threads: int | None = None
+    bundle: str | os.PathLike[str] | Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None
 ) -> VerificationReport:
     """Load `bundle`, run every golden case through the whole pipeline and judge it.
 
@@ -100,7 +101,7 @@ def verify_bundle(
     task = load(bundle, provider, threads)
     tolerance = task.bundle.manifest.golden.relative_rms
     verdicts = tuple(CaseVerdict(case, case.relative_rms <= tolerance and case.same_text) for case in measure(task))
-    return VerificationReport(str(task.bundle.path), provider, tolerance, verdicts)
+    return VerificationReport(str(task.bundle.path), task.settings.name, tolerance, verdicts)
 
 
 def measure(task: CaptionTask | VqaTask | RetrievalTask) -> tuple[CaseMeasure, ...]:

@@ -3,7 +3,7 @@
 import onnxruntime
 import pytest
 
-from xattn_runtime import default_bundle, load, processor, session
+from xattn_runtime import default_bundle, load, loading, processor
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,6 @@ def test_wider_sums_only_where_they_are_needed(monkeypatch, exact):
         real(self, key, value)
 
     monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", record)
-    monkeypatch.setattr(session, "sums_int8_exactly", lambda: exact)
+    monkeypatch.setattr(loading, "sums_int8_exactly", lambda: exact)
     assert load(default_bundle("vqa")).bundle.manifest.session_options == {"session.x64quantprecision": "1"}
     assert ("session.x64quantprecision" in entries) is not exact

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
 import traceback
@@ -135,7 +136,8 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
     """
     console = Console(as_json=as_json, quiet=quiet)
     try:
-        yield console
+        with _said_by_the_runtime(console):
+            yield console
     except (typer.Exit, typer.TyperException):
         raise
     except Exception as error:
@@ -146,6 +148,25 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
         raise typer.Exit(code) from error
     if console.exit_code:
         raise typer.Exit(console.exit_code)
+
+
+@contextmanager
+def _said_by_the_runtime(console: Console) -> Iterator[None]:
+    """What the runtime logs, such as which provider was chosen and why, as notes of `console`."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.note(record.getMessage())
+
+    logger, handler = logging.getLogger("xattn_runtime"), Notes(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def provenance_command() -> str:

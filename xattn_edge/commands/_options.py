@@ -10,6 +10,7 @@ import typer
 __all__ = [
     "BundleOption",
     "Debug",
+    "Fallback",
     "Json",
     "OutputOption",
     "Overwrite",
@@ -28,7 +29,8 @@ BundleOption = Annotated[
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Provider = Annotated[str, typer.Option("--provider", help="Execution provider; see `xattn-edge providers`.")]
+Provider = Annotated[str, typer.Option("--provider", help="Execution provider, or auto; see `xattn-edge providers`.")]
+Fallback = Annotated[bool, typer.Option("--fallback", help="Let the CPU run what the provider refuses.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads within an operator; without it, the cores, at most 4.")
 ]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands._console import command
-from xattn_edge.commands._options import BundleOption, Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
 
@@ -21,6 +21,7 @@ def caption(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures: PNG, JPEG, WebP, GIF or BMP.")],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Text that the caption goes on from, or what is asked for.")
@@ -45,9 +46,10 @@ def caption(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import default_bundle, open_bundle
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import CaptionTask
 
-        task = CaptionTask(open_bundle(bundle or default_bundle("caption")), provider, threads)
+        task = CaptionTask(open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback), threads)
         results = []
         for image, found in console.each(images, lambda image: task.caption(image, prompt, beams, max_new_tokens)):
             if not as_json:
@@ -62,4 +64,4 @@ def caption(
                 }
             )
         if as_json and results:
-            console.document({"results": results, "provider": provider, "bundle": str(task.bundle.path)})
+            console.document({"results": results, "provider": task.settings.name, "bundle": str(task.bundle.path)})

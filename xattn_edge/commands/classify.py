@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands._console import command
-from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
 
@@ -30,6 +30,7 @@ def classify(
         str, typer.Option("--template", help="What is said of the picture for each label.")
     ] = "a photo of a {label}",
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels to list.")] = 5,
     as_json: Json = False,
@@ -48,10 +49,11 @@ def classify(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import open_bundle
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import RetrievalTask
 
         names = [*(labels or ()), *(_read(labels_file) if labels_file else ())]
-        task = RetrievalTask(open_bundle(bundle), provider, threads)
+        task = RetrievalTask(open_bundle(bundle), with_fallback(provider, fallback), threads)
         found = task.classify(image, names, template)
         best = found.scores[:top_k]
         if as_json:
@@ -64,7 +66,7 @@ def classify(
                     "among_labels": found.among_labels,
                     "template": template,
                     "timing_ms": asdict(found.timing_ms),
-                    "provider": provider,
+                    "provider": task.settings.name,
                     "bundle": str(task.bundle.path),
                 }
             )

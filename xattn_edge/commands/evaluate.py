@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands._console import command
-from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 from xattn_edge.commands._report import print_report
 
 __all__ = ["app"]
@@ -24,6 +24,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only so many examples.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the result into the bundle's manifest.")] = False,
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -41,10 +42,17 @@ def evaluate(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_edge.evaluation import evaluate as evaluate_bundle
+        from xattn_runtime.providers import with_fallback
 
         with console.progress() as progress:
             report = evaluate_bundle(
-                bundle, data, split, provider=provider, threads=threads, limit=limit, progress=progress
+                bundle,
+                data,
+                split,
+                provider=with_fallback(provider, fallback),
+                threads=threads,
+                limit=limit,
+                progress=progress,
             )
         values = report.to_dict()
         if record:

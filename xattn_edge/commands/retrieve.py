@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
-from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
     from xattn_runtime.tasks import RetrievalTask
@@ -29,6 +29,7 @@ def retrieve(
     folder: Annotated[Path, typer.Option("--in", help="Folder of pictures: PNG, JPEG, WebP, GIF or BMP.")],
     bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Retrieval bundle to run.")],
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Pictures to list.")] = 10,
     as_json: Json = False,
@@ -44,10 +45,11 @@ def retrieve(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import open_bundle
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import RetrievalTask
 
         pictures = _pictures(folder)
-        task = RetrievalTask(open_bundle(bundle), provider, threads)
+        task = RetrievalTask(open_bundle(bundle), with_fallback(provider, fallback), threads)
         is_picture = _is_picture(query)
         wanted = task.embed_images([Path(query)])[0] if is_picture else task.embed_texts([query])[0]
         found = _embed(console, task, pictures)
@@ -59,7 +61,7 @@ def retrieve(
             results.append({"image": str(image), "cosine": match.cosine, "probability": probability})
         if as_json and results:
             console.document(
-                {"query": query, "results": results, "provider": provider, "bundle": str(task.bundle.path)}
+                {"query": query, "results": results, "provider": task.settings.name, "bundle": str(task.bundle.path)}
             )
         elif results:
             console.table([(result["image"], result["cosine"]) for result in results])

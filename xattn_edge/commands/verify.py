@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xattn_edge.commands._console import Console, command
-from xattn_edge.commands._options import Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
     from xattn_runtime.verify import VerificationReport
@@ -22,6 +22,7 @@ app = new_app()
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to verify.")],
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -37,9 +38,10 @@ def verify(
       xattn-edge verify shapes-vqa.xattn --provider openvino --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.verify import verify_bundle
 
-        report = verify_bundle(bundle, provider, threads)
+        report = verify_bundle(bundle, with_fallback(provider, fallback), threads)
         if as_json:
             console.document(report.to_dict())
         else:

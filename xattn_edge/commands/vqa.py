@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
-from xattn_edge.commands._options import BundleOption, Debug, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
     from xattn_runtime.tasks import Answer
@@ -27,6 +27,7 @@ def vqa(
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
+    fallback: Fallback = False,
     threads: Threads = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to list with --json.")] = 5,
     beams: Annotated[
@@ -52,9 +53,10 @@ def vqa(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import default_bundle, open_bundle
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import VqaTask
 
-        task = VqaTask(open_bundle(bundle or default_bundle("vqa")), provider, threads)
+        task = VqaTask(open_bundle(bundle or default_bundle("vqa")), with_fallback(provider, fallback), threads)
         # A single question takes the picture itself, so that its times are those of the whole way.
         picture = image if len(questions) == 1 else task.encode(image)
         results = []
@@ -65,7 +67,9 @@ def vqa(
             results.append(_result(question, found))
         if as_json and results:
             answers = results[0] if len(questions) == 1 else {"results": results}
-            console.document({"image": str(image), **answers, "provider": provider, "bundle": str(task.bundle.path)})
+            console.document(
+                {"image": str(image), **answers, "provider": task.settings.name, "bundle": str(task.bundle.path)}
+            )
 
 
 def _text(console: Console, question: str, found: Answer, *, several: bool) -> str:

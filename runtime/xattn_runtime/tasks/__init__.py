@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
 from xattn_runtime.tasks.encoding import EncodedImage
 from xattn_runtime.tasks.retrieval import Classification, Match, RetrievalTask
@@ -26,11 +27,13 @@ __all__ = [
 
 
 def load(
-    bundle: str | os.PathLike[str] | Bundle, provider: str = "cpu", threads: int | None = None
+    bundle: str | os.PathLike[str] | Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None
 ) -> CaptionTask | VqaTask | RetrievalTask:
     """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
 
-    `threads` within an operator is by default the cores, at most 4.
+    provider: a name of `xattn-edge providers`; `NAME,cpu` lets the CPU run what NAME refuses, `NAME=LIBRARY` takes a
+        plugin by its path, and `auto` and `arm` choose what gives the golden outputs of this bundle.
+    threads: within an operator, by default the cores, at most 4.
     Raises BundleError, ProviderError or DependencyError.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

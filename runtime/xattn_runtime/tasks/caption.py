@@ -20,7 +20,7 @@ from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
-from xattn_runtime.session import Tensor
+from xattn_runtime.session import SessionSettings, Tensor
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
@@ -71,7 +71,7 @@ class _Asked:
 class CaptionTask:
     """A captioning bundle, loaded. Safe to call from one thread at a time."""
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.
 
         Raises BundleError, ProviderError or DependencyError.
@@ -80,7 +80,7 @@ class CaptionTask:
         if decoding is None:
             raise BundleError(f"{bundle.path}: expected a bundle for caption, found one for {bundle.manifest.task}")
         self.bundle = bundle
-        self.settings = session_settings(provider, threads)
+        self.settings = session_settings(provider, threads, bundle)
         self._decoding = decoding
         session = open_generation(bundle, self.settings)
         self._encoder = ImageEncoder(bundle, self.settings)

@@ -19,7 +19,7 @@ from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
-from xattn_runtime.providers import resolve_provider
+from xattn_runtime.providers import CHOSEN_HERE, CPU, RequestedProvider, parse_provider, require_available
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
 
 if TYPE_CHECKING:
@@ -157,11 +157,34 @@ class ImageEncoder:
                     )
 
 
-def session_settings(provider: str, threads: int | None) -> SessionSettings:
-    """Checked settings; ProviderError for a provider that is not here or a number of threads below 1."""
+def session_settings(
+    provider: str | SessionSettings, threads: int | None, bundle: Bundle | None = None
+) -> SessionSettings:
+    """Checked settings for `bundle`; those that are given are taken as they are.
+
+    provider: as `parse_provider` reads it; `auto` and `arm` choose what proves itself on `bundle`, without one the CPU.
+    Raises ProviderError for a provider that is not here or a number of threads below 1.
+    """
+    if isinstance(provider, SessionSettings):
+        return provider
     if threads is not None and threads < 1:
         raise ProviderError(f"threads: expected at least 1, found {threads}")
-    return SessionSettings(resolve_provider(provider), default_threads() if threads is None else threads)
+    count = default_threads() if threads is None else threads
+    if provider in CHOSEN_HERE:
+        requested = RequestedProvider(CPU) if bundle is None else _chosen(provider, bundle, count)
+    else:
+        requested = parse_provider(provider)
+        require_available(requested)
+    return SessionSettings(requested.provider, count, requested.fallback, requested.library)
+
+
+def _chosen(name: str, bundle: Bundle, threads: int) -> RequestedProvider:
+    from xattn_runtime.provider_choice import choose_provider
+    from xattn_runtime.verify import verify_bundle
+
+    return choose_provider(
+        name, bundle, lambda one: verify_bundle(bundle, SessionSettings(one.provider, threads)).raise_if_failed()
+    )
 
 
 def check_key_values(giver: GraphSession, taker: GraphSession) -> None:

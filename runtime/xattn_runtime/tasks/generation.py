@@ -27,11 +27,12 @@ _IMAGE_TOKENS = "image_tokens"
 
 
 def open_generation(bundle: Bundle, settings: SessionSettings) -> GraphSession:
-    """The graph that plain greedy decoding needs: the generator, or where there is none the decoder.
+    """The graph that plain greedy decoding needs: the generator, or where none is there or can be run the decoder.
 
     Best loaded before any other: while a generator is loaded, its weights are in memory twice.
     """
-    return open_session(bundle, _LOOP if _LOOP in bundle.manifest.graphs else "decoder", settings)
+    looped = _LOOP in bundle.manifest.graphs and settings.loops
+    return open_session(bundle, _LOOP if looped else "decoder", settings)
 
 
 class TextGenerator:

@@ -18,7 +18,7 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.manifest import Similarity
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.session import GraphSession, open_session
+from xattn_runtime.session import GraphSession, SessionSettings, open_session
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, padded, session_settings
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Classification:
 class RetrievalTask:
     """A retrieval bundle, loaded. Safe to call from one thread at a time."""
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.
 
         Raises BundleError, ProviderError or DependencyError.
@@ -94,7 +94,7 @@ class RetrievalTask:
         if manifest.similarity is None:
             raise BundleError(f"{bundle.path}: expected a bundle for retrieval, found one for {manifest.task}")
         self.bundle = bundle
-        self.settings = session_settings(provider, threads)
+        self.settings = session_settings(provider, threads, bundle)
         self._similarity = manifest.similarity
         self._images = ImageEncoder(bundle, self.settings)
         self._texts = open_session(bundle, "text_encoder", self.settings)

@@ -19,6 +19,7 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Writer
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, session_settings
 
@@ -62,7 +63,7 @@ class VqaTask:
     `labels` are the answers that it chooses among; None where it generates them.
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.
 
         Raises BundleError, ProviderError or DependencyError.
@@ -72,7 +73,7 @@ class VqaTask:
             raise BundleError(f"{bundle.path}: expected a bundle for vqa, found one for {manifest.task}")
         self.bundle = bundle
         self.labels = manifest.labels
-        self.settings = session_settings(provider, threads)
+        self.settings = session_settings(provider, threads, bundle)
         self._encoder = ImageEncoder(bundle, self.settings)
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
         self._answerer = self._open_answerer()
