@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from xattn_export.exporter import ExportReport, export_checkpoint
     from xattn_export.inspect import InspectReport, inspect_path
-    from xattn_export.quantize import QuantizeReport, quantize_bundle
+    from xattn_export.quantize import QuantizeOptions, QuantizeReport, quantize_bundle
     from xattn_export.record import record_evaluation
 
 __all__ = [
     "ExportReport",
     "InspectReport",
+    "QuantizeOptions",
     "QuantizeReport",
     "export_checkpoint",
     "inspect_path",
@@ -31,6 +32,7 @@ __all__ = [
 _MODULES = {
     "ExportReport": "exporter",
     "InspectReport": "inspect",
+    "QuantizeOptions": "quantize",
     "QuantizeReport": "quantize",
     "export_checkpoint": "exporter",
     "inspect_path": "inspect",

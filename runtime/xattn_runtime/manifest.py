@@ -40,10 +40,10 @@ __all__ = [
 
 Task = Literal["caption", "vqa", "retrieval"]
 Attention = Literal["standard", "decomposed"]
-Precision = Literal["fp32", "int8", "int4"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 SCHEMA_VERSION = 1
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 # The sets of roles that a bundle for a task may have: which of them it is decides how the task is done.
 TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
     "caption": (("image_encoder", "decoder"), ("image_encoder", "text_encoder", "decoder")),
@@ -159,6 +159,7 @@ class Manifest:
     similarity: Similarity | None = None
     regions: RegionSpec | None = None
     session_options: Mapping[str, str] | None = None
+    quantization: Mapping[str, Any] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,9 +185,13 @@ class Manifest:
             out["labels"] = list(self.labels)
         if self.similarity is not None:
             out["similarity"] = asdict(self.similarity)
-        return out | {
+        out |= {
             "session_options": dict(self.session_options or {}),
             "provenance": _without_none(asdict(self.provenance)),
+        }
+        if self.quantization is not None:
+            out["quantization"] = dict(self.quantization)
+        return out | {
             "evaluation": [dict(record) for record in self.evaluation],
             "golden": {
                 "relative_rms": self.golden.relative_rms,
@@ -225,6 +230,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
         provenance=_provenance(root.child("provenance")),
+        quantization=_quantization(root) if "quantization" in root else None,
         evaluation=_evaluation(root),
         golden=_golden(root.child("golden"), task, graphs),
         files=_files(root.child("files"), file),
@@ -281,6 +287,13 @@ def _provenance(reader: ObjectReader) -> Provenance:
     )
     reader.finish()
     return provenance
+
+
+def _quantization(root: ObjectReader) -> Mapping[str, Any]:
+    record = root.raw("quantization", "an object")
+    if not isinstance(record, dict):
+        root.fail("quantization", "an object", record)
+    return cast("dict[str, Any]", record)
 
 
 def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:

@@ -99,7 +99,9 @@ def test_every_text_changed_is_an_error(exported, tmp_path, monkeypatch):
 
 def test_mistakes(quantized, exported, tmp_path):
     output = tmp_path / "small.xattn"
-    with pytest.raises(UserError, match="mode: expected one of int8, int4, found 'int3'"):
+    with pytest.raises(
+        UserError, match="mode: expected one of fp32, fp16, int8, int8-static, int8-weight, int4, found 'int3'"
+    ):
         quantize_bundle(exported["lstm"], output, mode="int3")
     with pytest.raises(UserError, match="is int8 already"):
         quantize_bundle(quantized["lstm"][0], output)

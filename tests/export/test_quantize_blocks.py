@@ -8,10 +8,14 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
-from xattn_export.quantize.blocks import BLOCK, quantize_blocks, quantize_columns
+from xattn_export.quantize.blocks import quantize_blocks
+from xattn_export.quantize.rounding import Grid, round_weights
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.verify import verify_bundle
+
+BLOCK = 32
+GRID = Grid(4, BLOCK)
 
 
 def product(rows=96, columns=64):
@@ -27,33 +31,12 @@ def product(rows=96, columns=64):
     return model, weights
 
 
-def test_values_and_scales_come_back_near_the_weights():
-    weights = np.random.default_rng(0).normal(size=(4 * BLOCK, 50)).astype(np.float32)
-    values, scales = quantize_columns(weights)
-    assert values.min() == -8
-    assert values.max() <= 7
-    assert scales.shape == (4, 50)
-    error = np.sqrt(np.mean((values * scales.repeat(BLOCK, 0) - weights) ** 2) / np.mean(weights**2))
-    largest = np.abs(weights.reshape(4, BLOCK, 50)).max(1).repeat(BLOCK, 0) / 7
-    plain = np.sqrt(np.mean((np.rint(weights / largest) * largest - weights) ** 2) / np.mean(weights**2))
-    assert error < plain < 0.15
-
-
-def test_weights_that_fit_are_kept_exactly():
-    weights = np.random.default_rng(1).integers(-8, 8, (BLOCK, 40)).astype(np.float32)
-    weights[0] = -8
-    weights[:, 3] = 0
-    values, scales = quantize_columns(weights)
-    assert np.array_equal(values * scales, weights)
-
-
 def test_the_product_is_that_of_the_rounded_weights():
     model, weights = product()
     assert quantize_blocks(model) == 1
     onnx.checker.check_model(model, full_check=True)
-    values, scales = quantize_columns(weights)
     x = np.random.default_rng(2).normal(size=(3, 96)).astype(np.float32)
-    expected = x @ (values * scales.repeat(BLOCK, 0))
+    expected = x @ round_weights(weights, GRID, "fitted").restored()
     assert ReferenceEvaluator(model).run(None, {"x": x})[0] == pytest.approx(expected, abs=1e-4)
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
@@ -111,7 +94,7 @@ def test_every_component_has_the_mode_asked_for(mixed):
         (
             "caption",
             {"components": {"decoder": "int2"}},
-            "component decoder: expected one of fp32, int8, int4, found 'i",
+            "component decoder: expected one of fp32, fp16, int8, int8-static, int8-weight, int4, found 'i",
         ),
         (
             "lstm",

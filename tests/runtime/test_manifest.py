@@ -56,7 +56,10 @@ WRONG: list[tuple[Change, str]] = [
     (lambda d: d.update(extra=1), "extra: expected only the keys"),
     (lambda d: d["graphs"].pop("decoder"), "graphs.decoder: expected an object, found no such key"),
     (lambda d: d["graphs"].update(other={"file": "x", "precision": "fp32"}), "graphs.other: expected only the keys"),
-    (lambda d: d["graphs"]["decoder"].update(precision="int3"), "graphs.decoder.precision: expected one of fp32, int8"),
+    (
+        lambda d: d["graphs"]["decoder"].update(precision="int3"),
+        "graphs.decoder.precision: expected one of fp32, fp16, int8",
+    ),
     (lambda d: d["graphs"]["decoder"].update(file="../x"), "graphs.decoder.file: expected a relative path inside"),
     (lambda d: d["graphs"]["decoder"].update(file="gone.onnx"), "files: expected an entry for 'gone.onnx'"),
     (lambda d: d["tokenizer"].update(max_tokens=0), "tokenizer.max_tokens: expected an integer of at least 1, found 0"),

@@ -1,4 +1,4 @@
-"""Weight-only int4: products whose weights are stored in 4 bits with a scale for every block of a column.
+"""Weight-only int4 and int8: products whose weights are stored in few bits, a scale for every block of a column.
 
 What is stored is a blocked `DequantizeLinear` in front of the `MatMul`, which opset 21 has; ONNX Runtime turns the two
 into one kernel when it loads the graph. https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html
@@ -6,6 +6,7 @@ into one kernel when it loads the graph. https://onnx.ai/onnx/operators/onnx__De
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -13,46 +14,59 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from xattn_export.quantize.layers import FEWEST_WEIGHTS, Rounder, is_chosen
+from xattn_export.quantize.options import BLOCKS
 from xattn_export.quantize.prepare import Constants, replace_nodes
+from xattn_export.quantize.rounding import Grid, Rounded
 
-__all__ = ["BLOCK", "LOWEST_OPSET", "quantize_blocks"]
+__all__ = ["FOUR_BITS", "LOWEST_OPSET", "block_that_divides", "quantize_blocks"]
 
-BLOCK = 32
-"""Weights that share a scale, along the dimension that is summed over."""
+FOUR_BITS = Grid(4, 32)
+"""Signed, a scale for every 32."""
 
 LOWEST_OPSET = 21
 
-_FEWEST_WEIGHTS = 4096
-_LOWEST, _HIGHEST = -8, 7
-# Of the scale that takes in the largest weight of a block: clipping it a little often fits the others better.
-_SCALE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+_TYPES = {
+    (4, True): TensorProto.INT4,
+    (4, False): TensorProto.UINT4,
+    (8, True): TensorProto.INT8,
+    (8, False): TensorProto.UINT8,
+}
 
 
-def quantize_blocks(model: ModelProto, folder: Path | None = None) -> int:
-    """Store the large constant factors of products in int4, in place; how many.
+def quantize_blocks(
+    model: ModelProto,
+    folder: Path | None = None,
+    *,
+    grid: Grid = FOUR_BITS,
+    rounder: Rounder | None = None,
+    only: Collection[str] | None = None,
+) -> int:
+    """Store the large constant factors of products on `grid`, in place; how many.
 
-    A factor whose number of rows is no multiple of `BLOCK` is left as it is. `folder`: where weights lie that are
-    beside the graph.
+    Where the block does not divide the rows the largest smaller one that does is taken; without one the factor is left
+    as it is. `folder`: where weights lie that are beside the graph. `only`: the layers to change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)
+    rounder = rounder or Rounder()
     restored: dict[str, str] = {}
     replacements: dict[int, list[NodeProto]] = {}
     stored: list[TensorProto] = []
     for index, node in enumerate(graph.node):
-        if node.op_type != "MatMul" or not _is_large_factor(constants, node.input[1]):
+        if node.op_type != "MatMul" or not is_chosen(node, only):
             continue
         name = node.input[1]
+        if not constants.is_float(name, 2) or constants.elements(name) < FEWEST_WEIGHTS:
+            continue
+        if (block := block_that_divides(constants.dims(name)[0], grid.block)) is None:
+            continue
         added: list[NodeProto] = []
         if name not in restored:
             restored[name] = f"{name}_restored"
-            values, scales = quantize_columns(constants.values(name))
-            scale = constants.add(f"{name}_block_scale", scales)
-            stored.append(_packed(f"{name}_int4", values))
-            inputs = [stored[-1].name, scale]
-            dequantize = helper.make_node(
-                "DequantizeLinear", inputs, [restored[name]], name=restored[name], axis=0, block_size=BLOCK
-            )
+            rounded = rounder(constants.values(name), Grid(grid.bits, block, grid.symmetric), node.input[0])
+            tensors, dequantize = _dequantized(name, rounded, restored[name], constants)
+            stored += tensors
             added.append(dequantize)
         node.input[1] = restored[name]
         replacements[index] = [*added, node]
@@ -62,46 +76,32 @@ def quantize_blocks(model: ModelProto, folder: Path | None = None) -> int:
     return len(replacements)
 
 
-def quantize_columns(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """int4 values of `weights` `[rows, columns]`, held as int8, and float32 scales `[rows / BLOCK, columns]`.
+def block_that_divides(rows: int, block: int) -> int | None:
+    """`block`, or the largest smaller one that divides `rows`; None where there is none."""
+    return next((size for size in sorted(BLOCKS, reverse=True) if size <= block and rows % size == 0), None)
 
-    Symmetric: a weight is near its value times the scale of its block. Of several scales the one with the least
-    squared error is taken; the largest weight of a block has the sign that reaches further, -8.
+
+def _dequantized(name: str, rounded: Rounded, output: str, constants: Constants) -> tuple[list[TensorProto], NodeProto]:
+    """The node that restores `rounded` as `output`, and the tensors that it reads, but for its scales.
+
+    Those are put among `constants`, which know no type of four bits.
     """
-    rows, columns = weights.shape
-    blocks = weights.reshape(rows // BLOCK, BLOCK, columns)
-    at = np.abs(blocks).argmax(axis=1, keepdims=True)
-    widest = np.take_along_axis(blocks, at, axis=1) / _LOWEST
-    best = np.where(widest == 0, np.float32(1), widest)
-    values, least = _rounded(blocks, best)
-    for share in _SCALE_SHARES[1:]:
-        scales = np.where(widest == 0, np.float32(1), widest * np.float32(share))
-        found, error = _rounded(blocks, scales)
-        better = error < least
-        values, best, least = (
-            np.where(better, new, old) for new, old in ((found, values), (scales, best), (error, least))
-        )
-    return values.reshape(rows, columns).astype(np.int8), best[:, 0].astype(np.float32)
+    grid = rounded.grid
+    data_type = _TYPES[grid.bits, grid.symmetric]
+    stem = f"{name}_{'' if grid.symmetric else 'u'}int{grid.bits}"
+    tensors = [_packed(stem, rounded.values, data_type)]
+    inputs = [stem, constants.add(f"{name}_block_scale", rounded.scales)]
+    if rounded.zeros is not None:
+        tensors.append(_packed(f"{name}_block_zero_point", rounded.zeros, data_type))
+        inputs.append(tensors[-1].name)
+    node = helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=0, block_size=grid.block)
+    return tensors, node
 
 
-def _rounded(
-    blocks: NDArray[np.float32], scales: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Values at `scales`, and the squared error of each block, `[blocks, 1, columns]`."""
-    values = np.clip(np.rint(blocks / scales), _LOWEST, _HIGHEST)
-    return values, np.square(values * scales - blocks).sum(axis=1, keepdims=True)
-
-
-def _is_large_factor(constants: Constants, name: str) -> bool:
-    return (
-        constants.is_float(name, 2)
-        and constants.elements(name) >= _FEWEST_WEIGHTS
-        and constants.dims(name)[0] % BLOCK == 0
-    )
-
-
-def _packed(name: str, values: NDArray[np.int8]) -> TensorProto:
-    """Two values a byte, the first in the low half."""
-    halves = (values.reshape(-1, 2) & 0x0F).astype(np.uint8)
-    content = (halves[:, 0] | halves[:, 1] << 4).tobytes()
-    return onnx.helper.make_tensor(name, TensorProto.INT4, values.shape, content, raw=True)
+def _packed(name: str, values: NDArray[np.int16], data_type: int) -> TensorProto:
+    """Values of 8 bits a byte each, those of 4 bits two a byte, the first in the low half."""
+    if data_type in (TensorProto.INT8, TensorProto.UINT8):
+        return onnx.helper.make_tensor(name, data_type, values.shape, values.astype(np.uint8).tobytes(), raw=True)
+    flat = (values.reshape(-1) & 0x0F).astype(np.uint8)
+    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
+    return onnx.helper.make_tensor(name, data_type, values.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True)

@@ -6,7 +6,7 @@ Only the order of things is here. The golden logits stay those of the trained mo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,120 +20,126 @@ from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
-from xattn_export.quantize.blocks import LOWEST_OPSET, quantize_blocks
-from xattn_export.quantize.convolutions import quantize_convolutions
-from xattn_export.quantize.prepare import Constants, prepare_products
-from xattn_export.quantize.products import quantize_products
-from xattn_export.quantize.weights import store_convolutions, store_embeddings
+from xattn_export.quantize.calibrate import Examples
+from xattn_export.quantize.graph import LayerCounts, Seen, quantize_graph
+from xattn_export.quantize.options import (
+    GraphPlan,
+    Mode,
+    Options,
+    has_int8_activations,
+    precision_of,
+    session_options,
+)
+from xattn_export.quantize.plans import make_plans
+from xattn_export.quantize.report import GraphReport, QuantizeReport
+from xattn_export.quantize.statistics import calibrate, needs_examples
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import OutputError, UserError, XattnError
-from xattn_runtime.manifest import PRECISIONS, Golden, GoldenCase, Graph, Manifest, Precision
+from xattn_runtime.manifest import Golden, GoldenCase, Graph, Manifest
 from xattn_runtime.tasks import load
 from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
 
-__all__ = ["MODES", "GraphReport", "QuantizeReport", "quantize_bundle"]
+__all__ = ["open_source", "quantize_bundle", "write_quantized"]
 
-MODES: tuple[Precision, ...] = ("int8", "int4")
-_COUNTS = ("int4_products", "int8_products", "int8_convolutions", "int8_stored_convolutions", "int8_embeddings")
+Tell = Callable[[str, float], None]
+
 _SMALLEST_TOLERANCE = 1e-3
 _SAFETY = 2.0
-_SESSION_OPTIONS: Mapping[Precision, Mapping[str, str]] = {
-    "fp32": {},
-    # Signed weights overflow the 16-bit sums of x86 without VNNI: there, and only there, the runtime sets this.
-    "int8": {"session.x64quantprecision": "1"},
-    # Activations are rounded to 8 bits on the way: it costs little beside 4-bit weights, and is twice as fast.
-    "int4": {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "4"},
-}
-
-
-@dataclass(frozen=True)
-class GraphReport:
-    """What became of a graph: how many products, convolutions and embeddings are int4 or int8, and its size.
-
-    int8_stored_convolutions: those of which only the weights are int8, computed in float32.
-    """
-
-    precision: Precision
-    int4_products: int
-    int8_products: int
-    int8_convolutions: int
-    int8_stored_convolutions: int
-    int8_embeddings: int
-    operators: Mapping[str, int]
-    bytes_before: int
-    bytes_after: int
-
-
-@dataclass(frozen=True)
-class QuantizeReport:
-    """A quantized bundle, its size beside the one it came from, and the loss on the golden cases.
-
-    largest_relative_rms: over the kept cases, against the trained model. relative_rms: what the bundle allows.
-    dropped_cases: golden cases whose text changed, as `picture: question: before → after`.
-    """
-
-    bundle: Path
-    mode: str
-    bytes_before: int
-    bytes_after: int
-    graphs: Mapping[str, GraphReport]
-    golden_cases: int
-    largest_relative_rms: float
-    relative_rms: float
-    dropped_cases: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        values = asdict(self) | {"bundle": str(self.bundle), "dropped_cases": list(self.dropped_cases)}
-        return values | {"ratio": self.bytes_after / self.bytes_before}
 
 
 def quantize_bundle(
     source: Path,
     output: Path,
     *,
-    mode: Precision = "int8",
-    components: Mapping[str, Precision] | None = None,
+    mode: Mode = "int8",
+    components: Mapping[str, Mode] | None = None,
+    options: Options | None = None,
+    examples: Examples | None = None,
     overwrite: bool = False,
     command: str = "",
-    progress: Callable[[str, float], None] | None = None,
+    progress: Tell | None = None,
 ) -> QuantizeReport:
     """Make the bundle `output`, a quantized copy of the bundle `source`.
 
     Args:
         mode: `int8`: products with constant weights, and convolutions over wide maps of a fixed size, in int8,
-            activations quantized as they come; other convolutions and embeddings stored as int8 and computed in
-            float32; recurrent layers stay as they are. `int4`: the weights of products in 4 bits, a scale for every
-            32; the rest as in `int8`.
-        components: role → `int8`, `int4` or `fp32`, for graphs that are to have another mode than `mode`.
+            activations quantized as they come; other convolutions, embeddings and recurrent layers stored as int8 and
+            computed in float32. `int8-static`: products and convolutions in int8, ranges fixed by calibration.
+            `int8-weight` and `int4`: the weights of products in 8 or 4 bits, a scale for every block; the rest stored
+            as in `int8`. `fp16`: weights and computation in half precision. A tied table is stored once where it is
+            int8 as embedding and as factor.
+        components: role, or role/layer, → a mode, for graphs and layers that are to have another one than `mode`.
+        options: how each mode does what it does.
+        examples: what to calibrate on, for the modes and options that need that.
         overwrite: replace a bundle that is there.
         command: what was typed, for the record.
         progress: told what is being done and the share of the whole that is done.
 
     Raises:
-        UserError: an unknown mode or component, a graph whose opset is too old for the mode, or `source` is quantized
-            already.
+        UserError: an unknown mode, component or option, a graph whose opset is too old for the mode, no examples where
+            they are needed, activations that are not finite, nothing to quantize, or `source` is quantized already.
         BundleError: `source` is no bundle, or is damaged.
         OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
         XattnError: the result is not standard, or every golden text changed.
     """
-    tell = progress or (lambda what, share: None)
-    if mode not in MODES:
-        raise UserError(f"mode: expected one of {', '.join(MODES)}, found {mode!r}")
+    tell, options = progress or (lambda what, share: None), options or Options()
+    options.check()
+    tell("opening the bundle", 0.0)
+    bundle = open_source(source, output, overwrite=overwrite)
+    plans = make_plans(bundle, mode, components or {})
+    if examples is None and (reasons := needs_examples(plans, options)):
+        raise UserError(
+            f"{' and '.join(reasons)}: expected data to calibrate on, found none; name some with --data, such as "
+            "--data easy-vqa, or --data golden for the inputs in the bundle itself"
+        )
+    seen = calibrate(bundle, plans, options, examples, lambda what, share: tell(what, 0.3 * share))
+    return write_quantized(
+        bundle,
+        output,
+        plans,
+        options,
+        seen,
+        mode=mode,
+        examples=examples,
+        overwrite=overwrite,
+        command=command,
+        tell=tell,
+    )
+
+
+def open_source(source: Path, output: Path, *, overwrite: bool) -> Bundle:
+    """The bundle to quantize, after checking that it can be and that `output` may be written."""
     _check_places(source, output)
     check_output(output, overwrite=overwrite)
-    tell("opening the bundle", 0.0)
     bundle = open_bundle(source)
     _check_precision(bundle)
-    modes = _modes(bundle, mode, components or {})
+    return bundle
+
+
+def write_quantized(
+    bundle: Bundle,
+    output: Path,
+    plans: Mapping[str, GraphPlan],
+    options: Options,
+    seen: Mapping[str, Seen],
+    *,
+    mode: str,
+    examples: Examples | None = None,
+    search: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    tell: Tell = lambda what, share: None,
+) -> QuantizeReport:
+    """Make the bundle `output` of `bundle` by its plans; `search`: how they were found, for the record."""
     with staged_bundle(output, overwrite=overwrite) as staged:
-        reports = _quantize_graphs(bundle, modes, staged, tell)
+        reports = _quantize_graphs(bundle, plans, options, seen, staged, tell)
         copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
         for path in sorted({bundle.manifest.tokenizer.file, *copied}):
             staged.write(path, bundle.file(path).read_bytes())
         tell("measuring the loss", 0.7)
-        manifest = staged.write_manifest(_manifest(bundle, modes, command))
+        record = _record(plans, options, examples, search)
+        manifest = staged.write_manifest(_manifest(bundle, plans, options, record, command))
         kept, dropped = _measure(staged.folder)
         largest = max(case.relative_rms for case in kept)
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * largest)
@@ -162,44 +168,32 @@ def _check_precision(bundle: Bundle) -> None:
             )
 
 
-def _modes(bundle: Bundle, mode: Precision, components: Mapping[str, Precision]) -> dict[str, Precision]:
-    """The mode of every graph, checked; a generator goes with its decoder."""
-    manifest = bundle.manifest
-    roles = [role for role in manifest.graphs if role != GENERATOR]
-    for role, wanted in components.items():
-        if role not in roles:
-            raise UserError(f"component: expected one of {', '.join(roles)}, found {role!r}")
-        if wanted not in PRECISIONS:
-            raise UserError(f"component {role}: expected one of {', '.join(PRECISIONS)}, found {wanted!r}")
-    modes = {role: components.get(role, mode) for role in roles}
-    if "int4" in modes.values() and manifest.opset < LOWEST_OPSET:
-        raise UserError(
-            f"{bundle.path}: int4: expected graphs of opset {LOWEST_OPSET} or later, found {manifest.opset}; export it "
-            f"again with --opset {LOWEST_OPSET}"
-        )
-    return modes
-
-
 def _quantize_graphs(
-    bundle: Bundle, modes: Mapping[str, Precision], staged: StagedBundle, tell: Callable[[str, float], None]
+    bundle: Bundle,
+    plans: Mapping[str, GraphPlan],
+    options: Options,
+    seen: Mapping[str, Seen],
+    staged: StagedBundle,
+    tell: Tell,
 ) -> dict[str, GraphReport]:
     """Quantize and write one graph after the other, so that no two are in memory at once."""
     graphs = bundle.manifest.graphs
     stores: dict[Path, WeightStore] = {}
     reports = {}
-    for number, (role, mode) in enumerate(modes.items()):
-        tell(f"quantizing the {role}", 0.1 + 0.6 * number / len(modes))
+    for number, (role, plan) in enumerate(plans.items()):
+        tell(f"quantizing the {role}", 0.3 + 0.4 * number / len(plans))
         source, file = bundle.file(graphs[role].file), graphs[role].file
         model = read_graph(source)
         opset = require_standard(model, role).opset
-        counts = _quantize_graph(model, mode, source.parent)
+        counts = quantize_graph(model, plan, options, seen.get(role, Seen()), source.parent)
         folder = (staged.folder / file).parent
         store = stores.setdefault(folder, WeightStore(folder))
         is_shared = role == LOOPED and GENERATOR in graphs
         model = store.taken_out(model, weights_file(source.name), shared=is_shared)
         facts = _check_graph(model, role, opset, folder)
         sizes = {"bytes_before": _bytes_of(bundle, file), "bytes_after": write_graph(staged, file, model)}
-        reports[role] = GraphReport(mode, **counts, operators=facts.operators, **sizes)
+        reports[role] = GraphReport(precision_of(plan), counts, facts.operators, **sizes)
+    _check_gain(plans, reports)
     if GENERATOR in graphs:
         write_generator(staged, graphs[LOOPED].file, graphs[GENERATOR].file)
     return reports
@@ -211,18 +205,13 @@ def _bytes_of(bundle: Bundle, file: str) -> int:
     return sum(files[path].bytes for path in (file, weights_file(file)) if path in files)
 
 
-def _quantize_graph(model: ModelProto, mode: Precision, folder: Path) -> dict[str, int]:
-    """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. The counts of its report."""
-    counts = dict.fromkeys(_COUNTS, 0)
-    if mode != "fp32":
-        prepare_products(model, folder)
-        counts["int8_convolutions"] = quantize_convolutions(model, folder)
-        counts["int8_stored_convolutions"] = store_convolutions(model, folder)
-        counts["int8_embeddings"] = store_embeddings(model, folder)
-        counts["int4_products"] = quantize_blocks(model, folder) if mode == "int4" else 0
-        counts["int8_products"] = quantize_products(model, folder)
-    Constants(model.graph, folder).bring_in()
-    return counts
+def _check_gain(plans: Mapping[str, GraphPlan], reports: Mapping[str, GraphReport]) -> None:
+    asked = sorted(_all_modes(plans) - {"fp32"})
+    if asked and all(report.layers == LayerCounts() for report in reports.values()):
+        raise UserError(
+            f"{', '.join(reports)}: expected weights that {' and '.join(asked)} makes smaller, found nothing to "
+            "quantize: all layers are small, or of kinds that stay as they are; use the bundle as it is"
+        )
 
 
 def _check_graph(model: ModelProto, role: str, opset: int | None, folder: Path) -> GraphFacts:
@@ -234,15 +223,36 @@ def _check_graph(model: ModelProto, role: str, opset: int | None, folder: Path) 
     return facts
 
 
-def _manifest(bundle: Bundle, modes: Mapping[str, Precision], command: str) -> Manifest:
+def _record(
+    plans: Mapping[str, GraphPlan], options: Options, examples: Examples | None, search: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What was done, as the manifest keeps it."""
+    components = {}
+    for role, plan in plans.items():
+        components[role] = plan.mode
+        components |= {f"{role}/{layer}": mode for layer, mode in plan.layers.items() if mode != plan.mode}
+    record: dict[str, Any] = {"components": components, **options.record(_all_modes(plans))}
+    record["int8_activations"] = [role for role, plan in plans.items() if has_int8_activations(plan, options)]
+    if examples is not None:
+        record["calibration"] = {"data": examples.name, "examples": len(examples.items)}
+    return record if search is None else record | {"search": dict(search)}
+
+
+def _all_modes(plans: Mapping[str, GraphPlan]) -> frozenset[Mode]:
+    return frozenset().union(*(plan.modes for plan in plans.values()))
+
+
+def _manifest(
+    bundle: Bundle, plans: Mapping[str, GraphPlan], options: Options, record: Mapping[str, Any], command: str
+) -> Manifest:
     """The source's manifest as a quantized bundle has it: not yet measured, not yet evaluated."""
     old = bundle.manifest
-    modes = {**modes, GENERATOR: modes.get(LOOPED, "fp32")}
-    needed = {key: value for mode in modes.values() for key, value in _SESSION_OPTIONS[mode].items()}
+    plans = {**plans, GENERATOR: plans.get(LOOPED, GraphPlan("fp32"))}
+    needed = session_options(_all_modes(plans), options)
     origin = f"{bundle.path.resolve().name} sha256:{file_digest(bundle.path / MANIFEST_FILE)}"
     return replace(
         old,
-        graphs={role: Graph(graph.file, modes[role]) for role, graph in old.graphs.items()},
+        graphs={role: Graph(graph.file, precision_of(plans[role])) for role, graph in old.graphs.items()},
         session_options={**(old.session_options or {}), **needed},
         provenance=replace(
             old.provenance,
@@ -251,6 +261,7 @@ def _manifest(bundle: Bundle, modes: Mapping[str, Precision], command: str) -> M
             versions={**old.provenance.versions, **versions()},
             from_bundle=origin,
         ),
+        quantization=record,
         evaluation=(),
     )
 

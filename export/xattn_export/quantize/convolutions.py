@@ -7,6 +7,7 @@ kernel are gathered as bytes (im2col: Chellapilla et al., 2006). Between two suc
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
+from xattn_export.quantize.layers import FEWEST_WEIGHTS, is_chosen
 from xattn_export.quantize.prepare import Constants, attributes, write_nodes
 from xattn_export.quantize.products import integer_product
 from xattn_export.quantize.weights import quantize_rows
@@ -23,19 +25,19 @@ __all__ = ["quantize_convolutions"]
 
 # Narrower maps are computed as fast in float32, and the picture itself keeps its precision.
 _FEWEST_CHANNELS = 32
-_FEWEST_WEIGHTS = 4096
 _ELEMENTWISE = {"Relu", "Add", "Mul", "Gelu", "Sigmoid"}
 
 
-def quantize_convolutions(model: ModelProto, folder: Path | None = None) -> int:
+def quantize_convolutions(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
     """Compute convolutions over wide maps of a fixed size in int8, a scale an output channel, in place; how many.
 
     Left as they are: convolutions in groups, dilated ones, those over fewer than 32 channels. `folder`: where weights
-    lie that are beside the graph.
+    lie that are beside the graph. `only`: the layers to change, by name.
     """
     maps = _map_shapes(model)
     constants = Constants(model.graph, folder)
-    chosen = {node.output[0]: conv for node in model.graph.node if (conv := _convolution(node, constants, maps))}
+    asked = [node for node in model.graph.node if is_chosen(node, only)]
+    chosen = {node.output[0]: conv for node in asked if (conv := _convolution(node, constants, maps))}
     if not chosen:
         return 0
     rewriter = _Rewriter(model.graph, constants, maps)
@@ -101,7 +103,7 @@ def _convolution(node: NodeProto, constants: Constants, maps: dict[str, _Map]) -
         options.get("group", 1) == 1
         and set(options.get("dilations", [1])) == {1}  # type: ignore[call-overload]
         and options.get("auto_pad", b"NOTSET") == b"NOTSET"
-        and constants.elements(node.input[1]) >= _FEWEST_WEIGHTS
+        and constants.elements(node.input[1]) >= FEWEST_WEIGHTS
     )
     if not is_plain:
         return None

@@ -36,6 +36,11 @@ class Constants:
         tensor = self._tensors.get(name)
         return tensor is not None and tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == rank
 
+    def is_float_of_any_rank(self, name: str) -> bool:
+        """Whether `name` is a float32 constant."""
+        tensor = self._tensors.get(name)
+        return tensor is not None and tensor.data_type == TensorProto.FLOAT
+
     def elements(self, name: str) -> int:
         """Number of values."""
         return int(np.prod(self._tensors[name].dims, dtype=np.int64))

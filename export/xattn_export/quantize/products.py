@@ -7,37 +7,46 @@ https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from xattn_export.quantize.layers import FEWEST_WEIGHTS, Rounder, is_chosen
 from xattn_export.quantize.prepare import Constants, replace_nodes
-from xattn_export.quantize.weights import quantize_rows
+from xattn_export.quantize.rounding import Grid
 
-__all__ = ["integer_product", "quantize_products"]
+__all__ = ["COLUMNS", "integer_product", "quantize_products"]
 
-# Quantizing the input of a smaller product costs more than it saves.
-_FEWEST_WEIGHTS = 4096
+COLUMNS = Grid(8, 0)
+"""Signed bytes, a scale a column."""
 
 
-def quantize_products(model: ModelProto, folder: Path | None = None) -> int:
+def quantize_products(
+    model: ModelProto,
+    folder: Path | None = None,
+    *,
+    rounder: Rounder | None = None,
+    only: Collection[str] | None = None,
+) -> int:
     """Compute large constant products in int8, a scale a column, in place; how many.
 
     Weights are signed and symmetric: ARM's dot product and x86's VNNI both take them at full speed. Processors with
     neither need `session.x64quantprecision`, which the caller puts into the bundle. `folder`: where weights lie that
-    are beside the graph.
+    are beside the graph. `only`: the layers to change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)
+    rounder = rounder or Rounder()
     quantized: dict[str, tuple[str, str, str]] = {}
     factors: dict[str, tuple[str, str]] = {}
     replacements: dict[int, list[NodeProto]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type != "MatMul" or not constants.is_float(node.input[1], 2):
+        if node.op_type != "MatMul" or not constants.is_float(node.input[1], 2) or not is_chosen(node, only):
             continue
         found, name = node.input
-        if constants.elements(name) < _FEWEST_WEIGHTS:
+        if constants.elements(name) < FEWEST_WEIGHTS:
             continue
         added: list[NodeProto] = []
         if found not in quantized:
@@ -46,8 +55,9 @@ def quantize_products(model: ModelProto, folder: Path | None = None) -> int:
                 helper.make_node("DynamicQuantizeLinear", [found], list(quantized[found]), name=f"{found}_bytes")
             )
         if name not in factors:
-            values, scales = quantize_rows(constants.values(name).T)
-            factors[name] = constants.add(f"{name}_int8", values.T), constants.add(f"{name}_scale", scales[:, 0])
+            rounded = rounder(constants.values(name), COLUMNS, found)
+            values = constants.add(f"{name}_int8", rounded.values.astype(np.int8))
+            factors[name] = values, constants.add(f"{name}_scale", rounded.scales[0])
         weight, weight_scale = factors[name]
         weight_zero = constants.add(f"{weight}_zero_point", np.zeros((), np.int8))
         output, factor = node.output[0], (weight, weight_scale, weight_zero)

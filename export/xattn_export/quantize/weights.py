@@ -1,4 +1,4 @@
-"""Weight-only int8: convolution weights and embedding tables are stored as bytes with a scale a channel or row.
+"""Weight-only int8: weights of convolutions, embeddings and recurrences stored as bytes with a scale a channel or row.
 
 What is stored is `Cast` and `Mul` of a constant rather than `DequantizeLinear`: every engine folds the two when it
 loads the graph, while ONNX Runtime by default keeps `DequantizeLinear` and runs it at every call, which also keeps a
@@ -7,64 +7,95 @@ convolution from its fastest layout. An embedding is looked up as bytes, and onl
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.quantize.prepare import Constants, attributes, replace_nodes
+from xattn_export.quantize.layers import FEWEST_WEIGHTS, find_layers, is_chosen, layer_name
+from xattn_export.quantize.prepare import Constants, replace_nodes
 
-__all__ = ["quantize_rows", "store_convolutions", "store_embeddings"]
+__all__ = ["quantize_rows", "store_convolutions", "store_embeddings", "store_recurrences"]
 
-_FEWEST_CONVOLUTION_WEIGHTS = 4096
-_FEWEST_EMBEDDING_WEIGHTS = 16384
 _LARGEST_INT8 = 127
 
 
-def store_convolutions(model: ModelProto, folder: Path | None = None) -> int:
+def store_convolutions(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
     """Store the weights of large convolutions as int8 with a scale an output channel, in place; how many.
 
-    folder: where weights lie that are beside the graph.
+    folder: where weights lie that are beside the graph. only: the layers to change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)
     replacements: dict[int, list[NodeProto]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type != "Conv" or not constants.is_float(node.input[1], 4):
+        if node.op_type != "Conv" or not constants.is_float(node.input[1], 4) or not is_chosen(node, only):
             continue
-        name = node.input[1]
-        if constants.elements(name) < _FEWEST_CONVOLUTION_WEIGHTS:
+        if constants.elements(node.input[1]) < FEWEST_WEIGHTS:
             continue
-        values, scales = quantize_rows(constants.values(name))
-        stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_channel_scale", scales)
-        as_float, restored = f"{stored}_float", f"{stored}_restored"
-        node.input[1] = restored
-        replacements[index] = [
-            helper.make_node("Cast", [stored], [as_float], name=as_float, to=TensorProto.FLOAT),
-            helper.make_node("Mul", [as_float, scale], [restored], name=restored),
-            node,
-        ]
+        values, scales = quantize_rows(constants.values(node.input[1]))
+        replacements[index] = [*_restored(node, 1, values, scales, constants), node]
     replace_nodes(graph, replacements)
     constants.write_back()
     return len(replacements)
 
 
-def store_embeddings(model: ModelProto, folder: Path | None = None) -> int:
-    """Store large tables that are looked up as int8 with a scale a row, in place; how many lookups.
+def store_recurrences(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
+    """Store the weights of large recurrent layers as int8 with a scale a gate's row, in place; how many layers.
 
-    folder: where weights lie that are beside the graph.
+    What such a layer computes stays float32. folder: where weights lie that are beside the graph. only: the layers to
+    change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)
+    large = {layer.name for layer in find_layers(model, folder) if layer.kind == "recurrence"}
+    replacements: dict[int, list[NodeProto]] = {}
+    for index, node in enumerate(graph.node):
+        if layer_name(node) not in large or not is_chosen(node, only):
+            continue
+        added: list[NodeProto] = []
+        for place in (1, 2):  # of the input, of the state before: `[directions, gates × hidden, …]`
+            if constants.is_float(node.input[place], 3):
+                weights = constants.values(node.input[place])
+                values, scales = quantize_rows(weights.reshape(-1, weights.shape[2]))
+                shape = (*weights.shape[:2], 1)
+                added += _restored(node, place, values.reshape(weights.shape), scales.reshape(shape), constants)
+        replacements[index] = [*added, node]
+    replace_nodes(graph, replacements)
+    constants.write_back()
+    return len(replacements)
+
+
+def _restored(
+    node: NodeProto, place: int, values: NDArray[np.int8], scales: NDArray[np.float32], constants: Constants
+) -> list[NodeProto]:
+    """Nodes that restore the weights, which `node` then reads at `place`."""
+    name = node.input[place]
+    stored, scale = constants.add(f"{name}_int8", values), constants.add(f"{name}_channel_scale", scales)
+    as_float, restored = f"{stored}_float", f"{stored}_restored"
+    node.input[place] = restored
+    return [
+        helper.make_node("Cast", [stored], [as_float], name=as_float, to=TensorProto.FLOAT),
+        helper.make_node("Mul", [as_float, scale], [restored], name=restored),
+    ]
+
+
+def store_embeddings(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
+    """Store large tables that are looked up as int8 with a scale a row, in place; how many lookups.
+
+    folder: where weights lie that are beside the graph. only: the layers to change, by name.
+    """
+    graph = model.graph
+    constants = Constants(graph, folder)
+    large = {layer.name for layer in find_layers(model, folder) if layer.kind == "embedding"}
     stored: dict[str, tuple[str, str]] = {}
     replacements: dict[int, list[NodeProto]] = {}
     for index, node in enumerate(graph.node):
-        if node.op_type != "Gather" or attributes(node).get("axis", 0) != 0:
+        if layer_name(node) not in large or not is_chosen(node, only):
             continue
         table, indices, output = node.input[0], node.input[1], node.output[0]
-        if not constants.is_float(table, 2) or constants.elements(table) < _FEWEST_EMBEDDING_WEIGHTS:
-            continue
         if table not in stored:
             values, scales = quantize_rows(constants.values(table))
             stored[table] = constants.add(f"{table}_int8", values), constants.add(f"{table}_row_scale", scales)

@@ -1,0 +1,115 @@
+"""One graph by its plan: every layer in the mode that it is to have. It knows graphs and plans, and no bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnx import ModelProto
+
+from xattn_export.quantize.blocks import quantize_blocks
+from xattn_export.quantize.convolutions import quantize_convolutions
+from xattn_export.quantize.half import convert_to_half
+from xattn_export.quantize.layers import Observed, Rounder, find_layers
+from xattn_export.quantize.options import GraphPlan, Mode, Options
+from xattn_export.quantize.prepare import Constants, prepare_products
+from xattn_export.quantize.products import quantize_products
+from xattn_export.quantize.rounding import Grid
+from xattn_export.quantize.smooth import smooth_products
+from xattn_export.quantize.static import quantize_static
+from xattn_export.quantize.tied import share_tied
+from xattn_export.quantize.weights import store_convolutions, store_embeddings, store_recurrences
+
+__all__ = ["LayerCounts", "Seen", "quantize_graph"]
+
+_COMPUTED_IN_INT8: tuple[Mode, ...] = ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """How many layers became what.
+
+    int4_products, int8_weight_products: those of which only the weights are of so few bits. int8_products,
+    int8_convolutions: computed in int8, ranges as they come. static_products, static_convolutions: computed in int8,
+    ranges fixed. int8_stored_convolutions, int8_embeddings, int8_recurrences: stored as int8, computed in float32.
+    tied_tables: embeddings stored once with the product that they are also the factor of. fp16_nodes: computed so.
+    """
+
+    int4_products: int = 0
+    int8_weight_products: int = 0
+    int8_products: int = 0
+    static_products: int = 0
+    int8_convolutions: int = 0
+    static_convolutions: int = 0
+    int8_stored_convolutions: int = 0
+    int8_embeddings: int = 0
+    int8_recurrences: int = 0
+    tied_tables: int = 0
+    fp16_nodes: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What calibration saw of a graph; nothing of it where its plan needs none.
+
+    overflowing: the nodes, by name, whose values would leave the range of fp16.
+    """
+
+    observed: Observed = field(default_factory=Observed)
+    overflowing: frozenset[str] = frozenset()
+
+
+def quantize_graph(model: ModelProto, plan: GraphPlan, options: Options, seen: Seen, folder: Path) -> LayerCounts:
+    """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. What became of its layers."""
+    if plan.mode == "fp16":
+        kept = seen.overflowing | {name for name, mode in plan.layers.items() if mode == "fp32"}
+        counts = LayerCounts(fp16_nodes=convert_to_half(model, kept, folder))
+    elif plan.modes == {"fp32"}:
+        counts = LayerCounts()
+    else:
+        counts = _quantize_layers(model, plan, options, seen.observed, folder)
+    Constants(model.graph, folder).bring_in()
+    return counts
+
+
+def _quantize_layers(
+    model: ModelProto, plan: GraphPlan, options: Options, observed: Observed, folder: Path
+) -> LayerCounts:
+    prepare_products(model, folder)
+    names: Mapping[Mode, set[str]] = {mode: set() for mode in ("int8", "int8-static", "int8-weight", "int4")}
+    for layer in find_layers(model, folder):
+        names.get(plan.mode_of(layer.name), set()).add(layer.name)
+    small = set().union(*names.values())
+    in_int8 = set().union(*(names[mode] for mode in _COMPUTED_IN_INT8))
+    if options.smooth:
+        observed = smooth_products(model, options.smooth, observed, folder, only=names["int8"])
+    rounder = Rounder(options.rounding, observed)
+    static = quantize_static(model, folder, rounder=rounder, only=names["int8-static"]) if names["int8-static"] else {}
+    convolutions = quantize_convolutions(model, folder, only=in_int8)
+    stored = store_convolutions(model, folder, only=small)
+    tied = share_tied(model, folder, only=in_int8)
+    embeddings = store_embeddings(model, folder, only=small)
+    recurrences = store_recurrences(model, folder, only=small)
+    blocks = {
+        bits: quantize_blocks(
+            model, folder, grid=Grid(bits, options.block, options.symmetric), rounder=rounder, only=names[mode]
+        )
+        for bits, mode in _BITS.items()
+    }
+    products = quantize_products(model, folder, rounder=rounder, only=small)
+    return LayerCounts(
+        int4_products=blocks[4],
+        int8_weight_products=blocks[8],
+        int8_products=products + len(tied) // 2,
+        static_products=static.get("product", 0),
+        int8_convolutions=convolutions,
+        static_convolutions=static.get("convolution", 0),
+        int8_stored_convolutions=stored,
+        int8_embeddings=embeddings + len(tied) // 2,
+        int8_recurrences=recurrences,
+        tied_tables=len(tied) // 2,
+    )
+
+
+_BITS: Mapping[int, Mode] = {4: "int4", 8: "int8-weight"}

@@ -1,0 +1,118 @@
+"""Samples to calibrate, search and compare on: images with their texts and references, from data sets or pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["DATA_TASKS", "GOLDEN", "Sample", "Samples", "calibration_samples", "check_task", "unseen_samples"]
+
+DATA_TASKS = {"easy-vqa": "vqa", "emoji": "caption"}
+"""Data set → the task that it is for."""
+
+GOLDEN = "golden"
+"""In place of a data set: the inputs that the bundle itself holds."""
+
+_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+# Of the endless stream of training samples, one that no training takes.
+_STREAM = 2**31
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image; a question, prompt or query where the task takes one; and the right answer where it is known."""
+
+    image: ImageInput
+    text: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples, and what they are called in records."""
+
+    name: str
+    items: Sequence[Sample]
+
+
+def check_task(bundle: Bundle, data: str) -> None:
+    """UserError where the data set `data` is for another task than `bundle`, DataError where there is none such."""
+    if data not in DATA_TASKS:
+        known = ", ".join(DATA_TASKS)
+        raise DataError(f"unknown data set {data!r}; expected one of {known}, a folder of pictures, or {GOLDEN}")
+    if bundle.manifest.task != DATA_TASKS[data]:
+        raise UserError(
+            f"{bundle.path}: expected data for {bundle.manifest.task}, found {data}, which is for {DATA_TASKS[data]}"
+        )
+
+
+def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
+    """At most `count` samples for `bundle` that its test does not hold.
+
+    data: a data set, whose training split is taken; a folder of pictures, with the golden texts of the bundle; or
+        `golden`.
+    Raises UserError where the data does not fit the task or `count` is not positive, DataError where there is none.
+    """
+    if count < 1:
+        raise UserError(f"expected at least 1 example, found {count}")
+    if data == GOLDEN:
+        cases = bundle.manifest.golden.cases[:count]
+        return Samples(GOLDEN, [Sample(bundle.file(case.image), case.question or case.query) for case in cases])
+    if data not in DATA_TASKS and Path(data).is_dir():
+        return Samples(Path(data).name, _pictures(bundle, Path(data), count))
+    check_task(bundle, data)
+    return Samples(f"{data} train", _easy_vqa("train", count) if data == "easy-vqa" else _emoji_stream(count))
+
+
+def unseen_samples(bundle: Bundle, data: str, count: int | None) -> Samples:
+    """At most `count` samples of the test split of a data set, spread over it. Raises as `calibration_samples`."""
+    check_task(bundle, data)
+    return Samples(f"{data} test", _easy_vqa("test", count) if data == "easy-vqa" else _emoji_test(count))
+
+
+def _pictures(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)[:count]
+    if not paths:
+        raise DataError(f"{folder}: expected pictures ({', '.join(_PICTURES)}), found none")
+    texts = [case.question or case.query for case in bundle.manifest.golden.cases]
+    return [Sample(path, text) for path, text in zip(paths, cycle(texts), strict=False)]
+
+
+def _easy_vqa(split: str, count: int | None) -> list[Sample]:
+    from xattn_edge.data.easy_vqa import EasyVqa
+
+    samples = EasyVqa().samples(split)
+    rows = np.unique(np.linspace(0, len(samples) - 1, count or len(samples)).astype(int))
+    return [Sample(samples[row].image, samples[row].question, samples[row].answer) for row in rows]
+
+
+def _emoji_stream(count: int) -> list[Sample]:
+    from xattn_edge.data.emoji_captions import EmojiCaptions
+
+    data = EmojiCaptions()
+    found = (data.training_sample(_STREAM, index) for index in range(count))
+    return [Sample(sample.pixels, None, sample.caption) for sample in found]
+
+
+def _emoji_test(count: int | None) -> list[Sample]:
+    from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
+
+    data = EmojiCaptions()
+    sizes = {split: data.split_size(split) for split in SPLITS}
+    shares = {split: -(-size * (count or 10**9) // sum(sizes.values())) for split, size in sizes.items()}
+    return [
+        Sample(sample.pixels, None, sample.caption)
+        for split in SPLITS
+        for sample in islice(data.test_samples(split), shares[split])
+    ]
