@@ -43,9 +43,10 @@ def generator_graph(decoder: ModelProto, *, weights_outside: bool = False) -> Mo
     nodes = [
         helper.make_node("Shape", ["input_ids"], ["loop.batch"], start=0, end=1),
         helper.make_node("ConstantOfShape", ["loop.batch"], ["loop.none_ended"], value=_constant([False])),
+        helper.make_node("Constant", [], ["loop.goes"], value=numpy_helper.from_array(np.array(True))),
         helper.make_node(
             "Loop",
-            ["max_new_tokens", "", "input_ids", "loop.none_ended", *past],
+            ["max_new_tokens", "loop.goes", "input_ids", "loop.none_ended", *past],
             [*last, "loop.tokens", "loop.log_probs"],
             name="generate",
             body=body,

@@ -45,11 +45,19 @@ _NO_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation"
 
 
 class EngineTensor(Protocol):
-    """An input or output of a graph: name, dtype in ONNX Runtime's words ("tensor(float)"), and axes."""
+    """An input or output of a graph."""
 
-    name: str
-    type: str
-    shape: Sequence[int | str | None]
+    @property
+    def name(self) -> str:
+        """The name."""
+
+    @property
+    def type(self) -> str:
+        """The dtype in ONNX Runtime's words, such as "tensor(float)"."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """The axes: an int where static, else a name or None."""
 
 
 class EngineGraph(Protocol):
@@ -68,7 +76,9 @@ class EngineGraph(Protocol):
 class Engine(Protocol):
     """Something other than this process's ONNX Runtime that runs graphs, such as one made to compare with."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What reports call it."""
 
     def open(self, path: Path, role: str) -> EngineGraph | None:
         """The graph of `role` in `path`, loaded; None where ONNX Runtime shall run it after all."""

@@ -11,6 +11,7 @@ from xattn_edge.commands._console import Console, command
 from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
+    from xattn_export.engines.verify import EngineReport
     from xattn_runtime.verify import VerificationReport
 
 __all__ = ["app"]
@@ -24,6 +25,17 @@ def verify(
     provider: Provider = "cpu",
     fallback: Fallback = False,
     threads: Threads = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--engine",
+            metavar="ENGINE",
+            help="Try each graph in another engine: onnx-reference, openvino, onnxruntime-node, onnxruntime-web.",
+        ),
+    ] = None,
+    node_modules: Annotated[
+        Path, typer.Option("--node", help="Folder with the node_modules that hold onnxruntime-node or -web.")
+    ] = Path(),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -31,13 +43,19 @@ def verify(
     """Prove that a bundle computes the right thing here.
 
     Checks its hashes, then its golden inputs on the chosen provider; exits with 1 if they differ.
+    With --engine, which can be given several times, each graph in turn runs in that engine instead, while ONNX
+    Runtime runs the others.
 
     \b
     Examples:
       xattn-edge verify shapes-vqa.xattn
       xattn-edge verify shapes-vqa.xattn --provider openvino --json
+      xattn-edge verify shapes-vqa.xattn --engine onnx-reference --engine openvino
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        if engine:
+            _verify_in(console, bundle, engine, node_modules, threads, as_json=as_json)
+            return
         from xattn_runtime.providers import with_fallback
         from xattn_runtime.verify import verify_bundle
 
@@ -47,6 +65,31 @@ def verify(
         else:
             _print(console, report)
         report.raise_if_failed()
+
+
+def _verify_in(
+    console: Console, bundle: Path, engines: list[str], node_modules: Path, threads: int | None, *, as_json: bool
+) -> None:
+    from xattn_export.engines.verify import verify_in_engine
+
+    reports = [verify_in_engine(bundle, name, node_modules, threads) for name in engines]
+    if as_json:
+        console.document({"bundle": str(bundle), "engines": [report.to_dict() for report in reports]})
+    else:
+        _print_engines(console, reports)
+    for report in reports:
+        report.raise_if_failed()
+
+
+def _print_engines(console: Console, reports: list[EngineReport]) -> None:
+    rows: list[tuple[object, ...]] = [("engine", "graph", "precision", "runs", "relative rms", "texts", "verdict")]
+    for report in reports:
+        for graph in report.graphs:
+            texts = f"{graph.texts[0]} of {graph.texts[1]} same" if graph.texts[1] else "not compared"
+            rms = "-" if graph.relative_rms is None else graph.relative_rms
+            verdict = "ok" if graph.passed else "FAILED"
+            rows.append((report.engine, graph.role, graph.precision, graph.runs, rms, texts, verdict))
+    console.table(rows)
 
 
 def _print(console: Console, report: VerificationReport) -> None:

@@ -1,0 +1,155 @@
+"""The golden cases of a bundle with one graph at a time in another engine, ONNX Runtime running the others.
+
+So a graph that an engine cannot read, or computes wrongly, is known by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xattn_export.engines import ForeignEngine, open_engine
+from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.errors import BundleError, VerificationError
+from xattn_runtime.providers import CPU
+from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
+from xattn_runtime.tasks import load
+from xattn_runtime.verify import measure
+
+__all__ = ["EngineReport", "GraphVerdict", "verify_in_engine"]
+
+
+_TOKENS_ONLY = ("generator",)
+
+
+@dataclass(frozen=True)
+class GraphVerdict:
+    """What became of the golden cases with one graph in the engine.
+
+    runs: how often the engine ran it; nothing is proved where that is 0. relative_rms: the largest of the cases; None
+    where the graph failed, a value was not finite, or it gives tokens alone. texts: how many of the compared texts are
+    the same, and of how many. error: why it failed.
+    """
+
+    role: str
+    file: str
+    precision: str
+    runs: int
+    relative_rms: float | None
+    texts: tuple[int, int]
+    error: str | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """The verdict on every graph, with the largest `relative_rms` that the bundle allows."""
+
+    bundle: str
+    engine: str
+    tolerance: float
+    graphs: tuple[GraphVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every graph passed."""
+        return all(graph.passed for graph in self.graphs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "bundle": self.bundle,
+            "engine": self.engine,
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "graphs": [asdict(graph) for graph in self.graphs],
+        }
+
+    def raise_if_failed(self) -> None:
+        """VerificationError that names the first graph that failed."""
+        failed = [graph for graph in self.graphs if not graph.passed]
+        if failed:
+            worst = failed[0]
+            found = worst.error or (
+                f"{worst.runs} runs, a relative difference of {worst.relative_rms} and "
+                f"{worst.texts[0]} of {worst.texts[1]} texts the same"
+            )
+            raise VerificationError(
+                f"{self.bundle}: {len(failed)} of {len(self.graphs)} graphs failed in {self.engine}: {worst.role}: "
+                f"expected a relative difference of at most {self.tolerance:.3g}, found: {found}"
+            )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A graph that counts how often it is run."""
+
+    graph: EngineGraph
+    runs: list[str]
+
+    def get_inputs(self) -> Sequence[EngineTensor]:
+        return self.graph.get_inputs()
+
+    def get_outputs(self) -> Sequence[EngineTensor]:
+        return self.graph.get_outputs()
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        found = self.graph.run(outputs, inputs)
+        self.runs.append("run")
+        return found
+
+
+@dataclass(frozen=True)
+class _One:
+    """The engine for the graph of one role."""
+
+    engine: ForeignEngine
+    role: str
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    def open(self, path: Path, role: str) -> EngineGraph | None:
+        return _Counted(self.engine.open(path, role), self.runs) if role == self.role else None
+
+
+def verify_in_engine(
+    bundle: str | os.PathLike[str] | Bundle, engine: str, folder: Path | None = None, threads: int | None = None
+) -> EngineReport:
+    """Run the golden cases of `bundle` once for each of its graphs, with that graph in `engine`.
+
+    folder: as in `open_engine`, whose errors are raised too. Raises BundleError where the bundle itself is broken.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    with open_engine(engine, folder) as foreign:
+        count = default_threads() if threads is None else threads
+        graphs = tuple(_verdict(opened, role, foreign, count) for role in opened.manifest.graphs)
+    return EngineReport(str(opened.path), engine, opened.manifest.golden.relative_rms, graphs)
+
+
+def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) -> GraphVerdict:
+    one, entry = _One(foreign, role), bundle.manifest.graphs[role]
+    try:
+        cases = measure(load(bundle, SessionSettings(CPU, threads, engine=one)))
+    except BundleError as error:
+        return GraphVerdict(role, entry.file, entry.precision, len(one.runs), None, (0, 0), str(error), passed=False)
+    largest = 0.0 if role in _TOKENS_ONLY else max(case.relative_rms for case in cases)
+    texts = [case.same_text for case in cases if case.expected_text is not None]
+    passed = bool(one.runs) and all(texts) and largest <= bundle.manifest.golden.relative_rms
+    return GraphVerdict(
+        role,
+        entry.file,
+        entry.precision,
+        len(one.runs),
+        largest if np.isfinite(largest) and role not in _TOKENS_ONLY else None,
+        (sum(texts), len(texts)),
+        None,
+        passed,
+    )

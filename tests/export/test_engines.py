@@ -1,0 +1,121 @@
+"""Bundles in engines that are not ours: what they compute, and what is said where they do not."""
+
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from xattn_edge.commands._app import app
+from xattn_export import engines
+from xattn_export.engines import ENGINES, open_engine
+from xattn_export.engines.signature import read_signature
+from xattn_export.engines.verify import verify_in_engine
+from xattn_runtime.errors import BundleError, DependencyError, UserError, VerificationError
+
+NODE_PACKAGES = ("onnxruntime-node", "onnxruntime-web")
+# `onnxruntime-web` 1.30 does not read weights beside the file from within a loop (docs/conformance.md).
+KNOWN = {("onnxruntime-web", "generator")}
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packages of Node; without Node, npm or a registry the test is skipped."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("Node.js and npm are not installed")
+    folder = tmp_path_factory.mktemp("node")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *NODE_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"npm cannot install {' and '.join(NODE_PACKAGES)}: {done.stderr[-200:]}")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["caption", "lstm"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_graph_gives_the_golden_outputs(engine, kind, exported, request):
+    folder = request.getfixturevalue("node_folder") if engine in NODE_PACKAGES else None
+    report = verify_in_engine(exported[kind], engine, folder, threads=1)
+    assert {graph.role for graph in report.graphs if not graph.passed} <= {
+        role for name, role in KNOWN if name == engine
+    }
+    ran = [graph for graph in report.graphs if graph.passed]
+    assert len(ran) >= 2 and all(graph.runs for graph in ran)
+    assert max(graph.relative_rms or 0 for graph in ran) < 1e-5
+
+
+class Liar:
+    """A graph that gives what was asked for, all of it zeros."""
+
+    def __init__(self, path: Path, outputs: Mapping[str, tuple[int, ...]]) -> None:
+        self.outputs = outputs
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [np.zeros(self.outputs[name], np.float32) for name in outputs]
+
+
+@contextmanager
+def lying(folder: Path):
+    yield lambda path, _: Liar(path, {"logits": (1, 5), "probabilities": (1, 5)})
+
+
+@contextmanager
+def refusing(folder: Path):
+    def load(path: Path, _: object) -> Liar:
+        raise RuntimeError("Unsupported operator\nEinsum")
+
+    yield load
+
+
+def test_wrong_values_are_found(exported, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "liar", lying)
+    report = verify_in_engine(exported["lstm"], "liar")
+    verdicts = {graph.role: graph for graph in report.graphs}
+    assert not verdicts["classifier"].passed and verdicts["classifier"].runs
+    assert verdicts["classifier"].relative_rms == pytest.approx(1.0)
+    assert verdicts["image_encoder"].error is not None
+    with pytest.raises(VerificationError, match="2 of 2 graphs failed in liar: image_encoder"):
+        report.raise_if_failed()
+
+
+def test_a_graph_that_an_engine_refuses_is_named(exported, monkeypatch):
+    monkeypatch.setitem(engines.ENGINES, "refusing", refusing)
+    report = verify_in_engine(exported["lstm"], "refusing")
+    assert [(graph.runs, graph.passed) for graph in report.graphs] == [(0, False)] * 2
+    assert "that refusing can load, found: Unsupported operator Einsum" in str(report.graphs[0].error)
+    assert not report.to_dict()["passed"]
+
+
+def test_the_signature_of_a_graph(exported):
+    path = exported["caption"] / "graphs" / "decoder.onnx"
+    signature = read_signature(path)
+    inputs = {tensor.name: tensor for tensor in signature.inputs}
+    assert (inputs["input_ids"].type, inputs["past_key_0"].type) == ("tensor(int64)", "tensor(float)")
+    assert all(file.is_file() for file in signature.external.values())
+    broken = path.parent / "broken.onnx"
+    broken.write_bytes(b"nothing of the kind")
+    with pytest.raises(BundleError, match="expected an ONNX graph"):
+        read_signature(broken)
+    broken.unlink()
+
+
+def test_engines_that_are_not_there(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="--engine: expected one of onnx-reference, openvino"), open_engine("tvm"):
+        pass
+    with pytest.raises(DependencyError, match="npm install"), open_engine("onnxruntime-node", tmp_path):
+        pass
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DependencyError, match="on the PATH, found none"), open_engine("onnxruntime-web", tmp_path):
+        pass
+
+
+def test_the_command(exported):
+    invoke = CliRunner().invoke
+    done = invoke(app, ["verify", str(exported["lstm"]), "--engine", "onnx-reference"], prog_name="xattn-edge")
+    assert done.exit_code == 0 and done.stdout.count("ok") == 2
+    wrong = invoke(app, ["verify", str(exported["lstm"]), "--engine", "tvm"], prog_name="xattn-edge")
+    assert wrong.exit_code == 2
