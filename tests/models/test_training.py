@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_edge.models import load_checkpoint
-from xattn_edge.training import recipes, train
+from xattn_edge.training import Combination, recipes, train
 from xattn_edge.training.loop import STATE_FILE
 from xattn_runtime.errors import CheckpointError, OutputError, UserError
 
@@ -189,3 +189,29 @@ def test_a_killed_command_can_go_on(tmp_path, sent, code):
     if sent == signal.SIGINT:
         assert said.strip().splitlines()[-1] == "interrupted"
         assert (output / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [
+        Combination(weighting="hard"),
+        Combination(similarity="cosine", fusion="dynamic"),
+        Combination(mechanism="two_way"),
+        Combination(mechanism="multi_hop", hops=2),
+    ],
+    ids=Combination.label,
+)
+def test_a_mechanism_is_trained_and_reported(small, tmp_path, combination):
+    report = train("vqa", tmp_path / "new", steps=2, combination=combination)
+    checkpoint = load_checkpoint(tmp_path / "new")
+    assert checkpoint.name == f"shapes-vqa-{combination.label()}"
+    assert checkpoint.config.mechanism.name == combination.mechanism
+    assert checkpoint.config.mechanism.options.weighting == combination.weighting
+    assert 0 <= report.evaluation["value"] <= 100 and report.evaluation["n"] == 400
+
+
+def test_a_combination_that_cannot_be(small, tmp_path):
+    with pytest.raises(UserError, match="mechanism: expected one of .*, found 'telepathy'"):
+        train("vqa", tmp_path / "new", steps=1, combination=Combination(mechanism="telepathy"))
+    with pytest.raises(UserError, match="leave --mechanism and its like out"):
+        train("caption", tmp_path / "new", steps=1, combination=Combination())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,17 @@ def train(
     text_encoder: Annotated[
         Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="What reads the question (vqa).")
     ] = None,
+    mechanism: Annotated[
+        str | None, typer.Option("--mechanism", help="How question and picture read each other (vqa).")
+    ] = None,
+    similarity: Annotated[
+        str | None, typer.Option("--similarity", help="dot, scaled_dot, cosine or additive (vqa).")
+    ] = None,
+    weighting: Annotated[str | None, typer.Option("--weighting", help="soft or hard (vqa).")] = None,
+    fusion: Annotated[
+        str | None, typer.Option("--fusion", help="How both become an answer (vqa); see docs/mechanisms.md.")
+    ] = None,
+    hops: Annotated[int | None, typer.Option("--hops", min=1, help="Of --mechanism multi_hop.")] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Threads within an operator; without it, all cores but one."),
@@ -49,9 +60,14 @@ def train(
     Examples:
       xattn-edge train vqa -o checkpoints/shapes-vqa
       xattn-edge train caption -o checkpoints/emoji-caption --seed 1
+      xattn-edge train vqa -o runs/hops --mechanism multi_hop --hops 3
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
+        from xattn_edge.training import Combination
         from xattn_edge.training import train as train_model
+
+        parts = {"mechanism": mechanism, "similarity": similarity, "weighting": weighting, "fusion": fusion}
+        chosen: dict[str, Any] = {name: part for name, part in {**parts, "hops": hops}.items() if part is not None}
 
         with console.progress() as progress:
             report = train_model(
@@ -62,6 +78,7 @@ def train(
                 overwrite=overwrite,
                 threads=threads,
                 text_encoder=text_encoder,
+                combination=Combination(**chosen) if chosen else None,
                 progress=_shown(console, progress),
             )
         print_report(console, report.to_dict())

@@ -15,6 +15,7 @@ import torch
 
 from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint, write_atomically
 from xattn_edge.training.caption import CaptionTask
+from xattn_edge.training.combination import Combination
 from xattn_edge.training.loop import STATE_FILE, fit
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import RECIPES, Recipe
@@ -24,6 +25,8 @@ from xattn_runtime.errors import OutputError, UserError
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
 _LICENSE = "Apache-2.0"
+# Enough to tell mechanisms apart on easy-VQA (docs/mechanisms.md); most of them compute more in a step than the default.
+_COMBINATION_STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     text_encoder: str | None = None,
+    combination: Combination | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TrainProgress], None] | None = None,
@@ -67,6 +71,8 @@ def train(
         seed: of weights, batches and dropout.
         steps: optimizer steps, if not those of the recipe.
         text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
+        combination: mechanism and fusion of the model, for `vqa` alone; without it, the default's two layers of
+            cross-attention.
         threads: within an operator; if not given all cores but one, which makes the batches.
         overwrite: delete what is in `output` first.
         progress: called after every step.
@@ -79,6 +85,8 @@ def train(
         raise UserError(f"unknown task {task!r}; expected one of {', '.join(RECIPES)}")
     if text_encoder is not None and task != "vqa":
         raise UserError(f"the task {task!r} has no text encoder; leave --text-encoder out")
+    if combination is not None and task != "vqa":
+        raise UserError(f"the task {task!r} has a mechanism of its own; leave --mechanism and its like out")
     if steps is not None and steps < 1:
         raise UserError(f"expected at least one training step, found {steps}")
     recipe = RECIPES[task] if steps is None else dataclasses.replace(RECIPES[task], steps=steps)
@@ -88,7 +96,11 @@ def train(
     torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     torch.manual_seed(seed)
     if task == "vqa":
-        return _run(task, VqaTask(recipe, seed, text_encoder or "lstm"), recipe, output, seed, tell)
+        if combination is not None:
+            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=1)
+            if steps is None:
+                recipe = dataclasses.replace(recipe, steps=_COMBINATION_STEPS)
+        return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
     return _run(task, CaptionTask(recipe, seed), recipe, output, seed, tell)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,10 +15,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
+from xattn_edge.attention import KeyValue, Tokens
 from xattn_edge.data.easy_vqa import EasyVqa, VqaSample
 from xattn_edge.data.vocabulary import PADDING, UNKNOWN, question_tokenizer
 from xattn_edge.evaluation.floors import question_only_accuracy
-from xattn_edge.models import VqaConfig, VqaModel
+from xattn_edge.models import CrossModalVqaModel, VqaConfig, VqaModel, build_model
+from xattn_edge.training.combination import Combination
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 
@@ -31,25 +35,30 @@ _SHIFT_PX = 4
 class VqaTask:
     """Batches of pictures with four questions each; a picture is encoded once for its questions."""
 
-    def __init__(self, recipe: Recipe, seed: int, text_encoder: str) -> None:
+    def __init__(self, recipe: Recipe, seed: int, text_encoder: str, combination: Combination | None = None) -> None:
         self._data = EasyVqa()
         self._recipe, self._seed = recipe, seed
         self._train = _by_image(self._data.samples("train"))
         self._images = np.stack([_read(samples[0], recipe.image_size_px) for samples in self._train])
         self.tokenizer: Tokenizer = question_tokenizer(s.question for samples in self._train for s in samples)
         self._question_mark = self.tokenizer.token_to_id("?")
-        self.config = VqaConfig(
-            **recipe.model_size(),
-            vocabulary=self.tokenizer.get_vocab_size(),
-            text_encoder=text_encoder,
-            text_layers=2,
-            cross_layers=recipe.layers,
-            answers=self._data.answers,
+        vocabulary, answers = self.tokenizer.get_vocab_size(), self._data.answers
+        self.config = (
+            VqaConfig(
+                **recipe.model_size(),
+                vocabulary=vocabulary,
+                text_encoder=text_encoder,
+                text_layers=2,
+                cross_layers=recipe.layers,
+                answers=answers,
+            )
+            if combination is None
+            else combination.config(recipe, vocabulary, answers, text_encoder)
         )
-        self.model: VqaModel = VqaModel(self.config)
+        self.model = cast(VqaModel | CrossModalVqaModel, build_model(self.config))
 
     @property
-    def trained_model(self) -> VqaModel:
+    def trained_model(self) -> VqaModel | CrossModalVqaModel:
         """What goes into the checkpoint."""
         return self.model
 
@@ -71,11 +80,15 @@ class VqaTask:
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Cross-entropy of the answers."""
         pixels, input_ids, mask, answers = batch
-        cross = [
-            type(each)(*(tensor.repeat_interleave(_QUESTIONS_PER_IMAGE, 0) for tensor in each))
-            for each in self.model.encode_image(pixels)
-        ]
-        return F.cross_entropy(self.model.answer(input_ids, mask, cross).float(), answers)
+        logits = self._answer(pixels, input_ids, mask, lambda tensor: tensor.repeat_interleave(_QUESTIONS_PER_IMAGE, 0))
+        return F.cross_entropy(logits.float(), answers)
+
+    def _answer(self, pixels: Tensor, input_ids: Tensor, mask: Tensor, repeated: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits of the questions, for each of which `repeated` has what was encoded of its picture."""
+        model = self.model
+        if isinstance(model, CrossModalVqaModel):
+            return model.answer(input_ids, mask, Tokens(*map(repeated, model.encode_image(pixels))))
+        return model.answer(input_ids, mask, [KeyValue(*map(repeated, each)) for each in model.encode_image(pixels)])
 
     @torch.inference_mode()
     def report(self) -> dict[str, Any]:
@@ -83,13 +96,10 @@ class VqaTask:
         train, test = self._data.samples("train"), self._data.samples("test")
         right = 0
         for samples in _by_image(test):
-            pixels = normalized(_read(samples[0], self.config.image_size_px)[None])
-            cross = [
-                type(each)(*(tensor.expand(len(samples), -1, -1, -1) for tensor in each))
-                for each in self.model.encode_image(pixels)
-            ]
+            pixels = normalized(_read(samples[0], self._recipe.image_size_px)[None])
             input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for sample in samples])
-            best = self.model.answer(input_ids, mask, cross).argmax(1).tolist()
+            repeated = partial(torch.repeat_interleave, repeats=len(samples), dim=0)
+            best = self._answer(pixels, input_ids, mask, repeated).argmax(1).tolist()
             right += sum(
                 self.config.answers[index] == sample.answer for index, sample in zip(best, samples, strict=True)
             )

@@ -1,0 +1,66 @@
+"""Which mechanism, similarity, weighting and fusion a training takes, and the model that they make of a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from xattn_edge.attention import AttentionOptions, MechanismConfig
+from xattn_edge.encoders import ImageEncoderConfig, TextEncoderConfig
+from xattn_edge.fusion import FusionConfig
+from xattn_edge.models import CrossModalVqaConfig
+from xattn_edge.training.recipes import Recipe
+from xattn_runtime.errors import UserError
+
+__all__ = ["Combination"]
+
+_EQUAL_WEIGHTS = (1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """Names out of the library (`docs/mechanisms.md`), and the number of hops of `multi_hop`."""
+
+    mechanism: str = "text_to_image"
+    similarity: str = "scaled_dot"
+    weighting: str = "soft"
+    fusion: str = "concatenation"
+    hops: int = 3
+
+    def label(self) -> str:
+        """What is chosen, without what is left as it is by default: `two-way-cosine`; `text-to-image` at the least."""
+        chosen = [
+            str(getattr(self, field.name)) for field in fields(self)[1:] if getattr(self, field.name) != field.default
+        ]
+        return "-".join([self.mechanism, *chosen]).replace("_", "-")
+
+    def config(
+        self, recipe: Recipe, vocabulary: int, answers: tuple[str, ...], text_encoder: str = "lstm"
+    ) -> CrossModalVqaConfig:
+        """The model for questions about pictures, of the size of `recipe`; UserError for what does not go together."""
+        try:
+            return CrossModalVqaConfig(
+                image=ImageEncoderConfig(
+                    name="cnn", image_size_px=recipe.image_size_px, channels=recipe.channels, blocks=recipe.blocks
+                ),
+                text=TextEncoderConfig(
+                    name=text_encoder,
+                    vocabulary=vocabulary,
+                    max_tokens=recipe.max_tokens,
+                    layers=2 * (text_encoder == "transformer"),
+                    heads=recipe.heads,
+                ),
+                mechanism=MechanismConfig(
+                    name=self.mechanism,
+                    options=AttentionOptions(heads=recipe.heads, similarity=self.similarity, weighting=self.weighting),
+                    hops=self.hops,
+                ),
+                fusion=FusionConfig(
+                    name=self.fusion, weights=_EQUAL_WEIGHTS if self.fusion == "late_weighted" else None
+                ),
+                layers=recipe.layers,
+                width=recipe.width,
+                dropout=recipe.dropout,
+                answers=answers,
+            )
+        except ValueError as error:
+            raise UserError(f"{self.label()}: {error}") from error
