@@ -211,7 +211,7 @@ def test_a_mechanism_is_trained_and_reported(small, tmp_path, combination):
 
 
 def test_a_combination_that_cannot_be(small, tmp_path):
-    with pytest.raises(UserError, match="mechanism: expected one of .*, found 'telepathy'"):
+    with pytest.raises(UserError, match=r"mechanism: expected one of .*, found 'telepathy'"):
         train("vqa", tmp_path / "new", steps=1, combination=Combination(mechanism="telepathy"))
     with pytest.raises(UserError, match="leave --mechanism and its like out"):
         train("caption", tmp_path / "new", steps=1, combination=Combination())

@@ -25,7 +25,7 @@ from xattn_runtime.errors import OutputError, UserError
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
 _LICENSE = "Apache-2.0"
-# Enough to tell mechanisms apart on easy-VQA (docs/mechanisms.md); most of them compute more in a step than the default.
+# Enough for easy-VQA (docs/mechanisms.md); most mechanisms compute more in a step than the default model.
 _COMBINATION_STEPS = 1500
 
 
