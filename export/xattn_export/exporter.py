@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
-from xattn_export.conformance import GraphFacts, examine
+from xattn_export.conformance import GraphFacts, examine, require_valid
 from xattn_export.external_weights import INSIDE_BYTES, WeightStore
 from xattn_export.families import family_of
 from xattn_export.families.base import Source
@@ -23,6 +23,7 @@ from xattn_export.families.hf_hub import hub_id, local_folder
 from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
 from xattn_export.graph_files import write_generator, write_graph
+from xattn_export.inspect import read_graph
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.to_onnx import choose_opset, export_role
@@ -40,6 +41,7 @@ Progress = Callable[[str, float], None]
 _TOKENIZER_FILE = "tokenizer.json"
 _GRAPHS_FOLDER = "graphs"
 _GRAPHS_DONE = 0.8
+_STATIC, _BATCH = "image_encoder", "batch"
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def export_checkpoint(
     command: str = "",
     golden_images: Sequence[Path] | None = None,
     inside_bytes: int = INSIDE_BYTES,
+    static_batch: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -103,6 +106,7 @@ def export_checkpoint(
         command: what was typed, for the record.
         golden_images: pictures for the golden cases; by default the family draws some.
         inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
+        static_batch: whether the image encoder takes one picture at a time, so that every axis of it has a size.
         progress: told what is being done.
 
     Raises:
@@ -127,6 +131,8 @@ def export_checkpoint(
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
         graphs = _export_roles(model, attention, opset, inside_bytes, staged, tell)
+        if static_batch and _STATIC in graphs:
+            _fix_batch(staged, _graph_file(_STATIC))
         tell("computing golden cases", _GRAPHS_DONE)
         tokenizer = _tokenizer(model)
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
@@ -214,6 +220,17 @@ def _export_roles(
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
     return exported
+
+
+def _fix_batch(staged: StagedBundle, file: str) -> None:
+    """Give the axis `batch` of a written graph the size 1."""
+    graph = read_graph(staged.folder / file)
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param == _BATCH:
+                axis.dim_value = 1
+    require_valid(graph, _STATIC, (staged.folder / file).parent)
+    write_graph(staged, file, graph)
 
 
 def _give_memory_back() -> None:

@@ -21,6 +21,14 @@ def inspect_command(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 on anything that is not standard ONNX.")
     ] = False,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            help="Say whether a bundle would run on raspberry-pi, jetson, android, browser, npu or server-cuda, and "
+            "where each graph; exit with 1 if not.",
+        ),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -31,8 +39,12 @@ def inspect_command(
     Examples:
       xattn-edge inspect shapes-vqa.xattn
       xattn-edge inspect model.onnx --strict --json
+      xattn-edge inspect shapes-vqa.xattn --target npu
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        if target is not None:
+            _inspect_for(console, path, target)
+            return
         from xattn_export import inspect_path
 
         report = inspect_path(path).to_dict()
@@ -42,6 +54,24 @@ def inspect_command(
             _print(console, report)
         if strict and not report["standard"]:
             console.fail(f"{path}: holds operators outside the standard domain ai.onnx")
+
+
+def _inspect_for(console: Console, path: Path, name: str) -> None:
+    from xattn_export.targets import fit_of, target_of
+
+    report = fit_of(path, target_of(name))
+    if console.as_json:
+        console.document(report.to_dict())
+    else:
+        rows: list[tuple[object, ...]] = [("graph", "runs on", "why")]
+        for role, fit in report.graphs.items():
+            rows.append((role, fit.runs_on or "NOTHING", "; ".join(fit.reasons) or f"all that {fit.runs_on} wants"))
+        console.table(rows)
+    if not report.runs:
+        console.fail(
+            f"{path}: would not run on {name} as it should: expected its graphs on {report.provider}; "
+            f"export the model again with --target {name}"
+        )
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:

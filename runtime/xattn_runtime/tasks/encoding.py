@@ -81,6 +81,8 @@ class ImageEncoder:
             shapes = {name: ("batch", "regions", width) for name, (_, width) in regions.arrays.items()}
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
+        if any(shape[0] == 1 for shape in self.session.input_shapes.values()):
+            self._batch = 1  # made for devices on which every axis has a size
         self._check_inputs(shapes)
         self._check_tiles(bundle)
 
