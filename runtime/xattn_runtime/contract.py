@@ -27,10 +27,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TensorContract:
-    """A tensor: ONNX Runtime's word for its dtype, and its rank."""
+    """A tensor: ONNX Runtime's word for its dtype, and its rank; and the dtypes that quantizing may give it."""
 
     dtype: str
     rank: int
+    quantized: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Form:
     gives: tuple[str, ...] = ()
 
 
-_KEY_VALUE = TensorContract("tensor(float)", 4)
+_KEY_VALUE = TensorContract("tensor(float)", 4, ("tensor(float16)", "tensor(int8)"))
 _MATRIX = TensorContract("tensor(float)", 2)
 _IDS = TensorContract("tensor(int64)", 2)
 

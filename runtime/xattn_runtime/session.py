@@ -135,14 +135,16 @@ class _Held:
 class GraphSession:
     """A graph ready to run. `input_shapes` and `output_shapes` hold an int for a static axis, else its name or None.
 
-    placement: nodes on each provider, where the graph is not wholly on the CPU. memory: ONNX Runtime's name of the
-    device memory in which tensors can stay from run to run, None for this computer's own.
+    dtypes: of inputs and outputs, in ONNX Runtime's words. placement: nodes on each provider, where the graph is not
+    wholly on the CPU. memory: ONNX Runtime's name of the device memory in which tensors can stay from run to run, None
+    for this computer's own.
     """
 
     role: str
     path: Path
     input_shapes: Mapping[str, Shape]
     output_shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]
     settings: SessionSettings
     _held: _Held = field(repr=False)
     placement: Mapping[str, int] | None = None
@@ -222,6 +224,7 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
         path=path,
         input_shapes={name: tuple(tensor.shape) for name, tensor in inputs.items()},
         output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
+        dtypes={name: tensor.type for name, tensor in (*inputs.items(), *outputs.items())},
         settings=settings,
         _held=_Held(loaded.session, lambda: load().session),
         placement=loaded.placement,
@@ -275,7 +278,7 @@ def _check_tensors(
         if name not in found:
             raise BundleError(f"{path}: expected the {kind} {name} of role {role}, found none; export it again")
         dtype, rank = found[name].type, len(found[name].shape)
-        if (dtype, rank) != (tensor.dtype, tensor.rank):
+        if dtype not in (tensor.dtype, *tensor.quantized) or rank != tensor.rank:
             raise BundleError(
                 f"{path}: {kind} {name}: expected {tensor.dtype} of rank {tensor.rank}, found {dtype} of rank {rank}; "
                 "export it again"

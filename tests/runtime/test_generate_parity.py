@@ -44,6 +44,10 @@ class TorchGraph:
         return {f"{n}_{kind}_{i}": cache for n in names for i in range(LAYERS) for kind in ("key", "value")}
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        return dict.fromkeys(self.input_shapes, "tensor(float)")
+
+    @property
     def output_shapes(self) -> dict[str, Shape]:
         return {"logits": ("batch", VOCABULARY)}
 

@@ -55,6 +55,17 @@ def quantize(
     smooth: Annotated[
         float, typer.Option("--smooth", help="SmoothQuant for int8: 0.5 is usual; 0 is none. Needs --data.")
     ] = 0.0,
+    cross_kv: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option(
+            "--cross-kv",
+            help="Keys and values of cross-attention, from graph to graph; int8 is the fastest and needs --data.",
+        ),
+    ] = "fp32",
+    kv_cache: Annotated[
+        Literal["fp32", "fp16", "int8"],
+        typer.Option("--kv-cache", help="Keys and values of the decoder's cache; int8 needs --data."),
+    ] = "fp32",
     range_method: Annotated[
         Literal["min-max", "entropy", "percentile"],
         typer.Option("--range", help="How int8-static finds the range of activations."),
@@ -93,6 +104,8 @@ def quantize(
             range_method=range_method,
             percentile=percentile,
             smooth=smooth,
+            cross=cross_kv,
+            cache=kv_cache,
         )
         with console.progress() as progress:
             report = quantize_bundle(

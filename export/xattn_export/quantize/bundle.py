@@ -87,7 +87,7 @@ def quantize_bundle(
     options.check()
     tell("opening the bundle", 0.0)
     bundle = open_source(source, output, overwrite=overwrite)
-    plans = make_plans(bundle, mode, components or {})
+    plans = make_plans(bundle, mode, components or {}, options)
     if examples is None and (reasons := needs_examples(plans, options)):
         raise UserError(
             f"{' and '.join(reasons)}: expected data to calibrate on, found none; name some with --data, such as "
@@ -160,12 +160,14 @@ def _check_places(source: Path, output: Path) -> None:
 
 
 def _check_precision(bundle: Bundle) -> None:
-    for role, graph in bundle.manifest.graphs.items():
+    manifest, advice = bundle.manifest, "quantize the bundle that `xattn-edge export` wrote"
+    for role, graph in manifest.graphs.items():
         if graph.precision != "fp32":
             raise UserError(
-                f"{bundle.path}: expected an fp32 bundle, found that its {role} is {graph.precision} already; "
-                "quantize the bundle that `xattn-edge export` wrote"
+                f"{bundle.path}: expected an fp32 bundle, found that its {role} is {graph.precision} already; {advice}"
             )
+    if manifest.quantization is not None:
+        raise UserError(f"{bundle.path}: expected an fp32 bundle, found one that was quantized already; {advice}")
 
 
 def _quantize_graphs(

@@ -11,6 +11,7 @@ from onnx import ModelProto
 from xattn_export.quantize.blocks import quantize_blocks
 from xattn_export.quantize.convolutions import quantize_convolutions
 from xattn_export.quantize.half import convert_to_half
+from xattn_export.quantize.key_values import StoredSeries, store_key_values
 from xattn_export.quantize.layers import Observed, Rounder, find_layers
 from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.prepare import Constants, prepare_products
@@ -53,17 +54,20 @@ class LayerCounts:
 class Seen:
     """What calibration saw of a graph; nothing of it where its plan needs none.
 
-    overflowing: the nodes, by name, whose values would leave the range of fp16.
+    overflowing: the nodes, by name, whose values would leave the range of fp16. key_values: those that are to be
+    stored in fewer bits, by their `stored_name`.
     """
 
     observed: Observed = field(default_factory=Observed)
     overflowing: frozenset[str] = frozenset()
+    key_values: Mapping[str, StoredSeries] = field(default_factory=dict)
 
 
 def quantize_graph(model: ModelProto, plan: GraphPlan, options: Options, seen: Seen, folder: Path) -> LayerCounts:
     """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. What became of its layers."""
+    stored = store_key_values(model, seen.key_values)
     if plan.mode == "fp16":
-        kept = seen.overflowing | {name for name, mode in plan.layers.items() if mode == "fp32"}
+        kept = seen.overflowing | stored | {name for name, mode in plan.layers.items() if mode == "fp32"}
         counts = LayerCounts(fp16_nodes=convert_to_half(model, kept, folder))
     elif plan.modes == {"fp32"}:
         counts = LayerCounts()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_export.quantize.options import RangeMethod
 
-__all__ = ["ChannelPeaks", "ChannelProducts", "Histogram", "Observer"]
+__all__ = ["ChannelPeaks", "ChannelProducts", "HeadPeaks", "Histogram", "Observer"]
 
 _BINS = 2048
 _LEVELS = 128
@@ -57,6 +57,19 @@ class ChannelPeaks:
         """`[…, channels]`."""
         peaks = np.abs(values.reshape(-1, values.shape[-1])).max(axis=0)
         self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
+
+
+class HeadPeaks:
+    """The largest magnitude of every channel of every head."""
+
+    def __init__(self) -> None:
+        self.peaks: NDArray[np.float32] | None = None
+
+    def see(self, values: NDArray[np.float32]) -> None:
+        """`[batch, heads, tokens, head_width]`."""
+        if values.shape[2]:
+            peaks = np.abs(values).max(axis=(0, 2))
+            self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
 
 
 class Histogram:

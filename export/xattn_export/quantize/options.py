@@ -16,9 +16,11 @@ from xattn_runtime.manifest import Precision
 
 __all__ = [
     "BLOCKS",
+    "KEY_VALUE_PRECISIONS",
     "MODES",
     "RANGES",
     "GraphPlan",
+    "KeyValuePrecision",
     "Mode",
     "Options",
     "RangeMethod",
@@ -29,9 +31,11 @@ __all__ = [
 
 Mode = Literal["fp32", "fp16", "int8", "int8-static", "int8-weight", "int4"]
 RangeMethod = Literal["min-max", "entropy", "percentile"]
+KeyValuePrecision = Literal["fp32", "fp16", "int8"]
 
 MODES: tuple[Mode, ...] = ("fp32", "fp16", "int8", "int8-static", "int8-weight", "int4")
 RANGES: tuple[RangeMethod, ...] = ("min-max", "entropy", "percentile")
+KEY_VALUE_PRECISIONS: tuple[KeyValuePrecision, ...] = ("fp32", "fp16", "int8")
 BLOCKS = (16, 32, 64, 128)
 
 _PRECISIONS: Mapping[Mode, Precision] = {
@@ -57,6 +61,7 @@ class Options:
     other factor in float32, rather than in 8 bits, which is twice as fast.
     range_method, percentile: how `int8-static` finds the range of activations.
     smooth: how much of the activations' spread goes over to the weights in `int8`, 0 to 1; 0 leaves them as they are.
+    cross, cache: how keys and values of cross-attention, and those of the decoder's cache, go from graph to graph.
     """
 
     block: int = 32
@@ -66,6 +71,8 @@ class Options:
     range_method: RangeMethod = "min-max"
     percentile: float = 99.99
     smooth: float = 0.0
+    cross: KeyValuePrecision = "fp32"
+    cache: KeyValuePrecision = "fp32"
 
     def check(self) -> None:
         """UserError where a value is out of its range."""
@@ -79,6 +86,9 @@ class Options:
             raise UserError(f"percentile: expected 90 to 100, found {show(self.percentile)}")
         if not 0 <= self.smooth <= 1:
             raise UserError(f"smooth: expected 0 to 1, found {show(self.smooth)}")
+        for name, precision in (("cross", self.cross), ("cache", self.cache)):
+            if precision not in KEY_VALUE_PRECISIONS:
+                raise UserError(f"{name}: expected one of {', '.join(KEY_VALUE_PRECISIONS)}, found {show(precision)}")
 
     def record(self, modes: frozenset[Mode]) -> dict[str, Any]:
         """Those values that matter for `modes`, as JSON values."""
@@ -92,6 +102,8 @@ class Options:
             values |= {"percentile": self.percentile} if self.range_method == "percentile" else {}
         if "int8" in modes and self.smooth:
             values["smooth"] = self.smooth
+        for name, precision in (("cross", self.cross), ("cache", self.cache)):
+            values |= {} if precision == "fp32" else {name: precision}
         return values
 
 
@@ -127,7 +139,7 @@ def has_int8_activations(plan: GraphPlan, options: Options) -> bool:
 def session_options(modes: frozenset[Mode], options: Options) -> dict[str, str]:
     """What ONNX Runtime must be told to compute graphs of these modes as they were measured."""
     needed: dict[str, str] = {}
-    if modes - {"fp32", "fp16"}:
+    if modes - {"fp32", "fp16"} or options.cross == "int8":
         needed |= _WIDE_SUMS
     if modes.intersection(_BLOCKED):
         needed[_ACCURACY_LEVEL] = "1" if options.exact_activations else "4"

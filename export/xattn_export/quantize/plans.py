@@ -8,7 +8,7 @@ from xattn_export.generator import GENERATOR
 from xattn_export.inspect import read_graph
 from xattn_export.quantize.blocks import LOWEST_OPSET
 from xattn_export.quantize.layers import Layer, find_layers
-from xattn_export.quantize.options import MODES, GraphPlan, Mode
+from xattn_export.quantize.options import MODES, GraphPlan, Mode, Options
 from xattn_export.quantize.prepare import prepare_products
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
@@ -32,10 +32,13 @@ def layers_of_role(bundle: Bundle, role: str) -> list[Layer]:
     return find_layers(model, source.parent)
 
 
-def make_plans(bundle: Bundle, mode: Mode, components: Mapping[str, Mode]) -> dict[str, GraphPlan]:
+def make_plans(
+    bundle: Bundle, mode: Mode, components: Mapping[str, Mode], options: Options | None = None
+) -> dict[str, GraphPlan]:
     """Role → plan.
 
-    components: role or role/layer → mode, for those that are to have another one than `mode`.
+    components: role or role/layer → mode, for those that are to have another one than `mode`. options: what may be
+    asked for beside modes.
     Raises UserError for what does not exist or does not go together.
     """
     _check_mode("mode", mode)
@@ -54,7 +57,8 @@ def make_plans(bundle: Bundle, mode: Mode, components: Mapping[str, Mode]) -> di
     plans = {role: GraphPlan(modes.get(role, mode), layers[role]) for role in roles}
     for role, plan in plans.items():
         _check_layers(bundle, role, plan)
-    if all(plan.modes == {"fp32"} for plan in plans.values()):
+    stores = options is not None and (options.cross, options.cache) != ("fp32", "fp32")
+    if not stores and all(plan.modes == {"fp32"} for plan in plans.values()):
         raise UserError(
             "mode: expected a mode other than fp32 for some graph or layer, found fp32 for all; name another"
         )

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from onnx import ModelProto
 
+from xattn_export.generator import GENERATOR
 from xattn_export.inspect import read_graph
 from xattn_export.quantize.calibrate import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.graph import Seen
-from xattn_export.quantize.half import float_tensors, overflowing_nodes
+from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes
+from xattn_export.quantize.key_values import LARGEST_STORED, StoredSeries, is_turned, series_of, stored_name
 from xattn_export.quantize.layers import Layer, Observed, find_layers
-from xattn_export.quantize.observe import ChannelPeaks, ChannelProducts, Histogram, Observer
-from xattn_export.quantize.options import GraphPlan, Options
+from xattn_export.quantize.observe import ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
+from xattn_export.quantize.options import GraphPlan, KeyValuePrecision, Options
 from xattn_export.quantize.prepare import Constants, prepare_products
 from xattn_export.quantize.static import watched_tensors
 from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import UserError
 
 __all__ = ["calibrate", "needs_examples"]
 
@@ -39,7 +43,8 @@ def needs_examples(plans: Mapping[str, GraphPlan], options: Options) -> list[str
     reasons = ["mode int8-static"] if "int8-static" in modes else []
     if options.rounding == "gptq" and modes - {"fp32", "fp16"}:
         reasons.append("rounding gptq")
-    return reasons + (["smoothing"] if options.smooth and "int8" in modes else [])
+    reasons += ["smoothing"] if options.smooth and "int8" in modes else []
+    return reasons + [f"{name} int8" for name in ("cross", "cache") if getattr(options, name) == "int8"]
 
 
 def calibrate(
@@ -49,12 +54,15 @@ def calibrate(
 
     Raises UserError where values are not finite.
     """
-    overflowing = _scan(bundle, plans, examples or golden_examples(bundle), tell)
+    some = examples or golden_examples(bundle)
+    overflowing = _scan(bundle, plans, some, tell)
     observed = _observe(bundle, plans, options, examples, tell) if examples is not None else {}
-    return {role: Seen(observed.get(role, Observed()), frozenset(overflowing.get(role, frozenset()))) for role in plans}
+    key_values = _key_values(bundle, options, some, tell)
+    nothing, none = Observed(), frozenset[str]()
+    return {role: Seen(observed.get(role, nothing), overflowing.get(role, none), key_values) for role in plans}
 
 
-def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, tell: Tell) -> dict[str, set[str]]:
+def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, tell: Tell) -> dict[str, frozenset[str]]:
     """Role of an fp16 graph → the nodes that overflow."""
     roles = [role for role, plan in plans.items() if plan.mode == "fp16"]
     if not roles:
@@ -62,7 +70,57 @@ def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, te
     graphs = {role: read_graph(bundle.file(bundle.manifest.graphs[role].file)) for role in roles}
     tensors = {role: (graph, sorted(float_tensors(graph))) for role, graph in graphs.items()}
     largest = largest_magnitudes(bundle, examples, tensors, tell)
-    return {role: overflowing_nodes(graphs[role], largest[role]) for role in roles}
+    return {role: frozenset(overflowing_nodes(graphs[role], largest[role])) for role in roles}
+
+
+def _key_values(bundle: Bundle, options: Options, examples: Examples, tell: Tell) -> dict[str, StoredSeries]:
+    """What is to be stored in fewer bits, by its `stored_name`.
+
+    Raises UserError where the bundle has no such keys and values, or fp16 does not hold them.
+    """
+    wanted = {"cross": options.cross, "image": options.cross, "present": options.cache}
+    asked = {series: precision for series, precision in wanted.items() if precision != "fp32"}
+    if not asked:
+        return {}
+    graphs: dict[str, ModelProto] = {}
+    peaks: dict[str, dict[str, HeadPeaks]] = {}
+    for role, graph in bundle.manifest.graphs.items():
+        if role == GENERATOR:
+            continue
+        model = read_graph(bundle.file(graph.file))
+        names = [value.name for value in model.graph.input if series_of(value.name) in ("cross", "image")]
+        names += [value.name for value in model.graph.output if series_of(value.name) == "present"]
+        if chosen := [name for name in names if series_of(name) in asked]:
+            graphs[role], peaks[role] = model, {name: HeadPeaks() for name in chosen}
+    for option, series in (("cross", ("cross", "image")), ("cache", ("present",))):
+        found = {series_of(name) for watched in peaks.values() for name in watched}
+        if asked.keys() & set(series) and not found & set(series):
+            raise UserError(
+                f"{option}: expected a bundle whose graphs hand on keys and values of that kind, found none; leave it"
+            )
+    observers = {role: {name: [one] for name, one in watched.items()} for role, watched in peaks.items()}
+    observe(bundle, examples, {role: (graphs[role], observers[role]) for role in graphs}, tell)
+    return {
+        stored_name(name): _stored_series(role, name, asked[series_of(name) or ""], one, graphs[role])
+        for role, watched in peaks.items()
+        for name, one in watched.items()
+    }
+
+
+def _stored_series(
+    role: str, name: str, precision: KeyValuePrecision, observer: HeadPeaks, model: ModelProto
+) -> StoredSeries:
+    if observer.peaks is None:
+        raise UserError(f"{role}: {name}: expected calibration data that reaches it, found none that does; take others")
+    if precision == "int8":
+        scales = np.where(observer.peaks > 0, observer.peaks / LARGEST_STORED, 1).astype(np.float32)
+        return StoredSeries(precision, scales, is_turned(model, name))
+    if observer.peaks.max() > FP16_LARGEST / 2:
+        raise UserError(
+            f"{role}: {name}: expected magnitudes well within fp16, at most {FP16_LARGEST / 2:g}, found "
+            f"{observer.peaks.max():g}; leave them in fp32"
+        )
+    return StoredSeries(precision)
 
 
 def _observe(

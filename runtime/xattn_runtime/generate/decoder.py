@@ -21,6 +21,13 @@ from xattn_runtime.session import GraphSession, Tensor
 __all__ = ["DecoderStep", "FirstStep", "GreedyToken"]
 
 
+_NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
+
+
 @dataclass(frozen=True)
 class GreedyToken:
     """What the graph itself chooses for every row.
@@ -48,16 +55,17 @@ class FirstStep:
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)
         self._cache_axes = {name: _static_axes(session, name) for name in self._past_names}
+        self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
 
     def first_past(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The cache before the first step, float32 `[batch, heads, past, head_width]` each.
+        """The cache before the first step, `[batch, heads, past, head_width]` each, in the decoder's dtype.
 
         `image` is what the image encoder gave: the cache begins with its prefix, or with nothing where it has none.
         """
         if self._prefix_names[0] in image:
             return {past: image[prefix] for past, prefix in zip(self._past_names, self._prefix_names, strict=True)}
         return {
-            name: np.zeros((_batch(image), heads, 0, width), dtype=np.float32)
+            name: np.zeros((_batch(image), heads, 0, width), dtype=self._cache_dtypes[name])
             for name, (heads, width) in self._cache_axes.items()
         }
 

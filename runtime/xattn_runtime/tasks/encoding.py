@@ -215,6 +215,12 @@ def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
 
 
 def _check_axes(giver: GraphSession, given_name: str, taker: GraphSession, taken_name: str) -> None:
+    dtype, taken_dtype = giver.dtypes[given_name], taker.dtypes[taken_name]
+    if dtype != taken_dtype:
+        raise BundleError(
+            f"{taker.path}: input {taken_name}: expected {dtype}, as {giver.path} gives, found {taken_dtype}; "
+            "export again"
+        )
     given, taken = giver.output_shapes[given_name], taker.input_shapes[taken_name]
     for one, other in zip(given[1:], taken[1:], strict=True):
         if isinstance(one, int) and isinstance(other, int) and one != other:
