@@ -31,18 +31,21 @@ __all__ = ["embedder", "save_clip", "save_siglip"]
 _LETTERS = string.ascii_lowercase + string.digits + string.punctuation
 
 
-def save_clip(folder: Path) -> Path:
-    """CLIP ViT-B/32, 224 px."""
-    config = CLIPConfig()
+def save_clip(folder: Path, image_size: int = 224, **sizes: Any) -> Path:
+    """CLIP with random weights in `folder`, `text` and `vision` as their configurations name sizes, else ViT-B/32."""
+    vision = {"image_size": image_size, **sizes.get("vision", {})}
+    config = CLIPConfig(text_config=sizes.get("text", {}), vision_config=vision)
     first, end = "<|startoftext|>", "<|endoftext|>"
     filler = config.text_config.vocab_size - 2 * len(_LETTERS) - 2
     words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), *(f"[unused{i}]" for i in range(filler)), first, end]
     tokenizer = CLIPTokenizer({word: number for number, word in enumerate(words)}, merges=[])
-    return _save(folder, CLIPModel, config, CLIPProcessor(CLIPImageProcessorPil(), tokenizer))
+    side = {"height": image_size, "width": image_size}
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=side)
+    return _save(folder, CLIPModel, config, CLIPProcessor(pictures, tokenizer))
 
 
-def save_siglip(folder: Path) -> Path:
-    """SigLIP base, patches of 16, 224 px; the tokenizer is of the kind that its second version has."""
+def save_siglip(folder: Path, image_size: int = 224, **sizes: Any) -> Path:
+    """SigLIP as `save_clip`, else base with patches of 16; the tokenizer is of the kind that its second version has."""
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *_LETTERS]
     tokenizer = GemmaTokenizer(
         {word: number for number, word in enumerate(words)},
@@ -52,7 +55,10 @@ def save_siglip(folder: Path) -> Path:
         padding_side="right",
         model_input_names=["input_ids"],
     )
-    return _save(folder, SiglipModel, SiglipConfig(), SiglipProcessor(SiglipImageProcessorPil(), tokenizer))
+    vision = {"image_size": image_size, **sizes.get("vision", {})}
+    config = SiglipConfig(text_config=sizes.get("text", {}), vision_config=vision)
+    pictures = SiglipImageProcessorPil(size={"height": image_size, "width": image_size})
+    return _save(folder, SiglipModel, config, SiglipProcessor(pictures, tokenizer))
 
 
 def embedder(folder: Path) -> Callable[[Path, str], tuple[Tensor, Tensor]]:

@@ -26,15 +26,16 @@ __all__ = ["answers_error", "save_lxmert", "save_visual_bert"]
 COUNTS = (36, 1, 10, 100)
 
 
-def save_lxmert(folder: Path, words: Sequence[str]) -> Path:
-    """LXMERT base: 9, 5 and 5 layers, regions of 2048 features."""
-    config = LxmertConfig(vocab_size=len(words), **_names(LxmertConfig().num_qa_labels))
+def save_lxmert(folder: Path, words: Sequence[str], **sizes: Any) -> Path:
+    """LXMERT base: 9, 5 and 5 layers, regions of 2048 features; or other `sizes` by the configuration's names."""
+    answers = sizes.pop("num_qa_labels", LxmertConfig().num_qa_labels)
+    config = LxmertConfig(vocab_size=len(words), num_qa_labels=answers, **_names(answers), **sizes)
     return _save(folder, LxmertForQuestionAnswering, config, words)
 
 
-def save_visual_bert(folder: Path, words: Sequence[str]) -> Path:
-    """VisualBERT base with 3129 answers and regions of 2048 features, as it was trained on VQA."""
-    config = VisualBertConfig(vocab_size=len(words), visual_embedding_dim=2048, **_names(3129))
+def save_visual_bert(folder: Path, words: Sequence[str], answers: int = 3129, **sizes: Any) -> Path:
+    """VisualBERT base with regions of 2048 features, as it was trained on VQA; or other `sizes` as for LXMERT."""
+    config = VisualBertConfig(vocab_size=len(words), **{"visual_embedding_dim": 2048, **sizes}, **_names(answers))
     return _save(folder, VisualBertForQuestionAnswering, config, words)
 
 

@@ -28,12 +28,15 @@ _LONGEST = 20
 _WORD_SIZE = 0.1
 
 
-def save_vit_gpt2(folder: Path) -> Path:
-    """The architecture of `nlpconnect/vit-gpt2-image-captioning` in `folder`."""
-    decoder = GPT2Config(add_cross_attention=True, is_decoder=True)
+def save_vit_gpt2(folder: Path, **sizes: Any) -> Path:
+    """The architecture of `nlpconnect/vit-gpt2-image-captioning` in `folder`.
+
+    sizes: `text` and `vision`, what their configurations take by name; else as large as that.
+    """
+    decoder = GPT2Config(add_cross_attention=True, is_decoder=True, **sizes.get("text", {}))
     end = decoder.eos_token_id
     tokenizer = GPT2Tokenizer(_numbered((), decoder.vocab_size - 1, ("<|endoftext|>",)), [])
-    return _save(folder, ViTConfig(), decoder, tokenizer, start=end, end=end, pad=end)
+    return _save(folder, ViTConfig(**sizes.get("vision", {})), decoder, tokenizer, start=end, end=end, pad=end)
 
 
 def save_trocr(folder: Path) -> Path:

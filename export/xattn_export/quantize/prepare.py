@@ -75,7 +75,7 @@ class Constants:
         unique, number = name, 0
         while unique in self._tensors:
             unique, number = f"{name}_{number}", number + 1
-        self._tensors[unique] = numpy_helper.from_array(np.ascontiguousarray(values), unique)
+        self._tensors[unique] = numpy_helper.from_array(np.asarray(values, order="C"), unique)
         return unique
 
     def write_back(self) -> None:
