@@ -19,12 +19,10 @@ from xattn_export.quantize.products import quantize_products
 from xattn_export.quantize.rounding import Grid
 from xattn_export.quantize.smooth import smooth_products
 from xattn_export.quantize.static import quantize_static
-from xattn_export.quantize.tied import share_tied
+from xattn_export.quantize.tied import TiedPair, find_tied, share_tied
 from xattn_export.quantize.weights import store_convolutions, store_embeddings, store_recurrences
 
 __all__ = ["LayerCounts", "Seen", "quantize_graph"]
-
-_COMPUTED_IN_INT8: tuple[Mode, ...] = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -81,19 +79,21 @@ def _quantize_layers(
     model: ModelProto, plan: GraphPlan, options: Options, observed: Observed, folder: Path
 ) -> LayerCounts:
     prepare_products(model, folder)
-    names: Mapping[Mode, set[str]] = {mode: set() for mode in ("int8", "int8-static", "int8-weight", "int4")}
-    for layer in find_layers(model, folder):
-        names.get(plan.mode_of(layer.name), set()).add(layer.name)
+    names = _names_by_mode(model, plan, folder)
+    tied = [pair for pair in find_tied(model, folder) if _is_shared(pair, names)]
+    lookups, heads = {pair.lookup.name for pair in tied}, {pair.product.name for pair in tied}
+    # No bytes can be looked up in four bits.
+    names["int8"] |= names["int4"] & heads
+    names["int4"] -= heads
     small = set().union(*names.values())
-    in_int8 = set().union(*(names[mode] for mode in _COMPUTED_IN_INT8))
+    in_int8 = names["int8"] | names["int4"]
     if options.smooth:
-        observed = smooth_products(model, options.smooth, observed, folder, only=names["int8"])
-    rounder = Rounder(options.rounding, observed)
+        observed = smooth_products(model, options.smooth, observed, folder, only=names["int8"] - heads)
+    rounder = Rounder(options.rounding, observed.without_hessians({pair.product.found for pair in tied}))
     static = quantize_static(model, folder, rounder=rounder, only=names["int8-static"]) if names["int8-static"] else {}
     convolutions = quantize_convolutions(model, folder, only=in_int8)
     stored = store_convolutions(model, folder, only=small)
-    tied = share_tied(model, folder, only=in_int8)
-    embeddings = store_embeddings(model, folder, only=small)
+    embeddings = store_embeddings(model, folder, only=small - lookups)
     recurrences = store_recurrences(model, folder, only=small)
     blocks = {
         bits: quantize_blocks(
@@ -102,18 +102,33 @@ def _quantize_layers(
         for bits, mode in _BITS.items()
     }
     products = quantize_products(model, folder, rounder=rounder, only=small)
+    shared = share_tied(model, tied)
     return LayerCounts(
         int4_products=blocks[4],
         int8_weight_products=blocks[8],
-        int8_products=products + len(tied) // 2,
+        int8_products=products,
         static_products=static.get("product", 0),
         int8_convolutions=convolutions,
         static_convolutions=static.get("convolution", 0),
         int8_stored_convolutions=stored,
-        int8_embeddings=embeddings + len(tied) // 2,
+        int8_embeddings=embeddings + shared,
         int8_recurrences=recurrences,
-        tied_tables=len(tied) // 2,
+        tied_tables=shared,
     )
+
+
+def _names_by_mode(model: ModelProto, plan: GraphPlan, folder: Path) -> dict[Mode, set[str]]:
+    """The layers that each mode is to have."""
+    names: dict[Mode, set[str]] = {mode: set() for mode in ("int8", "int8-static", "int8-weight", "int4")}
+    for layer in find_layers(model, folder):
+        names.get(plan.mode_of(layer.name), set()).add(layer.name)
+    return names
+
+
+def _is_shared(pair: TiedPair, names: Mapping[Mode, set[str]]) -> bool:
+    """Whether both become smaller: then the product's bytes are looked up."""
+    small = set().union(*names.values())
+    return pair.lookup.name in small and pair.product.name in small
 
 
 _BITS: Mapping[int, Mode] = {4: "int4", 8: "int8-weight"}

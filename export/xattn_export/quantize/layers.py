@@ -7,7 +7,7 @@ thing in a graph, in its quantized form, and on the command line.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,10 @@ class Observed:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     hessians: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     peaks: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def without_hessians(self, names: Collection[str]) -> Observed:
+        """The same, but that nothing is known of products of channels of `names`."""
+        return replace(self, hessians={name: one for name, one in self.hessians.items() if name not in names})
 
 
 @dataclass(frozen=True)

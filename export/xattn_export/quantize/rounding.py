@@ -25,6 +25,8 @@ _REFITS = 2
 _HQQ_NORM, _HQQ_PENALTY, _HQQ_GROWTH, _HQQ_ROUNDS = 0.7, 10.0, 1.01, 20
 _GPTQ_DAMPING = 0.01
 _GPTQ_ROWS = 128
+# A vocabulary's product is rounded in parts, so that little more than the weights is in memory.
+_COLUMNS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,22 @@ def round_weights(weights: _Floats, grid: Grid, rounding: Rounding, hessian: _Fl
     (Frantar et al., 2023, https://arxiv.org/abs/2210.17323), on scales as `fitted`, weighted.
     hessian: for `gptq`: the mean of the products of activations, float32 `[rows, rows]`.
     """
+    parts = [
+        _rounded(weights[:, start : start + _COLUMNS_AT_ONCE], grid, rounding, hessian)
+        for start in range(0, weights.shape[1], _COLUMNS_AT_ONCE)
+    ]
+    values, scales, zeros = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return Rounded(
+        grid, values.astype(np.int16), scales.astype(np.float32), None if grid.symmetric else zeros.astype(np.int16)
+    )
+
+
+def _rounded(
+    weights: _Floats, grid: Grid, rounding: Rounding, hessian: _Floats | None
+) -> tuple[_Floats, _Floats, _Floats]:
+    """Values `[rows, columns]`, scales and zeros `[blocks, columns]`."""
     size = grid.block or len(weights)
-    blocks = weights.reshape(-1, size, weights.shape[1])
+    blocks = np.ascontiguousarray(weights).reshape(-1, size, weights.shape[1])
     if rounding == "nearest":
         scales, zeros = _widest(blocks, grid, 1.0)
     elif rounding == "hqq":
@@ -94,12 +110,7 @@ def round_weights(weights: _Floats, grid: Grid, rounding: Rounding, hessian: _Fl
         values = _compensated(weights, grid, scales, zeros, hessian)
     else:
         values = _values(blocks, grid, scales, zeros)
-    return Rounded(
-        grid,
-        values.reshape(weights.shape).astype(np.int16),
-        scales[:, 0].astype(np.float32),
-        None if grid.symmetric else zeros[:, 0].astype(np.int16),
-    )
+    return values.reshape(weights.shape), scales[:, 0], zeros[:, 0]
 
 
 def _values(blocks: _Floats, grid: Grid, scales: _Floats, zeros: _Floats) -> _Floats:

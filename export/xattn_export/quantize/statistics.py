@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import ModelProto
@@ -22,10 +22,10 @@ from xattn_export.quantize.static import watched_tensors
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
 
-__all__ = ["calibrate", "needs_examples"]
+__all__ = ["MOST_PRODUCT_BYTES", "calibrate", "needs_examples"]
 
-_MOST_PRODUCT_BYTES = 768 * 2**20
-"""The most memory that products of channels may take; more go in several passes over the examples."""
+MOST_PRODUCT_BYTES = 768 * 2**20
+"""The most memory that products of channels take; more go in several passes, and one larger than that is not made."""
 
 
 @dataclass(frozen=True)
@@ -126,34 +126,40 @@ def _stored_series(
 def _observe(
     bundle: Bundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples, tell: Tell
 ) -> dict[str, Observed]:
-    found = {}
+    sources = {role: bundle.file(bundle.manifest.graphs[role].file) for role in plans}
+    watches = {}
     for role, plan in plans.items():
-        if not needs_examples({role: plan}, options):
-            continue
-        source = bundle.file(bundle.manifest.graphs[role].file)
-        prepared = read_graph(source)
-        prepare_products(prepared, source.parent)
-        layers, constants = find_layers(prepared, source.parent), Constants(prepared.graph, source.parent)
-        watch = _watch(prepared, layers, plan, options, constants)
-        for observers in _passes(watch):
-            observe(bundle, examples, {role: (read_graph(source), observers)}, tell)
-        found[role] = _observed(watch, options)
-    return found
+        if needs_examples({role: plan}, replace(options, cross="fp32", cache="fp32")):
+            prepared = read_graph(sources[role])
+            prepare_products(prepared, sources[role].parent)
+            layers = find_layers(prepared, sources[role].parent)
+            watches[role] = _watch(prepared, layers, plan, options, Constants(prepared.graph, sources[role].parent))
+    passes = list(_passes(watches))
+    for number, part in enumerate(passes):
+
+        def told(what: str, share: float, number: int = number) -> None:
+            tell(what, (number + share) / len(passes))
+
+        graphs = {role: (read_graph(sources[role]), observers) for role, observers in part.items()}
+        observe(bundle, examples, graphs, told)
+    return {role: _observed(watch, options) for role, watch in watches.items()}
 
 
-def _passes(watch: _Watch) -> Iterator[dict[str, list[Observer]]]:
+def _passes(watches: Mapping[str, _Watch]) -> Iterator[dict[str, dict[str, list[Observer]]]]:
     """What to observe in each pass over the examples: products of channels in parts, the rest in the first."""
-    part: dict[str, list[Observer]] = {}
-    for observers in (watch.histograms, watch.peaks):
-        for name, observer in observers.items():
-            part.setdefault(name, []).append(observer)
+    part: dict[str, dict[str, list[Observer]]] = {}
+    for role, watch in watches.items():
+        for observers in (watch.histograms, watch.peaks):
+            for name, observer in observers.items():
+                part.setdefault(role, {}).setdefault(name, []).append(observer)
     used = 0
-    for name, products in watch.products.items():
-        if part and used + products.bytes > _MOST_PRODUCT_BYTES:
-            yield part
-            part, used = {}, 0
-        part.setdefault(name, []).append(products)
-        used += products.bytes
+    for role, watch in watches.items():
+        for name, products in watch.products.items():
+            if part and used + products.bytes > MOST_PRODUCT_BYTES:
+                yield part
+                part, used = {}, 0
+            part.setdefault(role, {}).setdefault(name, []).append(products)
+            used += products.bytes
     if part:
         yield part
 
@@ -168,8 +174,9 @@ def _watch(model: ModelProto, layers: list[Layer], plan: GraphPlan, options: Opt
             continue
         if options.smooth and plan.mode_of(layer.name) == "int8":
             watch.peaks[layer.found] = ChannelPeaks()
-        if options.rounding == "gptq":
-            watch.products[layer.found] = ChannelProducts(constants.dims(layer.weights)[0])
+        products = ChannelProducts(constants.dims(layer.weights)[0])
+        if options.rounding == "gptq" and products.bytes <= MOST_PRODUCT_BYTES:
+            watch.products[layer.found] = products
     return watch
 
 
