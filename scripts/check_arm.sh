@@ -52,9 +52,9 @@ describe_processor() { # PART FEATURES
 check_on() { # NAME QEMU_CPU
     qemu-aarch64-static -cpu "$2" -L "$root" -E PYTHONHOME="$root/usr" -E PYTHONPATH="$site" -E PYTHONDONTWRITEBYTECODE=1 \
         -E LD_LIBRARY_PATH="$root/usr/lib/aarch64-linux-gnu" "$root/usr/bin/python3.11" \
-        "$checkout/scripts/arm_answers.py" ask "$bundles" "$checkout/examples" >"$work/there.json"
+        "$checkout/scripts/compare_answers.py" ask "$bundles" "$checkout/examples" >"$work/there.json"
     echo "check_arm: $1"
-    python3 "$checkout/scripts/arm_answers.py" compare "$work/here.json" "$work/there.json"
+    python3 "$checkout/scripts/compare_answers.py" compare "$work/here.json" "$work/there.json"
 }
 
 install_emulation
@@ -64,7 +64,7 @@ make_root "$wheel"
 make_bundles
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet "$wheel[cpu]"
-"$work/venv/bin/python" "$checkout/scripts/arm_answers.py" ask "$bundles" "$checkout/examples" >"$work/here.json"
+"$work/venv/bin/python" "$checkout/scripts/compare_answers.py" ask "$bundles" "$checkout/examples" >"$work/here.json"
 
 a72="fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
 n1="$a72 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"

@@ -41,6 +41,8 @@ def bundles(name: str, place: Path) -> Iterator[tuple[str, str, Path]]:
         exported = place / f"{form}.xattn"
         task = None if family is None else family.task
         export_checkpoint(source, exported, task=task, attention=form, opset=opset)
+        if family is not None:
+            forget_texts(exported)
         yield form, "fp32", exported
         for mode in MODES[1:]:
             quantized = place / f"{form}-{mode}.xattn"
@@ -51,6 +53,15 @@ def bundles(name: str, place: Path) -> Iterator[tuple[str, str, Path]]:
                 print(f"{name}, {form}: no {mode}: {error}", file=sys.stderr)
                 continue
             yield form, mode, quantized
+
+
+def forget_texts(bundle: Path) -> None:
+    """Leave numbers alone to compare: texts of random weights change with the last bit."""
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for case in manifest["golden"]["cases"]:
+        case.pop("text", None)
+    path.write_text(json.dumps(manifest))
 
 
 def check(name: str, folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""What the command line answers with every bundle of a folder, as JSON: run on two processors, then compared.
+"""What the command line answers with every bundle of a folder, as JSON: on two processors or providers, then compared.
 
-python scripts/arm_answers.py ask BUNDLES PICTURES > HERE.json
-python scripts/arm_answers.py compare HERE.json THERE.json
+python scripts/compare_answers.py ask BUNDLES PICTURES [PROVIDER] > HERE.json
+python scripts/compare_answers.py compare HERE.json THERE.json
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ QUESTIONS = ("what color is the shape?", "what shape is in the image?", "is ther
 MOST_DIFFERENCE = {"fp32": 1e-4, "int8": 0.01, "int4": 0.05}
 
 
-def ask(bundles: Path, pictures: Path) -> dict[str, Any]:
+def ask(bundles: Path, pictures: Path, provider: str = "cpu") -> dict[str, Any]:
     """`{"processor", "versions", "bundles": {name: {"precision", "worst_golden", "answers": [[text, number]]}}}`."""
     import numpy
     import onnxruntime
@@ -29,18 +29,19 @@ def ask(bundles: Path, pictures: Path) -> dict[str, Any]:
     return {
         "processor": platform.machine(),
         "versions": {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__},
-        "bundles": {bundle.name: _ask(bundle, images) for bundle in sorted(bundles.glob("*.xattn"))},
+        "bundles": {bundle.name: _ask(bundle, images, provider) for bundle in sorted(bundles.glob("*.xattn"))},
     }
 
 
-def _ask(bundle: Path, images: list[str]) -> dict[str, Any]:
+def _ask(bundle: Path, images: list[str], provider: str) -> dict[str, Any]:
+    options = ("--provider", provider, "--json")
     manifest = json.loads((bundle / "manifest.json").read_text())
-    verified = _command("verify", str(bundle), "--json")
+    verified = _command("verify", str(bundle), *options)
     if manifest["task"] == "caption":
-        captions = _command("caption", *images, "--bundle", str(bundle), "--json")["results"]
+        captions = _command("caption", *images, "--bundle", str(bundle), *options)["results"]
         answers = [[[one["caption"], one["token_ids"]], one["score"]] for one in captions]
     else:
-        asked = [_command("vqa", image, *QUESTIONS, "--bundle", str(bundle), "--json") for image in images]
+        asked = [_command("vqa", image, *QUESTIONS, "--bundle", str(bundle), *options) for image in images]
         answers = [[one["answer"], one["confidence"]] for image in asked for one in image["results"]]
     precisions = {graph["precision"] for graph in manifest["graphs"].values()}
     return {
@@ -85,8 +86,8 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    verb, first, second = sys.argv[1:]
+    verb, first, second, *provider = sys.argv[1:]
     if verb == "ask":
-        print(json.dumps(ask(Path(first), Path(second))))
+        print(json.dumps(ask(Path(first), Path(second), *provider)))
     else:
         sys.exit(compare(json.loads(Path(first).read_text()), json.loads(Path(second).read_text())))
