@@ -14,7 +14,7 @@ import pytest
 from xattn_runtime import loading
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import ProviderError
-from xattn_runtime.providers import PROVIDERS
+from xattn_runtime.providers import PROVIDERS, load_onnxruntime
 from xattn_runtime.session import GraphSession, SessionSettings, open_session
 from xattn_runtime.tasks import load
 
@@ -147,3 +147,21 @@ def test_tensors_stay_on_the_device(caption_bundle: Path, monkeypatch: pytest.Mo
     assert not isinstance(kept, np.ndarray)
     np.testing.assert_array_equal(kept.numpy(), plain[0])
     np.testing.assert_array_equal(copied, plain[1])
+
+
+def test_the_cache_stays_on_the_device(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load(caption_bundle)
+    encoded = task.encode(np.zeros((16, 16, 3), np.uint8))
+    expected = [step.token_ids.tolist() for step in task.steps(encoded)]
+    build, copied = load_onnxruntime(), []
+
+    def copy(*given: Any) -> Any:
+        copied.append(given)
+        return build.OrtValue.ortvalue_from_numpy(*given)
+
+    stand_in = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=copy))
+    monkeypatch.setattr("xattn_runtime.session.load_onnxruntime", lambda: stand_in)
+    monkeypatch.setattr(GraphSession, "memory", "cpu")
+    assert [step.token_ids.tolist() for step in task.steps(encoded)] == expected
+    assert len(expected) > 1
+    assert len(copied) == sum(name.startswith("cross_") for name in encoded.tensors)  # once, not at every step

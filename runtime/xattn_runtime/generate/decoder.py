@@ -1,8 +1,8 @@
 """The decoder graph as a pure step: tokens and cache in, next token and longer cache out.
 
 It owns the names of the tensors and the cache before the first step; which token comes next is the caller's affair.
-Tensors stay numpy arrays: handing OrtValues from step to step was 10 % slower, since each has to be wrapped again in
-Python.
+On the CPU tensors stay numpy arrays: handing OrtValues from step to step was 10 % slower, since each has to be wrapped
+again in Python. On a device with a memory of its own, greedy decoding leaves the cache there.
 """
 
 from __future__ import annotations
@@ -97,18 +97,35 @@ class DecoderStep(FirstStep):
                 f"names, found {vocabulary} and the token {min(unknown)}; export it again"
             )
 
+    def held(self, cross: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`cross` in the memory of the device, if it has one of its own, for all steps to come."""
+        return self._session.on_device(cross)
+
     def next_token(
-        self, input_ids: NDArray[np.int64], past: Mapping[str, Tensor], cross: Mapping[str, Tensor]
+        self,
+        input_ids: NDArray[np.int64],
+        past: Mapping[str, Tensor],
+        cross: Mapping[str, Tensor],
+        *,
+        hold: bool = False,
     ) -> tuple[GreedyToken, dict[str, Tensor]]:
-        """One step over `input_ids`, int64 `[batch, length]`: the best token, and the cache for the next step."""
-        (token_ids, log_probs), past = self._run(("next_token", "next_log_prob"), input_ids, past, cross)
+        """One step over `input_ids`, int64 `[batch, length]`: the best token, and the cache for the next step.
+
+        hold: whether the cache stays in the memory of the device, if it has one of its own.
+        """
+        (token_ids, log_probs), past = self._run(("next_token", "next_log_prob"), input_ids, past, cross, hold=hold)
         return GreedyToken(token_ids, log_probs), past
 
     def logits(
-        self, input_ids: NDArray[np.int64], past: Mapping[str, Tensor], cross: Mapping[str, Tensor]
+        self,
+        input_ids: NDArray[np.int64],
+        past: Mapping[str, Tensor],
+        cross: Mapping[str, Tensor],
+        *,
+        hold: bool = False,
     ) -> tuple[NDArray[np.float32], dict[str, Tensor]]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
-        (logits,), past = self._run(("logits",), input_ids, past, cross)
+        (logits,), past = self._run(("logits",), input_ids, past, cross, hold=hold)
         return logits, past
 
     def _run(
@@ -117,8 +134,11 @@ class DecoderStep(FirstStep):
         input_ids: NDArray[np.int64],
         past: Mapping[str, Tensor],
         cross: Mapping[str, Tensor],
+        *,
+        hold: bool,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        found = self._session.run([*wanted, *self._present_names], {"input_ids": input_ids, **past, **cross})
+        inputs = {"input_ids": input_ids, **past, **cross}
+        found = self._session.run([*wanted, *self._present_names], inputs, self._present_names if hold else ())
         return found[: len(wanted)], dict(zip(self._past_names, found[len(wanted) :], strict=True))
 
 

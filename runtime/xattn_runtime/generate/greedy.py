@@ -40,7 +40,7 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
     `image` holds what the image encoder gave, `[batch, heads, image_tokens, head_width]` each. Where nothing has to be
     done to the scores, the argmax in the graph is taken and no logits are copied out of it.
     """
-    cross = decoder.cross(image)
+    cross = decoder.held(decoder.cross(image))
     past = decoder.first_past(image)
     tokens = decoder.prompt(image, decoding.prompt_token_ids)
     input_ids = tokens
@@ -49,10 +49,10 @@ def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: De
     for _ in range(decoding.max_new_tokens):
         processors = processors_at(decoding, tokens.shape[1])
         if processors:
-            logits, past = decoder.logits(input_ids, past, cross)
+            logits, past = decoder.logits(input_ids, past, cross, hold=True)
             best = _best(logits, processed(processors, logits, tokens))
         else:
-            best, past = decoder.next_token(input_ids, past, cross)
+            best, past = decoder.next_token(input_ids, past, cross, hold=True)
         step = _step(best, ended, decoding.pad_token_id, end_ids)
         yield step
         ended = step.ended
