@@ -17,7 +17,7 @@ from typing import Any
 QUESTIONS = ("what color is the shape?", "what shape is in the image?", "is there a red shape?")
 # By how much a probability or a log-probability may differ. Products of int8 are exact everywhere, but activations are
 # rounded to it after sums of float32 whose order is the processor's own; sums over 4-bit weights are rounded as well.
-MOST_DIFFERENCE = {"fp32": 1e-4, "int8": 0.01, "int4": 0.05}
+MOST_DIFFERENCE = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.02, "int4": 0.05}
 
 
 def ask(bundles: Path, pictures: Path, provider: str = "cpu") -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _ask(bundle: Path, images: list[str], provider: str) -> dict[str, Any]:
         answers = [[one["answer"], one["confidence"]] for image in asked for one in image["results"]]
     precisions = {graph["precision"] for graph in manifest["graphs"].values()}
     return {
-        "precision": next(name for name in ("int4", "int8", "fp32") if name in precisions),
+        "precision": next(name for name in ("int4", "int8", "fp16", "fp32") if name in precisions),
         "worst_golden": max(case["relative_rms"] for case in verified["cases"]),
         "answers": answers,
     }

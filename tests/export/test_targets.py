@@ -1,6 +1,7 @@
 """Bundles made for a device: what they are made of, that they answer, and where each graph would run."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -73,3 +74,10 @@ def test_the_commands(checkpoints, exported, tmp_path):
     assert refused.exit_code == 1 and json.loads(refused.stdout)["graphs"]["decoder"]["runs_on"] is None
     both = call("export", checkpoints["lstm"], "-o", tmp_path / "no", "--target", "npu", "--opset", "18")
     assert both.exit_code == 2 and "as it chooses both" in both.stderr
+
+
+def test_the_documented_table():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "providers.md").read_text(encoding="utf-8")
+    for target in TARGETS:
+        row = (f"`{target.name}`", target.devices, f"`{target.provider}`", target.attention, str(target.opset))
+        assert f"| {' | '.join(row)} | `{target.mode}` | {target.why} |" in text
