@@ -45,7 +45,8 @@ __all__ = ["open_source", "quantize_bundle", "write_quantized"]
 Tell = Callable[[str, float], None]
 
 _SMALLEST_TOLERANCE = 1e-3
-_SAFETY = 2.0
+# Engines fuse quantized layers in ways of their own: OpenVINO's error with int8-static is up to 2.2 times as large.
+_SAFETY = 3.0
 
 
 def quantize_bundle(
