@@ -28,6 +28,7 @@ COMMANDS = (
     "retrieve",
     "classify",
     "evaluate",
+    "compare",
     "profile",
     "inspect",
     "verify",

@@ -1,0 +1,157 @@
+"""Two bundles, or one on two providers, on the same examples: what they answer, and where they come to differ."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tokenizers import Tokenizer
+
+from xattn_export.compare.layers import GraphPair, PairEngine
+from xattn_export.compare.report import Change, CompareReport, Component, Layer, TokenDifference
+from xattn_export.generator import GENERATOR
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import UserError
+from xattn_runtime.session import SessionSettings
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference", "compare_bundles"]
+
+Task = CaptionTask | VqaTask | RetrievalTask
+# Roles that run the whole of decoding, of which no step can be looked into.
+_LOOPS = (GENERATOR, "whole", "whole_text")
+_THRESHOLD = 1e-3
+_LOOKED_INTO = 4
+
+
+class _Sample(Protocol):
+    @property
+    def image(self) -> ImageInput: ...
+
+    @property
+    def text(self) -> str | None: ...
+
+    @property
+    def reference(self) -> str | None: ...
+
+
+class _Samples(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def items(self) -> Sequence[_Sample]: ...
+
+
+def compare_bundles(
+    bundles: tuple[Bundle, Bundle],
+    settings: tuple[SessionSettings, SessionSettings],
+    samples: _Samples,
+    *,
+    threshold: float = _THRESHOLD,
+    looked_into: int = _LOOKED_INTO,
+    progress: Callable[[str, float], None] | None = None,
+) -> CompareReport:
+    """Answer `samples` with both, and look into the layers of both on the first of them.
+
+    Args:
+        bundles: of one task; the same one twice to compare providers.
+        settings: provider and threads of each.
+        samples: images with what is asked of them, and the right answer where it is known.
+        threshold: relative error above which a layer counts as parted.
+        looked_into: how many samples the layers are compared on.
+        progress: told what is being done and the share of the whole that is done.
+
+    Raises:
+        UserError: tasks that differ, no samples, or bundles for retrieval, which answer nothing.
+        BundleError, ProviderError: as loading and running raise them.
+    """
+    tell = progress or (lambda what, share: None)
+    _check(bundles, samples)
+    tasks = load(bundles[0], settings[0]), load(bundles[1], settings[1])
+    changes, right, equal = [], [0, 0], 0
+    for number, sample in enumerate(samples.items):
+        tell(f"answering {samples.name}", 0.7 * number / len(samples.items))
+        found = [_answer(task, sample) for task in tasks]
+        right = [count + (text == sample.reference) for count, (text, _) in zip(right, found, strict=True)]
+        equal += found[0][0] == found[1][0]
+        if found[0][0] != found[1][0]:
+            changes.append(_change(number, sample, bundles[0], found))
+    tell("looking into the layers", 0.7)
+    components = _components(bundles, settings, samples.items[:looked_into], threshold)
+    return CompareReport(
+        first=f"{bundles[0].path} on {settings[0].name}",
+        second=f"{bundles[1].path} on {settings[1].name}",
+        data=samples.name,
+        examples=len(samples.items),
+        agreement=equal / len(samples.items),
+        right=(right[0], right[1]) if all(sample.reference is not None for sample in samples.items) else None,
+        threshold=threshold,
+        components=components,
+        changes=tuple(changes),
+    )
+
+
+def _check(bundles: tuple[Bundle, Bundle], samples: _Samples) -> None:
+    first, second = (bundle.manifest.task for bundle in bundles)
+    if first != second:
+        raise UserError(f"{bundles[1].path}: expected a bundle for {first}, as {bundles[0].path} is, found {second}")
+    if not samples.items:
+        raise UserError(f"{samples.name}: expected examples to compare on, found none")
+
+
+def _components(
+    bundles: tuple[Bundle, Bundle],
+    settings: tuple[SessionSettings, SessionSettings],
+    samples: Sequence[_Sample],
+    threshold: float,
+) -> dict[str, Component]:
+    """The layers of every role that both have, along the first bundle's own decoding."""
+    roles = [role for role in bundles[0].manifest.graphs if role not in _LOOPS and role in bundles[1].manifest.graphs]
+    with tempfile.TemporaryDirectory(prefix="xattn-compare-") as place:
+        pairs = {role: GraphPair.open(role, bundles, settings, Path(place)) for role in roles}
+        graphs = {role: graph for role, graph in bundles[0].manifest.graphs.items() if role not in _LOOPS}
+        stepwise = replace(bundles[0], manifest=replace(bundles[0].manifest, graphs=graphs))
+        task = load(stepwise, replace(settings[0], engine=PairEngine(pairs)))
+        for sample in samples:
+            _answer(task, sample)
+        return {role: pair.component(threshold) for role, pair in pairs.items()}
+
+
+def _answer(task: Task, sample: _Sample) -> tuple[str, tuple[int, ...]]:
+    """What the task says of a sample, and the ids of its tokens where it generates them."""
+    if isinstance(task, CaptionTask):
+        caption = task.caption(sample.image, sample.text)
+        return caption.text, caption.token_ids
+    if isinstance(task, VqaTask):
+        answer = task.ask(sample.image, sample.text or "")
+        return answer.answer, answer.token_ids
+    task.embed_images([sample.image])
+    if sample.text is not None:
+        task.embed_texts([sample.text])
+    return "", ()
+
+
+def _change(number: int, sample: _Sample, bundle: Bundle, found: Sequence[tuple[str, tuple[int, ...]]]) -> Change:
+    image: Any = sample.image
+    name = Path(image).name if isinstance(image, str | os.PathLike) else f"example {number}"
+    (first, first_ids), (second, second_ids) = found
+    token = _token_difference(bundle, first_ids, second_ids)
+    return Change(number, name, sample.text, sample.reference, first, second, token)
+
+
+def _token_difference(bundle: Bundle, first: tuple[int, ...], second: tuple[int, ...]) -> TokenDifference | None:
+    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.manifest.tokenizer.file)))
+    for step, pair in enumerate(zip_longest(first, second)):
+        if pair[0] != pair[1]:
+            words = [None if token is None else tokenizer.id_to_token(token) for token in pair]
+            return TokenDifference(step, *words)
+    return None
