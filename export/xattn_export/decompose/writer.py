@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,9 +35,10 @@ class Names:
 class Constants:
     """Initializers of the main graph, which its subgraphs see too: one for each value."""
 
-    def __init__(self, graph: GraphProto, names: Names) -> None:
+    def __init__(self, graph: GraphProto, names: Names, stem: str = "attention/constant") -> None:
         self._graph = graph
         self._names = names
+        self._stem = stem
         self._written: dict[tuple[object, ...], str] = {}
 
     def number(self, value: float, element: int) -> str:
@@ -47,10 +49,14 @@ class Constants:
         """An int64 tensor; a scalar of one number."""
         return self._add(onnx.numpy_helper.from_array(np.asarray(values, np.int64)))
 
+    def tensor(self, values: NDArray[Any]) -> str:
+        """A tensor of any dtype that numpy and ONNX share; strings are of dtype object."""
+        return self._add(onnx.numpy_helper.from_array(values))
+
     def _add(self, tensor: TensorProto) -> str:
         key = (tensor.data_type, *tensor.dims, tensor.SerializeToString())
         if key not in self._written:
-            tensor.name = self._names.fresh("attention/constant")
+            tensor.name = self._names.fresh(self._stem)
             self._graph.initializer.append(tensor)
             self._written[key] = tensor.name
         return self._written[key]
@@ -71,7 +77,7 @@ class Writer:
         self._written: dict[tuple[object, ...], str] = {}
         self._lengths: dict[str, str] = {}
 
-    def op(self, op_type: str, *inputs: str, **attributes: int | Sequence[int]) -> str:
+    def op(self, op_type: str, *inputs: str, **attributes: int | float | str | Sequence[int]) -> str:
         """The output of a new node, or of the node of this graph that already computes it."""
         key = (op_type, inputs, *((field, repr(value)) for field, value in attributes.items()))
         if key not in self._written:

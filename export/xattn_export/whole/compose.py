@@ -1,0 +1,194 @@
+"""One graph of several: the image encoder, what reads the question, and what answers, joined by their tensors.
+
+It joins graphs that are there already and names the weights that they name; it computes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from xattn_export.conformance import all_nodes
+from xattn_export.decompose.writer import Constants, Names, Writer
+from xattn_export.whole.pixels import write_pixels
+from xattn_runtime.contract import past_names, prefix_names
+from xattn_runtime.manifest import Decoding, Manifest
+
+__all__ = ["Composition", "compose", "new_composition"]
+
+
+@dataclass
+class Composition:
+    """A graph in the making, on which `text.py` may go on.
+
+    inputs, outputs: name → ONNX element type and axes.
+    """
+
+    writer: Writer
+    graph: GraphProto
+    inputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
+    outputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
+
+    def model(self, name: str, like: ModelProto) -> ModelProto:
+        """The finished model, of the opset and IR version of `like`."""
+        nodes = [*self.graph.node, *self.writer.nodes]
+        graph = helper.make_graph(
+            nodes,
+            name,
+            [helper.make_tensor_value_info(key, *value) for key, value in self.inputs.items()],
+            [helper.make_tensor_value_info(key, *value) for key, value in self.outputs.items()],
+            list(self.graph.initializer),
+        )
+        return helper.make_model(
+            graph,
+            ir_version=like.ir_version,
+            opset_imports=like.opset_import,
+            producer_name=like.producer_name,
+            producer_version=like.producer_version,
+        )
+
+
+def new_composition() -> Composition:
+    """An empty one, which takes `images`, uint8 `[batch, height, width, 3]`."""
+    graph = GraphProto()
+    names = Names(set())
+    composition = Composition(Writer(names, Constants(graph, names, "whole/constant")), graph)
+    composition.writer.stem = "whole"
+    composition.inputs["images"] = (TensorProto.UINT8, ["batch", "height", "width", 3])
+    return composition
+
+
+def compose(
+    composition: Composition,
+    manifest: Manifest,
+    graphs: Mapping[str, ModelProto],
+    prompt_ids: tuple[int, ...],
+    question: str | None,
+) -> None:
+    """Write everything from `images` to what is generated, or to the answer's probabilities.
+
+    graphs: role → graph: `image_encoder`, `text_encoder` if there is one, and `generator` or `classifier`.
+    prompt_ids: what stands for a caption's prompt. question: of visual question answering, the tensor with its ids.
+    """
+    writer = composition.writer
+    image = _joined(
+        composition,
+        graphs["image_encoder"].graph,
+        "image",
+        {"pixel_values": write_pixels(writer, "images", manifest.image_steps)},
+    )
+    batch = writer.op("Shape", "images", start=0, end=1)
+    if "classifier" in graphs:
+        if question is None:
+            raise ValueError("a classifier needs a question")
+        _answer(composition, graphs["classifier"].graph, image, question)
+        return
+    fed = question
+    if "text_encoder" in graphs:
+        text = question or _tiled(writer, prompt_ids, batch)
+        ones = helper.make_tensor("value", TensorProto.INT64, [1], [1])
+        mask = writer.op("ConstantOfShape", writer.op("Shape", text), value=ones)
+        reader = graphs["text_encoder"].graph
+        given = {tensor.name: image[tensor.name] for tensor in reader.input if tensor.name in image}
+        image = _joined(composition, reader, "text", {"input_ids": text, "attention_mask": mask, **given})
+        fed, prompt_ids = None, ()
+    if manifest.decoding is None:
+        raise ValueError("a decoder needs its decoding")
+    _generate(composition, graphs["generator"].graph, image, manifest.decoding, batch, prompt_ids, fed)
+
+
+def _answer(composition: Composition, graph: GraphProto, image: Mapping[str, str], question: str) -> None:
+    """The answer's number and the probabilities of all; the question's padding is 0."""
+    writer = composition.writer
+    is_token = writer.op("Not", writer.op("Equal", question, writer.constants.integers(0)))
+    mask = writer.op("Cast", is_token, to=TensorProto.INT64)
+    given = {tensor.name: image[tensor.name] for tensor in graph.input if tensor.name in image}
+    found = _joined(composition, graph, "answer", {"input_ids": question, "attention_mask": mask, **given})
+    writer.publish(writer.op("ArgMax", found["probabilities"], axis=1, keepdims=0), "answer_ids")
+    writer.publish(found["probabilities"], "probabilities")
+    composition.outputs["answer_ids"] = (TensorProto.INT64, ["batch"])
+    composition.outputs["probabilities"] = (TensorProto.FLOAT, ["batch", "answers"])
+
+
+def _generate(
+    composition: Composition,
+    graph: GraphProto,
+    image: Mapping[str, str],
+    decoding: Decoding,
+    batch: str,
+    prompt_ids: tuple[int, ...],
+    question: str | None,
+) -> None:
+    """Token ids and their log-probabilities, as the bundle's settings say, greedily."""
+    writer = composition.writer
+    integers = writer.constants.integers
+    asked = decoding.asked(prompt_ids=prompt_ids)
+    prompt = _tiled(writer, asked.prompt_token_ids, batch)
+    limit = integers(asked.max_new_tokens)
+    if question is not None:
+        prompt = writer.op("Concat", prompt, question, axis=1)
+        limit = _limit_after(writer, decoding, question)
+    fed = {
+        "input_ids": prompt,
+        "max_new_tokens": limit,
+        "end_token_ids": integers(asked.end_token_ids),
+        "pad_token_id": integers(asked.pad_token_id),
+    }
+    past = [tensor.name for tensor in graph.input if tensor.name.startswith("past_")]
+    prefix = dict(zip(past_names(len(past) // 2), prefix_names(len(past) // 2), strict=True))
+    for tensor in graph.input:
+        if tensor.name in image:
+            fed[tensor.name] = image[tensor.name]
+        elif tensor.name in prefix:
+            heads, width = (tensor.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
+            fed[tensor.name] = image.get(prefix[tensor.name]) or _empty(writer, batch, heads, width)
+    found = _joined(composition, graph, "decode", fed)
+    for name, element in (("token_ids", TensorProto.INT64), ("log_probs", TensorProto.FLOAT)):
+        writer.publish(found[name], name)
+        composition.outputs[name] = (element, ["batch", "steps"])
+
+
+def _limit_after(writer: Writer, decoding: Decoding, question: str) -> str:
+    """How many tokens may follow the question, int64 `[]`; as `Decoding.asked` has it."""
+    integers = writer.constants.integers
+    start = len(decoding.prompt_token_ids)
+    room = (decoding.max_positions or start + decoding.max_new_tokens) - start
+    most = room if decoding.max_length is None else min(room, decoding.max_length - start)
+    length = writer.op("Squeeze", writer.op("Shape", question, start=1, end=2))
+    left = writer.op("Sub", integers(most), length)
+    return writer.op("Max", integers(1), writer.op("Min", integers(decoding.max_new_tokens), left))
+
+
+def _tiled(writer: Writer, token_ids: tuple[int, ...], batch: str) -> str:
+    """`token_ids` in every row, int64 `[batch, length]`."""
+    row = writer.constants.integers(np.array([token_ids], np.int64))
+    return writer.op("Expand", row, writer.op("Concat", batch, writer.constants.integers([len(token_ids)]), axis=0))
+
+
+def _empty(writer: Writer, batch: str, heads: int, width: int) -> str:
+    """A cache of no tokens, float32 `[batch, heads, 0, width]`."""
+    shape = writer.op("Concat", batch, writer.constants.integers([heads, 0, width]), axis=0)
+    return writer.op("ConstantOfShape", shape)
+
+
+def _joined(composition: Composition, graph: GraphProto, stem: str, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Write the nodes and weights of `graph` with names that begin with `stem`; its outputs by their names.
+
+    `inputs` says which tensor each of its inputs is. Names inside of subgraphs stay as they are.
+    """
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    weights = [TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.initializer]
+    inner = {*(tensor.name for tensor in weights), *(name for node in nodes for name in node.output if name)}
+    names = {**{name: f"{stem}.{name}" for name in inner}, **inputs}
+    for tensor in weights:
+        tensor.name = names[tensor.name]
+    for node in all_nodes(nodes):
+        node.name = f"{stem}.{node.name}" if node.name else ""
+        for places in (node.input, node.output):
+            places[:] = [names.get(name, name) for name in places]
+    composition.writer.nodes += nodes
+    composition.graph.initializer.extend(weights)
+    return {tensor.name: names[tensor.name] for tensor in graph.output}

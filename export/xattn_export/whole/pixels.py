@@ -1,0 +1,184 @@
+"""Preprocessing as nodes: uint8 pictures of any size to the values that the image encoder takes.
+
+A resize runs as Pillow's does: along the width, rounded to 8 bits, then along the height, rounded again; a weight that
+falls outside of the picture goes to the others (`exclude_outside`). https://onnx.ai/onnx/operators/onnx__Resize.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from xattn_export.decompose.writer import Writer
+from xattn_runtime.preprocess.steps import (
+    CenterCrop,
+    Flatten,
+    Normalize,
+    PadToSquare,
+    Rescale,
+    Resize,
+    ResizeShortestEdge,
+    Step,
+)
+
+__all__ = ["unwritable_step", "write_pixels"]
+
+_MODES = {"bilinear": "linear", "bicubic": "cubic"}
+_HEIGHT, _WIDTH = 2, 3
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """float32 `[batch, 3, height, width]` of whole numbers from 0 to 255, and its sides, int64 `[1]` each."""
+
+    tensor: str
+    height: str
+    width: str
+
+
+def unwritable_step(steps: Sequence[Step]) -> str | None:
+    """Why one of `steps` has no form here; None where all have one."""
+    for step in steps:
+        match step:
+            case Resize() | ResizeShortestEdge() if step.filter not in _MODES:
+                return f"preprocessing resizes with the filter {step.filter}, which the operator Resize does not have"
+            case ResizeShortestEdge() if step.longest_px is not None:
+                return "preprocessing resizes with a longest side"
+            case PadToSquare() if len(set(step.background)) > 1:
+                return "preprocessing pads with a colour that is no grey"
+            case Flatten() | PadToSquare() | Resize() | ResizeShortestEdge() | CenterCrop() | Rescale() | Normalize():
+                continue
+            case _:
+                return f"preprocessing has the step {step.op}"
+    return None
+
+
+def write_pixels(writer: Writer, images: str, steps: Sequence[Step]) -> str:
+    """Pixel values, float32 `[batch, 3, height, width]`, of `images`, uint8 `[batch, height, width, 3]`.
+
+    `steps` are those of a manifest, without any that `unwritable_step` names.
+    """
+    # Bytes until the first step that computes: a large picture is then a quarter as large.
+    padded = images
+    waiting = [step for step in steps if not isinstance(step, Flatten)]
+    while waiting and isinstance(waiting[0], PadToSquare):
+        padded = _padded_to_square(writer, padded, waiting.pop(0))
+    planes = writer.op("Cast", writer.op("Transpose", padded, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+    picture = _Picture(planes, *(writer.op("Shape", planes, start=axis, end=axis + 1) for axis in (_HEIGHT, _WIDTH)))
+    for step in waiting:
+        picture = _after(writer, picture, step)
+    return picture.tensor
+
+
+def _after(writer: Writer, picture: _Picture, step: Step) -> _Picture:
+    integers = writer.constants.integers
+    match step:
+        case Resize():
+            return _resized(writer, picture, integers([step.height_px]), integers([step.width_px]), step.filter)
+        case ResizeShortestEdge():
+            return _resized(writer, picture, *_shortest_edge(writer, picture, step.edge_px), step.filter)
+        case CenterCrop():
+            return _cropped(writer, picture, step)
+        case PadToSquare():
+            return _padded_later(writer, picture, step)
+        case Rescale():
+            factor = writer.constants.number(step.factor, TensorProto.FLOAT)
+            return _Picture(writer.op("Mul", picture.tensor, factor), picture.height, picture.width)
+        case Normalize():
+            mean, std = (
+                writer.constants.tensor(np.array(values, np.float32).reshape(3, 1, 1))
+                for values in (step.mean, step.std)
+            )
+            centred = writer.op("Sub", picture.tensor, mean)
+            return _Picture(writer.op("Div", centred, std), picture.height, picture.width)
+    raise TypeError(f"no nodes for the step {step.op}")
+
+
+def _padded_to_square(writer: Writer, images: str, step: Step) -> str:
+    """uint8 `[batch, side, side, 3]` of uint8 `[batch, height, width, 3]`."""
+    height, width = (writer.op("Shape", images, start=axis, end=axis + 1) for axis in (1, 2))
+    background = writer.constants.tensor(np.array(_grey(step), np.uint8))
+    return _padded(writer, images, (height, width), (1, 2), background)
+
+
+def _padded_later(writer: Writer, picture: _Picture, step: PadToSquare) -> _Picture:
+    """The same of a picture that was resized before."""
+    background = writer.constants.number(_grey(step), TensorProto.FLOAT)
+    padded = _padded(writer, picture.tensor, (picture.height, picture.width), (_HEIGHT, _WIDTH), background)
+    side = writer.op("Max", picture.height, picture.width)
+    return _Picture(padded, side, side)
+
+
+def _padded(writer: Writer, tensor: str, sides: tuple[str, str], axes: tuple[int, int], background: str) -> str:
+    """To a square, in the middle; an odd pixel of margin goes below and to the right."""
+    two = writer.constants.integers([2])
+    margins = [writer.op("Sub", writer.op("Max", *sides), side) for side in sides]
+    before = [writer.op("Div", margin, two) for margin in margins]
+    after = [writer.op("Sub", *pair) for pair in zip(margins, before, strict=True)]
+    pads = writer.op("Concat", *before, *after, axis=0)
+    return writer.op("Pad", tensor, pads, background, writer.constants.integers(axes))
+
+
+def _grey(step: Step) -> int:
+    return step.background[0] if isinstance(step, PadToSquare) else 0
+
+
+def _shortest_edge(writer: Writer, picture: _Picture, edge_px: int) -> tuple[str, str]:
+    """Height and width of which the shorter is `edge_px`; see `geometry.shortest_edge_size`."""
+    edge, one = (writer.constants.integers([value]) for value in (edge_px, 1))
+    shorter, longer = (writer.op(extreme, picture.height, picture.width) for extreme in ("Min", "Max"))
+    other = writer.op("Max", writer.op("Div", writer.op("Mul", edge, longer), shorter), one)
+    is_upright = writer.op("Less", picture.width, picture.height)
+    return writer.op("Where", is_upright, other, edge), writer.op("Where", is_upright, edge, other)
+
+
+def _resized(writer: Writer, picture: _Picture, height: str, width: str, name: str) -> _Picture:
+    tensor = picture.tensor
+    for axis, side in ((_WIDTH, width), (_HEIGHT, height)):
+        exact = writer.op(
+            "Resize",
+            tensor,
+            "",
+            "",
+            side,
+            antialias=1,
+            axes=[axis],
+            coordinate_transformation_mode="half_pixel",
+            cubic_coeff_a=-0.5,
+            exclude_outside=1,
+            mode=_MODES[name],
+        )
+        tensor = _rounded(writer, exact)
+    return _Picture(tensor, height, width)
+
+
+def _rounded(writer: Writer, values: str) -> str:
+    """To the whole number from 0 to 255 that is nearest, halves up."""
+    half, low, high = (writer.constants.number(value, TensorProto.FLOAT) for value in (0.5, 0.0, 255.0))
+    return writer.op("Clip", writer.op("Floor", writer.op("Add", values, half)), low, high)
+
+
+def _cropped(writer: Writer, picture: _Picture, step: CenterCrop) -> _Picture:
+    """The middle; what the picture lacks is black. See `geometry.centre_window`."""
+    integers = writer.constants.integers
+    zero, one, two = (integers([value]) for value in (0, 1, 2))
+    crops = [integers([step.height_px]), integers([step.width_px])]
+    starts, ends, before, after = [], [], [], []
+    for side, crop in zip((picture.height, picture.width), crops, strict=True):
+        start = writer.op("Max", writer.op("Div", writer.op("Sub", side, crop), two), zero)
+        length = writer.op("Min", side, crop)
+        lacking = writer.op("Sub", crop, length)
+        margin = writer.op("Div", writer.op("Add", lacking, one), two)
+        starts.append(start)
+        ends.append(writer.op("Add", start, length))
+        before.append(margin)
+        after.append(writer.op("Sub", lacking, margin))
+    axes = integers((_HEIGHT, _WIDTH))
+    window = [writer.op("Concat", *places, axis=0) for places in (starts, ends)]
+    middle = writer.op("Slice", picture.tensor, *window, axes)
+    black = writer.constants.number(0.0, TensorProto.FLOAT)
+    padded = writer.op("Pad", middle, writer.op("Concat", *before, *after, axis=0), black, axes)
+    return _Picture(padded, crops[0], crops[1])

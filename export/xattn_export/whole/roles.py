@@ -1,0 +1,151 @@
+"""Writes the roles `whole` and `whole_text` into a bundle in the making, or says why it cannot have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from onnx import ModelProto, TensorProto
+
+from xattn_export.bundle_writer import StagedBundle
+from xattn_export.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.external_weights import INSIDE_BYTES, weights_file
+from xattn_export.generator import GENERATOR, LOOPED, generator_graph
+from xattn_export.graph_files import write_graph
+from xattn_export.inspect import read_graph
+from xattn_export.whole.asked import QuestionWords, question_words, write_question
+from xattn_export.whole.compose import Composition, compose, new_composition
+from xattn_export.whole.decoded import TokenTexts, token_texts, write_labels, write_texts
+from xattn_export.whole.pixels import unwritable_step
+from xattn_runtime.manifest import Manifest
+from xattn_runtime.preprocess.text import TextCodec
+
+__all__ = ["WHOLE", "WHOLE_TEXT", "Wholes", "write_wholes"]
+
+WHOLE = "whole"
+WHOLE_TEXT = "whole_text"
+_LOWEST_OPSET_OF_STRINGS = 20
+_QUESTION = "input_ids"
+
+
+@dataclass(frozen=True)
+class Wholes:
+    """What was written: role → file, facts and size in bytes; and role → why it is absent."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, GraphFacts] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+
+def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
+    """Write both roles as far as the bundle can have them.
+
+    The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where what comes out is
+    not standard, or not valid.
+    """
+    wholes = Wholes()
+    if reason := _obstacle(manifest):
+        wholes.absent.update({WHOLE: reason, WHOLE_TEXT: reason})
+        return wholes
+    codec = TextCodec(staged.folder / manifest.tokenizer.file, manifest.tokenizer)
+    graphs = _graphs(staged, manifest)
+    prompt_ids = codec.encode_prompt() if manifest.task == "caption" else ()
+    composition = new_composition()
+    question = None
+    if manifest.task == "vqa":
+        question = _QUESTION
+        composition.inputs[_QUESTION] = (TensorProto.INT64, ["batch", "length"])
+    compose(composition, manifest, graphs, prompt_ids, question)
+    _write(staged, manifest, wholes, WHOLE, composition.model(WHOLE, graphs["image_encoder"]))
+    words = _words(staged, manifest, codec, graphs)
+    if isinstance(words, str):
+        wholes.absent[WHOLE_TEXT] = words
+    else:
+        model = _with_words(manifest, graphs, prompt_ids, *words)
+        _write(staged, manifest, wholes, WHOLE_TEXT, model.model(WHOLE_TEXT, graphs["image_encoder"]))
+    return wholes
+
+
+def _obstacle(manifest: Manifest) -> str | None:
+    """Why there can be no graph of the whole model."""
+    if manifest.task == "retrieval":
+        return "the bundle is for retrieval"
+    if manifest.regions is not None:
+        return "the model takes regions in place of a picture"
+    if manifest.tokenizer.image_layout is not None:
+        return "the image stands among the tokens of the prompt"
+    if "decoder" in manifest.graphs and GENERATOR not in manifest.graphs:
+        return "decoding changes the scores of tokens, which the loop in the graph does not do"
+    return unwritable_step(manifest.image_steps)
+
+
+def _graphs(staged: StagedBundle, manifest: Manifest) -> dict[str, ModelProto]:
+    """The graphs to be joined, with their weights left in their files."""
+    found = {
+        role: read_graph(staged.folder / graph.file)
+        for role, graph in manifest.graphs.items()
+        if role in ("image_encoder", "text_encoder", "classifier", LOOPED)
+    }
+    if LOOPED in found:
+        beside = staged.folder / weights_file(manifest.graphs[LOOPED].file)
+        is_large = beside.is_file() and beside.stat().st_size > INSIDE_BYTES
+        found[GENERATOR] = generator_graph(found.pop(LOOPED), weights_outside=is_large)
+    return found
+
+
+def _words(
+    staged: StagedBundle, manifest: Manifest, codec: TextCodec, graphs: Mapping[str, ModelProto]
+) -> tuple[TokenTexts | None, QuestionWords | None] | str:
+    """How token ids become words, and questions token ids, as far as the task needs it; or why they cannot."""
+    opset = next((entry.version for entry in graphs["image_encoder"].opset_import if not entry.domain), 0)
+    if opset < _LOWEST_OPSET_OF_STRINGS:
+        return f"opset {opset} has no StringConcat; export with --opset {_LOWEST_OPSET_OF_STRINGS} or later"
+    asked = None
+    if manifest.task == "vqa":
+        tokenizer_json = (staged.folder / manifest.tokenizer.file).read_text(encoding="utf-8")
+        asked = question_words(codec, tokenizer_json, manifest.tokenizer)
+        if isinstance(asked, str):
+            return asked
+    if manifest.labels is not None:
+        return None, asked
+    logits = next(tensor for tensor in _decoder(staged, manifest).graph.output if tensor.name == "logits")
+    texts = token_texts(codec, logits.type.tensor_type.shape.dim[1].dim_value)
+    return texts if isinstance(texts, str) else (texts, asked)
+
+
+def _decoder(staged: StagedBundle, manifest: Manifest) -> ModelProto:
+    """The decoder, its weights left in their file."""
+    return read_graph(staged.folder / manifest.graphs[LOOPED].file)
+
+
+def _with_words(
+    manifest: Manifest,
+    graphs: Mapping[str, ModelProto],
+    prompt_ids: tuple[int, ...],
+    texts: TokenTexts | None,
+    asked: QuestionWords | None,
+) -> Composition:
+    composition = new_composition()
+    writer = composition.writer
+    question = None
+    if asked is not None:
+        composition.inputs["questions"] = (TensorProto.STRING, ["batch"])
+        question = write_question(writer, "questions", asked)
+    compose(composition, manifest, graphs, prompt_ids, question)
+    if texts is not None:
+        found = write_texts(writer, "token_ids", texts)
+    else:
+        found = write_labels(writer, "answer_ids", manifest.labels or ())
+    writer.publish(found, "texts")
+    composition.outputs = {"texts": (TensorProto.STRING, ["batch"]), **composition.outputs}
+    return composition
+
+
+def _write(staged: StagedBundle, manifest: Manifest, wholes: Wholes, role: str, model: ModelProto) -> None:
+    file = str(PurePosixPath(manifest.graphs["image_encoder"].file).with_name(f"{role}.onnx"))
+    wholes.facts[role] = require_standard(model, role)
+    require_valid(model, role, staged.folder / PurePosixPath(file).parent)
+    wholes.bytes[role] = write_graph(staged, file, model)
+    wholes.files[role] = file
