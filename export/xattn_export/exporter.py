@@ -27,6 +27,7 @@ from xattn_export.inspect import read_graph
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.to_onnx import choose_opset, export_role
+from xattn_export.whole import left_out, write_wholes
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.manifest import Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
@@ -94,6 +95,7 @@ def export_checkpoint(
     golden_images: Sequence[Path] | None = None,
     inside_bytes: int = INSIDE_BYTES,
     static_batch: bool = False,
+    whole: bool = True,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -107,6 +109,7 @@ def export_checkpoint(
         golden_images: pictures for the golden cases; by default the family draws some.
         inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
         static_batch: whether the image encoder takes one picture at a time, so that every axis of it has a size.
+        whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
         progress: told what is being done.
 
     Raises:
@@ -130,7 +133,8 @@ def export_checkpoint(
         versions=versions(),
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
-        graphs = _export_roles(model, attention, opset, inside_bytes, staged, tell)
+        wanted = whole and model.task != "retrieval"
+        graphs = _export_roles(model, attention, opset, 0 if wanted else inside_bytes, staged, tell)
         if static_batch and _STATIC in graphs:
             _fix_batch(staged, _graph_file(_STATIC))
         tell("computing golden cases", _GRAPHS_DONE)
@@ -139,7 +143,15 @@ def export_checkpoint(
         golden = make_golden(model, TextCodec(tokenizer_path, tokenizer), golden_images)
         for path, content in golden.files.items():
             staged.write(path, content)
-        staged.write_manifest(_manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance))
+        manifest = _manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance)
+        if wanted:
+            tell("joining the graphs", 0.85)
+            wholes = write_wholes(staged, manifest)
+            manifest = wholes.stated(manifest)
+            graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
+        elif model.task != "retrieval":
+            manifest = left_out().stated(manifest)
+        staged.write_manifest(manifest)
         tell("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)
         verdict.raise_if_failed()

@@ -21,11 +21,15 @@ __all__ = ["InspectReport", "inspect_path", "read_graph"]
 
 @dataclass(frozen=True)
 class InspectReport:
-    """Role (or the name of the file, for a single graph) → facts, and size in bytes with external weights."""
+    """Role (or the name of the file, for a single graph) → facts, and size in bytes with external weights.
+
+    absent: role → why the bundle does not have it, where somebody may ask.
+    """
 
     path: Path
     graphs: Mapping[str, GraphFacts]
     bytes: Mapping[str, int]
+    absent: Mapping[str, str]
 
     @property
     def standard(self) -> bool:
@@ -37,6 +41,7 @@ class InspectReport:
         return {
             "standard": self.standard,
             "graphs": {role: {**facts.to_dict(), "bytes": self.bytes[role]} for role, facts in self.graphs.items()},
+            "absent": dict(self.absent),
         }
 
 
@@ -46,16 +51,19 @@ def inspect_path(path: Path) -> InspectReport:
     Raises:
         BundleError: there is nothing, or it is damaged.
     """
+    absent: Mapping[str, str] = {}
     if path.is_file():
         files = {path.stem: path}
     else:
         bundle = open_bundle(path)
         files = {role: bundle.file(graph.file) for role, graph in bundle.manifest.graphs.items()}
+        absent = bundle.manifest.absent or {}
     graphs = {role: read_graph(file) for role, file in files.items()}
     return InspectReport(
         path,
         {role: examine(graph) for role, graph in graphs.items()},
         {role: file.stat().st_size + _external_bytes(graphs[role], file.parent) for role, file in files.items()},
+        absent,
     )
 
 

@@ -76,6 +76,10 @@ _LOOP = {
     "pad_token_id": _SCALAR,
 }
 _GENERATED = {"token_ids": _IDS, "log_probs": _MATRIX}
+_CHOSEN = {"answer_ids": TensorContract("tensor(int64)", 1), "probabilities": _MATRIX}
+_IMAGES = {"images": TensorContract("tensor(uint8)", 4)}
+_QUESTIONS = {"questions": TensorContract("tensor(string)", 1)}
+_TEXTS = {"texts": TensorContract("tensor(string)", 1)}
 _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "image_encoder": (
         _Form(_PIXELS, gives=("cross",)),
@@ -105,6 +109,16 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "classifier": (
         _Form(_TEXT, _ANSWERS, takes=("cross",)),
         _Form({**_TEXT, **_IMAGE_TOKENS}, _ANSWERS),
+    ),
+    "whole": (
+        _Form(_IMAGES, _GENERATED),
+        _Form({**_IMAGES, "input_ids": _IDS}, _GENERATED),
+        _Form({**_IMAGES, "input_ids": _IDS}, _CHOSEN),
+    ),
+    "whole_text": (
+        _Form(_IMAGES, {**_GENERATED, **_TEXTS}),
+        _Form({**_IMAGES, **_QUESTIONS}, {**_GENERATED, **_TEXTS}),
+        _Form({**_IMAGES, **_QUESTIONS}, {**_CHOSEN, **_TEXTS}),
     ),
 }
 

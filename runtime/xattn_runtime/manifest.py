@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SESSION_OPTIONS",
     "TASK_ROLES",
+    "WHOLE_ROLES",
     "Attention",
     "Decoding",
     "FileEntry",
@@ -56,6 +57,8 @@ TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
 }
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
+# Beside everything there may be all of it in one graph.
+WHOLE_ROLES = ("whole", "whole_text")
 SIMILARITIES = ("cosine", "softmax", "sigmoid")
 LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 # A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
@@ -140,7 +143,7 @@ class Manifest:
     """All of manifest.json.
 
     `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
-    `regions` takes no picture, and has no `image_steps`.
+    `regions` takes no picture, and has no `image_steps`. `absent` says why a role of the whole model is not there.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Manifest:
     regions: RegionSpec | None = None
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
+    absent: Mapping[str, str] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,6 +189,8 @@ class Manifest:
             out["labels"] = list(self.labels)
         if self.similarity is not None:
             out["similarity"] = asdict(self.similarity)
+        if self.absent:
+            out["absent"] = dict(self.absent)
         out |= {
             "session_options": dict(self.session_options or {}),
             "provenance": _without_none(asdict(self.provenance)),
@@ -229,6 +235,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
+        absent=root.text_map("absent") if "absent" in root else None,
         provenance=_provenance(root.child("provenance")),
         quantization=_quantization(root) if "quantization" in root else None,
         evaluation=_evaluation(root),
@@ -254,6 +261,7 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
     roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
     if "decoder" in roles and _BESIDE_A_DECODER in reader:
         roles = (*roles, _BESIDE_A_DECODER)
+    roles = (*roles, *(role for role in WHOLE_ROLES if role in reader and task != "retrieval"))
     graphs = {}
     for role in roles:
         graph = reader.child(role)

@@ -19,6 +19,7 @@ from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.wholes import WholeVerdict, compare_wholes
 
 __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
 
@@ -59,11 +60,12 @@ class VerificationReport:
     provider: str
     tolerance: float
     cases: tuple[CaseVerdict, ...]
+    wholes: tuple[WholeVerdict, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every case passed."""
-        return all(case.passed for case in self.cases)
+        """Whether every case passed, and every graph of the whole model gave what the others give."""
+        return all(case.passed for case in self.cases) and all(whole.passed for whole in self.wholes)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -73,10 +75,11 @@ class VerificationReport:
             "tolerance": self.tolerance,
             "passed": self.passed,
             "cases": [{**_finite(asdict(case.measure)), "passed": case.passed} for case in self.cases],
+            "wholes": [asdict(whole) | {"passed": whole.passed} for whole in self.wholes],
         }
 
     def raise_if_failed(self) -> None:
-        """VerificationError that names the first case that failed and by how much."""
+        """VerificationError that names the first case that failed and by how much, or the graph of the whole model."""
         failed = [case.measure for case in self.cases if not case.passed]
         if failed:
             worst = failed[0]
@@ -89,19 +92,25 @@ class VerificationReport:
                 f"{worst.image}: expected a relative difference of at most {self.tolerance:.3g}{next(texts)}, "
                 f"found {worst.relative_rms:.3g}{next(texts)}; try another provider, or export the bundle again"
             )
+        for whole in self.wholes:
+            if not whole.passed:
+                raise VerificationError(
+                    f"{self.bundle}: {whole.role}: expected on {self.provider} what the bundle's graphs give one by "
+                    f"one, found {whole.difference}; try another provider, or export the bundle again"
+                )
 
 
 def verify_bundle(
     bundle: str | os.PathLike[str] | Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None
 ) -> VerificationReport:
-    """Load `bundle`, run every golden case through the whole pipeline and judge it.
+    """Load `bundle`, run every golden case through the whole pipeline and judge it, then the graphs of the whole model.
 
     Raises what `load` raises, and BundleError for golden files that cannot be used; a case that fails raises nothing.
     """
     task = load(bundle, provider, threads)
     tolerance = task.bundle.manifest.golden.relative_rms
     verdicts = tuple(CaseVerdict(case, case.relative_rms <= tolerance and case.same_text) for case in measure(task))
-    return VerificationReport(str(task.bundle.path), task.settings.name, tolerance, verdicts)
+    return VerificationReport(str(task.bundle.path), task.settings.name, tolerance, verdicts, compare_wholes(task))
 
 
 def measure(task: CaptionTask | VqaTask | RetrievalTask) -> tuple[CaseMeasure, ...]:

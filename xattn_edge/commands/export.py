@@ -45,6 +45,9 @@ def export(
             "precision, quantized where that is better there.",
         ),
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole/--no-whole", help="Join the graphs into one as well: pixels in, words out.")
+    ] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -79,6 +82,7 @@ def export(
                 task=task,
                 attention=attention or "standard",
                 opset=opset,
+                whole=whole,
                 overwrite=overwrite,
                 command=provenance_command(),
                 progress=progress,

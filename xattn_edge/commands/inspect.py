@@ -81,4 +81,6 @@ def _print(console: Console, report: dict[str, Any]) -> None:
         domains = ", ".join(domain or "ai.onnx" for domain in graph["domains"])
         rows.append((role, graph["opset"], graph["precision"], graph["bytes"], domains, operators))
     console.table(rows)
+    for role, reason in report["absent"].items():
+        console.line(f"no {role}: {reason}")
     console.line("standard operators only" if report["standard"] else "NOT standard")

@@ -100,3 +100,6 @@ def _print(console: Console, report: VerificationReport) -> None:
         verdict = "ok" if case.passed else "FAILED"
         rows.append((measure.image, measure.relative_rms, report.tolerance, text, verdict))
     console.table(rows)
+    for whole in report.wholes:
+        found = "as the others together" if whole.passed else f"FAILED: {whole.difference}"
+        console.line(f"{whole.role}: {whole.cases} cases: {found}")

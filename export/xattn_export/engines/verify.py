@@ -16,12 +16,14 @@ import numpy as np
 
 from xattn_export.engines import ForeignEngine, open_engine
 from xattn_export.generator import GENERATOR
+from xattn_export.whole import WHOLE, WHOLE_TEXT
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
 from xattn_runtime.verify import measure
+from xattn_runtime.wholes import compare_wholes
 
 __all__ = ["EngineReport", "GraphVerdict", "verify_in_engine"]
 
@@ -36,8 +38,8 @@ class GraphVerdict:
 
     runs: how often the engine ran it; nothing is proved where that is 0. relative_rms: the largest of the cases; None
     where the graph failed, a value was not finite, or it gives tokens alone. texts: how many of the compared texts are
-    the same, and of how many; of a graph that gives tokens, of all golden inputs, compared with ONNX Runtime. error:
-    why it failed.
+    the same, and of how many; of a graph that gives tokens, of all golden inputs or some, compared with ONNX Runtime.
+    error: why it failed.
     """
 
     role: str
@@ -134,7 +136,9 @@ def verify_in_engine(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     with open_engine(engine, folder) as foreign:
         count = default_threads() if threads is None else threads
-        graphs = tuple(_verdict(opened, role, foreign, count) for role in opened.manifest.graphs)
+        # Not all engines know strings: the graph that gives words is the one that gives token ids, and strings.
+        roles = [role for role in opened.manifest.graphs if role != WHOLE_TEXT]
+        graphs = tuple(_verdict(opened, role, foreign, count) for role in roles)
     return EngineReport(str(opened.path), engine, opened.manifest.golden.relative_rms, graphs)
 
 
@@ -144,6 +148,12 @@ def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) ->
         task = load(bundle, SessionSettings(CPU, threads, engine=one))
         if role == GENERATOR:
             largest, texts = None, _same_tokens(task, load(bundle, SessionSettings(CPU, threads)))
+        elif role == WHOLE:
+            ours = load(bundle, SessionSettings(CPU, threads))
+            verdict = compare_wholes(ours, SessionSettings(CPU, threads, engine=one), [role])[0]
+            if verdict.difference is not None:
+                raise BundleError(f"{role}: expected what the other graphs give, found {verdict.difference}")
+            largest, texts = None, (verdict.cases, verdict.cases)
         else:
             cases = measure(task)
             largest = max(case.relative_rms for case in cases)

@@ -15,7 +15,7 @@ from onnx import ModelProto
 
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, require_standard, require_valid
-from xattn_export.external_weights import WeightStore, has_weights_outside, weights_file
+from xattn_export.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
 from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
@@ -33,10 +33,11 @@ from xattn_export.quantize.options import (
 from xattn_export.quantize.plans import make_plans
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.quantize.statistics import calibrate, needs_examples
+from xattn_export.whole import write_wholes
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import OutputError, UserError, XattnError
-from xattn_runtime.manifest import Golden, GoldenCase, Graph, Manifest
+from xattn_runtime.manifest import WHOLE_ROLES, Golden, GoldenCase, Graph, Manifest
 from xattn_runtime.tasks import load
 from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
 
@@ -138,9 +139,12 @@ def write_quantized(
         copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
         for path in sorted({bundle.manifest.tokenizer.file, *copied}):
             staged.write(path, bundle.file(path).read_bytes())
-        tell("measuring the loss", 0.7)
         record = _record(plans, options, examples, search)
-        manifest = staged.write_manifest(_manifest(bundle, plans, options, record, command))
+        manifest = _manifest(bundle, plans, options, record, command)
+        if any(role in bundle.manifest.graphs for role in WHOLE_ROLES):
+            manifest = write_wholes(staged, manifest).stated(manifest)
+        tell("measuring the loss", 0.7)
+        manifest = staged.write_manifest(manifest)
         kept, dropped = _measure(staged.folder)
         largest = max(case.relative_rms for case in kept)
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * largest)
@@ -190,7 +194,9 @@ def _quantize_graphs(
         opset = require_standard(model, role).opset
         counts = quantize_graph(model, plan, options, seen.get(role, Seen()), source.parent)
         folder = (staged.folder / file).parent
-        store = stores.setdefault(folder, WeightStore(folder))
+        # The graphs of the whole model name the weights of all the others.
+        most = 0 if any(each in graphs for each in WHOLE_ROLES) else INSIDE_BYTES
+        store = stores.setdefault(folder, WeightStore(folder, most))
         is_shared = role == LOOPED and GENERATOR in graphs
         model = store.taken_out(model, weights_file(source.name), shared=is_shared)
         facts = _check_graph(model, role, opset, folder)
@@ -255,7 +261,9 @@ def _manifest(
     origin = f"{bundle.path.resolve().name} sha256:{file_digest(bundle.path / MANIFEST_FILE)}"
     return replace(
         old,
-        graphs={role: Graph(graph.file, precision_of(plans[role])) for role, graph in old.graphs.items()},
+        graphs={
+            role: Graph(graph.file, precision_of(plans[role])) for role, graph in old.graphs.items() if role in plans
+        },
         session_options={**(old.session_options or {}), **needed},
         provenance=replace(
             old.provenance,

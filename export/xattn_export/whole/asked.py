@@ -114,7 +114,9 @@ def _difference(codec: TextCodec, words: QuestionWords) -> str | None:
 
 def _question(chance: random.Random, known: list[str], marks: tuple[str, ...]) -> str:
     words = [chance.choice(known) for _ in range(chance.randint(1, _LONGEST))]
-    words = [word.title() if chance.random() < 0.2 and any(map(str.islower, word)) and marks else word for word in words]
+    words = [
+        word.title() if chance.random() < 0.2 and any(map(str.islower, word)) and marks else word for word in words
+    ]
     text = (" " * chance.randint(1, 2)).join(words)
     return text + (chance.choice(["", *marks]) if not _is_mark(words[-1]) else "")
 
@@ -125,7 +127,8 @@ def write_question(writer: Writer, questions: str, words: QuestionWords) -> str:
     for mark in words.marks:
         text = _set_apart(writer, text, mark)
     if words.lower:
-        text = writer.op("StringNormalizer", text, case_change_action="LOWER", is_case_sensitive=1)
+        # Every system has this locale, and a device often no other; it knows the letters of ASCII.
+        text = writer.op("StringNormalizer", text, case_change_action="LOWER", is_case_sensitive=1, locale="C")
     split = writer.op("StringSplit", text)
     writer.nodes[-1].output.append(f"{split}.counts")
     found = writer.op(

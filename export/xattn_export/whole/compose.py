@@ -144,7 +144,9 @@ def _generate(
             fed[tensor.name] = image[tensor.name]
         elif tensor.name in prefix:
             heads, width = (tensor.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
-            fed[tensor.name] = image.get(prefix[tensor.name]) or _empty(writer, batch, heads, width)
+            fed[tensor.name] = image.get(prefix[tensor.name]) or _empty(
+                writer, batch, heads, width, tensor.type.tensor_type.elem_type
+            )
     found = _joined(composition, graph, "decode", fed)
     for name, element in (("token_ids", TensorProto.INT64), ("log_probs", TensorProto.FLOAT)):
         writer.publish(found[name], name)
@@ -168,10 +170,10 @@ def _tiled(writer: Writer, token_ids: tuple[int, ...], batch: str) -> str:
     return writer.op("Expand", row, writer.op("Concat", batch, writer.constants.integers([len(token_ids)]), axis=0))
 
 
-def _empty(writer: Writer, batch: str, heads: int, width: int) -> str:
-    """A cache of no tokens, float32 `[batch, heads, 0, width]`."""
+def _empty(writer: Writer, batch: str, heads: int, width: int, element: int) -> str:
+    """A cache of no tokens, `[batch, heads, 0, width]` of the ONNX type `element`."""
     shape = writer.op("Concat", batch, writer.constants.integers([heads, 0, width]), axis=0)
-    return writer.op("ConstantOfShape", shape)
+    return writer.op("ConstantOfShape", shape, value=helper.make_tensor("value", element, [1], [0]))
 
 
 def _joined(composition: Composition, graph: GraphProto, stem: str, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Token ids to words as nodes: where every token stands for a text of its own, whatever its neighbours are.
 
-Such are the words and pieces of words of WordLevel and WordPiece. Whether a tokenizer decodes like that is not read from
-its file but tried: `token_texts` takes the texts from the tokenizer's own decoding, and compares what they add up to
-with that decoding for every token, and for many sequences. Strings grow by the operator `StringConcat` of opset 20.
+Such are the words and pieces of words of WordLevel and WordPiece. Whether a tokenizer decodes like that is not read
+from its file but tried: `token_texts` takes the texts from the tokenizer's own decoding, and compares what they add up
+to with that decoding for every token, and for many sequences. Strings grow by the operator `StringConcat` of opset 20.
 """
 
 from __future__ import annotations

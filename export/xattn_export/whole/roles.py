@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from onnx import ModelProto, TensorProto
@@ -18,13 +18,12 @@ from xattn_export.whole.asked import QuestionWords, question_words, write_questi
 from xattn_export.whole.compose import Composition, compose, new_composition
 from xattn_export.whole.decoded import TokenTexts, token_texts, write_labels, write_texts
 from xattn_export.whole.pixels import unwritable_step
-from xattn_runtime.manifest import Manifest
+from xattn_runtime.manifest import PRECISIONS, WHOLE_ROLES, Graph, Manifest
 from xattn_runtime.preprocess.text import TextCodec
 
-__all__ = ["WHOLE", "WHOLE_TEXT", "Wholes", "write_wholes"]
+__all__ = ["WHOLE", "WHOLE_TEXT", "Wholes", "left_out", "write_wholes"]
 
-WHOLE = "whole"
-WHOLE_TEXT = "whole_text"
+WHOLE, WHOLE_TEXT = WHOLE_ROLES
 _LOWEST_OPSET_OF_STRINGS = 20
 _QUESTION = "input_ids"
 
@@ -38,19 +37,33 @@ class Wholes:
     bytes: dict[str, int] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
+    def stated(self, manifest: Manifest) -> Manifest:
+        """`manifest` with these roles, of the least precision of the others, and why what is absent is absent."""
+        others = {role: graph for role, graph in manifest.graphs.items() if role not in WHOLE_ROLES}
+        least = max((graph.precision for graph in others.values()), key=PRECISIONS.index)
+        written = {role: Graph(file, least) for role, file in self.files.items()}
+        return replace(manifest, graphs={**others, **written}, absent=dict(self.absent) or None)
+
+
+def left_out() -> Wholes:
+    """Neither role, as somebody wanted it."""
+    reason = "it was left out; export again without --no-whole"
+    return Wholes(absent={WHOLE: reason, WHOLE_TEXT: reason})
+
 
 def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
     """Write both roles as far as the bundle can have them.
 
-    The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where what comes out is
-    not standard, or not valid.
+    The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where what comes out
+    is not standard, or not valid.
     """
     wholes = Wholes()
-    if reason := _obstacle(manifest):
+    reason = _obstacle(manifest)
+    graphs = {} if reason else _graphs(staged, manifest)
+    if reason := reason or _fixed_axis(graphs):
         wholes.absent.update({WHOLE: reason, WHOLE_TEXT: reason})
         return wholes
     codec = TextCodec(staged.folder / manifest.tokenizer.file, manifest.tokenizer)
-    graphs = _graphs(staged, manifest)
     prompt_ids = codec.encode_prompt() if manifest.task == "caption" else ()
     composition = new_composition()
     question = None
@@ -81,6 +94,11 @@ def _obstacle(manifest: Manifest) -> str | None:
     return unwritable_step(manifest.image_steps)
 
 
+def _fixed_axis(graphs: Mapping[str, ModelProto]) -> str | None:
+    batch = graphs["image_encoder"].graph.input[0].type.tensor_type.shape.dim[0]
+    return "the image encoder takes one picture at a time" if batch.HasField("dim_value") else None
+
+
 def _graphs(staged: StagedBundle, manifest: Manifest) -> dict[str, ModelProto]:
     """The graphs to be joined, with their weights left in their files."""
     found = {
@@ -102,12 +120,13 @@ def _words(
     opset = next((entry.version for entry in graphs["image_encoder"].opset_import if not entry.domain), 0)
     if opset < _LOWEST_OPSET_OF_STRINGS:
         return f"opset {opset} has no StringConcat; export with --opset {_LOWEST_OPSET_OF_STRINGS} or later"
-    asked = None
+    asked: QuestionWords | None = None
     if manifest.task == "vqa":
         tokenizer_json = (staged.folder / manifest.tokenizer.file).read_text(encoding="utf-8")
-        asked = question_words(codec, tokenizer_json, manifest.tokenizer)
-        if isinstance(asked, str):
-            return asked
+        read = question_words(codec, tokenizer_json, manifest.tokenizer)
+        if isinstance(read, str):
+            return read
+        asked = read
     if manifest.labels is not None:
         return None, asked
     logits = next(tensor for tensor in _decoder(staged, manifest).graph.output if tensor.name == "logits")

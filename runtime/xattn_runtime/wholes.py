@@ -1,0 +1,160 @@
+"""Runs the graphs of the whole model in a bundle beside its own way through preprocessing, encoder and decoding.
+
+Pictures are given at the size that the model takes, where resizing changes nothing: so that what is compared is how the
+graphs were joined. How near resizing comes is in docs/whole-graph.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from xattn_runtime._reading import show
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.manifest import WHOLE_ROLES
+from xattn_runtime.preprocess.image import open_image
+from xattn_runtime.preprocess.steps import output_size_px
+from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.session import GraphSession, SessionSettings, open_session
+from xattn_runtime.tasks.caption import Caption, CaptionTask
+from xattn_runtime.tasks.retrieval import RetrievalTask
+from xattn_runtime.tasks.vqa import Answer, VqaTask
+
+__all__ = ["WholeVerdict", "compare_wholes"]
+
+_MOST_CASES = 3
+# Where two tokens are nearer than that, as logarithms, rounding may choose either, and probabilities may differ so
+# much: so many times what the bundle allows, and between these.
+_TIES_OF_TOLERANCE, _LEAST_TIE, _MOST_TIE = 4.0, 0.01, 0.25
+
+_Case = tuple[NDArray[np.uint8], str | None]
+
+
+@dataclass(frozen=True)
+class WholeVerdict:
+    """What one graph of the whole model gave: `difference` says how that is not what the others give, if it is not."""
+
+    role: str
+    cases: int
+    difference: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it gave the same."""
+        return self.difference is None
+
+
+def compare_wholes(
+    task: CaptionTask | VqaTask | RetrievalTask,
+    settings: SessionSettings | None = None,
+    roles: Sequence[str] = WHOLE_ROLES,
+) -> tuple[WholeVerdict, ...]:
+    """Compare on a few golden cases those of `roles` that the task's bundle has.
+
+    settings: for the graphs of the whole model, where those of the task are not meant.
+    Raises BundleError where a graph does not load or golden pictures cannot be read.
+    """
+    bundle, settings = task.bundle, settings or task.settings
+    found = [role for role in roles if role in bundle.manifest.graphs]
+    if isinstance(task, RetrievalTask) or not found or not settings.loops:
+        return ()
+    cases = [_case(bundle, number) for number in range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))]
+    expected = [_expected(task, *case) for case in cases]
+    return tuple(_compare(task, open_session(bundle, role, settings), cases, expected) for role in found)
+
+
+def _case(bundle: Bundle, number: int) -> _Case:
+    """The picture of a golden case, uint8 `[height, width, 3]`, at the size that the model takes; and the question."""
+    case = bundle.manifest.golden.cases[number]
+    height, width = output_size_px(bundle.manifest.image_steps)
+    picture = open_image(bundle.file(case.image)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture), case.question
+
+
+def _expected(task: CaptionTask | VqaTask, image: NDArray[np.uint8], question: str | None) -> Caption | Answer:
+    if isinstance(task, CaptionTask):
+        return task.caption(image, beams=1)
+    return task.ask(image, question or "", beams=None if task.labels is not None else 1)
+
+
+def _compare(
+    task: CaptionTask | VqaTask, session: GraphSession, cases: Sequence[_Case], expected: Sequence[Caption | Answer]
+) -> WholeVerdict:
+    names, graphs = tuple(session.output_shapes), task.bundle.manifest.graphs
+    codec = TextCodec(task.bundle.file(task.bundle.manifest.tokenizer.file), task.bundle.manifest.tokenizer)
+    special = "decoder" not in graphs or "text_encoder" in graphs
+    for (image, question), known in zip(cases, expected, strict=True):
+        inputs: dict[str, NDArray[Any]] = {"images": image[None]}
+        if question is not None and "questions" in session.input_shapes:
+            inputs["questions"] = np.array([question], dtype=object)
+        elif question is not None:
+            inputs["input_ids"] = np.array([codec.encode_question(question, special_tokens=special).ids], np.int64)
+        found = dict(zip(names, session.run(names, inputs), strict=True))
+        if isinstance(known, Answer) and task.bundle.manifest.labels is not None:
+            difference = _between_answers(task.bundle, task.bundle.manifest.labels, found, known)
+        else:
+            difference = _between_tokens(task, image, question, found, known)
+        if difference is not None:
+            return WholeVerdict(session.role, len(cases), difference)
+    return WholeVerdict(session.role, len(cases), None)
+
+
+def _tie(bundle: Bundle) -> float:
+    return min(max(_TIES_OF_TOLERANCE * bundle.manifest.golden.relative_rms, _LEAST_TIE), _MOST_TIE)
+
+
+def _between_answers(
+    bundle: Bundle, labels: Sequence[str], found: Mapping[str, NDArray[Any]], known: Answer
+) -> str | None:
+    """What is not as it should be, in words; None where all is."""
+    tie = _tie(bundle)
+    probabilities = found["probabilities"][0]
+    expected = np.zeros_like(probabilities)
+    for answer, probability in known.top:
+        expected[labels.index(answer)] = probability
+        if abs(probabilities[labels.index(answer)] - probability) > tie:
+            return f"a probability of {probabilities[labels.index(answer)]:.3g} in place of {probability:.3g}"
+    chosen = int(found["answer_ids"][0])
+    if expected[chosen] < expected.max() - tie:
+        return f"the answer {labels[chosen]!r} in place of {known.answer!r}"
+    return _between_texts(found, labels[chosen])
+
+
+def _between_tokens(
+    task: CaptionTask | VqaTask,
+    image: NDArray[np.uint8],
+    question: str | None,
+    found: Mapping[str, NDArray[Any]],
+    known: Caption | Answer,
+) -> str | None:
+    """What is not as it should be, in words; None where all is, or the model is as sure of either token."""
+    ends = task.bundle.manifest.decoding.end_token_ids if task.bundle.manifest.decoding else ()
+    ids: list[int] = found["token_ids"][0].tolist()
+    length = next((place for place, token_id in enumerate(ids) if token_id in ends), len(ids))
+    encoded, tie = task.encode(image), _tie(task.bundle)
+    if isinstance(task, CaptionTask):
+        logits = task.forced_logits(encoded, ids[:length])
+    else:
+        logits = task.logits(encoded, question or "", ids[:length])
+    log_probs = logits - np.log(np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1, keepdims=True))
+    log_probs -= logits.max(-1, keepdims=True)
+    for place, token_id in enumerate(ids[: length + 1]):
+        expected, given = float(log_probs[place, token_id]), float(found["log_probs"][0, place])
+        if abs(expected - given) > tie:
+            return f"a log-probability of {given:.3g} in place of {expected:.3g} for token {place}"
+        if expected < log_probs[place].max() - tie:
+            return f"the token ids {ids[:length]} in place of {list(known.token_ids)}"
+    if tuple(ids[:length]) != known.token_ids:
+        return None
+    return _between_texts(found, known.text if isinstance(known, Caption) else known.answer)
+
+
+def _between_texts(found: Mapping[str, NDArray[Any]], text: str) -> str | None:
+    if "texts" in found and (written := str(found["texts"][0])) != text:
+        return f"the text {show(written)} in place of {show(text)}"
+    return None
