@@ -78,14 +78,14 @@ def test_wrong_values_are_found(exported, monkeypatch):
     assert not verdicts["classifier"].passed and verdicts["classifier"].runs
     assert verdicts["classifier"].relative_rms == pytest.approx(1.0)
     assert verdicts["image_encoder"].error is not None
-    with pytest.raises(VerificationError, match="2 of 2 graphs failed in liar: image_encoder"):
+    with pytest.raises(VerificationError, match="3 of 3 graphs failed in liar: image_encoder"):
         report.raise_if_failed()
 
 
 def test_a_graph_that_an_engine_refuses_is_named(exported, monkeypatch):
     monkeypatch.setitem(engines.ENGINES, "refusing", refusing)
     report = verify_in_engine(exported["lstm"], "refusing")
-    assert [(graph.runs, graph.passed) for graph in report.graphs] == [(0, False)] * 2
+    assert [(graph.runs, graph.passed) for graph in report.graphs] == [(0, False)] * 3
     assert "that refusing can load, found: Unsupported operator Einsum" in str(report.graphs[0].error)
     assert not report.to_dict()["passed"]
 
@@ -116,6 +116,6 @@ def test_engines_that_are_not_there(tmp_path, monkeypatch):
 def test_the_command(exported):
     invoke = CliRunner().invoke
     done = invoke(app, ["verify", str(exported["lstm"]), "--engine", "onnx-reference"], prog_name="xattn-edge")
-    assert done.exit_code == 0 and done.stdout.count("ok") == 2
+    assert done.exit_code == 0 and done.stdout.count("ok") == 3
     wrong = invoke(app, ["verify", str(exported["lstm"]), "--engine", "tvm"], prog_name="xattn-edge")
     assert wrong.exit_code == 2

@@ -16,7 +16,8 @@ GRAPH = '<ir_version: 10, opset_import: ["" : 18]> g (float[n] x) => (float[n] y
 def test_a_bundle(exported):
     report = inspect_path(exported["caption"]).to_dict()
     assert report["standard"] is True
-    assert list(report["graphs"]) == ["image_encoder", "decoder", "generator"]
+    assert list(report["graphs"]) == ["image_encoder", "decoder", "generator", "whole", "whole_text"]
+    assert report["absent"] == {}
     decoder = report["graphs"]["decoder"]
     assert decoder["opset"] == 23
     assert decoder["domains"] == ["ai.onnx"]

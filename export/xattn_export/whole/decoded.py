@@ -45,7 +45,7 @@ def token_texts(codec: TextCodec, vocabulary: int) -> TokenTexts | str:
     alone = [codec.decode([token_id]) for token_id in range(vocabulary)]
     if broken := next((number for number, text in enumerate(alone) if _BROKEN in text), None):
         return f"the tokenizer has tokens that are parts of a character, such as {broken}"
-    anchor = next((number for number, text in enumerate(alone) if text.isalpha()), None)
+    anchor = next((number for number, text in enumerate(alone) if text.isalnum()), None)
     if anchor is None:
         return "the tokenizer has no word"
     behind = [codec.decode([anchor, token_id]) for token_id in range(vocabulary)]

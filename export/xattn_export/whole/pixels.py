@@ -1,7 +1,8 @@
 """Preprocessing as nodes: uint8 pictures of any size to the values that the image encoder takes.
 
-A resize runs as Pillow's does: along the width, rounded to 8 bits, then along the height, rounded again; a weight that
-falls outside of the picture goes to the others (`exclude_outside`). https://onnx.ai/onnx/operators/onnx__Resize.html
+A resize runs as Pillow's does (13.0): along the width, rounded to 8 bits, then along the height, rounded again, or the
+height first where it shrinks by more than twice as many pixels; a weight that falls outside of the picture goes to the
+others (`exclude_outside`). https://onnx.ai/onnx/operators/onnx__Resize.html
 """
 
 from __future__ import annotations
@@ -136,8 +137,15 @@ def _shortest_edge(writer: Writer, picture: _Picture, edge_px: int) -> tuple[str
 
 
 def _resized(writer: Writer, picture: _Picture, height: str, width: str, name: str) -> _Picture:
+    # Pillow goes along the height first where that leaves it clearly less to do. The one of two turns along the width
+    # that is not wanted leaves the width as it is, which costs a copy.
+    saved = [writer.op("Sub", *pair) for pair in ((picture.height, height), (picture.width, width))]
+    zero, two = (writer.constants.integers([value]) for value in (0, 2))
+    is_less = writer.op("Greater", saved[0], writer.op("Mul", saved[1], two))
+    is_upright = writer.op("And", writer.op("Greater", saved[0], zero), is_less)
+    first = writer.op("Where", is_upright, picture.width, width)
     tensor = picture.tensor
-    for axis, side in ((_WIDTH, width), (_HEIGHT, height)):
+    for axis, side in ((_WIDTH, first), (_HEIGHT, height), (_WIDTH, width)):
         exact = writer.op(
             "Resize",
             tensor,

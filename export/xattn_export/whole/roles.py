@@ -10,7 +10,6 @@ from onnx import ModelProto, TensorProto
 
 from xattn_export.bundle_writer import StagedBundle
 from xattn_export.conformance import GraphFacts, require_standard, require_valid
-from xattn_export.external_weights import INSIDE_BYTES, weights_file
 from xattn_export.generator import GENERATOR, LOOPED, generator_graph
 from xattn_export.graph_files import write_graph
 from xattn_export.inspect import read_graph
@@ -107,9 +106,8 @@ def _graphs(staged: StagedBundle, manifest: Manifest) -> dict[str, ModelProto]:
         if role in ("image_encoder", "text_encoder", "classifier", LOOPED)
     }
     if LOOPED in found:
-        beside = staged.folder / weights_file(manifest.graphs[LOOPED].file)
-        is_large = beside.is_file() and beside.stat().st_size > INSIDE_BYTES
-        found[GENERATOR] = generator_graph(found.pop(LOOPED), weights_outside=is_large)
+        # Outside of the loop as far as can be: ONNX Runtime for the web finds no file of weights inside of one.
+        found[GENERATOR] = generator_graph(found.pop(LOOPED), weights_outside=True)
     return found
 
 
