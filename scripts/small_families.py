@@ -65,7 +65,8 @@ def _vit_gpt2(folder: Path) -> Path:
 
 
 def _clip(save: Callable[..., Path], words: int) -> Callable[[Path], Path]:
-    text: dict[str, Any] = {**_LAYERS, "vocab_size": words, "max_position_embeddings": 64}
+    ends = {"bos_token_id": words - 2, "eos_token_id": words - 1}
+    text: dict[str, Any] = {**_LAYERS, **ends, "vocab_size": words, "max_position_embeddings": 64}
     return lambda folder: save(folder, 32, text=text, vision={**_LAYERS, "patch_size": 8})
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from xattn_edge.commands._console import command, provenance_command
+from xattn_edge.commands._console import Console, command, provenance_command
 from xattn_edge.commands._options import Debug, Json, OutputOption, Overwrite, Quiet, new_app
+from xattn_edge.commands._output import write_text
 from xattn_edge.commands._report import print_report
 from xattn_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from xattn_export.quantize.search import Measured
 
 __all__ = ["app"]
 
@@ -22,12 +26,12 @@ def quantize(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that `xattn-edge export` wrote.")],
     output: OutputOption,
     mode: Annotated[
-        Literal["int8", "int8-static", "int8-weight", "int4", "fp16", "fp32"],
+        Literal["int8", "int8-static", "int8-weight", "int4", "fp16", "fp32", "auto"],
         typer.Option(
             "--mode",
             help="int8: products in 8 bits; int8-static: the same with calibrated ranges, for NPUs; int8-weight, int4: "
             "only the weights in 8 or 4 bits, in blocks; fp16: half precision, for GPUs; fp32: as it is, beside "
-            "--component.",
+            "--component; auto: the mix that keeps to --budget.",
         ),
     ] = "int8",
     component: Annotated[
@@ -77,7 +81,19 @@ def quantize(
         str | None,
         typer.Option("--data", help="What to calibrate on: a data set, a folder of pictures, or golden."),
     ] = None,
-    examples: Annotated[int, typer.Option("--examples", min=1, help="How many examples to calibrate on.")] = 32,
+    examples: Annotated[
+        int | None,
+        typer.Option("--examples", min=1, help="How many examples to calibrate on; without it 32, for auto 300."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", help="For auto: the share of the task's metric that may be lost.")
+    ] = None,
+    prefer: Annotated[
+        Literal["size", "speed", "memory"], typer.Option("--prefer", help="For auto: what is to be small.")
+    ] = "size",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="For auto: draw what was measured into this .svg, too.")
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,6 +108,7 @@ def quantize(
       xattn-edge quantize shapes-vqa.xattn -o shapes-vqa-int8.xattn --mode int8
       xattn-edge quantize blip.xattn -o blip-small.xattn --mode int8 --component decoder=int4
       xattn-edge quantize blip.xattn -o blip-gptq.xattn --mode int4 --rounding gptq --data pictures/
+      xattn-edge quantize shapes-vqa.xattn -o small.xattn --mode auto --budget 0.01 --data easy-vqa
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_export import QuantizeOptions, quantize_bundle
@@ -107,6 +124,13 @@ def quantize(
             cross=cross_kv,
             cache=kv_cache,
         )
+        if mode == "auto":
+            if component:
+                raise UserError("--mode auto: expected no --component beside it, as it chooses the modes, found one")
+            _search(console, bundle, output, options, data, examples or 300, budget, prefer, plot, overwrite=overwrite)
+            return
+        if budget is not None:
+            raise UserError(f"--budget: expected --mode auto beside it, found --mode {mode}")
         with console.progress() as progress:
             report = quantize_bundle(
                 bundle,
@@ -114,12 +138,76 @@ def quantize(
                 mode=mode,
                 components=_components(component or []),
                 options=options,
-                examples=None if data is None else _examples(bundle, data, examples),
+                examples=None if data is None else _examples(bundle, data, examples or 32),
                 overwrite=overwrite,
                 command=provenance_command(),
                 progress=progress,
             )
         print_report(console, report.to_dict())
+
+
+def _search(
+    console: Console,
+    source: Path,
+    output: Path,
+    options: Any,
+    data: str | None,
+    count: int,
+    budget: float | None,
+    prefer: Literal["size", "speed", "memory"],
+    plot: Path | None,
+    *,
+    overwrite: bool,
+) -> None:
+    from xattn_edge.evaluation.samples import halves
+    from xattn_edge.evaluation.scores import TaskSplit
+    from xattn_export.quantize.auto import quantize_to_budget
+    from xattn_export.quantize.plot import frontier_plot
+    from xattn_runtime.bundle import open_bundle
+
+    if data is None or budget is None:
+        raise UserError("--mode auto: expected --budget, such as 0.01, and --data to measure losses on; give both")
+    bundle = open_bundle(source)
+    calibration, unseen = (TaskSplit(samples, bundle) for samples in halves(bundle, data, count))
+    with console.progress() as progress:
+        report = quantize_to_budget(
+            source,
+            output,
+            calibration,
+            unseen,
+            budget=budget,
+            prefer=prefer,
+            options=options,
+            overwrite=overwrite,
+            command=provenance_command(),
+            on_measured=lambda measured: console.note(_measured(measured)),
+            progress=progress,
+        )
+    if plot is not None:
+        write_text(plot, frontier_plot(report.measured, report.frontier, budget, report.metric))
+    if console.as_json:
+        console.document(report.to_dict())
+        return
+    low, high = report.interval
+    console.line(f"{output}: {_measured(report.chosen)}; {report.size_ratio:.2f} of the size")
+    console.line(
+        f"{report.metric} on {report.unseen}: "
+        f"{report.unseen_scores[0]:.4g} → {report.unseen_scores[1]:.4g}, a loss of {report.unseen_loss:.2%} "
+        f"(95 %: {low:.2%} to {high:.2%})"
+    )
+    console.line(f"the frontier, of {len(report.measured)} mixes within a budget of {budget:.2%}:")
+    for measured in report.frontier:
+        console.line(f"  {_measured(measured)}")
+
+
+def _measured(measured: Measured) -> str:
+    mix = " ".join(f"{name}={mode}" for name, mode in measured.components.items()) or "fp32"
+    if measured.failure is not None:
+        return f"{mix}: {measured.failure}"
+    return (
+        f"{mix}: loss {measured.loss:.2%}, {measured.bytes / 1e6:.2f} MB, {measured.time:.2f} of the time, "
+        f"{measured.memory_mb:.0f} MB of memory"
+    )
 
 
 def _examples(bundle: Path, data: str, count: int) -> Any:

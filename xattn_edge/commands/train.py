@@ -42,6 +42,9 @@ def train(
         str | None, typer.Option("--fusion", help="How both become an answer (vqa); see docs/mechanisms.md.")
     ] = None,
     hops: Annotated[int | None, typer.Option("--hops", min=1, help="Of --mechanism multi_hop.")] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=1, help="How often question and picture read each other (vqa).")
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Threads within an operator; without it, all cores but one."),
@@ -67,7 +70,9 @@ def train(
         from xattn_edge.training import train as train_model
 
         parts = {"mechanism": mechanism, "similarity": similarity, "weighting": weighting, "fusion": fusion}
-        chosen: dict[str, Any] = {name: part for name, part in {**parts, "hops": hops}.items() if part is not None}
+        chosen: dict[str, Any] = {
+            name: part for name, part in {**parts, "hops": hops, "layers": layers}.items() if part is not None
+        }
 
         with console.progress() as progress:
             report = train_model(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from xattn_runtime.errors import DependencyError
 
-__all__ = ["caption_metrics"]
+__all__ = ["caption_metrics", "caption_scores"]
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -24,13 +24,26 @@ def caption_metrics(captions: Sequence[str], references: Sequence[str]) -> dict[
     """
     try:
         import sacrebleu
-        from pycocoevalcap.cider.cider import Cider
     except ModuleNotFoundError as error:
         raise DependencyError(f'`{error.name}` is not installed; run `pip install "xattn-edge[data]"`') from error
     if not captions or len(captions) != len(references):
         raise ValueError(f"{len(captions)} captions for {len(references)} references")
     equal = sum(caption == reference for caption, reference in zip(captions, references, strict=True))
     bleu = sacrebleu.corpus_bleu(list(captions), [list(references)], tokenize="none", force=True)
+    cider, _ = _cider(captions, references)
+    return {"exact_match": 100 * equal / len(captions), "bleu": float(bleu.score), "cider": cider}
+
+
+def caption_scores(captions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """CIDEr of every caption, whose mean is that of `caption_metrics`; DependencyError without pycocoevalcap."""
+    return _cider(captions, references)[1]
+
+
+def _cider(captions: Sequence[str], references: Sequence[str]) -> tuple[float, list[float]]:
+    try:
+        from pycocoevalcap.cider.cider import Cider
+    except ModuleNotFoundError as error:
+        raise DependencyError(f'`{error.name}` is not installed; run `pip install "xattn-edge[data]"`') from error
     keyed = {number: [reference] for number, reference in enumerate(references)}
-    cider, _ = Cider().compute_score(keyed, {number: [caption] for number, caption in enumerate(captions)})
-    return {"exact_match": 100 * equal / len(captions), "bleu": float(bleu.score), "cider": float(cider)}
+    mean, each = Cider().compute_score(keyed, {number: [caption] for number, caption in enumerate(captions)})
+    return float(mean), [float(score) for score in each]

@@ -16,7 +16,7 @@ from xattn_runtime.errors import DataError, UserError
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["DATA_TASKS", "GOLDEN", "Sample", "Samples", "calibration_samples", "check_task", "unseen_samples"]
+__all__ = ["DATA_TASKS", "GOLDEN", "Sample", "Samples", "calibration_samples", "check_task", "halves", "unseen_samples"]
 
 DATA_TASKS = {"easy-vqa": "vqa", "emoji": "caption"}
 """Data set → the task that it is for."""
@@ -79,6 +79,21 @@ def unseen_samples(bundle: Bundle, data: str, count: int | None) -> Samples:
     """At most `count` samples of the test split of a data set, spread over it. Raises as `calibration_samples`."""
     check_task(bundle, data)
     return Samples(f"{data} test", _easy_vqa("test", count) if data == "easy-vqa" else _emoji_test(count))
+
+
+def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
+    """At most `count` samples to search on, and as many that it does not see. Raises as `calibration_samples`."""
+    if data in DATA_TASKS:
+        return calibration_samples(bundle, data, count), unseen_samples(bundle, data, count)
+    if data == GOLDEN:
+        raise UserError(f"expected a data set or a folder of pictures to search on, found {GOLDEN}, which is too few")
+    found = calibration_samples(bundle, data, 2 * count)
+    if len(found.items) < 2:
+        raise DataError(f"{data}: expected at least 2 pictures, one to search on and one to confirm it, found 1")
+    half = len(found.items) // 2
+    return Samples(f"{found.name}, first half", found.items[:half]), Samples(
+        f"{found.name}, second half", found.items[half:]
+    )
 
 
 def _pictures(bundle: Bundle, folder: Path, count: int) -> list[Sample]:

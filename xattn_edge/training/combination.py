@@ -18,19 +18,19 @@ _EQUAL_WEIGHTS = (1.0, 1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """Names out of the library (`docs/mechanisms.md`), and the number of hops of `multi_hop`."""
+    """Names out of the library (`docs/mechanisms.md`), the number of hops of `multi_hop`, and of layers."""
 
     mechanism: str = "text_to_image"
     similarity: str = "scaled_dot"
     weighting: str = "soft"
     fusion: str = "concatenation"
     hops: int = 3
+    layers: int = 1
 
     def label(self) -> str:
         """What is chosen, without what is left as it is by default: `two-way-cosine`; `text-to-image` at the least."""
-        chosen = [
-            str(getattr(self, field.name)) for field in fields(self)[1:] if getattr(self, field.name) != field.default
-        ]
+        told = [field for field in fields(self)[1:] if field.name != "layers"]
+        chosen = [str(getattr(self, field.name)) for field in told if getattr(self, field.name) != field.default]
         return "-".join([self.mechanism, *chosen]).replace("_", "-")
 
     def config(
@@ -57,7 +57,7 @@ class Combination:
                 fusion=FusionConfig(
                     name=self.fusion, weights=_EQUAL_WEIGHTS if self.fusion == "late_weighted" else None
                 ),
-                layers=recipe.layers,
+                layers=self.layers,
                 width=recipe.width,
                 dropout=recipe.dropout,
                 answers=answers,

@@ -97,7 +97,7 @@ def train(
     torch.manual_seed(seed)
     if task == "vqa":
         if combination is not None:
-            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=1)
+            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
             if steps is None:
                 recipe = dataclasses.replace(recipe, steps=_COMBINATION_STEPS)
         return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
