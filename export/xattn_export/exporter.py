@@ -274,6 +274,8 @@ def _manifest(
         graphs={role: Graph(_graph_file(role), "fp32") for role in roles},
         image_steps=source.image_steps,
         regions=source.regions,
+        speech=source.speech,
+        longest_frames=source.longest_frames,
         tokenizer=tokenizer,
         provenance=provenance,
         golden=Golden(FP32_RELATIVE_RMS, golden.cases),

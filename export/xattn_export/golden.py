@@ -27,6 +27,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
+from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
 
@@ -38,6 +39,7 @@ _MOST_CASES = 8
 _MOST_GENERATED_FROM = 3
 _FEWEST_CASES = 3
 _MADE_UP_WORDS = 4
+_SAMPLE, _REGIONS = "sample.npz", "regions.npz"
 _PNG = b"\x89PNG"
 # A lead of the best logit over the next, as a share of their root-mean-square, that rounding on no device turns.
 _SAFE_LEAD = 1e-3
@@ -96,11 +98,13 @@ def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None 
             computed += [replace(case, picture=number, png=picture.png) for case in cases]
     if not computed:
         raise XattnError("golden cases: there is no picture to make one of")
-    return _files(computed if images is not None else _surest(computed))
+    return _files(computed if images is not None else _surest(computed), _SAMPLE if source.speech else _REGIONS)
 
 
 def _preparation(source: Source) -> Callable[[bytes], Any]:
     """A file's bytes to what the source computes on: pixels, or the inputs made of regions, in a batch of 1."""
+    if source.speech is not None:
+        return lambda data: data
     if source.regions is None:
         return partial(_pixels, Pipeline(source.image_steps))
     reader = RegionReader(source.regions)
@@ -134,6 +138,8 @@ def _cases_of(source: Source) -> _Cases:
     """How cases are made of what the source can compute."""
     if source.task == "retrieval":
         return _retrieval_cases
+    if source.task == "sentiment":
+        return _sentiment_cases
     if source.decoding is not None:
         return _generated_cases
     return _answer_cases if source.regions is None else _region_cases
@@ -203,6 +209,24 @@ def _retrieval_cases(source: Source, codec: TextCodec, pixels: _Pixels, queries:
         yield _Computed(0, b"", tensors, _SAFE_LEAD, query=query)
 
 
+def _sentiment_cases(source: Source, codec: TextCodec, data: bytes, texts: Sequence[str]) -> Iterator[_Computed]:
+    if source.label_logits is None or source.labels is None:
+        raise XattnError(f"{source.name}: its family says not how it tells labels apart")
+    if source.speech is None or source.longest_frames is None:
+        raise XattnError(f"{source.name}: its family says not how speech and frames are prepared")
+    read = SampleReader(codec, source.speech, source.image_steps, source.longest_frames)
+    # A text of words that are all unknown is no case, but a sample may go without one.
+    for text in [text for text in texts if _is_known(codec, text)] or (None,):
+        sample = read_sample(io.BytesIO(data), text)
+        if sample == Sample():
+            continue
+        inputs = {name: torch.from_numpy(values) for name, values in read(sample)[0].items()}
+        logits = source.label_logits(inputs).numpy()
+        lead = _lead(logits)
+        label = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
+        yield _Computed(0, b"", {"logits": logits}, lead, label, text)
+
+
 def _known_questions(source: Source, codec: TextCodec, questions: Sequence[str]) -> tuple[str, ...]:
     """Those of `questions` whose every word the model knows; else one made of words that it does know."""
     known = tuple(question for question in questions if _is_known(codec, question))
@@ -238,11 +262,12 @@ def _lead(logits: NDArray[np.float32]) -> float:
     return float((rows[:, -1] - rows[:, -2]).min()) / size
 
 
-def _files(computed: Sequence[_Computed]) -> GoldenSet:
+def _files(computed: Sequence[_Computed], other: str) -> GoldenSet:
+    """The cases and their files; `other` is the ending of inputs that are no pictures."""
     files: dict[str, bytes] = {}
     cases = []
     for number, case in enumerate(computed):
-        kind = "png" if case.png.startswith(_PNG) else "regions.npz"
+        kind = "png" if case.png.startswith(_PNG) else other
         image, tensors = f"golden/{case.picture}.{kind}", f"golden/{number}.npz"
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **case.tensors)

@@ -100,7 +100,7 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES:
-            others = {"context": _context(batch), "regions": _REGIONS - batch, "frames": length}
+            others = {"context": _context(batch), "regions": _REGIONS - batch, "frames": length, "pictures": batch + 1}
             sizes = {"batch": batch, "length": length, "past": past, **others}
             yield {name: size for name, size in sizes.items() if name in symbols}
 

@@ -35,7 +35,15 @@ __all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "e
 LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 HIGHEST_OPSET = 24
 # Sizes that differ from each other, from 1, and from what a graph may hold by chance.
-_EXAMPLE_SIZES: Mapping[str, int] = {"batch": 2, "length": 3, "past": 5, "context": 6, "regions": 4, "frames": 22}
+_EXAMPLE_SIZES: Mapping[str, int] = {
+    "batch": 2,
+    "length": 3,
+    "past": 5,
+    "context": 6,
+    "regions": 4,
+    "frames": 22,
+    "pictures": 4,
+}
 _SEED = 20
 _ELEMENT_TYPES = {"tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64}
 

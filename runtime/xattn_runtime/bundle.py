@@ -19,7 +19,12 @@ from xattn_runtime.manifest import FileEntry, Manifest, Task, parse
 __all__ = ["MANIFEST_FILE", "Bundle", "default_bundle", "file_digest", "open_bundle", "parse_manifest_json"]
 
 MANIFEST_FILE = "manifest.json"
-_DEFAULT_NAMES: dict[Task, str] = {"caption": "emoji-caption.xattn", "vqa": "shapes-vqa.xattn"}
+_DEFAULT_NAMES: dict[Task, str] = {
+    "caption": "emoji-caption.xattn",
+    "retrieval": "emoji-retrieval.xattn",
+    "sentiment": "sentiment.xattn",
+    "vqa": "shapes-vqa.xattn",
+}
 _LARGE_FILE_BYTES = 16 * 2**20
 _MOST_HASHED_AT_ONCE = 4
 _MANIFEST_LIMIT_BYTES = 16 * 2**20

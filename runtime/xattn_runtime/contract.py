@@ -62,6 +62,9 @@ _BOXES = {"visual_boxes": TensorContract("tensor(float)", 3)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
 _IMAGE = {"image_tokens": TensorContract("tensor(float)", 3)}
 _IMAGE_TOKENS = {**_IMAGE, "image_mask": _IDS}
+_SPEECH = {"log_mel": TensorContract("tensor(float)", 3), "log_mel_mask": _IDS}
+_FRAMES = {"frame_values": TensorContract("tensor(float)", 5), "frame_mask": _IDS}
+_TEXT_TOKENS = {"text_tokens": TensorContract("tensor(float)", 3)}
 _ANSWERS = {"logits": _MATRIX, "probabilities": _MATRIX}
 _NEXT = {
     "logits": _MATRIX,
@@ -86,6 +89,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, gives=("prefix",)),
         _Form(_PIXELS, gives=("image",)),
         _Form(_PIXELS, {"image_embeddings": _MATRIX}),
+        _Form(_PIXELS, {"image_embeddings": _MATRIX, **_IMAGE_TOKENS}),
         _Form(_PIXELS, _IMAGE),
         _Form(_PIXELS, _IMAGE_TOKENS),
         _Form({**_FEATURES, **_BOXES}, _IMAGE_TOKENS),
@@ -95,7 +99,9 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_TEXT, takes=("image",), gives=("cross",)),
         _Form({**_TEXT, **_IMAGE}, gives=("cross",)),
         _Form(_TEXT, {"text_embeddings": _MATRIX}),
+        _Form(_TEXT, {"text_embeddings": _MATRIX, **_TEXT_TOKENS}),
     ),
+    "reranker": (_Form({**_TEXT_TOKENS, "attention_mask": _IDS, **_IMAGE_TOKENS}, {"match": _MATRIX}),),
     "decoder": (
         _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
@@ -109,6 +115,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "classifier": (
         _Form(_TEXT, _ANSWERS, takes=("cross",)),
         _Form({**_TEXT, **_IMAGE_TOKENS}, _ANSWERS),
+        _Form({**_TEXT, **_SPEECH, **_FRAMES}, _ANSWERS),
     ),
     "whole": (
         _Form(_IMAGES, _GENERATED),

@@ -9,6 +9,7 @@ XattnError                  ours, or a check that failed: exit code 1
     ├── BundleError         a bundle that is missing, damaged, of another schema
     ├── ProviderError       an execution provider that is unknown, missing or unusable
     ├── CheckpointError     a checkpoint that is missing, damaged, of another kind
+    ├── IndexFileError      an index of pictures that is missing, damaged, of another bundle
     ├── DataError           a data set that is missing or damaged
     ├── OutputError         an output that exists, cannot be written, does not fit
     └── DependencyError     a package that this command needs is not installed
@@ -27,6 +28,7 @@ __all__ = [
     "DataError",
     "DependencyError",
     "ImageError",
+    "IndexFileError",
     "OutputError",
     "ProviderError",
     "QuestionError",
@@ -74,6 +76,10 @@ class ProviderError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used."""
+
+
+class IndexFileError(UserError):
+    """An index of pictures cannot be used."""
 
 
 class DataError(UserError):

@@ -14,6 +14,7 @@ from xattn_runtime._reading import ObjectReader, show, unsafe_path_reason
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.settings import Decoding, read_decoding
 from xattn_runtime.preprocess.regions import RegionSpec, read_region_spec
+from xattn_runtime.preprocess.speech import MelSpec, read_mel_spec
 from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
 
@@ -39,7 +40,7 @@ __all__ = [
     "parse",
 ]
 
-Task = Literal["caption", "vqa", "retrieval"]
+Task = Literal["caption", "vqa", "retrieval", "sentiment"]
 Attention = Literal["standard", "decomposed"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -53,7 +54,8 @@ TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
         ("image_encoder", "text_encoder", "decoder"),
         ("image_encoder", "decoder"),
     ),
-    "retrieval": (("image_encoder", "text_encoder"),),
+    "retrieval": (("image_encoder", "text_encoder"), ("image_encoder", "text_encoder", "reranker")),
+    "sentiment": (("classifier",),),
 }
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
@@ -110,7 +112,8 @@ class GoldenCase:
     """An input with the trained model's own output.
 
     text: what it says; None where it is so unsure that rounding may change it.
-    question: asked of the picture, for VQA. token_ids: generated, for captioning and generative VQA.
+    question: asked of the picture, for VQA; what is said, for sentiment, where it is known.
+    token_ids: generated, for captioning and generative VQA.
     query: the text embedded beside the picture, for retrieval.
     """
 
@@ -144,6 +147,7 @@ class Manifest:
 
     `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
     `regions` takes no picture, and has no `image_steps`. `absent` says why a role of the whole model is not there.
+    Of sentiment the steps are those of a frame; it has `speech` and `longest_frames` besides.
     """
 
     name: str
@@ -161,6 +165,8 @@ class Manifest:
     labels: tuple[str, ...] | None = None
     similarity: Similarity | None = None
     regions: RegionSpec | None = None
+    speech: MelSpec | None = None
+    longest_frames: int | None = None
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
     absent: Mapping[str, str] | None = None
@@ -176,11 +182,7 @@ class Manifest:
             "attention": self.attention,
             "opset": self.opset,
             "graphs": {role: asdict(graph) for role, graph in self.graphs.items()},
-            "preprocessing": (
-                {"image": [step_to_dict(step) for step in self.image_steps]}
-                if self.regions is None
-                else {"regions": asdict(self.regions)}
-            ),
+            "preprocessing": self._preprocessing(),
             "tokenizer": self.tokenizer.to_dict(),
         }
         if self.decoding is not None:
@@ -205,6 +207,14 @@ class Manifest:
             },
             "files": {path: asdict(entry) for path, entry in self.files.items()},
         }
+
+    def _preprocessing(self) -> dict[str, Any]:
+        if self.regions is not None:
+            return {"regions": asdict(self.regions)}
+        out: dict[str, Any] = {"image": [step_to_dict(step) for step in self.image_steps]}
+        if self.speech is not None:
+            out |= {"speech": asdict(self.speech), "frames": {"longest": self.longest_frames}}
+        return out
 
 
 def parse(data: object, file: str = "manifest.json") -> Manifest:
@@ -233,6 +243,8 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         decoding=_decoding(root.child("decoding"), tokenizer) if "decoder" in graphs else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
         similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
+        speech=read_mel_spec(preprocessing.child("speech")) if task == "sentiment" else None,
+        longest_frames=_longest_frames(preprocessing.child("frames")) if task == "sentiment" else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
         absent=root.text_map("absent") if "absent" in root else None,
@@ -274,6 +286,12 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
 def _decoding(reader: ObjectReader, tokenizer: TokenizerSpec) -> Decoding:
     # Where the image stands in the text, there always is one.
     return read_decoding(reader, needs_prompt=tokenizer.image_layout is None)
+
+
+def _longest_frames(reader: ObjectReader) -> int:
+    longest = reader.integer("longest", minimum=1)
+    reader.finish()
+    return longest
 
 
 def _session_options(root: ObjectReader) -> dict[str, str]:
@@ -331,7 +349,7 @@ def _case(reader: ObjectReader, task: Task, roles: Collection[str]) -> GoldenCas
         image=reader.path("image"),
         tensors=reader.path("tensors"),
         text=_any_text(reader, "text") if "text" in reader else None,
-        question=reader.text("question") if task == "vqa" else None,
+        question=reader.text("question") if task == "vqa" or (task == "sentiment" and "question" in reader) else None,
         token_ids=reader.integers("token_ids") if "decoder" in roles else None,
         query=reader.text("query") if task == "retrieval" else None,
     )

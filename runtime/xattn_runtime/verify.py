@@ -18,7 +18,8 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.session import SessionSettings
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, load
+from xattn_runtime.tasks.sentiment import read_sample
 from xattn_runtime.wholes import WholeVerdict, compare_wholes
 
 __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
@@ -113,7 +114,7 @@ def verify_bundle(
     return VerificationReport(str(task.bundle.path), task.settings.name, tolerance, verdicts, compare_wholes(task))
 
 
-def measure(task: CaptionTask | VqaTask | RetrievalTask) -> tuple[CaseMeasure, ...]:
+def measure(task: AnyTask) -> tuple[CaseMeasure, ...]:
     """Every golden case of the task's bundle, run through the whole pipeline, without judgement."""
     return tuple(_measure_case(task, case) for case in task.bundle.manifest.golden.cases)
 
@@ -134,11 +135,14 @@ def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[A
     return difference / size
 
 
-def _measure_case(task: CaptionTask | VqaTask | RetrievalTask, case: GoldenCase) -> CaseMeasure:
+def _measure_case(task: AnyTask, case: GoldenCase) -> CaseMeasure:
     image, text = task.bundle.file(case.image), None
     if isinstance(task, RetrievalTask):
         embeddings = task.embed_images([image])[0], task.embed_texts([case.query or ""])[0]
         found = dict(zip(("image_embeddings", "text_embeddings"), embeddings, strict=True))
+    elif isinstance(task, SentimentTask):
+        found = {"logits": task.logits(read_sample(image, case.question))}
+        text = None if case.text is None else task.labels[int(found["logits"].argmax())]
     elif isinstance(task, CaptionTask):
         encoded = task.encode(image)
         found = {"logits": task.forced_logits(encoded, case.token_ids or ())}

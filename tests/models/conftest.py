@@ -8,8 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from xattn_edge.attention import AttentionOptions, MechanismConfig
 from xattn_edge.data.emoji_pictures import ARTISTS, PICTURE_SIZE_PX, Picture
-from xattn_edge.models import CaptionConfig, CaptionModel, VqaConfig, VqaModel
+from xattn_edge.encoders import ImageEncoderConfig, SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
+from xattn_edge.fusion import FusionConfig
+from xattn_edge.models import (
+    CaptionConfig,
+    CaptionModel,
+    RetrievalConfig,
+    SentimentConfig,
+    VqaConfig,
+    VqaModel,
+)
 
 _CONCEPTS = 60
 IMAGE = {"image_size_px": 32, "channels": (8, 12), "blocks": (1,), "image_layers": 1, "width": 16, "heads": 2}
@@ -83,3 +93,32 @@ def write_fake_emoji(cache: Path) -> None:
         drawings[:, 20:60, 20:60, 3] = 255
         np.save(folder / f"{artist.name}.npy", drawings)
     (folder / "index.json").write_text(json.dumps([asdict(picture) for picture in pictures]))
+
+
+def small_retrieval() -> RetrievalConfig:
+    """Retrieval with re-ranking, of pictures of 16 px."""
+    return RetrievalConfig(
+        image=ImageEncoderConfig(name="cnn", image_size_px=16, channels=(4, 8), blocks=(1,), layers=1, heads=2),
+        text=TextEncoderConfig(name="transformer", vocabulary=20, max_tokens=12, layers=1, heads=2),
+        mechanism=MechanismConfig(name="text_to_image", options=AttentionOptions(heads=2)),
+        rerank_layers=1,
+        width=8,
+        embedding=6,
+        dropout=0.0,
+    )
+
+
+def small_sentiment() -> SentimentConfig:
+    """Sentiment from texts of 12 tokens, 40 frames of speech in 8 bands, and 4 pictures of 16 px."""
+    picture = ImageEncoderConfig(name="cnn", image_size_px=16, channels=(4, 8), blocks=(1,))
+    return SentimentConfig(
+        text=TextEncoderConfig(name="transformer", vocabulary=20, max_tokens=12, layers=1, heads=2),
+        speech=SpeechEncoderConfig(bands=8, longest=40, channels=4, heads=2),
+        frames=VideoEncoderConfig(picture=picture, longest=4, heads=2),
+        mechanism=MechanismConfig(name="text_to_image", options=AttentionOptions(heads=2)),
+        fusion=FusionConfig(name="adaptive"),
+        layers=1,
+        width=8,
+        dropout=0.0,
+        labels=("negative", "neutral", "positive"),
+    )

@@ -94,7 +94,7 @@ def test_digest(tmp_path: Path) -> None:
 
 
 def test_default_bundle_of_no_such_task() -> None:
-    with pytest.raises(BundleError, match="expected a task of caption, vqa, found 'speech'"):
+    with pytest.raises(BundleError, match="expected a task of caption, retrieval, sentiment, vqa, found 'speech'"):
         default_bundle("speech")  # type: ignore[arg-type]
 
 

@@ -48,7 +48,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda d: d.update(schema_version=True), "schema_version: expected 1"),
     (lambda d: d.pop("schema_version"), "schema_version: expected 1, found no such key"),
     (lambda d: d.update(name="Big Name"), "name: expected a string like"),
-    (lambda d: d.update(task="speech"), "task: expected one of caption, vqa, retrieval, found 'speech'"),
+    (lambda d: d.update(task="speech"), "task: expected one of caption, vqa, retrieval, sentiment, found 'speech'"),
     (lambda d: d.update(attention="flash"), "attention: expected one of standard, decomposed"),
     (lambda d: d.update(opset=17), "opset: expected an integer of at least 18, found 17"),
     (lambda d: d.update(opset=True), "opset: expected an integer"),

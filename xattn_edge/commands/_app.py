@@ -27,6 +27,7 @@ COMMANDS = (
     "vqa",
     "retrieve",
     "classify",
+    "sentiment",
     "evaluate",
     "compare",
     "profile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -22,7 +23,10 @@ app = new_app()
 
 @app.command()
 def train(
-    task: Annotated[Literal["vqa", "caption"], typer.Argument(metavar="TASK", help="vqa or caption.")],
+    task: Annotated[
+        Literal["vqa", "caption", "retrieval", "sentiment"],
+        typer.Argument(metavar="TASK", help="vqa, caption, retrieval or sentiment."),
+    ],
     output: OutputOption,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, order and augmentation.")] = 0,
     steps: Annotated[
@@ -45,6 +49,10 @@ def train(
     layers: Annotated[
         int | None, typer.Option("--layers", min=1, help="How often question and picture read each other (vqa).")
     ] = None,
+    eye: Annotated[
+        Path | None,
+        typer.Option("--eye", help="Checkpoint of caption whose image encoder it begins with (retrieval)."),
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Threads within an operator; without it, all cores but one."),
@@ -63,6 +71,7 @@ def train(
     Examples:
       xattn-edge train vqa -o checkpoints/shapes-vqa
       xattn-edge train caption -o checkpoints/emoji-caption --seed 1
+      xattn-edge train retrieval -o checkpoints/emoji-retrieval --eye checkpoints/emoji-caption
       xattn-edge train vqa -o runs/hops --mechanism multi_hop --hops 3
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
@@ -82,6 +91,7 @@ def train(
                 steps=steps,
                 overwrite=overwrite,
                 threads=threads,
+                eye=eye,
                 text_encoder=text_encoder,
                 combination=Combination(**chosen) if chosen else None,
                 progress=_shown(console, progress),

@@ -31,7 +31,7 @@ class DataSet:
 
 def data_sets() -> tuple[DataSet, ...]:
     """Every data set that `fetch` knows."""
-    from xattn_edge.data import easy_vqa, emoji_captions, emoji_pictures
+    from xattn_edge.data import easy_vqa, emoji_captions, emoji_pictures, rated_sentences
 
     drawings = sorted({artist.license for artist in emoji_pictures.ARTISTS})
     return (
@@ -43,6 +43,7 @@ def data_sets() -> tuple[DataSet, ...]:
             ("test", *emoji_captions.SPLITS),
             emoji_pictures.is_fetched(),
         ),
+        DataSet("sentiment", "sentiment", "MIT", ("test",), rated_sentences.is_fetched()),
     )
 
 
@@ -61,6 +62,10 @@ def fetch(name: str, progress: Callable[[str, float], None] | None = None) -> Pa
         from xattn_edge.data.emoji_pictures import fetch_emoji
 
         return fetch_emoji(progress)
+    if name == "sentiment":
+        from xattn_edge.data.rated_sentences import fetch_sentences
+
+        return fetch_sentences(progress)
     if name == "easy-vqa":
         from xattn_edge.data.easy_vqa import EasyVqa
 

@@ -111,14 +111,24 @@ class EmojiCaptions:
         count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
         if count > 1:
             return self._scene(rng, count, held_out=False)
-        row = self._any_row(rng)
-        canvas = _white() if rng.random() < 0.5 else background(rng, SIDE_PX)
-        size = int(rng.integers(52, 93))
-        slack = max(0.0, (SIDE_PX - size) / 2)
-        x, y = rng.uniform(-slack, slack, 2) + SIDE_PX / 2
-        drawing = self._drawing(str(rng.choice(self._artists)), row).resize((size, size), Image.Resampling.BILINEAR)
-        place(canvas, augment(rng, drawing), (x, y), size)
-        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption, (self._thing(row, x, y),))
+        return self._one(rng, self._any_row(rng))
+
+    def training_pairs(self, seed: int, index: int, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+        """`count` different concepts in some tone, each drawn by two artists, and what they are called.
+
+        Returns:
+            Pictures `[2, count, 96, 96, 3]`, augmented, with random backgrounds, and captions.
+        """
+        rng = np.random.default_rng((seed, index))
+        rows: dict[str, int] = {}
+        while len(rows) < count:
+            row = self._any_row(rng)
+            rows.setdefault(self._set.pictures[row].caption, row)
+        pictures = [
+            [self._one(rng, row, artist).pixels for artist in rng.permutation(self._artists)[:2]]
+            for row in rows.values()
+        ]
+        return np.stack(pictures, axis=1), list(rows)
 
     def training_sheet(self, seed: int, index: int) -> CaptionedImage:
         """Four small pictures, one in each quarter, augmented: much to see in little time. It has no caption."""
@@ -167,6 +177,15 @@ class EmojiCaptions:
         rows, artists = self._split_rows(split)
         return self._alone([int(row) for row in np.random.default_rng(0).permutation(rows)], artists)
 
+    def alone_by(self, artist: str, split: str) -> tuple[list[str], NDArray[np.uint8]]:
+        """Every concept of `split` (`train`, `held-out-concepts` or `held-out-tones`) alone on white, by one artist.
+
+        Returns:
+            Captions, and pictures `[count, 96, 96, 3]` in the same order.
+        """
+        samples = list(self._alone(self._rows(split), [artist]))
+        return [sample.caption for sample in samples], np.stack([sample.pixels for sample in samples])
+
     def _split_rows(self, split: str) -> tuple[list[int], list[str]]:
         if split not in SPLITS:
             raise DataError(f"emoji: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -194,6 +213,17 @@ class EmojiCaptions:
                 canvas = _white()
                 place(canvas, self._drawing(artist, row), (SIDE_PX / 2, SIDE_PX / 2), _ALONE_SIZE_PX)
                 yield CaptionedImage(np.asarray(canvas), self._set.pictures[row].caption)
+
+    def _one(self, rng: Generator, row: int, artist: str | None = None) -> CaptionedImage:
+        """One picture, augmented, on white or another background, by any training artist if not by `artist`."""
+        canvas = _white() if rng.random() < 0.5 else background(rng, SIDE_PX)
+        size = int(rng.integers(52, 93))
+        slack = max(0.0, (SIDE_PX - size) / 2)
+        x, y = rng.uniform(-slack, slack, 2) + SIDE_PX / 2
+        drawn = self._drawing(artist or str(rng.choice(self._artists)), row)
+        drawing = drawn.resize((size, size), Image.Resampling.BILINEAR)
+        place(canvas, augment(rng, drawing), (x, y), size)
+        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption, (self._thing(row, x, y),))
 
     def _scene(self, rng: Generator, count: int, *, held_out: bool, augmented: bool = True) -> CaptionedImage:
         rows = self._rows_together(rng, count, held_out)

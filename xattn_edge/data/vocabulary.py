@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.models import WordLevel, WordPiece
 from tokenizers.normalizers import Lowercase, Replace, Sequence
 from tokenizers.pre_tokenizers import Whitespace, WhitespaceSplit
+from tokenizers.trainers import WordPieceTrainer
 
-__all__ = ["END", "PADDING", "START", "UNKNOWN", "caption_tokenizer", "question_tokenizer"]
+__all__ = ["END", "PADDING", "START", "UNKNOWN", "caption_tokenizer", "piece_tokenizer", "question_tokenizer"]
 
 PADDING, UNKNOWN, START, END = range(4)
 """Ids of the special tokens, in every vocabulary."""
@@ -34,6 +35,16 @@ def question_tokenizer(questions: Iterable[str]) -> Tokenizer:
     spellings = [Replace(british, american) for british, american in _BRITISH_SPELLINGS.items()]
     tokenizer.normalizer = Sequence([Lowercase(), *spellings])
     tokenizer.pre_tokenizer = splitter
+    return tokenizer
+
+
+def piece_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
+    """The commonest words of `texts`, in lower case, and pieces that spell all others (WordPiece); `size` ids."""
+    tokenizer = Tokenizer(WordPiece(unk_token=_SPECIAL_TOKENS[UNKNOWN]))
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
+    trainer = WordPieceTrainer(vocab_size=size, special_tokens=list(_SPECIAL_TOKENS), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

@@ -1,6 +1,12 @@
 """Encoders: a picture, a text, speech or a video becomes tokens, `[batch, tokens, width]` and a mask."""
 
-from xattn_edge.encoders.configs import IMAGE_ENCODERS, ImageEncoderConfig, TextEncoderConfig
+from xattn_edge.encoders.configs import (
+    IMAGE_ENCODERS,
+    ImageEncoderConfig,
+    SpeechEncoderConfig,
+    TextEncoderConfig,
+    VideoEncoderConfig,
+)
 from xattn_edge.encoders.image import ImageEncoder
 from xattn_edge.encoders.patches import PatchEncoder
 from xattn_edge.encoders.speech import SpeechEncoder
@@ -18,8 +24,10 @@ __all__ = [
     "PatchEncoder",
     "SelfAttentionLayer",
     "SpeechEncoder",
+    "SpeechEncoderConfig",
     "TextEncoderConfig",
     "TransformerTextEncoder",
     "VideoEncoder",
+    "VideoEncoderConfig",
     "build_text_encoder",
 ]

@@ -1,4 +1,4 @@
-"""Encoders of pictures and texts by name: typed, frozen, and built from it."""
+"""Encoders of pictures, texts, speech and video: typed, frozen, and built from it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from xattn_edge.encoders.image import ImageEncoder, check_feature_map
 from xattn_edge.encoders.patches import PatchEncoder
+from xattn_edge.encoders.speech import SpeechEncoder
 from xattn_edge.encoders.text import TEXT_ENCODERS, LstmTextEncoder, TransformerTextEncoder, build_text_encoder
+from xattn_edge.encoders.video import VideoEncoder
 
-__all__ = ["IMAGE_ENCODERS", "ImageEncoderConfig", "TextEncoderConfig"]
+__all__ = ["IMAGE_ENCODERS", "ImageEncoderConfig", "SpeechEncoderConfig", "TextEncoderConfig", "VideoEncoderConfig"]
 
 IMAGE_ENCODERS = ("cnn", "patches")
 """Names of the encoders of pictures."""
@@ -91,3 +93,36 @@ class TextEncoderConfig:
     def build(self, width: int, dropout: float) -> LstmTextEncoder | TransformerTextEncoder:
         """The encoder to tokens of `width`, with random weights."""
         return build_text_encoder(self.name, self.vocabulary, width, self.max_tokens, self.layers, self.heads, dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechEncoderConfig:
+    """An encoder of log-mel spectrograms.
+
+    bands: of the spectrogram, a multiple of 4. longest: most frames. channels: of the convolutions.
+    layers, heads: of self-attention over time.
+    """
+
+    bands: int
+    longest: int
+    channels: int
+    layers: int = 1
+    heads: int = 1
+
+    def build(self, width: int, dropout: float) -> SpeechEncoder:
+        """The encoder to tokens of `width`, with random weights."""
+        return SpeechEncoder(self.bands, self.longest, self.channels, width, self.layers, self.heads, dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEncoderConfig:
+    """An encoder of frames. picture: of one frame. longest: most frames. layers, heads: of self-attention over time."""
+
+    picture: ImageEncoderConfig
+    longest: int
+    layers: int = 1
+    heads: int = 1
+
+    def build(self, width: int, dropout: float) -> VideoEncoder:
+        """The encoder to tokens of `width`, with random weights."""
+        return VideoEncoder(self.picture.build(width), self.longest, width, self.layers, self.heads, dropout)

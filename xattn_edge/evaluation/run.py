@@ -6,19 +6,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xattn_edge.evaluation.metrics import caption_metrics
-from xattn_runtime.errors import DataError, UserError
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.errors import DataError, QuestionError, UserError
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
+from xattn_runtime.tasks.sentiment import Sample
+
+if TYPE_CHECKING:
+    from xattn_edge.evaluation.retrieval import Rerank
 
 __all__ = ["EvaluationReport", "evaluate"]
 
 Progress = Callable[[str, float], None]
+_Part = TypeVar("_Part")
 
 _IMAGES_PER_BATCH = 32
 _QUESTIONS_PER_BATCH = 512
 _ALL_SPLITS = "test"
+_DATA_TASKS = {"easy-vqa": ("vqa",), "emoji": ("caption", "retrieval"), "sentiment": ("sentiment",)}
+_FIRST_PART_COUNTS = ("retrieval", "sentiment")
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,9 @@ def evaluate(
     """Measure a bundle on a split of a data set.
 
     Args:
-        data: `easy-vqa` (metric: accuracy) or `emoji` (metric: exact match of captions).
-        split: `test`, or for `emoji` one of the parts of its test split.
+        data: `easy-vqa` (metric: accuracy), `emoji` (exact match of captions, or recall at 1 of the held-out concepts
+            by Noto) or `sentiment` (accuracy on films, from their text).
+        split: `test`, or one of its parts.
         limit: evaluate only the first so many examples of each part.
         progress: called with what is done and the share of the whole, 0 to 1.
 
@@ -74,20 +85,19 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise UserError(f"expected a limit of at least 1, found {limit}")
-    tasks = {"easy-vqa": "vqa", "emoji": "caption"}
-    if data not in tasks:
-        raise DataError(f"unknown data set {data!r}; expected one of {', '.join(tasks)}")
+    if data not in _DATA_TASKS:
+        raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_DATA_TASKS)}")
     task = load(bundle, provider=provider, threads=threads)
     tell = progress or (lambda _message, _share: None)
-    if isinstance(task, VqaTask) and tasks[data] == "vqa":
-        metric, per_split = "accuracy", _evaluate_vqa(task, split, limit, tell)
-    elif isinstance(task, CaptionTask) and tasks[data] == "caption":
-        metric, per_split = "exact_match", _evaluate_captions(task, split, limit, tell)
-    else:
-        found = task.bundle.manifest.task
-        raise UserError(f"{bundle}: a bundle for {found} cannot be evaluated on {data}, which is for {tasks[data]}")
-    total = int(sum(scores["n"] for scores in per_split.values()))
-    means = _weighted_means(per_split, total)
+    found = task.bundle.manifest.task
+    if found not in _DATA_TASKS[data]:
+        wanted = " and ".join(_DATA_TASKS[data])
+        raise UserError(f"{bundle}: a bundle for {found} cannot be evaluated on {data}, which is for {wanted}")
+    metric, per_split = _evaluate(task, split, limit, tell)
+    # Parts that are answers to different questions have no mean: there the first one stands for the bundle.
+    counted = dict([next(iter(per_split.items()))]) if found in _FIRST_PART_COUNTS else per_split
+    total = int(sum(scores["n"] for scores in counted.values()))
+    means = _weighted_means(counted, total)
     return EvaluationReport(
         metric=metric,
         value=means[metric],
@@ -99,6 +109,88 @@ def evaluate(
         per_metric=means,
         per_split=per_split if len(per_split) > 1 else {},
     )
+
+
+def _evaluate(task: AnyTask, split: str, limit: int | None, tell: Progress) -> tuple[str, dict[str, dict[str, float]]]:
+    """The metric, and the scores of every part."""
+    if isinstance(task, VqaTask):
+        return "accuracy", _evaluate_vqa(task, split, limit, tell)
+    if isinstance(task, CaptionTask):
+        return "exact_match", _evaluate_captions(task, split, limit, tell)
+    if isinstance(task, RetrievalTask):
+        return "recall_at_1", _evaluate_retrieval(task, split, limit, tell)
+    return "accuracy", _evaluate_sentiment(task, split, limit, tell)
+
+
+def _evaluate_retrieval(
+    task: RetrievalTask, split: str, limit: int | None, tell: Progress
+) -> dict[str, dict[str, float]]:
+    from xattn_edge.data.emoji_captions import EmojiCaptions
+    from xattn_edge.evaluation.retrieval import retrieval_scores
+
+    scores = retrieval_scores(
+        EmojiCaptions(),
+        lambda pictures: task.embed_images(list(pictures)),
+        lambda texts: np.stack([_embedding(task, text) for text in texts]),
+        _reranker(task) if task.reranks else None,
+        limit,
+        tell,
+    )
+    return _of_split(scores, split)
+
+
+def _reranker(task: RetrievalTask) -> Rerank:
+    def rerank(text: str, pictures: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return task.rerank(text, list(pictures), cosines.tolist())
+        except QuestionError:
+            return cosines
+
+    return rerank
+
+
+def _embedding(task: RetrievalTask, text: str) -> NDArray[np.float32]:
+    """Of one text; zeros, near to nothing, of one that the model cannot read."""
+    try:
+        embedding: NDArray[np.float32] = task.embed_texts([text])[0]
+    except QuestionError:
+        embedding = np.zeros(task.width, dtype=np.float32)
+    return embedding
+
+
+def _evaluate_sentiment(
+    task: SentimentTask, split: str, limit: int | None, tell: Progress
+) -> dict[str, dict[str, float]]:
+    from xattn_edge.data.rated_sentences import RatedSentences
+    from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
+
+    data, scores = RatedSentences(), {}
+    parts = _of_split({part.name: part for part in PARTS}, split)
+    for number, part in enumerate(parts.values()):
+        tell(f"reading {part.name}", number / len(parts))
+        rows = part_sentences(data, part)[:limit]
+        found = [
+            task.tell(
+                Sample(
+                    row.text if "text" in part.modalities else None,
+                    frames=list(data.frames(row)) if "frames" in part.modalities else None,
+                    log_mel=data.speech(row) if "speech" in part.modalities else None,
+                )
+            ).label
+            for row in rows
+        ]
+        scores[part.name] = label_scores(found, [row.label for row in rows])
+    return scores
+
+
+def _of_split(parts: dict[str, _Part], split: str) -> dict[str, _Part]:
+    """All parts, or those whose names begin with `split`."""
+    if split == _ALL_SPLITS:
+        return parts
+    found = {name: part for name, part in parts.items() if name.startswith(split)}
+    if not found:
+        raise DataError(f"unknown split {split!r}; expected {_ALL_SPLITS} or one of {', '.join(parts)}")
+    return found
 
 
 def _weighted_means(per_split: dict[str, dict[str, float]], total: int) -> dict[str, float]:

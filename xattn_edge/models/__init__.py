@@ -5,6 +5,8 @@ from xattn_edge.models.checkpoint import Checkpoint, build_model, load_checkpoin
 from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
 from xattn_edge.models.cross_modal import CrossModalVqaModel
 from xattn_edge.models.cross_modal_config import CrossModalVqaConfig
+from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
+from xattn_edge.models.sentiment import SentimentConfig, SentimentModel
 from xattn_edge.models.vqa import VqaModel
 
 __all__ = [
@@ -14,6 +16,10 @@ __all__ = [
     "CrossModalVqaConfig",
     "CrossModalVqaModel",
     "ModelConfig",
+    "RetrievalConfig",
+    "RetrievalModel",
+    "SentimentConfig",
+    "SentimentModel",
     "VqaConfig",
     "VqaModel",
     "build_model",

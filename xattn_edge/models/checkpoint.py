@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from xattn_edge.models.caption import CaptionModel
 from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
 from xattn_edge.models.cross_modal import CrossModalVqaModel
+from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
+from xattn_edge.models.sentiment import SentimentConfig, SentimentModel
 from xattn_edge.models.vqa import VqaModel
 from xattn_runtime.errors import CheckpointError
 
@@ -40,7 +42,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-Model = VqaModel | CaptionModel | CrossModalVqaModel
+Model = VqaModel | CaptionModel | CrossModalVqaModel | RetrievalModel | SentimentModel
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ def build_model(config: ModelConfig) -> Model:
     """A model of this configuration with random weights."""
     if isinstance(config, VqaConfig):
         return VqaModel(config)
+    if isinstance(config, RetrievalConfig):
+        return RetrievalModel(config)
+    if isinstance(config, SentimentConfig):
+        return SentimentModel(config)
     return CaptionModel(config) if isinstance(config, CaptionConfig) else CrossModalVqaModel(config)
 
 

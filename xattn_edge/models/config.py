@@ -10,6 +10,8 @@ from typing import Any, get_type_hints
 from xattn_edge.encoders import TEXT_ENCODERS, ImageEncoder
 from xattn_edge.encoders.image import check_feature_map
 from xattn_edge.models.cross_modal_config import CrossModalVqaConfig
+from xattn_edge.models.retrieval import RetrievalConfig
+from xattn_edge.models.sentiment import SentimentConfig
 
 __all__ = ["CaptionConfig", "ModelConfig", "VqaConfig", "config_from_dict"]
 
@@ -76,7 +78,7 @@ class CaptionConfig(_ImageConfig):
     end_token_id: int
 
 
-ModelConfig = VqaConfig | CaptionConfig | CrossModalVqaConfig
+ModelConfig = VqaConfig | CaptionConfig | CrossModalVqaConfig | RetrievalConfig | SentimentConfig
 
 
 def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
@@ -86,7 +88,12 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
         ValueError: an unknown task, a missing, unknown or impossible value.
     """
     vqa = CrossModalVqaConfig if "mechanism" in values else VqaConfig
-    kinds: dict[str, type[ModelConfig]] = {"vqa": vqa, "caption": CaptionConfig}
+    kinds: dict[str, type[ModelConfig]] = {
+        "vqa": vqa,
+        "caption": CaptionConfig,
+        "retrieval": RetrievalConfig,
+        "sentiment": SentimentConfig,
+    }
     if task not in kinds:
         raise ValueError(f"task: {task!r} is not one of {', '.join(kinds)}")
     config: ModelConfig = _from_dict(kinds[task], values)

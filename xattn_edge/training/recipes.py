@@ -21,7 +21,7 @@ class Recipe:
     heads: int
     image_layers: int
     layers: int
-    """Cross-attention layers (visual question answering) or decoder layers (captioning)."""
+    """Cross-attention layers (visual question answering, re-ranking) or decoder layers (captioning)."""
     max_tokens: int
     dropout: float
     steps: int
@@ -68,6 +68,38 @@ RECIPES = {
         steps=6000,
         batch=64,
         learning_rate=2e-3,
+    ),
+    "retrieval": Recipe(
+        name="emoji-retrieval",
+        data="emoji",
+        image_size_px=96,
+        channels=(16, 32, 96, 192),
+        blocks=(1, 1, 2),
+        width=192,
+        heads=4,
+        image_layers=1,
+        layers=1,
+        max_tokens=48,
+        dropout=0.1,
+        steps=600,
+        batch=64,
+        learning_rate=1e-3,
+    ),
+    "sentiment": Recipe(
+        name="sentiment",
+        data="sentiment",
+        image_size_px=32,
+        channels=(8, 16, 32),
+        blocks=(1, 1),
+        width=96,
+        heads=4,
+        image_layers=0,
+        layers=1,
+        max_tokens=96,
+        dropout=0.35,
+        steps=700,
+        batch=64,
+        learning_rate=7e-4,
     ),
 }
 """By task."""

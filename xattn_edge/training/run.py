@@ -19,6 +19,8 @@ from xattn_edge.training.combination import Combination
 from xattn_edge.training.loop import STATE_FILE, fit
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import RECIPES, Recipe
+from xattn_edge.training.retrieval import RetrievalTask
+from xattn_edge.training.sentiment import SentimentTask
 from xattn_edge.training.vqa import VqaTask
 from xattn_runtime.errors import OutputError, UserError
 
@@ -60,6 +62,7 @@ def train(
     steps: int | None = None,
     text_encoder: str | None = None,
     combination: Combination | None = None,
+    eye: Path | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     progress: Callable[[TrainProgress], None] | None = None,
@@ -67,12 +70,13 @@ def train(
     """Train the recipe of `task` into the checkpoint folder `output`; resume an unfinished training there.
 
     Args:
-        task: `vqa` or `caption`.
+        task: one of `RECIPES`.
         seed: of weights, batches and dropout.
         steps: optimizer steps, if not those of the recipe.
         text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
         combination: mechanism and fusion of the model, for `vqa` alone; without it, the default's two layers of
             cross-attention.
+        eye: a checkpoint of captioning whose image encoder training begins with, for `retrieval` alone.
         threads: within an operator; if not given all cores but one, which makes the batches.
         overwrite: delete what is in `output` first.
         progress: called after every step.
@@ -87,6 +91,8 @@ def train(
         raise UserError(f"the task {task!r} has no text encoder; leave --text-encoder out")
     if combination is not None and task != "vqa":
         raise UserError(f"the task {task!r} has a mechanism of its own; leave --mechanism and its like out")
+    if eye is not None and task != "retrieval":
+        raise UserError(f"the task {task!r} begins with random weights; leave --eye out")
     if steps is not None and steps < 1:
         raise UserError(f"expected at least one training step, found {steps}")
     recipe = RECIPES[task] if steps is None else dataclasses.replace(RECIPES[task], steps=steps)
@@ -101,12 +107,16 @@ def train(
             if steps is None:
                 recipe = dataclasses.replace(recipe, steps=_COMBINATION_STEPS)
         return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
+    if task == "retrieval":
+        return _run(task, RetrievalTask(recipe, seed, eye), recipe, output, seed, tell)
+    if task == "sentiment":
+        return _run(task, SentimentTask(recipe, seed), recipe, output, seed, tell)
     return _run(task, CaptionTask(recipe, seed), recipe, output, seed, tell)
 
 
 def _run(
     name: str,
-    task: VqaTask | CaptionTask,
+    task: VqaTask | CaptionTask | RetrievalTask | SentimentTask,
     recipe: Recipe,
     output: Path,
     seed: int,
@@ -144,6 +154,7 @@ def _run(
                 "learning_rate": recipe.learning_rate,
                 "weight_decay": recipe.weight_decay,
                 "torch": torch.__version__,
+                **(task.recorded if isinstance(task, SentimentTask) else {}),
             },
         )
     )

@@ -18,14 +18,14 @@ from xattn_export.generator import GENERATOR
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.session import SessionSettings
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
+from xattn_runtime.tasks.sentiment import read_sample
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
 __all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference", "compare_bundles"]
 
-Task = CaptionTask | VqaTask | RetrievalTask
 # Roles that run the whole of decoding, of which no step can be looked into.
 _LOOPS = (GENERATOR, "whole", "whole_text")
 _THRESHOLD = 1e-3
@@ -126,7 +126,7 @@ def _components(
         return {role: pair.component(threshold) for role, pair in pairs.items()}
 
 
-def _answer(task: Task, sample: _Sample) -> tuple[str, tuple[int, ...]]:
+def _answer(task: AnyTask, sample: _Sample) -> tuple[str, tuple[int, ...]]:
     """What the task says of a sample, and the ids of its tokens where it generates them."""
     if isinstance(task, CaptionTask):
         caption = task.caption(sample.image, sample.text)
@@ -134,6 +134,8 @@ def _answer(task: Task, sample: _Sample) -> tuple[str, tuple[int, ...]]:
     if isinstance(task, VqaTask):
         answer = task.ask(sample.image, sample.text or "")
         return answer.answer, answer.token_ids
+    if isinstance(task, SentimentTask):
+        return task.tell(read_sample(Path(str(sample.image)), sample.text)).label, ()
     task.embed_images([sample.image])
     if sample.text is not None:
         task.embed_texts([sample.text])

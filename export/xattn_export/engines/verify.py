@@ -21,7 +21,7 @@ from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
 from xattn_runtime.verify import measure
 from xattn_runtime.wholes import compare_wholes
 
@@ -174,9 +174,7 @@ def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) ->
     )
 
 
-def _same_tokens(
-    task: CaptionTask | VqaTask | RetrievalTask, ours: CaptionTask | VqaTask | RetrievalTask
-) -> tuple[int, int]:
+def _same_tokens(task: AnyTask, ours: AnyTask) -> tuple[int, int]:
     """How many of the golden inputs give the token ids that they give in ONNX Runtime, and of how many.
 
     From where two tokens are as likely, within the bundle's tolerance, either may follow.
@@ -189,7 +187,7 @@ def _same_tokens(
     return same, len(cases)
 
 
-def _token_ids(task: CaptionTask | VqaTask | RetrievalTask, image: Path, question: str | None) -> tuple[int, ...]:
+def _token_ids(task: AnyTask, image: Path, question: str | None) -> tuple[int, ...]:
     if isinstance(task, CaptionTask):
         return task.caption(image).token_ids
     if isinstance(task, VqaTask):
@@ -198,7 +196,7 @@ def _token_ids(task: CaptionTask | VqaTask | RetrievalTask, image: Path, questio
 
 
 def _is_tie(
-    task: CaptionTask | VqaTask | RetrievalTask,
+    task: AnyTask,
     image: Path,
     question: str | None,
     expected: tuple[int, ...],
@@ -206,7 +204,7 @@ def _is_tie(
 ) -> bool:
     """Whether the logits of the first two tokens that differ do so by less than the bundle's tolerance."""
     decoding = task.bundle.manifest.decoding
-    if isinstance(task, RetrievalTask) or decoding is None:
+    if isinstance(task, RetrievalTask | SentimentTask) or decoding is None:
         return False
     end = decoding.end_token_ids[0]
     pairs = list(zip_longest(expected, found, fillvalue=end))

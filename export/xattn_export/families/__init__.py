@@ -21,6 +21,8 @@ from xattn_export.families.vision_encoder_decoder import VISION_ENCODER_DECODER
 from xattn_export.families.visual_bert import VISUAL_BERT
 from xattn_export.families.xattn_caption import XATTN_CAPTION
 from xattn_export.families.xattn_cross_modal import XATTN_CROSS_MODAL
+from xattn_export.families.xattn_retrieval import XATTN_RETRIEVAL
+from xattn_export.families.xattn_sentiment import XATTN_SENTIMENT
 from xattn_export.families.xattn_vqa import XATTN_VQA
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
@@ -31,6 +33,8 @@ FAMILIES: tuple[Family, ...] = (
     XATTN_CAPTION,
     XATTN_VQA,
     XATTN_CROSS_MODAL,
+    XATTN_RETRIEVAL,
+    XATTN_SENTIMENT,
     *BLIP,
     *BLIP2,
     *GIT,

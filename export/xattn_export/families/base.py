@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from xattn_runtime.contract import key_value_names
 from xattn_runtime.manifest import Decoding, Similarity, Task
 from xattn_runtime.preprocess.regions import RegionSpec
+from xattn_runtime.preprocess.speech import MelSpec
 from xattn_runtime.preprocess.steps import Step
 from xattn_runtime.preprocess.tokenizer import ImageLayout
 
@@ -32,7 +33,7 @@ __all__ = [
     "key_value_specs",
 ]
 
-Symbol = Literal["batch", "length", "past", "context", "regions", "frames"]
+Symbol = Literal["batch", "length", "past", "context", "regions", "frames", "pictures"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class TensorSpec:
 
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
-        another text, or of a picture, or `regions` of a picture, that they attend to; `frames` of speech or a video.
+        another text, or of a picture, or `regions` of a picture, that they attend to; `frames` of speech, `pictures` of
+        a video.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
         and 0 for the padding on its right), or `picture` (float32, zeros below and to the right of a picture).
     pictures: heights and widths that pictures have, in pixels.
@@ -119,6 +121,7 @@ class Source:
         as in the manifest's `tokenizer`.
     pictures: golden pictures that need no data set.
     decoding: with a decoder. labels: with a classifier. similarity: for retrieval.
+    speech, longest_frames: of a model of sentiment; its `pictures` are .npz files, and `image_steps` those of a frame.
     regions: of a model that takes them in place of pictures; its `pictures` are .npz files, and `image_steps` empty.
 
     What golden cases are made of, by task and kind:
@@ -128,6 +131,7 @@ class Source:
     forced_logits: picture and ids → logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     answer_logits: picture and question ids → logits `[answers]`.
     answer_regions: the same for inputs of the image encoder, with a batch of 1, in place of a picture.
+    label_logits: inputs of the classifier, with a batch of 1, → logits `[labels]`.
     embed_image, embed_text: picture, or token ids → embedding `[width]`, of length 1.
     """
 
@@ -160,6 +164,9 @@ class Source:
     answer_regions: Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor] | None = None
     embed_image: Callable[[Tensor], Tensor] | None = None
     embed_text: Callable[[tuple[int, ...]], Tensor] | None = None
+    speech: MelSpec | None = None
+    longest_frames: int | None = None
+    label_logits: Callable[[Mapping[str, Tensor]], Tensor] | None = None
 
 
 @dataclass(frozen=True)

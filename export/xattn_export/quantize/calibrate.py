@@ -26,7 +26,8 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, default_threads
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
+from xattn_runtime.tasks.sentiment import read_sample
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -83,12 +84,14 @@ def golden_examples(bundle: Bundle) -> Examples:
     return _GoldenExamples("golden", items)
 
 
-def run_example(task: CaptionTask | VqaTask | RetrievalTask, example: Example) -> None:
+def run_example(task: AnyTask, example: Example) -> None:
     """One example through the pipeline of `task`. Raises UserError where a text is missing."""
     if isinstance(task, CaptionTask):
         task.caption(example.image, example.text)
     elif isinstance(task, VqaTask):
         task.ask(example.image, _text(example))
+    elif isinstance(task, SentimentTask):
+        task.tell(read_sample(Path(str(example.image)), example.text))
     else:
         task.embed_images([example.image])
         task.embed_texts([_text(example)])

@@ -1,24 +1,31 @@
 """Speech samples to the log-mel spectrogram that a speech encoder takes, the same on every device.
 
-It reads no files: samples come from whoever has a microphone or a decoder.
+Samples come from whoever has a microphone or a decoder, or out of a WAV file.
 """
 
 from __future__ import annotations
 
+import os
+import wave
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime._reading import ObjectReader, one_line
 from xattn_runtime.errors import AudioError
 
-__all__ = ["MelSpec", "log_mel", "mel_filters"]
+__all__ = ["AudioInput", "MelSpec", "log_mel", "mel_filters", "read_audio", "read_mel_spec"]
 
 _QUIETEST = 1e-10
 _RANGE = 8.0
 _SHIFT, _SCALE = 4.0, 4.0
 _MEL_BREAK_HZ = 700.0
 _MEL_FACTOR = 2595.0
+_PCM_BYTES, _PCM_HIGHEST = 2, 32_768
+_MEL_INTEGERS = ("rate_hz", "window", "hop", "bands", "longest_frames")
+_MEL_EDGES = ("lowest_hz", "highest_hz")
 
 
 @dataclass(frozen=True)
@@ -83,17 +90,70 @@ def mel_filters(spec: MelSpec) -> NDArray[np.float64]:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
-def _check(samples: NDArray[np.floating], rate_hz: int, spec: MelSpec) -> None:
+def _check_clip(name: str, rate_hz: int, samples: int, spec: MelSpec) -> None:
     if rate_hz != spec.rate_hz:
-        raise AudioError(f"audio: expected {spec.rate_hz} samples a second, found {rate_hz}; resample it")
+        raise AudioError(f"{name}: expected {spec.rate_hz} samples a second, found {rate_hz}; resample it")
+    if not spec.window <= samples <= spec.longest_samples:
+        raise AudioError(
+            f"{name}: expected {spec.window / rate_hz:g} to {spec.longest_samples / rate_hz:g} s "
+            f"({spec.window} to {spec.longest_samples} samples), found {samples} samples; cut it"
+        )
+
+
+def _check(samples: NDArray[np.floating], rate_hz: int, spec: MelSpec) -> None:
     if samples.ndim != 1:
         raise AudioError(f"audio: expected one channel [samples], found {list(samples.shape)}; mix the channels")
     if not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(f"audio: expected floating-point samples from -1 to 1, found {samples.dtype}")
-    if not spec.window <= len(samples) <= spec.longest_samples:
-        raise AudioError(
-            f"audio: expected {spec.window / rate_hz:g} to {spec.longest_samples / rate_hz:g} s "
-            f"({spec.window} to {spec.longest_samples} samples), found {len(samples)} samples; cut it"
-        )
+    _check_clip("audio", rate_hz, len(samples), spec)
     if not np.isfinite(samples).all():
         raise AudioError("audio: expected finite samples, found some that are not numbers or infinite")
+
+
+AudioInput = str | os.PathLike[str] | tuple[NDArray[np.floating], int]
+"""A WAV file, or samples `[samples]` from -1 to 1 and how many of them make a second."""
+
+
+def read_audio(audio: AudioInput, spec: MelSpec) -> tuple[NDArray[np.floating], int]:
+    """Samples and rate of a clip: as they are, or out of a WAV file of 16-bit PCM.
+
+    Raises:
+        AudioError: no such file, another kind of file, more channels or another width; names what was found.
+    """
+    if isinstance(audio, tuple):
+        return audio
+    path = Path(audio)
+    try:
+        with wave.open(str(path), "rb") as stream:
+            channels, width = stream.getnchannels(), stream.getsampwidth()
+            rate, count = stream.getframerate(), stream.getnframes()
+            if (channels, width) != (1, _PCM_BYTES):
+                raise AudioError(
+                    f"{path}: expected one channel of 16-bit PCM, found {channels} of {8 * width} bits; convert it"
+                )
+            _check_clip(str(path), rate, count, spec)
+            data = stream.readframes(count)
+    except (OSError, EOFError, wave.Error) as error:
+        raise AudioError(
+            f"{path}: expected a WAV file of 16-bit PCM, found: {one_line(error) or 'an end too early'}; convert it"
+        ) from error
+    samples = np.frombuffer(data[: len(data) // _PCM_BYTES * _PCM_BYTES], dtype="<i2")
+    return samples.astype(np.float32) / _PCM_HIGHEST, rate
+
+
+def read_mel_spec(reader: ObjectReader) -> MelSpec:
+    """The `speech` of a manifest's preprocessing; BundleError where a key is missing, unknown or of a wrong value."""
+    numbers = {name: reader.integer(name, minimum=1) for name in _MEL_INTEGERS}
+    edges = {name: reader.positive(name) for name in _MEL_EDGES}
+    if not edges["lowest_hz"] < edges["highest_hz"] <= numbers["rate_hz"] / 2:
+        reader.fail("highest_hz", f"more than lowest_hz and at most {numbers['rate_hz'] / 2:g}", edges["highest_hz"])
+    reader.finish()
+    return MelSpec(
+        rate_hz=numbers["rate_hz"],
+        window=numbers["window"],
+        hop=numbers["hop"],
+        bands=numbers["bands"],
+        lowest_hz=edges["lowest_hz"],
+        highest_hz=edges["highest_hz"],
+        longest_frames=numbers["longest_frames"],
+    )

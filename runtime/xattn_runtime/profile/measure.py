@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from xattn_runtime._reading import show
@@ -15,8 +16,9 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.profile.machine import describe_machine, peak_memory
 from xattn_runtime.profile.report import ProfileReport, summarise
 from xattn_runtime.providers import load_onnxruntime
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, load
 from xattn_runtime.tasks.encoding import EncodedImage, milliseconds_since
+from xattn_runtime.tasks.sentiment import read_sample
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -58,7 +60,7 @@ def profile_bundle(
         encoded = _one_pass(task, pictures[done % len(pictures)], done, times)
         # What comes next may load a graph that answering does not need.
         peak = peak or peak_memory()
-        if isinstance(task, CaptionTask):
+        if isinstance(task, CaptionTask) and encoded is not None:
             _steps(task, encoded, times)
         if progress is not None:
             progress(done + 1, warmup + runs)
@@ -79,11 +81,15 @@ def profile_bundle(
     )
 
 
-def _one_pass(
-    task: CaptionTask | VqaTask | RetrievalTask, picture: ImageInput, index: int, times: Times
-) -> EncodedImage:
+def _one_pass(task: AnyTask, picture: ImageInput, index: int, times: Times) -> EncodedImage | None:
     """All that a user waits for."""
     cases = task.bundle.manifest.golden.cases
+    if isinstance(task, SentimentTask):
+        case = cases[index % len(cases)]
+        timing = task.tell(read_sample(task.bundle.file(case.image), case.question)).timing_ms
+        for stage, measured_ms in asdict(timing).items():
+            _add(times, stage, measured_ms)
+        return None
     began = time.perf_counter()
     encoded = task.encode(picture)
     _add(times, "preprocess", encoded.preprocess_ms)

@@ -8,27 +8,41 @@ from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
 from xattn_runtime.tasks.encoding import EncodedImage
+from xattn_runtime.tasks.index import PictureIndex, look_at_folder, open_index, update_index
 from xattn_runtime.tasks.retrieval import Classification, Match, RetrievalTask
+from xattn_runtime.tasks.search import search_index
+from xattn_runtime.tasks.sentiment import Sentiment, SentimentTask
 from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
 
 __all__ = [
     "Answer",
     "AnswerTiming",
+    "AnyTask",
     "Caption",
     "CaptionTask",
     "CaptionTiming",
     "Classification",
     "EncodedImage",
     "Match",
+    "PictureIndex",
     "RetrievalTask",
+    "Sentiment",
+    "SentimentTask",
     "VqaTask",
     "load",
+    "look_at_folder",
+    "open_index",
+    "search_index",
+    "update_index",
 ]
+
+AnyTask = CaptionTask | VqaTask | RetrievalTask | SentimentTask
+"""What `load` gives."""
 
 
 def load(
     bundle: str | os.PathLike[str] | Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None
-) -> CaptionTask | VqaTask | RetrievalTask:
+) -> AnyTask:
     """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
 
     provider: a name of `xattn-edge providers`; `NAME,cpu` lets the CPU run what NAME refuses, `NAME=LIBRARY` takes a
@@ -41,4 +55,6 @@ def load(
         return CaptionTask(opened, provider, threads)
     if opened.manifest.task == "retrieval":
         return RetrievalTask(opened, provider, threads)
+    if opened.manifest.task == "sentiment":
+        return SentimentTask(opened, provider, threads)
     return VqaTask(opened, provider, threads)

@@ -31,6 +31,7 @@ TEMPLATE = "a photo of a {label}"
 
 _TEXT_BATCH = 64
 _IMAGE_OUTPUT, _TEXT_OUTPUT = "image_embeddings", "text_embeddings"
+_RERANKER = "reranker"
 
 Embeddings = NDArray[np.float32]
 """float32 `[count, width]`, each of length 1."""
@@ -99,11 +100,37 @@ class RetrievalTask:
         self._images = ImageEncoder(bundle, self.settings)
         self._texts = open_session(bundle, "text_encoder", self.settings)
         _check_widths(self._images.session, self._texts)
+        reranks = _RERANKER in manifest.graphs
+        self._reranker = open_session(bundle, _RERANKER, self.settings) if reranks else None
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded, and what that cost; ImageError where it cannot be used."""
         return self._images.encode(image)
+
+    @property
+    def reranks(self) -> bool:
+        """Whether the bundle can look again at a text and pictures together."""
+        return self._reranker is not None
+
+    def rerank(self, text: str, images: Sequence[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
+        """Scores of pictures for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
+
+        Raises:
+            ImageError: a picture cannot be used.
+            QuestionError: the text is empty, too long, or of no known word.
+            UserError: the bundle has no graph for it.
+        """
+        if self._reranker is None:
+            raise UserError(f"{self.bundle.path}: expected a bundle with a reranker, found none; do without re-ranking")
+        inputs = padded([self._codec.encode_question(text, kind="text").ids])
+        (tokens,) = self._texts.run(["text_tokens"], inputs)
+        scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
+        for row, encoded in enumerate(self._images.encode_many(images)):
+            seen = {name: encoded.tensors[name] for name in ("image_tokens", "image_mask")}
+            asked = {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
+            scores[row] += self._reranker.run(["match"], {**asked, **seen})[0][0, 0]
+        return scores
 
     def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
         """Embeddings of pictures; ImageError where one cannot be used."""
@@ -184,9 +211,14 @@ class RetrievalTask:
             Match(int(i), float(cosines[i]), None if probabilities is None else float(probabilities[i])) for i in order
         )
 
-    def _none(self) -> Embeddings:
+    @property
+    def width(self) -> int:
+        """Of embeddings."""
         width = self._texts.output_shapes[_TEXT_OUTPUT][1]
-        return np.zeros((0, width if isinstance(width, int) else 0), dtype=np.float32)
+        return width if isinstance(width, int) else 0
+
+    def _none(self) -> Embeddings:
+        return np.zeros((0, self.width), dtype=np.float32)
 
 
 def _probabilities(cosines: NDArray[np.float32], similarity: Similarity) -> NDArray[np.float64] | None:

@@ -1,0 +1,206 @@
+"""Sentiment: text, speech and frames, any of them missing, to a label and how probable each is.
+
+It joins preprocessing, tokenizer and the one graph of a bundle, and knows nothing of the model in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime._reading import one_line
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.speech import AudioInput, MelSpec, log_mel, read_audio
+from xattn_runtime.preprocess.steps import Step
+from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.session import SessionSettings, Tensor, open_session
+from xattn_runtime.tasks.encoding import milliseconds_since, padded, session_settings
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+__all__ = ["Sample", "SampleReader", "Sentiment", "SentimentScore", "SentimentTask", "SentimentTiming", "read_sample"]
+
+_NO_WORDS: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SentimentScore:
+    """A label and how probable the model finds it."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class SentimentTiming:
+    """Milliseconds of each stage."""
+
+    preprocess: float
+    decide: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Sentiment:
+    """All labels, the most probable first.
+
+    modalities: what it was told from, of `text`, `speech` and `frames`. unknown_words: of the text.
+    """
+
+    label: str
+    confidence: float
+    scores: tuple[SentimentScore, ...]
+    modalities: tuple[str, ...]
+    unknown_words: tuple[str, ...]
+    timing_ms: SentimentTiming
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What somebody said, as far as it is known.
+
+    audio: a WAV file, or samples and their rate. log_mel: in its place, the spectrogram `[frames, bands]` of them.
+    frames: pictures.
+    """
+
+    text: str | None = None
+    audio: AudioInput | None = None
+    frames: Sequence[ImageInput] | None = None
+    log_mel: NDArray[np.float32] | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it has of `text`, `speech` and `frames`."""
+        there = {
+            "text": self.text is not None,
+            "speech": self.audio is not None or self.log_mel is not None,
+            "frames": bool(self.frames),
+        }
+        return tuple(name for name, has in there.items() if has)
+
+
+class SampleReader:
+    """Samples to the tensors that the graph of a bundle takes."""
+
+    def __init__(self, codec: TextCodec, speech: MelSpec, steps: Sequence[Step], longest: int) -> None:
+        """`steps` prepare a frame; `longest`: most frames."""
+        self._codec, self._speech, self._longest = codec, speech, longest
+        self._pipeline = Pipeline(tuple(steps))
+
+    def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The inputs in a batch of 1, and the words of the text that the model does not know.
+
+        A missing modality is one token that its mask leaves out.
+
+        Raises:
+            UserError: nothing at all.
+            QuestionError, AudioError, ImageError: a part that cannot be used.
+        """
+        if not sample.modalities:
+            raise UserError("expected a text, speech or frames, found none of them; give one at least")
+        ids, unknown = padded([[0]]), _NO_WORDS
+        if sample.text is None:
+            ids["attention_mask"][:] = 0
+        else:
+            encoded = self._codec.encode_question(sample.text, kind="text")
+            ids, unknown = padded([encoded.ids]), encoded.unknown_words
+        return {**ids, **self._sound(sample), **self._pictures(sample.frames or ())}, unknown
+
+    def _sound(self, sample: Sample) -> dict[str, Tensor]:
+        spectrogram = sample.log_mel
+        if sample.audio is not None:
+            spectrogram = log_mel(*read_audio(sample.audio, self._speech), self._speech)
+        if spectrogram is None:
+            spectrogram = np.zeros((1, self._speech.bands), dtype=np.float32)
+        mask = np.full((1, len(spectrogram)), "speech" in sample.modalities, dtype=np.int64)
+        return {"log_mel": spectrogram[None], "log_mel_mask": mask}
+
+    def _pictures(self, frames: Sequence[ImageInput]) -> dict[str, Tensor]:
+        """Of more frames than the model takes, as many as it takes, at even distances."""
+        if not frames:
+            values, there = np.zeros((1, 3, *self._pipeline.size_px), dtype=np.float32), 0
+        else:
+            places = np.linspace(0, len(frames) - 1, min(len(frames), self._longest)).round().astype(int)
+            values, there = np.stack([self._pipeline(frames[place]) for place in places]), 1
+        return {"frame_values": values[None], "frame_mask": np.full((1, len(values)), there, dtype=np.int64)}
+
+
+class SentimentTask:
+    """A sentiment bundle, loaded. Safe to call from one thread at a time."""
+
+    def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
+        """Load the graph of `bundle`; `threads` within an operator, by default the cores, at most 4.
+
+        Raises BundleError, ProviderError or DependencyError.
+        """
+        manifest = bundle.manifest
+        if manifest.speech is None or manifest.longest_frames is None:
+            raise BundleError(f"{bundle.path}: expected a bundle for sentiment, found one for {manifest.task}")
+        codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
+        self.bundle = bundle
+        self.settings = session_settings(provider, threads, bundle)
+        self._read = SampleReader(codec, manifest.speech, manifest.image_steps, manifest.longest_frames)
+        self._labels = manifest.labels or ()
+        self._session = open_session(bundle, "classifier", self.settings)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it tells apart."""
+        return self._labels
+
+    def logits(self, sample: Sample) -> Tensor:
+        """float32 `[labels]`; raises as `rate`."""
+        logits: Tensor = self._session.run(["logits"], self._read(sample)[0])[0][0]
+        return logits
+
+    def rate(
+        self,
+        text: str | None = None,
+        audio: AudioInput | None = None,
+        frames: Sequence[ImageInput] | None = None,
+    ) -> Sentiment:
+        """The sentiment of what is given, at least one of the three.
+
+        Raises:
+            UserError: nothing is given.
+            QuestionError: the text is empty, too long, or of no known word.
+            AudioError: speech of another rate or length, of several channels, or that is no sound.
+            ImageError: a frame cannot be used.
+        """
+        return self.tell(Sample(text, audio, frames))
+
+    def tell(self, sample: Sample) -> Sentiment:
+        """The same for a sample."""
+        began = time.perf_counter()
+        inputs, unknown = self._read(sample)
+        preprocess_ms = milliseconds_since(began)
+        decided = time.perf_counter()
+        probabilities = self._session.run(["probabilities"], inputs)[0][0]
+        timing = SentimentTiming(preprocess_ms, milliseconds_since(decided), milliseconds_since(began))
+        order = np.argsort(-probabilities, kind="stable")
+        scores = tuple(SentimentScore(self._labels[i], float(probabilities[i])) for i in order)
+        return Sentiment(scores[0].label, scores[0].probability, scores, sample.modalities, unknown, timing)
+
+
+def read_sample(path: Path | BinaryIO, text: str | None) -> Sample:
+    """A sample of a golden case: an .npz of `samples` float32 with `rate_hz`, and `frames` uint8 `[n, h, w, 3]`.
+
+    Raises:
+        BundleError: another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            audio = (stored["samples"], int(stored["rate_hz"])) if "samples" in stored else None
+            frames = list(stored["frames"]) if "frames" in stored else None
+    except Exception as error:  # numpy and zipfile raise half a dozen kinds on damaged input
+        raise BundleError(f"{path}: expected an .npz of a sample, found: {one_line(error)}; export it again") from error
+    return Sample(text, audio, frames)
