@@ -23,6 +23,7 @@ from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.session import GraphSession, SessionSettings, open_session
 from xattn_runtime.tasks.caption import Caption, CaptionTask
 from xattn_runtime.tasks.retrieval import RetrievalTask
+from xattn_runtime.tasks.sentiment import SentimentTask
 from xattn_runtime.tasks.vqa import Answer, VqaTask
 
 __all__ = ["WholeVerdict", "compare_wholes"]
@@ -50,7 +51,7 @@ class WholeVerdict:
 
 
 def compare_wholes(
-    task: CaptionTask | VqaTask | RetrievalTask,
+    task: CaptionTask | VqaTask | RetrievalTask | SentimentTask,
     settings: SessionSettings | None = None,
     roles: Sequence[str] = WHOLE_ROLES,
 ) -> tuple[WholeVerdict, ...]:
@@ -61,7 +62,7 @@ def compare_wholes(
     """
     bundle, settings = task.bundle, settings or task.settings
     found = [role for role in roles if role in bundle.manifest.graphs]
-    if isinstance(task, RetrievalTask) or not found or not settings.loops:
+    if isinstance(task, RetrievalTask | SentimentTask) or not found or not settings.loops:
         return ()
     cases = [_case(bundle, number) for number in range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))]
     expected = [_expected(task, *case) for case in cases]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,7 +80,7 @@ def _nearest(index: PictureIndex, query: Embeddings, top_k: int) -> tuple[Match,
 def _graph(index: PictureIndex) -> Any:
     """The graph beside the index file, made anew where there is none that is younger than the index."""
     try:
-        from usearch.index import Index
+        usearch: Any = import_module("usearch.index")
     except ModuleNotFoundError as error:
         raise DependencyError(
             'usearch: not installed, and approximate search needs it; run pip install "xattn-edge[ann]", or use '
@@ -88,10 +89,10 @@ def _graph(index: PictureIndex) -> Any:
     path = _graph_path(index.path)
     width = index.embeddings.shape[1]
     if path.exists() and path.stat().st_mtime_ns >= index.path.stat().st_mtime_ns:
-        graph = Index.restore(str(path), view=True)
+        graph = usearch.Index.restore(str(path), view=True)
         if graph is not None and (len(graph), graph.ndim) == (len(index.files), width):
             return graph
-    graph = Index(ndim=width, metric="ip", dtype="f16")
+    graph = usearch.Index(ndim=width, metric="ip", dtype="f16")
     for start, part in _parts(index.embeddings):
         graph.add(np.arange(start, start + len(part)), part)
     _save(graph, path)
