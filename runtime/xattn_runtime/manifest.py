@@ -273,7 +273,7 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
     roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
     if "decoder" in roles and _BESIDE_A_DECODER in reader:
         roles = (*roles, _BESIDE_A_DECODER)
-    roles = (*roles, *(role for role in WHOLE_ROLES if role in reader and task != "retrieval"))
+    roles = (*roles, *(role for role in WHOLE_ROLES if role in reader and task in ("caption", "vqa")))
     graphs = {}
     for role in roles:
         graph = reader.child(role)

@@ -82,8 +82,8 @@ def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
 
 def _obstacle(manifest: Manifest) -> str | None:
     """Why there can be no graph of the whole model."""
-    if manifest.task == "retrieval":
-        return "the bundle is for retrieval"
+    if manifest.task in ("retrieval", "sentiment"):
+        return f"the bundle is for {manifest.task}"
     if manifest.regions is not None:
         return "the model takes regions in place of a picture"
     if manifest.tokenizer.image_layout is not None:
