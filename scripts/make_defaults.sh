@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp -r "$checkout/checkpoints" "$work"
 cd "$work"
-declare -A data=([emoji-caption]=emoji [shapes-vqa]=easy-vqa)
+declare -A data=([emoji-caption]=emoji [emoji-retrieval]=emoji [sentiment]=sentiment [shapes-vqa]=easy-vqa)
 for name in "${!data[@]}"; do
     SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct -- "checkpoints/$name")
     export SOURCE_DATE_EPOCH

@@ -170,17 +170,26 @@ def _evaluate_sentiment(
         tell(f"reading {part.name}", number / len(parts))
         rows = part_sentences(data, part)[:limit]
         found = [
-            task.tell(
+            _label(
+                task,
                 Sample(
                     row.text if "text" in part.modalities else None,
                     frames=list(data.frames(row)) if "frames" in part.modalities else None,
                     log_mel=data.speech(row) if "speech" in part.modalities else None,
-                )
-            ).label
+                ),
+            )
             for row in rows
         ]
         scores[part.name] = label_scores(found, [row.label for row in rows])
     return scores
+
+
+def _label(task: SentimentTask, sample: Sample) -> str:
+    """Of one sample; none, which is wrong, of one whose text the model cannot read."""
+    try:
+        return task.tell(sample).label
+    except QuestionError:
+        return ""
 
 
 def _of_split(parts: dict[str, _Part], split: str) -> dict[str, _Part]:
