@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+from onnx import TensorProto, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
 from typer.testing import CliRunner
 
 from xattn_edge.commands._app import app
@@ -119,3 +122,50 @@ def test_the_command(exported):
     assert done.exit_code == 0 and done.stdout.count("ok") == 3
     wrong = invoke(app, ["verify", str(exported["lstm"]), "--engine", "tvm"], prog_name="xattn-edge")
     assert wrong.exit_code == 2
+
+
+def test_the_reference_sums_squares_in_half_precision():
+    """Whose fault it is, in docs/conformance.md: `stash_type` asks for float32, and ONNX Runtime heeds it."""
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float16[1, 96] x, float16[96] scale) => (float16[1, 96] y)'
+        " { y = LayerNormalization(x, scale) }"
+    )
+    inputs = {"x": np.arange(-144, 144, 3, dtype=np.float16)[None], "scale": np.ones(96, np.float16)}
+    ours = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    assert 1.7 < np.abs(ours).max() < 1.72
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        assert np.abs(ReferenceEvaluator(model).run(None, inputs)[0]).max() == 0
+
+
+def looped(folder: Path, *, outside: bool) -> Path:
+    """A loop that adds a weight, which lies in a file and belongs to the loop or to the graph around it."""
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "weight")
+    (folder / "weight.bin").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    place = weight.external_data.add()
+    place.key, place.value = "location", "weight.bin"
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 21]> g (int64 n, bool go, float[4] x) => (float[4] y) {'
+        " y = Loop(n, go, x) <body = b (int64 i, bool on, float[4] s) => (bool goes, float[4] t)"
+        " { goes = Identity(on) t = Add(s, weight) }> }"
+    )
+    graph = model.graph if outside else model.graph.node[0].attribute[0].g
+    graph.initializer.append(weight)
+    path = folder / f"{outside}.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_the_web_reads_no_file_of_weights_from_within_a_loop(node_folder, tmp_path):
+    """Whose fault it is, in docs/conformance.md."""
+    inputs = {"n": np.array(3), "go": np.array(True), "x": np.zeros(4, np.float32)}
+    for name in NODE_PACKAGES:
+        with open_engine(name, node_folder) as engine:
+            graph = engine.open(looped(tmp_path, outside=True), "generator")
+            np.testing.assert_array_equal(graph.run(["y"], inputs)[0], np.full(4, 3, np.float32))
+            if name == "onnxruntime-node":
+                engine.open(looped(tmp_path, outside=False), "generator")
+            else:
+                with pytest.raises(BundleError, match="could not be canonicalized"):
+                    engine.open(looped(tmp_path, outside=False), "generator")
