@@ -28,6 +28,9 @@ class OpenVinoGraph:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`."""
         taken = {name for port in self._compiled.inputs for name in port.names}
-        given = {name: np.asarray(value, order="C") for name, value in inputs.items() if name in taken}
+        # OpenVINO tells dtypes by their number, of which numpy has two for int64: a copy has the usual one.
+        given = {
+            name: np.array(value, dtype=value.dtype.str, order="C") for name, value in inputs.items() if name in taken
+        }
         found = self._compiled(given)
         return [np.array(found[name]) for name in outputs]
