@@ -40,7 +40,7 @@ _T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 2, 
 _LLAMA = {**_LAYERS, "num_key_value_heads": 2, "vocab_size": 400, "max_position_embeddings": 512}
 _BART = {
     "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 160,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 240,
 }  # fmt: skip
 _DAVIT = {
     "embed_dim": (32, 64), "num_heads": (2, 4), "num_groups": (2, 4), "depths": (1, 1), "projection_dim": 64,

@@ -28,9 +28,9 @@ class OpenVinoGraph:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`."""
         taken = {name for port in self._compiled.inputs for name in port.names}
-        # OpenVINO tells dtypes by their number, of which numpy has two for int64: a copy has the usual one.
+        # OpenVINO tells dtypes by their number, of which numpy has two for int64: the cast gives the usual one.
         given = {
-            name: np.array(value, dtype=value.dtype.str, order="C") for name, value in inputs.items() if name in taken
+            name: value.astype(np.dtype(value.dtype.str), order="C") for name, value in inputs.items() if name in taken
         }
         found = self._compiled(given)
         return [np.array(found[name]) for name in outputs]
