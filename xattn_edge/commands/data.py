@@ -13,7 +13,9 @@ __all__ = ["app"]
 
 app = new_app(help="Fetch and list data sets.")
 
-_Name = Annotated[Literal["easy-vqa", "emoji"], typer.Argument(metavar="NAME", help="easy-vqa or emoji.")]
+_Name = Annotated[
+    Literal["easy-vqa", "emoji", "sentiment"], typer.Argument(metavar="NAME", help="easy-vqa, emoji or sentiment.")
+]
 
 
 @app.command()
