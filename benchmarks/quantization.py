@@ -53,7 +53,7 @@ RECIPES = {
     "int8": Recipe("int8"),
     "int8, SmoothQuant": Recipe("int8", Options(smooth=0.5)),
     "int8, GPTQ": Recipe("int8", Options(rounding="gptq")),
-    "int8, cross K/V int8": Recipe("int8", Options(cross="int8")),
+    "int8, cross int8": Recipe("int8", Options(cross="int8")),
     "int8-static, min-max": Recipe("int8-static"),
     "int8-static, percentile": Recipe("int8-static", Options(range_method="percentile")),
     "int8-static, entropy": Recipe("int8-static", Options(range_method="entropy")),
@@ -81,7 +81,7 @@ LARGE_RECIPES = {
 SPEED_RECIPES = {
     "int8": Recipe("int8"),
     "int8, decoder int4": Recipe("int8", Options(), {"decoder": "int4"}),
-    "int8, decoder int4, cross K/V int8": Recipe("int8", Options(cross="int8"), {"decoder": "int4"}),
+    "int8, decoder int4, cross int8": Recipe("int8", Options(cross="int8"), {"decoder": "int4"}),
 }
 
 

@@ -46,7 +46,7 @@ __all__ = ["open_source", "quantize_bundle", "write_quantized"]
 Tell = Callable[[str, float], None]
 
 _SMALLEST_TOLERANCE = 1e-3
-# Engines fuse quantized layers in ways of their own: OpenVINO's error with int8-static is up to 2.2 times as large.
+# Engines fuse quantized layers in ways of their own: OpenVINO's error on our int8-static models is up to 2.2 of ours.
 _SAFETY = 3.0
 
 
