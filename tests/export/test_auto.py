@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from xattn_edge.commands._app import app
+from xattn_edge.commands._split import TaskSplit
 from xattn_edge.evaluation.samples import Sample, Samples, halves
-from xattn_edge.evaluation.scores import TaskSplit
 from xattn_export.quantize import auto
 from xattn_export.quantize.auto import quantize_to_budget
 from xattn_export.quantize.measuring import Journal, Scores

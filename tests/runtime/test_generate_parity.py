@@ -54,7 +54,10 @@ class TorchGraph:
     def layers(self, series: str) -> int:
         return layers_of(series, self.input_shapes)
 
-    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    def on_device(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor], keep: Sequence[str] = ()) -> list[Tensor]:
         past = [
             tuple(torch.from_numpy(inputs[f"past_{kind}_{i}"]).double() for kind in ("key", "value"))
             for i in range(LAYERS)

@@ -159,8 +159,8 @@ def _search(
     *,
     overwrite: bool,
 ) -> None:
+    from xattn_edge.commands._split import TaskSplit
     from xattn_edge.evaluation.samples import halves
-    from xattn_edge.evaluation.scores import TaskSplit
     from xattn_export.quantize.auto import quantize_to_budget
     from xattn_export.quantize.plot import frontier_plot
     from xattn_runtime.bundle import open_bundle

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from xattn_edge.evaluation.metrics import caption_scores
 from xattn_edge.evaluation.samples import Sample, Samples
+from xattn_export.quantize.measuring import Scores
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
-
-if TYPE_CHECKING:
-    from xattn_export.quantize.measuring import Scores
 
 __all__ = ["TaskSplit"]
 
@@ -42,8 +39,6 @@ class TaskSplit:
 
     def scores(self, bundle: Bundle) -> Scores:
         """What `bundle` scores on each sample; UserError for a bundle that answers nothing."""
-        from xattn_export.quantize.measuring import Scores
-
         items = self.samples.items
         found = _answers(bundle, items)
         references = [sample.reference for sample in items]
