@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,10 @@ from xattn_runtime.preprocess.steps import Flatten, Normalize, PadToSquare, Resc
 # Tests that run side by side have a core each. Torch reads this when the first test module imports it.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job ignores Ctrl-C, and so would every command that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LAYERS, HEADS, HEAD_WIDTH, WIDTH, SIDE_PX = 2, 2, 4, 8, 16
 PAD, UNKNOWN, START, END = 0, 1, 2, 3

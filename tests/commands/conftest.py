@@ -1,9 +1,9 @@
 """Ways to call the command line: in this process, or as a process of its own where streams and signals matter."""
 
+import importlib
 import os
 import subprocess
 import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,12 @@ def spawn() -> Spawn:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a module of the given functions in the place of a heavy one, so that only the command is tested."""
+    """Puts the given functions in the place of a module's own, so that only the command is tested."""
 
     def put(name: str, **functions: object) -> None:
-        module = types.ModuleType(name)
-        vars(module).update(functions)
-        monkeypatch.setitem(sys.modules, name, module)
+        module = importlib.import_module(name)
+        for function, stand_in in functions.items():
+            monkeypatch.setattr(module, function, stand_in)
 
     return put
 
