@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the int8 bundles that ship in the wheel from the checkpoints of this repository.
-#     scripts/make_defaults.sh
+#     scripts/make_defaults.sh [NAME...]
 # needs an environment with the [dev] extra and the data of both models. The dates inside are those of the checkpoint's last commit, and the
 # commands inside name no folder of this machine, so that the same checkpoint and versions give the same bytes.
 set -euo pipefail
@@ -11,7 +11,8 @@ trap 'rm -rf "$work"' EXIT
 cp -r "$checkout/checkpoints" "$work"
 cd "$work"
 declare -A data=([emoji-caption]=emoji [emoji-retrieval]=emoji [sentiment]=sentiment [shapes-vqa]=easy-vqa)
-for name in "${!data[@]}"; do
+(($#)) || set -- "${!data[@]}"
+for name in "$@"; do
     SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct -- "checkpoints/$name")
     export SOURCE_DATE_EPOCH
     xattn-edge export "checkpoints/$name" -o "$name.xattn"

@@ -204,8 +204,11 @@ def _retrieval_cases(source: Source, codec: TextCodec, pixels: _Pixels, queries:
         raise XattnError(f"{source.name}: its family says not how it embeds")
     image = source.embed_image(pixels.values).numpy()
     for query in _known_questions(source, codec, queries):
-        text = source.embed_text(codec.encode_question(query).ids).numpy()
-        tensors = {"image_embeddings": image, "text_embeddings": text}
+        ids = codec.encode_question(query).ids
+        tensors = {"image_embeddings": image, "text_embeddings": source.embed_text(ids).numpy()}
+        if source.match is not None:
+            logits = [float(source.match(pixels.values, ids[:end])) for end in range(1, len(ids) + 1)]
+            tensors["match"] = np.array([0.0, *logits], dtype=np.float32)
         yield _Computed(0, b"", tensors, _SAFE_LEAD, query=query)
 
 

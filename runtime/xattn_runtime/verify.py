@@ -138,8 +138,10 @@ def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[A
 def _measure_case(task: AnyTask, case: GoldenCase) -> CaseMeasure:
     image, text = task.bundle.file(case.image), None
     if isinstance(task, RetrievalTask):
-        embeddings = task.embed_images([image])[0], task.embed_texts([case.query or ""])[0]
-        found = dict(zip(("image_embeddings", "text_embeddings"), embeddings, strict=True))
+        query = case.query or ""
+        found = {"image_embeddings": task.embed_images([image])[0], "text_embeddings": task.embed_texts([query])[0]}
+        if task.reranks:
+            found["match"] = np.append(np.float32(0), task.beginnings_match(query, image))
     elif isinstance(task, SentimentTask):
         found = {"logits": task.logits(read_sample(image, case.question))}
         text = None if case.text is None else task.labels[int(found["logits"].argmax())]

@@ -18,6 +18,9 @@ from xattn_runtime.errors import XattnError
 
 __all__ = ["write_attention"]
 
+# Of the attribute qk_matmul_output_mode.
+_MASKED_SCORES, _WEIGHTS = 2, 3
+
 
 def write_attention(call: AttentionCall, writer: Writer) -> None:
     """Write what computes every output of `call`, under its name.
@@ -32,12 +35,13 @@ def write_attention(call: AttentionCall, writer: Writer) -> None:
     value = _append(call.past_value, new_value, call.present_value, writer)
     groups = _Groups(query, key, call, writer)
     bias = write_bias(call, query, new_key, key, writer)
-    weights = _weights(call, groups, query, key, bias, writer)
+    masked_rows = "" if bias is None else fully_masked_rows(call, bias, writer)
+    weights = _weights(call, groups, query, key, bias, masked_rows, writer)
     if value.element not in (call.element, TensorProto.UNDEFINED):
         value = replace(value, name=writer.op("Cast", value.name, to=call.element))
     summed = groups.unfold(writer.op("MatMul", groups.fold(weights), value.name))
-    if bias is not None and (rows := fully_masked_rows(call, bias, writer)):
-        summed = _zero_rows(summed, rows, call, writer)
+    if masked_rows:
+        summed = _zero_rows(summed, masked_rows, call, writer)
     if call.packed:
         width = value.size(3)
         joined = call.query_heads * width if isinstance(width, int) else -1
@@ -47,11 +51,18 @@ def write_attention(call: AttentionCall, writer: Writer) -> None:
 
 
 def _weights(
-    call: AttentionCall, groups: _Groups, query: Operand, key: Operand, bias: str | None, writer: Writer
+    call: AttentionCall,
+    groups: _Groups,
+    query: Operand,
+    key: Operand,
+    bias: str | None,
+    masked_rows: str,
+    writer: Writer,
 ) -> str:
     """Attention weights `[batch, heads, queries, keys]`; on the way the optional output of scores.
 
-    Fully masked rows are zeros where the weights are an output, and not a number elsewhere: the sums' rows are cleared.
+    Fully masked rows are zeros where the weights are an output, and those without a mask elsewhere: the sums' rows are
+    cleared. So nothing on the way is not a number, which fp16 and some engines would not survive.
     """
     scores = _scores(call, groups, query, key, writer)
     stages = [scores]
@@ -60,16 +71,19 @@ def _weights(
         scores = writer.op("Mul", writer.op("Tanh", writer.op("Div", scores, cap)), cap)
     stages.append(scores)
     if bias is not None:
-        scores = writer.op("Add", scores, bias)
+        if call.scores_output and call.output_mode == _MASKED_SCORES:
+            stages.append(writer.op("Add", scores, bias))
+        finite = _zero_rows(bias, masked_rows, call, writer) if masked_rows else bias
+        scores = writer.op("Add", scores, finite)
     stages.append(scores)
     if call.softmax_element == call.element:
         weights = writer.op("Softmax", scores, axis=-1)
     else:
         weights = writer.op("Softmax", writer.op("Cast", scores, to=call.softmax_element), axis=-1)
         weights = writer.op("Cast", weights, to=call.element)
-    if call.scores_output and call.output_mode == 3:
-        if bias is not None and (rows := fully_masked_rows(call, bias, writer)):
-            weights = _zero_rows(weights, rows, call, writer)
+    if call.scores_output and call.output_mode == _WEIGHTS:
+        if masked_rows:
+            weights = _zero_rows(weights, masked_rows, call, writer)
         return writer.publish(weights, call.scores_output)
     if call.scores_output:
         writer.publish(stages[call.output_mode], call.scores_output)

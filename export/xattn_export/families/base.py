@@ -133,6 +133,7 @@ class Source:
     answer_regions: the same for inputs of the image encoder, with a batch of 1, in place of a picture.
     label_logits: inputs of the classifier, with a batch of 1, → logits `[labels]`.
     embed_image, embed_text: picture, or token ids → embedding `[width]`, of length 1.
+    match: picture and token ids of a text, of a model with a reranker → logit `[]` that they belong together.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Source:
     answer_regions: Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor] | None = None
     embed_image: Callable[[Tensor], Tensor] | None = None
     embed_text: Callable[[tuple[int, ...]], Tensor] | None = None
+    match: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
     speech: MelSpec | None = None
     longest_frames: int | None = None
     label_logits: Callable[[Mapping[str, Tensor]], Tensor] | None = None

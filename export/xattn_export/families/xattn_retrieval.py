@@ -71,6 +71,11 @@ def _open(folder: Path) -> Source:
         input_ids = torch.tensor([token_ids])
         return model.embed_text(model.encode_text(input_ids, torch.ones_like(input_ids)))[0]
 
+    def match(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        text = model.encode_text(input_ids, torch.ones_like(input_ids))
+        return model.match(text, model.encode_image(pixel_values))[0, 0]
+
     return Source(
         name=checkpoint.name,
         task="retrieval",
@@ -85,6 +90,7 @@ def _open(folder: Path) -> Source:
         similarity=Similarity("softmax", scale=float(model.scale.detach())),
         embed_image=lambda pixel_values: model.embed_image(model.encode_image(pixel_values))[0],
         embed_text=embed_text,
+        match=None if model.matcher is None else match,
     )
 
 

@@ -18,7 +18,7 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.manifest import Similarity
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.session import GraphSession, SessionSettings, open_session
+from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, padded, session_settings
 
 if TYPE_CHECKING:
@@ -83,6 +83,10 @@ class Classification:
     timing_ms: ClassificationTiming
 
 
+def _seen(image: EncodedImage) -> dict[str, Tensor]:
+    return {name: image.tensors[name] for name in ("image_tokens", "image_mask")}
+
+
 class RetrievalTask:
     """A retrieval bundle, loaded. Safe to call from one thread at a time."""
 
@@ -121,16 +125,30 @@ class RetrievalTask:
             QuestionError: the text is empty, too long, or of no known word.
             UserError: the bundle has no graph for it.
         """
-        if self._reranker is None:
-            raise UserError(f"{self.bundle.path}: expected a bundle with a reranker, found none; do without re-ranking")
-        inputs = padded([self._codec.encode_question(text, kind="text").ids])
-        (tokens,) = self._texts.run(["text_tokens"], inputs)
+        reranker, asked = self._asked([self._codec.encode_question(text, kind="text").ids])
         scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
         for row, encoded in enumerate(self._images.encode_many(images)):
-            seen = {name: encoded.tensors[name] for name in ("image_tokens", "image_mask")}
-            asked = {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
-            scores[row] += self._reranker.run(["match"], {**asked, **seen})[0][0, 0]
+            scores[row] += reranker.run(["match"], {**asked, **_seen(encoded)})[0][0, 0]
         return scores
+
+    def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
+        """Logits of a match of the picture with the text's first token, its first two, and so on, float32 `[tokens]`.
+
+        They are what golden cases compare. Raises what `rerank` does.
+        """
+        ids, seen = self._codec.encode_question(text, kind="text").ids, _seen(self.encode(image))
+        logits = []
+        for end in range(1, len(ids) + 1):
+            reranker, asked = self._asked([ids[:end]])
+            logits.append(reranker.run(["match"], {**asked, **seen})[0][0, 0])
+        return np.array(logits, dtype=np.float32)
+
+    def _asked(self, texts: Sequence[Sequence[int]]) -> tuple[GraphSession, dict[str, Tensor]]:
+        if self._reranker is None:
+            raise UserError(f"{self.bundle.path}: expected a bundle with a reranker, found none; do without re-ranking")
+        inputs = padded(texts)
+        (tokens,) = self._texts.run(["text_tokens"], inputs)
+        return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
         """Embeddings of pictures; ImageError where one cannot be used."""
