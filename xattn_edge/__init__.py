@@ -3,8 +3,8 @@
 Importing this package loads neither torch nor ONNX Runtime nor numpy; `load` needs no torch at all.
 
     import xattn_edge
-    task = xattn_edge.load("emoji-caption.xattn")
-    print(task.caption("picture.png").text)
+    with xattn_edge.load("emoji-caption.xattn", provider="cpu") as model:
+        print(model.caption("picture.png").text)
 """
 
 from __future__ import annotations
@@ -12,9 +12,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xattn_runtime import UserError, VerificationError, XattnError, load
+    from xattn_runtime import (
+        Answer,
+        Caption,
+        CaptionTask,
+        Classification,
+        DecodingOptions,
+        EncodedImage,
+        Match,
+        RetrievalTask,
+        ScoredText,
+        Sentiment,
+        SentimentTask,
+        StreamedToken,
+        UserError,
+        VerificationError,
+        VqaTask,
+        XattnError,
+        default_bundle,
+        load,
+    )
 
-__all__ = ["UserError", "VerificationError", "XattnError", "__version__", "load"]
+__all__ = [
+    "Answer",
+    "Caption",
+    "CaptionTask",
+    "Classification",
+    "DecodingOptions",
+    "EncodedImage",
+    "Match",
+    "RetrievalTask",
+    "ScoredText",
+    "Sentiment",
+    "SentimentTask",
+    "StreamedToken",
+    "UserError",
+    "VerificationError",
+    "VqaTask",
+    "XattnError",
+    "__version__",
+    "default_bundle",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ It knows roles, threads and devices; it does not know what the tensors are for. 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +124,14 @@ class _Held:
     graph: EngineGraph | Any
     load: Callable[[], EngineGraph | Any]
     lost: bool = False
+    loading: threading.Lock = field(default_factory=threading.Lock)
 
     def ready(self) -> EngineGraph | Any:
         if self.lost:
-            self.graph = self.load()
-            self.lost = False
+            with self.loading:
+                if self.lost:
+                    self.graph = self.load()
+                    self.lost = False
         return self.graph
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.errors import UserError
 from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.options import Stop
 from xattn_runtime.generate.processors import log_softmax, processed, processors_at
 from xattn_runtime.generate.sequence import Sequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import Tensor
 
-__all__ = ["beam_search"]
+__all__ = ["beam_search", "beam_search_best"]
 
 _OUT = np.float32(-1e9)
 """The score of what must not be chosen, or added to it."""
@@ -56,20 +58,32 @@ class _Beams:
 
 
 def beam_search(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
-    """The best sequence of every row.
+    """The best sequence of every row; see `beam_search_best`."""
+    return [best[0] for best in beam_search_best(decoder, image, decoding, 1)]
+
+
+def beam_search_best(
+    decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding, n_best: int, stop: Stop | None = None
+) -> list[tuple[Sequence, ...]]:
+    """The `n_best` sequences of every row, or as many as ended, the best first. `stop` ends a sequence.
 
     `image` holds what the image encoder gave, `[batch, heads, image_tokens, head_width]` each. The prompt runs once a
     row; only then are cache and cross keys and values repeated for every beam.
+    Raises UserError for more beams than the vocabulary has tokens.
     """
     prompt = decoder.prompt(image, decoding.prompt_token_ids)
     cross = decoder.cross(image)
     logits, past = decoder.logits(prompt, decoder.first_past(image), cross)
+    if decoding.beams > logits.shape[1]:
+        raise UserError(
+            f"beams: expected at most {logits.shape[1]}, the tokens of this model's vocabulary, found {decoding.beams}"
+        )
     logits = np.repeat(logits, decoding.beams, axis=0)
     cross, past = _repeated(cross, decoding.beams), _repeated(past, decoding.beams)
     running, finished = _start(prompt, decoding)
     improvable = np.ones((len(prompt), 1), dtype=np.bool_)
     for generated in range(1, decoding.max_new_tokens + 1):
-        candidates, origins = _candidates(running, logits, decoding, generated)
+        candidates, origins = _candidates(running, logits, decoding, generated, stop)
         finished = _finish(finished, candidates, improvable, decoding, generated)
         candidates = replace(candidates, scores=candidates.scores + _out(candidates.ended))
         order = _best(candidates.scores, decoding.beams)
@@ -81,7 +95,14 @@ def beam_search(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Dec
         past = _reordered(past, np.take_along_axis(origins, order, axis=1))
         last = running.tokens[:, :, prompt.shape[1] + generated - 1]
         logits, past = decoder.logits(last.reshape(-1, 1), past, cross)
-    return [_sequence(finished, row, decoding) for row in range(len(prompt))]
+    return [
+        tuple(
+            _sequence(finished, row, place, decoding)
+            for place in range(n_best)
+            if place == 0 or finished.ended[row, place]
+        )
+        for row in range(len(prompt))
+    ]
 
 
 def _start(prompt: NDArray[np.int64], decoding: Decoding) -> tuple[_Beams, _Beams]:
@@ -99,7 +120,7 @@ def _start(prompt: NDArray[np.int64], decoding: Decoding) -> tuple[_Beams, _Beam
 
 
 def _candidates(
-    running: _Beams, logits: NDArray[np.float32], decoding: Decoding, generated: int
+    running: _Beams, logits: NDArray[np.float32], decoding: Decoding, generated: int, stop: Stop | None
 ) -> tuple[_Beams, NDArray[np.int64]]:
     """The best continuations by one token, the `generated`-th, and which running beam each continues."""
     batch, beams = running.scores.shape
@@ -112,11 +133,15 @@ def _candidates(
     candidates = running.take(origins)
     candidates.tokens[:, :, at] = token_ids
     candidates.log_probs[:, :, generated - 1] = np.take_along_axis(log_probs.reshape(batch, -1), found, axis=1)
+    ended = np.isin(token_ids, decoding.end_token_ids) | (generated == decoding.max_new_tokens)
+    if stop is not None:
+        said = candidates.tokens[:, :, at + 1 - generated : at + 1]
+        ended |= np.array([[stop(ids) for ids in row] for row in said.tolist()])
     candidates = replace(
         candidates,
         lengths=np.full_like(origins, generated),
         scores=np.take_along_axis(totals, found, axis=1),
-        ended=np.isin(token_ids, decoding.end_token_ids) | (generated == decoding.max_new_tokens),
+        ended=ended,
     )
     return candidates, origins
 
@@ -170,11 +195,11 @@ def _reordered(past: dict[str, Tensor], origins: NDArray[np.int64]) -> dict[str,
     return {name: tensor[rows] for name, tensor in past.items()}
 
 
-def _sequence(finished: _Beams, row: int, decoding: Decoding) -> Sequence:
-    """The best sequence of `row`, prompt and end token taken off."""
-    start, length = len(decoding.prompt_token_ids), int(finished.lengths[row, 0])
-    token_ids = finished.tokens[row, 0, start : start + length].tolist()
+def _sequence(finished: _Beams, row: int, place: int, decoding: Decoding) -> Sequence:
+    """The sequence of `row` at `place`, prompt and end token taken off."""
+    start, length = len(decoding.prompt_token_ids), int(finished.lengths[row, place])
+    token_ids = finished.tokens[row, place, start : start + length].tolist()
     if token_ids and token_ids[-1] in decoding.end_token_ids:
         token_ids.pop()
-    log_probs = finished.log_probs[row, 0, :length].tolist()
-    return Sequence(tuple(token_ids), tuple(log_probs), float(finished.scores[row, 0]))
+    log_probs = finished.log_probs[row, place, :length].tolist()
+    return Sequence(tuple(token_ids), tuple(log_probs), float(finished.scores[row, place]))

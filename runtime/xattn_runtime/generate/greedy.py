@@ -1,4 +1,4 @@
-"""Greedy decoding with a key/value cache: at every step the best token, until an end token or the limit.
+"""Decoding a token at a time with a key/value cache, the best one or one that is drawn, until an end or the limit.
 
 It works on tensors and ids of a whole batch; text, pictures and timing belong to `tasks/`.
 """
@@ -6,14 +6,16 @@ It works on tensors and ids of a whole batch; text, pictures and timing belong t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.generate.decoder import DecoderStep, GreedyToken
-from xattn_runtime.generate.processors import Scores, log_softmax, processed, processors_at
-from xattn_runtime.generate.sequence import Sequence, sequences_of
+from xattn_runtime.generate.options import Stop
+from xattn_runtime.generate.processors import log_softmax, processed, processors_at
+from xattn_runtime.generate.sampling import Sampler
+from xattn_runtime.generate.sequence import Sequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import Tensor
 
@@ -26,7 +28,7 @@ class GreedyStep:
 
     token_ids: int64 `[batch]`, the pad token for rows that ended before.
     log_probs: float32 `[batch]`, 0 for those rows.
-    ended: bool `[batch]`, rows that have had their end token, with this step or before.
+    ended: bool `[batch]`, rows that have had their end token, or said enough, with this step or before.
     """
 
     token_ids: NDArray[np.int64]
@@ -34,52 +36,85 @@ class GreedyStep:
     ended: NDArray[np.bool_]
 
 
-def greedy_steps(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> Iterator[GreedyStep]:
+def greedy_steps(
+    decoder: DecoderStep,
+    image: Mapping[str, Tensor],
+    decoding: Decoding,
+    sampler: Sampler | None = None,
+    stop: Stop | None = None,
+) -> Iterator[GreedyStep]:
     """Yield a step as soon as it is computed; at most `decoding.max_new_tokens` of them, end token included.
 
     `image` holds what the image encoder gave, `[batch, heads, image_tokens, head_width]` each. Where nothing has to be
-    done to the scores, the argmax in the graph is taken and no logits are copied out of it.
+    done to the scores, the argmax in the graph is taken and no logits are copied out of it. Rows that have ended leave
+    the batch once half of it has.
+
+    sampler: draws the tokens; without one the best are taken. stop: ends a row.
     """
     cross = decoder.held(decoder.cross(image))
     past = decoder.first_past(image)
     tokens = decoder.prompt(image, decoding.prompt_token_ids)
-    input_ids = tokens
+    rows, input_ids = np.arange(len(tokens)), tokens
     ended = np.zeros(len(tokens), dtype=np.bool_)
     end_ids = np.array(decoding.end_token_ids)[:, None]
     for _ in range(decoding.max_new_tokens):
         processors = processors_at(decoding, tokens.shape[1])
-        if processors:
+        if processors or sampler is not None:
             logits, past = decoder.logits(input_ids, past, cross, hold=True)
-            best = _best(logits, processed(processors, logits, tokens))
+            scores = processed(processors, logits, tokens[rows])
+            chosen = scores.argmax(axis=1) if sampler is None else sampler.draw(scores, rows)
+            best = GreedyToken(chosen, np.take_along_axis(log_softmax(logits), chosen[:, None], axis=1)[:, 0])
         else:
             best, past = decoder.next_token(input_ids, past, cross, hold=True)
-        step = _step(best, ended, decoding.pad_token_id, end_ids)
+        step = _step(best, rows, ended, decoding.pad_token_id, end_ids)
+        tokens = np.concatenate((tokens, step.token_ids[:, None]), axis=1)
+        if stop is not None:
+            generated = tokens[:, len(decoding.prompt_token_ids) :]
+            said = [not done and stop(ids) for done, ids in zip(step.ended, generated.tolist(), strict=True)]
+            step = replace(step, ended=step.ended | said)
         yield step
         ended = step.ended
         if ended.all():
             return
-        input_ids = step.token_ids[:, None]
-        tokens = np.concatenate((tokens, input_ids), axis=1)
+        staying = ~ended[rows]
+        if 2 * staying.sum() <= len(rows) and all(isinstance(value, np.ndarray) for value in past.values()):
+            past, cross = _of_rows(past, staying), _of_rows(cross, staying)
+            rows = rows[staying]
+        input_ids = tokens[rows, -1:]
 
 
-def greedy(decoder: DecoderStep, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
+def greedy(
+    decoder: DecoderStep,
+    image: Mapping[str, Tensor],
+    decoding: Decoding,
+    sampler: Sampler | None = None,
+    stop: Stop | None = None,
+) -> list[Sequence]:
     """Every row's sequence, decoded to its end."""
-    steps = list(greedy_steps(decoder, image, decoding))
+    steps = list(greedy_steps(decoder, image, decoding, sampler, stop))
     ids = np.stack([step.token_ids for step in steps], axis=1)
     log_probs = np.stack([step.log_probs for step in steps], axis=1)
-    return sequences_of(ids, log_probs, decoding.end_token_ids)
+    # A row takes part in all steps before which it had not ended.
+    lengths = 1 + sum((~step.ended).astype(np.int64) for step in steps[:-1])
+    rows = zip(ids.tolist(), log_probs.tolist(), np.broadcast_to(lengths, len(ids)).tolist(), strict=True)
+    return [_sequence(row_ids[:length], row[:length], decoding) for row_ids, row, length in rows]
 
 
-def _step(best: GreedyToken, ended: NDArray[np.bool_], pad_token_id: int, end_ids: NDArray[np.int64]) -> GreedyStep:
-    """What `best` means where some rows may have ended before."""
-    token_ids, log_probs = best.token_ids, best.log_probs
-    if ended.any():
-        token_ids = np.where(ended, pad_token_id, token_ids)
-        log_probs = np.where(ended, np.float32(0), log_probs)
+def _sequence(token_ids: list[int], log_probs: list[float], decoding: Decoding) -> Sequence:
+    has_end = token_ids[-1] in decoding.end_token_ids
+    return Sequence(tuple(token_ids[: -1 if has_end else None]), tuple(log_probs), sum(log_probs) / len(log_probs))
+
+
+def _step(
+    best: GreedyToken, rows: NDArray[np.int64], ended: NDArray[np.bool_], pad: int, end_ids: NDArray[np.int64]
+) -> GreedyStep:
+    """What `best`, of `rows`, means for the whole batch, in which some rows may have ended before."""
+    token_ids = np.full(len(ended), pad, dtype=np.int64)
+    log_probs = np.zeros(len(ended), dtype=np.float32)
+    token_ids[rows], log_probs[rows] = best.token_ids, best.log_probs
+    token_ids[ended], log_probs[ended] = pad, 0
     return GreedyStep(token_ids, log_probs, ended | (token_ids == end_ids).any(axis=0))
 
 
-def _best(logits: NDArray[np.float32], scores: Scores) -> GreedyToken:
-    """The tokens of the best scores, with the model's own log-probabilities."""
-    token_ids = scores.argmax(axis=1)
-    return GreedyToken(token_ids, np.take_along_axis(log_softmax(logits), token_ids[:, None], axis=1)[:, 0])
+def _of_rows(tensors: Mapping[str, Tensor], kept: NDArray[np.bool_]) -> dict[str, Tensor]:
+    return {name: tensor[kept] for name, tensor in tensors.items()}

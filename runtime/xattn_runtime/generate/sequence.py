@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ class Sequence:
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float
+
+    def after(self, prefix_ids: tuple[int, ...]) -> Sequence:
+        """The same with ids before its own, which say nothing of how probable it is."""
+        return replace(self, token_ids=prefix_ids + self.token_ids) if prefix_ids else self
 
 
 def sequences_of(

@@ -92,6 +92,19 @@ class TextCodec:
             )
         return encoded.ids
 
+    def encode_prefix(self, prefix: str) -> tuple[int, ...]:
+        """Token ids of the text that a caption is to begin with; UserError as `encode_prompt`."""
+        text = _checked("prefix", prefix, UserError)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        barred = (self._spec.unknown_token_id, self._image_token_id)
+        ids = zip(encoding.ids, encoding.offsets, strict=True)
+        if unknown := [text[a:b] for token_id, (a, b) in ids if token_id in barred]:
+            raise UserError(
+                f"prefix: expected words that this model knows, found {show(unknown[0])}; "
+                f"it knows words like {', '.join(self._known_words())}"
+            )
+        return tuple(encoding.ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens and surrounding blanks left out."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

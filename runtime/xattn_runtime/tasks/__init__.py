@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 
 from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.session import SessionSettings
-from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming
+from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming, ScoredText
 from xattn_runtime.tasks.encoding import EncodedImage
 from xattn_runtime.tasks.index import PictureIndex, look_at_folder, open_index, update_index
 from xattn_runtime.tasks.retrieval import Classification, Match, RetrievalTask
 from xattn_runtime.tasks.search import search_index
 from xattn_runtime.tasks.sentiment import Sentiment, SentimentTask
+from xattn_runtime.tasks.streaming import StreamedToken
 from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
 
 __all__ = [
@@ -22,12 +24,15 @@ __all__ = [
     "CaptionTask",
     "CaptionTiming",
     "Classification",
+    "DecodingOptions",
     "EncodedImage",
     "Match",
     "PictureIndex",
     "RetrievalTask",
+    "ScoredText",
     "Sentiment",
     "SentimentTask",
+    "StreamedToken",
     "VqaTask",
     "load",
     "look_at_folder",

@@ -6,35 +6,41 @@ It joins preprocessing, image encoder, decoding and tokenizer of one bundle; it 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
-from xattn_runtime.errors import BundleError
+from xattn_runtime.errors import BundleError, ImageError, UserError
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
+from xattn_runtime.generate.options import DecodingOptions, Stop
+from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings, Tensor
+from xattn_runtime.tasks.ahead import prepared_ahead
+from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
     ImageEncoder,
+    PreparedImage,
     concatenate,
     milliseconds_since,
     session_settings,
 )
 from xattn_runtime.tasks.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.reading import open_reader
+from xattn_runtime.tasks.streaming import StreamedToken, TextStream, before_stop
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Caption", "CaptionTask", "CaptionTiming"]
+__all__ = ["Caption", "CaptionTask", "CaptionTiming", "ScoredText"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +54,29 @@ class CaptionTiming:
 
 
 @dataclass(frozen=True)
+class ScoredText:
+    """One of several texts. `score` as in `Caption`; `search_score` is what the search ordered them by."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    search_score: float
+
+
+@dataclass(frozen=True)
 class Caption:
     """A caption. `score` is the mean natural log-probability a generated token, the end token included.
 
-    It is the model's own, whatever the bundle's settings add to or take from the scores that decoding goes by.
+    It is the model's own, whatever the settings add to or take from the scores that decoding goes by. `token_ids` begin
+    with those of a prefix, which is not counted in the score. `n_best` are this and the next best, or the draws, where
+    several were asked for.
     """
 
     text: str
     token_ids: tuple[int, ...]
     score: float
     timing_ms: CaptionTiming
+    n_best: tuple[ScoredText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +85,12 @@ class _Asked:
 
     decoding: Decoding
     read_ids: tuple[int, ...]
+    prefix_ids: tuple[int, ...]
+    stop: Stop | None
 
 
-class CaptionTask:
-    """A captioning bundle, loaded. Safe to call from one thread at a time."""
+class CaptionTask(Closable):
+    """A captioning bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.
@@ -95,90 +116,192 @@ class CaptionTask:
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as they are computed."""
-        asked = self._asked(encoded.grid, None, None, max_new_tokens)
+        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
         return greedy_steps(self._generator.decoder, self._context(encoded.tensors, asked), asked.decoding)
 
+    def stream(
+        self, image: ImageInput | EncodedImage, prompt: str | None = None, options: DecodingOptions | None = None
+    ) -> Iterator[StreamedToken]:
+        """The tokens of a caption, each as soon as it is computed; their texts together are the caption's.
+
+        They are the best, or drawn where `options` say so. Leaving off in the midst costs nothing.
+        Raises as `caption` does, before the first token; UserError also for beams, and for several texts.
+        """
+        options = options or DecodingOptions()
+        for name, value in (("beams", options.beams or 1), ("n_best", options.n_best)):
+            if value > 1:
+                raise UserError(f"{name}: expected 1, as what is streamed cannot be taken back, found {value}")
+        options = options.with_shortcuts(1, None)
+        asked = self._asked(WHOLE, prompt, options)
+        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        if encoded.grid != WHOLE:
+            asked = self._asked(encoded.grid, prompt, options)
+        return self._streamed(encoded, asked, options)
+
+    def _streamed(self, encoded: EncodedImage, asked: _Asked, options: DecodingOptions) -> Iterator[StreamedToken]:
+        sampler = None if options.sampling is None else Sampler(options.sampling, 1)
+        context = self._context(encoded.tensors, asked)
+        text = TextStream(
+            lambda ids: self._codec.decode((*asked.prefix_ids, *ids)), asked.decoding.end_token_ids, options.stop
+        )
+        most = asked.decoding.max_new_tokens
+        steps = greedy_steps(self._generator.decoder, context, asked.decoding, sampler, asked.stop)
+        for number, step in enumerate(steps, 1):
+            last = bool(step.ended[0]) or number == most
+            yield text.add(int(step.token_ids[0]), float(step.log_probs[0]), last=last)
+
+    @overload
     def caption(
         self,
         image: ImageInput | EncodedImage,
         prompt: str | None = None,
         beams: int | None = None,
         max_new_tokens: int | None = None,
-    ) -> Caption:
-        """The caption of one image; what is not given is as the bundle says.
+        options: DecodingOptions | None = None,
+    ) -> Caption: ...
+
+    @overload
+    def caption(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        options: DecodingOptions | None = None,
+    ) -> list[Caption]: ...
+
+    def caption(
+        self,
+        image: Any,
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        options: DecodingOptions | None = None,
+    ) -> Caption | list[Caption]:
+        """The caption of one image, or those of a list of images; what is not given is as the bundle says.
 
         prompt: text that the caption goes on from, or that says what is asked for; it is not part of the caption.
         beams: sequences searched at once; 1 is greedy decoding.
         max_new_tokens: end token included; at most what the model has positions for.
-        Raises ImageError, or UserError for a prompt that cannot be used or a number out of range.
+        options: these two and everything else that can be asked of decoding.
+        Raises ImageError, or UserError for a prompt that cannot be used, a number out of range, or options that
+        contradict each other. Of a list nothing is captioned where one image cannot be used: see `caption_each`.
         """
-        # What is wrong with them shows before the image is encoded.
-        asked = self._asked(WHOLE, prompt, beams, max_new_tokens)
+        if isinstance(image, list | tuple):
+            return self.caption_batch(image, prompt, beams, max_new_tokens, options)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
+        options = (options or DecodingOptions()).with_shortcuts(beams, max_new_tokens)
+        self._asked(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
-        if encoded.grid != WHOLE:
-            asked = self._asked(encoded.grid, prompt, beams, max_new_tokens)
-        sequence = self._generator.generate(self._context(encoded.tensors, asked), asked.decoding)[0]
-        text = self._codec.decode(sequence.token_ids)
+        best, text = self._generate([encoded], prompt, options)[0]
         timing = CaptionTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
             encode=0.0 if known else encoded.encode_ms,
             decode=milliseconds_since(decode_began),
             total=milliseconds_since(began),
         )
-        return _caption(text, sequence, timing)
+        return _caption(best, text, timing)
 
     def caption_batch(
         self,
-        images: Sequence[ImageInput],
+        images: Sequence[ImageInput | EncodedImage],
         prompt: str | None = None,
         beams: int | None = None,
         max_new_tokens: int | None = None,
+        options: DecodingOptions | None = None,
     ) -> list[Caption]:
         """The captions of several images, decoded together; each one's times are its share of the whole."""
+        options = (options or DecodingOptions()).with_shortcuts(beams, max_new_tokens)
+        self._asked(WHOLE, prompt, options)
         if not images:
             return []
-        self._asked(WHOLE, prompt, beams, max_new_tokens)
-        encoded = list(self._encoder.encode_many(images))
+        new = self._encoder.encode_many([image for image in images if not isinstance(image, EncodedImage)])
+        encoded = [image if isinstance(image, EncodedImage) else next(new) for image in images]
+        known = [isinstance(image, EncodedImage) for image in images]
+        return self._caption_encoded(encoded, known, prompt, options)
+
+    def caption_each(
+        self,
+        images: Iterable[ImageInput],
+        prompt: str | None = None,
+        options: DecodingOptions | None = None,
+        batch: int = 8,
+    ) -> Iterator[Caption | ImageError]:
+        """For every image, in order, its caption, or why it cannot be used; the others go on.
+
+        The next images are opened in other threads while the model is at work on `batch` of them.
+        Raises UserError as `caption` does, before the first image is opened.
+        """
+        options = options or DecodingOptions()
+        self._asked(WHOLE, prompt, options)
+        if batch < 1:
+            raise UserError(f"batch: expected at least 1, found {batch}")
+        return self._caption_ahead(images, prompt, options, batch)
+
+    def _caption_ahead(
+        self, images: Iterable[ImageInput], prompt: str | None, options: DecodingOptions, batch: int
+    ) -> Iterator[Caption | ImageError]:
+        for part in prepared_ahead(self._encoder, images, batch):
+            encoded = list(self._encoder.encode_prepared([one for one in part if isinstance(one, PreparedImage)]))
+            captions = iter(self._caption_encoded(encoded, [False] * len(encoded), prompt, options))
+            yield from (one if isinstance(one, ImageError) else next(captions) for one in part)
+
+    def _caption_encoded(
+        self, encoded: Sequence[EncodedImage], known: Sequence[bool], prompt: str | None, options: DecodingOptions
+    ) -> list[Caption]:
+        """Captions of a batch; `known`: whether an image was encoded before the call."""
+        if not encoded:
+            return []
         began = time.perf_counter()
-        sequences = self._generate(encoded, prompt, beams, max_new_tokens)
-        texts = [self._codec.decode(sequence.token_ids) for sequence in sequences]
-        decode_ms = milliseconds_since(began) / len(images)
-        return [
-            _caption(
-                text,
-                sequence,
-                CaptionTiming(
-                    one.preprocess_ms, one.encode_ms, decode_ms, one.preprocess_ms + one.encode_ms + decode_ms
-                ),
-            )
-            for text, sequence, one in zip(texts, sequences, encoded, strict=True)
-        ]
+        found = self._generate(encoded, prompt, options)
+        decode_ms = milliseconds_since(began) / len(encoded)
+        captions = []
+        for (best, texts), one, before in zip(found, encoded, known, strict=True):
+            spent = (0.0, 0.0) if before else (one.preprocess_ms, one.encode_ms)
+            captions.append(_caption(best, texts, CaptionTiming(*spent, decode_ms, sum(spent) + decode_ms)))
+        return captions
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        asked = self._asked(encoded.grid, None, None, None)
+        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1))
         context = self._context(encoded.tensors, asked)
         return self._generator.forced_logits(context, asked.decoding.prompt_token_ids, token_ids)
 
     def _generate(
-        self, encoded: Sequence[EncodedImage], prompt: str | None, beams: int | None, max_new_tokens: int | None
-    ) -> list[TokenSequence]:
-        """What is generated for every image; those that are cut alike, and so have the same prompt, in one run."""
-        found: dict[int, TokenSequence] = {}
+        self, encoded: Sequence[EncodedImage], prompt: str | None, options: DecodingOptions
+    ) -> list[tuple[tuple[TokenSequence, ...], tuple[str, ...]]]:
+        """What is generated for every image, and as text; those that are cut alike, with the same prompt, in one run.
+
+        Ids begin with those of the prefix.
+        """
+        found: dict[int, tuple[TokenSequence, ...]] = {}
         for grid in dict.fromkeys(one.grid for one in encoded):
             rows = [row for row, one in enumerate(encoded) if one.grid == grid]
-            asked = self._asked(grid, prompt, beams, max_new_tokens)
+            asked = self._asked(grid, prompt, options)
             context = self._context(concatenate([encoded[row] for row in rows]), asked)
-            found |= zip(rows, self._generator.generate(context, asked.decoding), strict=True)
-        return [found[row] for row in range(len(encoded))]
+            best = self._generator.generate_best(context, asked.decoding, options.sampling, asked.stop, options.n_best)
+            found |= zip(rows, (tuple(one.after(asked.prefix_ids) for one in each) for each in best), strict=True)
+        return [(found[row], tuple(self._text(one, options) for one in found[row])) for row in range(len(encoded))]
 
-    def _asked(self, grid: Grid, prompt: str | None, beams: int | None, max_new_tokens: int | None) -> _Asked:
+    def _text(self, sequence: TokenSequence, options: DecodingOptions) -> str:
+        return before_stop(self._codec.decode(sequence.token_ids), options.stop)
+
+    def _asked(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _Asked:
         ids = self._codec.encode_prompt(prompt, grid)
+        prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
         read, fed = ((), ids) if self._reader is None else (ids, ())
-        return _Asked(self._decoding.asked(prompt_ids=fed, beams=beams, max_new_tokens=max_new_tokens), read)
+        decoding = options.asked(self._decoding, (*fed, *prefix))
+        stop: Stop | None = None
+        if options.stop:
+            words = options.stop
+
+            def stop(ids: Sequence[int]) -> bool:
+                text = self._codec.decode((*prefix, *ids))
+                return any(word in text for word in words)
+
+        return _Asked(decoding, read, prefix, stop)
 
     def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:
         """What the decoder attends to, for all `images` of a batch."""
@@ -188,5 +311,9 @@ class CaptionTask:
         return self._reader.read(images, [asked.read_ids] * batch)
 
 
-def _caption(text: str, sequence: TokenSequence, timing: CaptionTiming) -> Caption:
-    return Caption(text, sequence.token_ids, sum(sequence.log_probs) / len(sequence.log_probs), timing)
+def _caption(best: Sequence[TokenSequence], texts: Sequence[str], timing: CaptionTiming) -> Caption:
+    found = tuple(
+        ScoredText(text, one.token_ids, sum(one.log_probs) / len(one.log_probs), one.score)
+        for text, one in zip(texts, best, strict=True)
+    )
+    return Caption(found[0].text, found[0].token_ids, found[0].score, timing, found if len(found) > 1 else ())

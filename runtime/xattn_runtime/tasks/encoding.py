@@ -5,17 +5,18 @@ It knows pictures and what the image encoder gives for them; it does not know wh
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import key_value_names, layers_of
-from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.errors import BundleError, ImageError, ProviderError
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EncodedImage",
     "ImageEncoder",
+    "PreparedImage",
     "check_key_values",
     "concatenate",
     "milliseconds_since",
@@ -62,6 +64,14 @@ class EncodedImage:
     grid: Grid = WHOLE
 
 
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image before the image encoder: its inputs, `[…]` without an axis for the batch, or its tiles."""
+
+    found: Any
+    preprocess_ms: float
+
+
 class ImageEncoder:
     """Pictures to `EncodedImage`s."""
 
@@ -81,6 +91,8 @@ class ImageEncoder:
             shapes = {name: ("batch", "regions", width) for name, (_, width) in regions.arrays.items()}
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
+        if self._tiles is not None:
+            self._batch = 1  # of several pictures in tiles the pixels alone would take gigabytes
         if any(shape[0] == 1 for shape in self.session.input_shapes.values()):
             self._batch = 1  # made for devices on which every axis has a size
         self._check_inputs(shapes)
@@ -91,35 +103,54 @@ class ImageEncoder:
         return next(self.encode_many([image]))
 
     def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
-        """The images in order, several a run; the times are each image's share of its run."""
+        """The images in order, several a run; the times are each image's share of its run.
+
+        ImageError where one cannot be used, before any of its run is encoded; it says which of several that is.
+        """
+        for start in range(0, len(images), self._batch):
+            prepared = []
+            for number, image in enumerate(images[start : start + self._batch], start + 1):
+                try:
+                    prepared.append(self.prepare(image))
+                except ImageError as error:
+                    if len(images) == 1 or isinstance(image, str | os.PathLike):
+                        raise  # it is told apart
+                    raise ImageError(f"image {number} of {len(images)}: {error}") from error
+            yield from self.encode_prepared(prepared)
+
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """The image as the graph takes it; safe beside other calls, and of use in a thread of its own.
+
+        ImageError where it cannot be used.
+        """
+        began = time.perf_counter()
+        found = self._prepare(image) if self._tiles is None else self._tiles(image)
+        return PreparedImage(found, milliseconds_since(began))
+
+    def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
+        """What `prepare` gave, encoded as `encode_many` does."""
         if self._tiles is not None:
-            yield from (self._encode_tiles(self._tiles, image) for image in images)
+            yield from (self._encode_tiles(image.found, image.preprocess_ms) for image in images)
             return
         for start in range(0, len(images), self._batch):
             yield from self._encode_batch(images[start : start + self._batch])
 
-    def _encode_batch(self, images: Sequence[ImageInput]) -> list[EncodedImage]:
+    def _encode_batch(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         began = time.perf_counter()
-        prepared = [self._prepare(image) for image in images]
-        inputs = {name: np.stack([one[name] for one in prepared]) for name in prepared[0]}
-        preprocess_ms = milliseconds_since(began)
-        began = time.perf_counter()
+        inputs = {name: np.stack([image.found[name] for image in images]) for name in images[0].found}
         tensors = self.session.run(self._outputs, inputs)
         encode_ms = milliseconds_since(began)
         return [
             EncodedImage(
                 {name: tensor[row : row + 1] for name, tensor in zip(self._outputs, tensors, strict=True)},
-                preprocess_ms / len(images),
+                image.preprocess_ms,
                 encode_ms / len(images),
             )
-            for row in range(len(images))
+            for row, image in enumerate(images)
         ]
 
-    def _encode_tiles(self, tiles_of: Callable[[ImageInput], Tiles], image: ImageInput) -> EncodedImage:
+    def _encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
         """One image in tiles, a few a run, whose image tokens stand one after the other."""
-        began = time.perf_counter()
-        tiles = tiles_of(image)
-        preprocess_ms = milliseconds_since(began)
         began = time.perf_counter()
         starts = range(0, len(tiles.pixels), _TILES_OF_A_RUN)
         runs = [

@@ -5,6 +5,7 @@ For captioning and for answers that are generated alike.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +15,8 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.loop import GreedyLoop
-from xattn_runtime.generate.search import generate
+from xattn_runtime.generate.options import Sampling, Stop
+from xattn_runtime.generate.search import generate_best
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
@@ -55,6 +57,7 @@ class TextGenerator:
         self._settings = settings
         self._giver = giver
         self._decoding = decoding
+        self._loading = threading.Lock()
         self._check(session)
         has_loop = session.role == _LOOP
         self._loop = GreedyLoop(session) if has_loop else None
@@ -63,17 +66,29 @@ class TextGenerator:
     @property
     def decoder(self) -> DecoderStep:
         """The decoder, a step at a time."""
-        if self._decoder is None:
-            session = open_session(self._bundle, "decoder", self._settings)
-            self._check(session)
-            self._decoder = self._step(session)
-        return self._decoder
+        with self._loading:
+            if self._decoder is None:
+                session = open_session(self._bundle, "decoder", self._settings)
+                self._check(session)
+                self._decoder = self._step(session)
+            return self._decoder
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
         """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.asked`."""
-        if self._loop is not None and decoding.is_plain:
-            return self._loop.generate(context, decoding)
-        return generate(self.decoder, context, decoding)
+        return [best[0] for best in self.generate_best(context, decoding)]
+
+    def generate_best(
+        self,
+        context: Mapping[str, Tensor],
+        decoding: Decoding,
+        sampling: Sampling | None = None,
+        stop: Stop | None = None,
+        n_best: int = 1,
+    ) -> list[tuple[TokenSequence, ...]]:
+        """The same with tokens that are drawn, words to stop at, and the `n_best` sequences of every row."""
+        if self._loop is not None and decoding.is_plain and sampling is None and stop is None:
+            return [(sequence,) for sequence in self._loop.generate(context, decoding)]
+        return generate_best(self.decoder, context, decoding, sampling, stop, n_best)
 
     def forced_logits(
         self, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]

@@ -19,6 +19,7 @@ from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.manifest import Similarity
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, padded, session_settings
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ def _seen(image: EncodedImage) -> dict[str, Tensor]:
     return {name: image.tensors[name] for name in ("image_tokens", "image_mask")}
 
 
-class RetrievalTask:
-    """A retrieval bundle, loaded. Safe to call from one thread at a time."""
+class RetrievalTask(Closable):
+    """A retrieval bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graphs of `bundle`; `threads` within an operator, by default the cores, at most 4.

@@ -22,6 +22,7 @@ from xattn_runtime.preprocess.speech import AudioInput, MelSpec, log_mel, read_a
 from xattn_runtime.preprocess.steps import Step
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.session import SessionSettings, Tensor, open_session
+from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import milliseconds_since, padded, session_settings
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ class SampleReader:
         return {"frame_values": values[None], "frame_mask": np.full((1, len(values)), there, dtype=np.int64)}
 
 
-class SentimentTask:
-    """A sentiment bundle, loaded. Safe to call from one thread at a time."""
+class SentimentTask(Closable):
+    """A sentiment bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
         """Load the graph of `bundle`; `threads` within an operator, by default the cores, at most 4.

@@ -21,6 +21,7 @@ from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Writer
+from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, session_settings
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Answer:
     token_ids: tuple[int, ...] = ()
 
 
-class VqaTask:
-    """A visual question answering bundle, loaded. Safe to call from one thread at a time.
+class VqaTask(Closable):
+    """A visual question answering bundle, loaded. Calls from several threads at once are safe, and run side by side.
 
     `labels` are the answers that it chooses among; None where it generates them.
     """

@@ -1,0 +1,141 @@
+"""What a caller asks of decoding beyond what the bundle says, checked as a whole before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from xattn_runtime._reading import show
+from xattn_runtime.errors import UserError
+from xattn_runtime.generate.settings import Decoding, EarlyStopping
+
+__all__ = ["MOST_SAMPLES", "DecodingOptions", "Sampling", "Stop"]
+
+Stop = Callable[[Sequence[int]], bool]
+"""Whether generated token ids, prompt not counted, say enough."""
+
+MOST_SAMPLES = 64
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
+_OF_BEAMS = ("length_penalty", "early_stopping")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: the scores over `temperature`, of them what passes all three limits.
+
+    top_k: only so many of the best; 0 takes all. top_p: only the fewest best that have this probability together.
+    min_p: none below this share of the best one's probability. seed: the same tokens every time; None, others.
+    Order and meaning are those of Transformers' warpers in logits_process.py.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """What one call changes; None leaves it as the bundle says. See `Decoding` and `Sampling` for what each is.
+
+    With any of temperature, top_k, top_p, min_p and seed tokens are drawn, else the best are sought.
+    n_best: how many sequences are told: of a beam search at most its beams, of sampling so many draws.
+    stop: the text ends before the first of these, and with it decoding.
+    prefix: what the text begins with, as if the model had said it.
+    """
+
+    beams: int | None = None
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    n_best: int = 1
+    stop: tuple[str, ...] = ()
+    prefix: str | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the options that ask for something."""
+        return tuple(field.name for field in fields(self) if getattr(self, field.name) != field.default)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How tokens are drawn; None where none are."""
+        asked = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
+        return Sampling(**asked) if asked else None
+
+    def with_shortcuts(self, beams: int | None, max_new_tokens: int | None) -> DecodingOptions:
+        """These and two that calls take by themselves as well; UserError where both are given and differ."""
+        given = {"beams": beams, "max_new_tokens": max_new_tokens}
+        for name, value in given.items():
+            known = getattr(self, name)
+            if value is not None and known is not None and known != value:
+                raise UserError(f"{name}: expected one number, found {show(value)} and, in the options, {show(known)}")
+        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **asked) if asked else self
+
+    def asked(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
+        """The settings of one call: `decoding`, a bundle's, as these options change it, with a prompt.
+
+        Raises UserError for a value out of range, a prompt that leaves no room, and options that contradict each other.
+        """
+        beams = 1 if self.sampling is not None else self.beams
+        found = self._checked(decoding).asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens)
+        if self.min_new_tokens is not None and self.min_new_tokens > found.max_new_tokens:
+            raise UserError(
+                f"min_new_tokens: expected at most {found.max_new_tokens}, the most there may be, found "
+                f"{self.min_new_tokens}"
+            )
+        return found
+
+    def _checked(self, decoding: Decoding) -> Decoding:
+        self._check_ranges()
+        draws = self.sampling is not None
+        if draws and self.beams is not None and self.beams > 1:
+            drawn = ", ".join(name for name in _SAMPLING if getattr(self, name) is not None)
+            raise UserError(f"beams: expected none beside {drawn}, which draw tokens, found {self.beams}; choose one")
+        beams = self.beams if self.beams is not None else 1 if draws else decoding.beams
+        for name in _OF_BEAMS:
+            if getattr(self, name) is not None and beams == 1:
+                raise UserError(f"{name}: expected 2 beams or more to choose among, found {beams}; ask for beams")
+        if not draws and self.n_best > max(1, beams):
+            raise UserError(
+                f"n_best: expected at most the {beams} of beams, found {show(self.n_best)}; ask for more beams, or for "
+                "a temperature"
+            )
+        names = ("min_new_tokens", *_OF_BEAMS, "repetition_penalty", "no_repeat_ngram_size")
+        changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(decoding, **changed, beams=1) if draws else replace(decoding, **changed)
+
+    def _check_ranges(self) -> None:
+        _check("min_new_tokens", self.min_new_tokens, "0 or more", lambda value: value >= 0)
+        _check("length_penalty", self.length_penalty, "a number", math.isfinite)
+        _check("repetition_penalty", self.repetition_penalty, "a number above 0", _above_zero)
+        _check("no_repeat_ngram_size", self.no_repeat_ngram_size, "0 or more", lambda value: value >= 0)
+        _check("temperature", self.temperature, "a number above 0; leave it out for the best tokens", _above_zero)
+        _check("top_k", self.top_k, "0, all tokens, or more", lambda value: value >= 0)
+        _check("top_p", self.top_p, "above 0, at most 1", lambda value: 0 < value <= 1)
+        _check("min_p", self.min_p, "0 to 1", lambda value: 0 <= value <= 1)
+        _check("seed", self.seed, "0 or more", lambda value: value >= 0)
+        _check("n_best", self.n_best, f"1 to {MOST_SAMPLES}", lambda value: 1 <= value <= MOST_SAMPLES)
+        if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
+            raise UserError(f"stop: expected texts that are not empty, found {show(self.stop)}")
+
+
+def _above_zero(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+def _check(name: str, value: float | None, expected: str, is_right: Callable[[float], bool]) -> None:
+    if value is not None and not is_right(value):
+        raise UserError(f"{name}: expected {expected}, found {show(value)}")
