@@ -127,9 +127,9 @@ def test_rows_with_a_long_prompt_run_a_few_at_a_time(captioner: CaptionTask, mon
     together = [caption.token_ids for caption in captioner.caption_batch(pictures)]
     batches, plain = [], search.greedy
 
-    def counting(decoder: Any, image: Any, decoding: Any) -> Any:
+    def counting(decoder: Any, image: Any, *others: Any) -> Any:
         batches.append(len(image["image_tokens"]))
-        return plain(decoder, image, decoding)
+        return plain(decoder, image, *others)
 
     monkeypatch.setattr(search, "greedy", counting)
     monkeypatch.setattr(search, "_MOST_PROMPT_TOKENS", 60)
