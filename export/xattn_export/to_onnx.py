@@ -25,6 +25,7 @@ from xattn_export.decompose import decompose_attention
 from xattn_export.external_weights import WeightStore, has_weights_outside, weights_file
 from xattn_export.families.base import Role, TensorSpec
 from xattn_export.generator import LOOPED
+from xattn_export.layer_names import name_by_layer
 from xattn_runtime._reading import one_line
 from xattn_runtime.contract import role_contract
 from xattn_runtime.errors import UserError, XattnError
@@ -111,6 +112,7 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
         weights.take_out(program.model, weights_file(f"{role.name}.onnx"), shared=role.name == LOOPED)
     model = program.model_proto
     _require_opset(model, role, written)
+    name_by_layer(model)
     if attention == "decomposed":
         model = decompose_attention(model, opset=opset)
     _clean(model, role)

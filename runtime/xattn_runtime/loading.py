@@ -20,7 +20,7 @@ from xattn_runtime.manifest import LOWEST_OPSET, Manifest
 from xattn_runtime.processor import sums_int8_exactly
 from xattn_runtime.providers import CPU, RequestedProvider, load_onnxruntime, register_plugin
 
-__all__ = ["LoadedGraph", "load_graph"]
+__all__ = ["LoadedGraph", "SessionTuning", "load_graph"]
 
 _SEVERITY_FATAL = 4
 # Keeps int8 products exact on every x86 processor, at half the speed on those that are exact without it.
@@ -34,6 +34,22 @@ _MOST_SHOWN = 300
 
 
 @dataclass(frozen=True)
+class SessionTuning:
+    """What ONNX Runtime is told of a session beyond its threads.
+
+    spinning: whether threads wait busily for the next operator of a run. arena: whether freed memory is kept for what
+    comes. trace: what the file of ONNX Runtime's own profile begins with, None for no profile.
+    """
+
+    spinning: bool = True
+    arena: bool = True
+    trace: Path | None = None
+
+
+_PLAIN = SessionTuning()
+
+
+@dataclass(frozen=True)
 class LoadedGraph:
     """ONNX Runtime's session, and how many nodes are on each provider: our name → count; None where not recorded."""
 
@@ -42,7 +58,13 @@ class LoadedGraph:
 
 
 def load_graph(
-    path: Path, manifest: Manifest, requested: RequestedProvider, threads: int, *, tell: bool = True
+    path: Path,
+    manifest: Manifest,
+    requested: RequestedProvider,
+    threads: int,
+    tuning: SessionTuning = _PLAIN,
+    *,
+    tell: bool = True,
 ) -> LoadedGraph:
     """Load the graph in `path` with at most `threads` within an operator; with `tell`, its placement is logged.
 
@@ -51,14 +73,14 @@ def load_graph(
         ProviderError: the provider refuses the graph, or a heavy node of it that the CPU may not have.
     """
     if requested.provider.name == CPU.name:
-        return LoadedGraph(_create_on_cpu(path, manifest, threads), None)
+        return LoadedGraph(_create_on_cpu(path, manifest, threads, tuning), None)
     try:
-        session = _create(path, manifest, requested, threads)
+        session = _create(path, manifest, requested, threads, tuning)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if not requested.fallback or isinstance(error, ProviderError):
             _refused(path, manifest, requested, error)
         _log(f"provider {requested.provider.name} refused all of {path.name}: {_shown(error)}", tell=tell)
-        session = _create_on_cpu(path, manifest, threads, {_RECORD: "1"})
+        session = _create_on_cpu(path, manifest, threads, tuning, {_RECORD: "1"})
         placement = _counted(_nodes(session), CPU.name)
     else:
         placement = _placement(path, manifest, requested, session)
@@ -67,9 +89,11 @@ def load_graph(
     return LoadedGraph(session, placement)
 
 
-def _create_on_cpu(path: Path, manifest: Manifest, threads: int, entries: Mapping[str, str] | None = None) -> Any:
+def _create_on_cpu(
+    path: Path, manifest: Manifest, threads: int, tuning: SessionTuning, entries: Mapping[str, str] | None = None
+) -> Any:
     onnxruntime = load_onnxruntime()
-    options = _options(onnxruntime, manifest, threads, entries or {})
+    options = _options(onnxruntime, manifest, threads, tuning, entries or {})
     try:
         return onnxruntime.InferenceSession(
             os.fspath(path), sess_options=options, providers=[CPU.onnxruntime_name], enable_fallback=0
@@ -81,13 +105,15 @@ def _create_on_cpu(path: Path, manifest: Manifest, threads: int, entries: Mappin
         ) from error
 
 
-def _create(path: Path, manifest: Manifest, requested: RequestedProvider, threads: int) -> Any:
+def _create(
+    path: Path, manifest: Manifest, requested: RequestedProvider, threads: int, tuning: SessionTuning
+) -> Any:
     onnxruntime, row = load_onnxruntime(), requested.provider
     records = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
     entries = {_RECORD: "1"} if records else {}
     if not records and not requested.fallback:
         entries[_REFUSE_CPU] = "1"
-    options = _options(onnxruntime, manifest, threads, entries)
+    options = _options(onnxruntime, manifest, threads, tuning, entries)
     if row.onnxruntime_name in onnxruntime.get_available_providers() and requested.library is None:
         providers = [(row.onnxruntime_name, dict(row.options))]
         return onnxruntime.InferenceSession(
@@ -100,15 +126,23 @@ def _create(path: Path, manifest: Manifest, requested: RequestedProvider, thread
     return onnxruntime.InferenceSession(os.fspath(path), sess_options=options, enable_fallback=0)
 
 
-def _options(onnxruntime: Any, manifest: Manifest, threads: int, entries: Mapping[str, str]) -> Any:
+def _options(
+    onnxruntime: Any, manifest: Manifest, threads: int, tuning: SessionTuning, entries: Mapping[str, str]
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     # What goes wrong comes back as an exception; nothing may be printed besides.
     options.log_severity_level = _SEVERITY_FATAL
+    options.enable_cpu_mem_arena = tuning.arena
+    if tuning.trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(tuning.trace)
     # Several sessions share this process: threads that spin after a run take the cores from the next session.
     entries = {**(manifest.session_options or {}), "session.force_spinning_stop": "1", **entries}
+    if not tuning.spinning:
+        entries["session.intra_op.allow_spinning"] = "0"
     if sums_int8_exactly():
         entries.pop(_WIDE_SUMS, None)
     for key, value in entries.items():

@@ -20,7 +20,7 @@ from xattn_runtime._reading import one_line, show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.errors import BundleError, ProviderError
-from xattn_runtime.loading import LoadedGraph, load_graph
+from xattn_runtime.loading import LoadedGraph, SessionTuning, load_graph
 from xattn_runtime.providers import Provider, RequestedProvider, load_onnxruntime
 
 __all__ = [
@@ -90,7 +90,8 @@ class SessionSettings:
     """What every session of a bundle shares.
 
     provider: a row of the table. threads: the most within an operator. fallback: whether the CPU may run what the
-    provider refuses. library: the plugin that brings the provider. engine: what runs the graphs in its place.
+    provider refuses. library: the plugin that brings the provider. engine: what runs the graphs in its place. tuning:
+    what ONNX Runtime is told beyond that.
     """
 
     provider: Provider
@@ -98,6 +99,7 @@ class SessionSettings:
     fallback: bool = False
     library: Path | None = None
     engine: Engine | None = None
+    tuning: SessionTuning = field(default_factory=SessionTuning)
 
     @property
     def requested(self) -> RequestedProvider:
@@ -152,6 +154,13 @@ class GraphSession:
     settings: SessionSettings
     _held: _Held = field(repr=False)
     placement: Mapping[str, int] | None = None
+
+    def end_trace(self) -> Path | None:
+        """End ONNX Runtime's own profile, and where it lies; None where none was asked for."""
+        if self.settings.tuning.trace is None or self.settings.engine is not None:
+            return None
+        graph: Any = self._held.ready()
+        return Path(graph.end_profiling())
 
     @property
     def memory(self) -> str | None:
@@ -215,7 +224,7 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
         graph = None if settings.engine is None else settings.engine.open(path, role)
         if graph is not None:
             return LoadedGraph(graph, None)
-        return load_graph(path, bundle.manifest, settings.requested, threads, tell=tell)
+        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning, tell=tell)
 
     loaded = load(tell=True)
     inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}

@@ -78,8 +78,8 @@ def integer_product(
     weight, weight_scale, weight_zero = factor
     total, as_float, product = f"{stem}_sum", f"{stem}_float", f"{stem}_scale"
     return [
-        helper.make_node("MatMulInteger", [values, weight, zero, weight_zero], [total], name=total),
-        helper.make_node("Cast", [total], [as_float], name=as_float, to=TensorProto.FLOAT),
-        helper.make_node("Mul", [scale, weight_scale], [product], name=product),
+        helper.make_node("MatMulInteger", [values, weight, zero, weight_zero], [total], name=f"{name}_sum"),
+        helper.make_node("Cast", [total], [as_float], name=f"{name}_float", to=TensorProto.FLOAT),
+        helper.make_node("Mul", [scale, weight_scale], [product], name=f"{name}_scale"),
         helper.make_node("Mul", [as_float, product], [output], name=name),
     ]
