@@ -105,9 +105,7 @@ def _create_on_cpu(
         ) from error
 
 
-def _create(
-    path: Path, manifest: Manifest, requested: RequestedProvider, threads: int, tuning: SessionTuning
-) -> Any:
+def _create(path: Path, manifest: Manifest, requested: RequestedProvider, threads: int, tuning: SessionTuning) -> Any:
     onnxruntime, row = load_onnxruntime(), requested.provider
     records = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
     entries = {_RECORD: "1"} if records else {}

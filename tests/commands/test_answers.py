@@ -135,5 +135,5 @@ def test_profile_as_a_table(invoke, vqa_bundle):
 
 def test_data_list(invoke):
     names = [entry["name"] for entry in json.loads(invoke("data", "list", "--json").stdout)["data_sets"]]
-    assert names == ["easy-vqa", "emoji"]
+    assert names == ["easy-vqa", "emoji", "sentiment"]
     assert [line.split()[0] for line in invoke("data", "list").stdout.splitlines()] == ["name", *names]

@@ -66,6 +66,8 @@ def test_every_component_has_the_mode_asked_for(mixed):
         "image_encoder": "int8",
         "decoder": "int4",
         "generator": "int4",
+        "whole": "int4",
+        "whole_text": "int4",
     }
     assert manifest.session_options == {
         "session.x64quantprecision": "1",
@@ -76,6 +78,8 @@ def test_every_component_has_the_mode_asked_for(mixed):
         "image_encoder": "int8",
         "decoder": "int4",
         "generator": "int4",
+        "whole": "int4",
+        "whole_text": "int4",
     }
     assert graphs["decoder"]["domains"] == ["ai.onnx"]
     assert report["graphs"]["decoder"]["int4_products"] == graphs["decoder"]["operators"]["DequantizeLinear"] > 0

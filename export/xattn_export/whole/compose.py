@@ -20,6 +20,9 @@ from xattn_runtime.manifest import Decoding, Manifest
 __all__ = ["Composition", "compose", "new_composition"]
 
 
+_LONGEST_PREFIX = 2**20
+
+
 @dataclass
 class Composition:
     """A graph in the making, on which `text.py` may go on.
@@ -144,9 +147,10 @@ def _generate(
             fed[tensor.name] = image[tensor.name]
         elif tensor.name in prefix:
             heads, width = (tensor.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
-            fed[tensor.name] = image.get(prefix[tensor.name]) or _empty(
-                writer, batch, heads, width, tensor.type.tensor_type.elem_type
-            )
+            if begun := image.get(prefix[tensor.name]):
+                fed[tensor.name] = _of_any_length(writer, begun, batch)
+            else:
+                fed[tensor.name] = _empty(writer, batch, heads, width, tensor.type.tensor_type.elem_type)
     found = _joined(composition, graph, "decode", fed)
     for name, element in (("token_ids", TensorProto.INT64), ("log_probs", TensorProto.FLOAT)):
         writer.publish(found[name], name)
@@ -168,6 +172,16 @@ def _tiled(writer: Writer, token_ids: tuple[int, ...], batch: str) -> str:
     """`token_ids` in every row, int64 `[batch, length]`."""
     row = writer.constants.integers(np.array([token_ids], np.int64))
     return writer.op("Expand", row, writer.op("Concat", batch, writer.constants.integers([len(token_ids)]), axis=0))
+
+
+def _of_any_length(writer: Writer, cache: str, batch: str) -> str:
+    """`cache`, `[batch, heads, length, width]`, all of it, by a slice whose end is known only at run time.
+
+    It grows in the loop. OpenVINO takes a length that is known when the graph is loaded to be that of every turn.
+    """
+    integers = writer.constants.integers
+    end = writer.op("Add", batch, integers([_LONGEST_PREFIX]))
+    return writer.op("Slice", cache, integers([0]), end, integers([2]))
 
 
 def _empty(writer: Writer, batch: str, heads: int, width: int, element: int) -> str:

@@ -139,7 +139,7 @@ def test_what_the_bundles_say(blip):
         open_bundle(blip(name)[1]).manifest for name in ("captions", "answers", "embeddings")
     )
     assert [manifest.task for manifest in (captions, answers, embeddings)] == ["caption", "vqa", "retrieval"]
-    assert list(answers.graphs) == ["image_encoder", "text_encoder", "decoder", "generator"]
+    assert list(answers.graphs) == ["image_encoder", "text_encoder", "decoder", "generator", "whole"]
     assert (captions.name, captions.license, captions.provenance.source) == ("captions", "NOASSERTION", "captions")
     assert captions.decoding == answers.decoding
     assert captions.decoding is not None
