@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from xattn_export.exporter import ExportReport, export_checkpoint
     from xattn_export.inspect import InspectReport, inspect_path
     from xattn_export.quantize import QuantizeOptions, QuantizeReport, quantize_bundle
-    from xattn_export.record import record_evaluation
+    from xattn_export.record import record_calibration, record_evaluation
 
 __all__ = [
     "ExportReport",
@@ -26,6 +26,7 @@ __all__ = [
     "export_checkpoint",
     "inspect_path",
     "quantize_bundle",
+    "record_calibration",
     "record_evaluation",
 ]
 
@@ -37,6 +38,7 @@ _MODULES = {
     "export_checkpoint": "exporter",
     "inspect_path": "inspect",
     "quantize_bundle": "quantize",
+    "record_calibration": "record",
     "record_evaluation": "record",
 }
 

@@ -12,8 +12,10 @@ from typing import Any
 from xattn_export.bundle_writer import manifest_document, not_written
 from xattn_export.provenance import created_utc
 from xattn_runtime.bundle import MANIFEST_FILE, open_bundle
+from xattn_runtime.calibration import Calibration
+from xattn_runtime.manifest import Manifest
 
-__all__ = ["record_evaluation"]
+__all__ = ["record_calibration", "record_evaluation"]
 
 _SAME = ("data", "split", "provider")
 
@@ -28,11 +30,20 @@ def record_evaluation(bundle: Path, record: Mapping[str, Any]) -> None:
     manifest = open_bundle(bundle).manifest
     others = [old for old in manifest.evaluation if any(old.get(key) != record.get(key) for key in _SAME)]
     evaluation = (*others, {**record, "evaluated_utc": created_utc()})
+    _rewrite(bundle, replace(manifest, evaluation=evaluation))
+
+
+def record_calibration(bundle: Path, calibration: Calibration) -> None:
+    """Make `calibration` the manifest's. Raises as `record_evaluation`."""
+    _rewrite(bundle, replace(open_bundle(bundle).manifest, calibration=calibration))
+
+
+def _rewrite(bundle: Path, manifest: Manifest) -> None:
     target = bundle / MANIFEST_FILE
     temporary = bundle.with_name(f".{bundle.name}.{os.getpid()}-{secrets.token_hex(4)}.manifest.partial")
     try:
         with temporary.open("wb") as stream:
-            stream.write(manifest_document(replace(manifest, evaluation=evaluation)))
+            stream.write(manifest_document(manifest))
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)

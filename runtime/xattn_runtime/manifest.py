@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 from xattn_runtime._reading import ObjectReader, show, unsafe_path_reason
+from xattn_runtime.calibration import Calibration, read_calibration
 from xattn_runtime.errors import BundleError
 from xattn_runtime.generate.settings import Decoding, read_decoding
 from xattn_runtime.preprocess.regions import RegionSpec, read_region_spec
@@ -26,6 +27,7 @@ __all__ = [
     "TASK_ROLES",
     "WHOLE_ROLES",
     "Attention",
+    "Calibration",
     "Decoding",
     "FileEntry",
     "Golden",
@@ -170,6 +172,7 @@ class Manifest:
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
     absent: Mapping[str, str] | None = None
+    calibration: Calibration | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,11 +194,13 @@ class Manifest:
             out["labels"] = list(self.labels)
         if self.similarity is not None:
             out["similarity"] = asdict(self.similarity)
+        if self.calibration is not None:
+            out["calibration"] = dict(self.calibration.to_dict())
         if self.absent:
             out["absent"] = dict(self.absent)
         out |= {
             "session_options": dict(self.session_options or {}),
-            "provenance": _without_none(asdict(self.provenance)),
+            "provenance": _plain(asdict(self.provenance)),
         }
         if self.quantization is not None:
             out["quantization"] = dict(self.quantization)
@@ -203,7 +208,7 @@ class Manifest:
             "evaluation": [dict(record) for record in self.evaluation],
             "golden": {
                 "relative_rms": self.golden.relative_rms,
-                "cases": [_lists(_without_none(asdict(case))) for case in self.golden.cases],
+                "cases": [_plain(asdict(case)) for case in self.golden.cases],
             },
             "files": {path: asdict(entry) for path, entry in self.files.items()},
         }
@@ -240,9 +245,13 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         graphs=graphs,
         image_steps=() if takes_regions else parse_steps(preprocessing.children("image"), file),
         tokenizer=tokenizer,
-        decoding=_decoding(root.child("decoding"), tokenizer) if "decoder" in graphs else None,
+        # Where the image stands in the text, there always is a prompt.
+        decoding=read_decoding(root.child("decoding"), needs_prompt=tokenizer.image_layout is None)
+        if "decoder" in graphs
+        else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
         similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
+        calibration=read_calibration(root.child("calibration")) if "calibration" in root else None,
         speech=read_mel_spec(preprocessing.child("speech")) if task == "sentiment" else None,
         longest_frames=_longest_frames(preprocessing.child("frames")) if task == "sentiment" else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
@@ -281,11 +290,6 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
         graph.finish()
     reader.finish()
     return graphs
-
-
-def _decoding(reader: ObjectReader, tokenizer: TokenizerSpec) -> Decoding:
-    # Where the image stands in the text, there always is one.
-    return read_decoding(reader, needs_prompt=tokenizer.image_layout is None)
 
 
 def _longest_frames(reader: ObjectReader) -> int:
@@ -389,9 +393,7 @@ def _check_listed(manifest: Manifest, file: str) -> None:
             raise BundleError(f"{file}: files: expected an entry for {show(path)}, which the manifest uses, found none")
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _lists(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Without None, and with lists for tuples."""
+    there = {key: value for key, value in values.items() if value is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in there.items()}

@@ -7,7 +7,7 @@ graphs were joined. How near resizing comes is in docs/whole-graph.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,9 @@ def compare_wholes(
     """
     bundle, settings = task.bundle, settings or task.settings
     found = [role for role in roles if role in bundle.manifest.graphs]
+    if found and isinstance(task, VqaTask) and bundle.manifest.calibration is not None:
+        # The graph of the whole model gives the model's own probabilities.
+        task = VqaTask(replace(bundle, manifest=replace(bundle.manifest, calibration=None)), task.settings)
     if isinstance(task, RetrievalTask | SentimentTask) or not found or not settings.loops:
         return ()
     cases = [_case(bundle, number) for number in range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))]

@@ -29,6 +29,7 @@ COMMANDS = (
     "classify",
     "sentiment",
     "evaluate",
+    "calibrate",
     "compare",
     "profile",
     "inspect",

@@ -72,6 +72,10 @@ class Console:
         """A line of the answer as text."""
         _write_answer(_printable(text))
 
+    def part(self, text: str) -> None:
+        """A part of a line of the answer, at once."""
+        _write_answer(_printable(text), end="")
+
     def table(self, rows: Sequence[Sequence[object]]) -> None:
         """Rows as aligned columns: those that hold a number to the right, the others to the left."""
         columns = []
@@ -213,9 +217,9 @@ def _extra_of(module: str | None) -> str | None:
     return next((extra for extra, modules in _EXTRAS.items() if top in modules), None)
 
 
-def _write_answer(text: str) -> None:
+def _write_answer(text: str, end: str = "\n") -> None:
     try:
-        print(text, flush=True)
+        print(text, end=end, flush=True)
     except BrokenPipeError as error:
         _abandon_standard_output()
         raise typer.Exit(1) from error

@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands._console import command
+from xattn_edge.commands._input import read_lines
 from xattn_edge.commands._options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
 
 app = new_app()
-
-_LIMIT_BYTES = 4 * 2**20
 
 
 @app.command()
@@ -52,7 +51,7 @@ def classify(
         from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import RetrievalTask
 
-        names = [*(labels or ()), *(_read(labels_file) if labels_file else ())]
+        names = [*(labels or ()), *(read_lines(labels_file, "label") if labels_file else ())]
         task = RetrievalTask(open_bundle(bundle), with_fallback(provider, fallback), threads)
         found = task.classify(image, names, template)
         best = found.scores[:top_k]
@@ -72,18 +71,3 @@ def classify(
             )
         else:
             console.table([(score.label, f"{score.probability:.1%}") for score in best])
-
-
-def _read(path: Path) -> list[str]:
-    """The lines of a file that are not blank."""
-    from xattn_runtime.errors import UserError
-
-    if (size := path.stat().st_size) > _LIMIT_BYTES:
-        raise UserError(f"{path}: expected at most {_LIMIT_BYTES} bytes of labels, found {size}; name a list of labels")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: expected text in UTF-8, a label a line, found other bytes; save it as such"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]

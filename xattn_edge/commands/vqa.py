@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
+from xattn_edge.commands._input import read_lines
 from xattn_edge.commands._options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def vqa(
         int | None,
         typer.Option("--beams", min=1, help="Sequences searched at once, where the bundle generates its answers."),
     ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option("--answers", help="The only answers that may be given: a file with one a line, or a,b,c."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -49,6 +54,7 @@ def vqa(
     Examples:
       xattn-edge vqa picture.png "what color is the shape?"
       xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
+      xattn-edge vqa picture.png "what color is it?" --answers red,green,blue
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
@@ -59,17 +65,36 @@ def vqa(
         task = VqaTask(open_bundle(bundle or default_bundle("vqa")), with_fallback(provider, fallback), threads)
         # A single question takes the picture itself, so that its times are those of the whole way.
         picture = image if len(questions) == 1 else task.encode(image)
+        among = None if answers is None else _answers(answers)
         results = []
-        for question, found in console.each(questions, lambda question: task.ask(picture, question, top_k, beams)):
+        for question, found in console.each(
+            questions, lambda question: task.ask(picture, question, top_k, beams, among)
+        ):
             _warn_of_unknown_words(console, found)
             if not as_json:
                 console.line(_text(console, question, found, several=len(questions) > 1))
             results.append(_result(question, found))
         if as_json and results:
-            answers = results[0] if len(questions) == 1 else {"results": results}
+            said = results[0] if len(questions) == 1 else {"results": results}
             console.document(
-                {"image": str(image), **answers, "provider": task.settings.name, "bundle": str(task.bundle.path)}
+                {"image": str(image), **said, "provider": task.settings.name, "bundle": str(task.bundle.path)}
             )
+
+
+def _answers(given: str) -> list[str]:
+    """The lines of a file that are not blank, or what commas part."""
+    from xattn_runtime.errors import UserError
+
+    if not given.strip():
+        raise UserError("answers: expected a file or a list, found nothing")
+    try:
+        is_file = Path(given).is_file()
+    except OSError:  # a list too long for a path
+        is_file = False
+    if not is_file and "," not in given and Path(given).suffix == ".txt":
+        raise UserError(f"answers: expected a file or a list, found no file {given}; check the path")
+    parts = read_lines(Path(given), "answer") if is_file else given.split(",")
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _text(console: Console, question: str, found: Answer, *, several: bool) -> str:

@@ -274,6 +274,7 @@ def _manifest(
         ),
         quantization=record,
         evaluation=(),
+        calibration=None,
     )
 
 

@@ -94,13 +94,20 @@ class TextCodec:
 
     def encode_prefix(self, prefix: str) -> tuple[int, ...]:
         """Token ids of the text that a caption is to begin with; UserError as `encode_prompt`."""
-        text = _checked("prefix", prefix, UserError)
+        return self._plain_ids("prefix", prefix)
+
+    def encode_answer(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer as the model would generate it; UserError as `encode_prompt`."""
+        return self._plain_ids("answers", answer)
+
+    def _plain_ids(self, kind: str, value: str) -> tuple[int, ...]:
+        text = _checked(kind, value, UserError)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         barred = (self._spec.unknown_token_id, self._image_token_id)
         ids = zip(encoding.ids, encoding.offsets, strict=True)
         if unknown := [text[a:b] for token_id, (a, b) in ids if token_id in barred]:
             raise UserError(
-                f"prefix: expected words that this model knows, found {show(unknown[0])}; "
+                f"{kind}: expected words that this model knows, found {show(unknown[0])}; "
                 f"it knows words like {', '.join(self._known_words())}"
             )
         return tuple(encoding.ids)

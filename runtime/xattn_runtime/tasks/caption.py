@@ -35,7 +35,7 @@ from xattn_runtime.tasks.encoding import (
 )
 from xattn_runtime.tasks.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.reading import open_reader
-from xattn_runtime.tasks.streaming import StreamedToken, TextStream, before_stop
+from xattn_runtime.tasks.streaming import StreamedToken, TextStream, before_stop, stop_at
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -293,14 +293,7 @@ class CaptionTask(Closable):
         prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
         read, fed = ((), ids) if self._reader is None else (ids, ())
         decoding = options.asked(self._decoding, (*fed, *prefix))
-        stop: Stop | None = None
-        if options.stop:
-            words = options.stop
-
-            def stop(ids: Sequence[int]) -> bool:
-                text = self._codec.decode((*prefix, *ids))
-                return any(word in text for word in words)
-
+        stop = stop_at(lambda ids: self._codec.decode((*prefix, *ids)), options.stop)
         return _Asked(decoding, read, prefix, stop)
 
     def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["StreamedToken", "TextStream", "before_stop"]
+from xattn_runtime.generate.options import Stop
+
+__all__ = ["StreamedToken", "TextStream", "before_stop", "stop_at"]
 
 # What the next token may join to the word before: the clean-up of some tokenizers takes the blank away.
 _MAY_JOIN = ("", ".", "?", "!", ",", "'", "n", "n'")
@@ -63,6 +65,18 @@ def before_stop(text: str, stop: Sequence[str]) -> str:
     """`text` up to the first of `stop` in it, blanks before that left out."""
     places = [place for word in stop if (place := text.find(word)) >= 0]
     return text[: min(places)].rstrip() if places else text
+
+
+def stop_at(decode: Callable[[Sequence[int]], str], words: Sequence[str]) -> Stop | None:
+    """Whether the text that `decode` makes of ids has one of `words` in it; None where there are none."""
+    if not words:
+        return None
+
+    def stop(ids: Sequence[int]) -> bool:
+        text = decode(ids)
+        return any(word in text for word in words)
+
+    return stop
 
 
 def _overlap(text: str, word: str) -> int:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings
-from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Writer
+from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Wanted, Writer
 from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, session_settings
 
@@ -83,13 +84,24 @@ class VqaTask(Closable):
         """The image, encoded once for any number of questions; ImageError where it cannot be used."""
         return self._encoder.encode(image)
 
-    def ask(self, image: ImageInput | EncodedImage, question: str, top_k: int = 5, beams: int | None = None) -> Answer:
+    def ask(
+        self,
+        image: ImageInput | EncodedImage,
+        question: str,
+        top_k: int = 5,
+        beams: int | None = None,
+        answers: Sequence[str] | None = None,
+        options: DecodingOptions | None = None,
+    ) -> Answer:
         """The answer to one question, with the `top_k` most probable ones, or all that are known.
 
-        `beams`: sequences searched at once by a bundle that generates its answers; without it, as the bundle says.
-        Raises ImageError, QuestionError, or UserError for a number out of range, or beams where nothing is generated.
+        beams: sequences searched at once by a bundle that generates its answers; without it, as the bundle says.
+        answers: the only ones that may be given; the probabilities are those among them.
+        options: of decoding, where the bundle generates its answers.
+        Raises ImageError, QuestionError, or UserError for a number out of range, options of decoding where nothing is
+        generated, and answers that cannot be given.
         """
-        _check_top_k(top_k)
+        wanted = _wanted(top_k, beams, answers, options)
         began = time.perf_counter()
         encoded_question = self._encode(question)  # what is wrong with it shows before the image is encoded
         known = isinstance(image, EncodedImage)
@@ -97,7 +109,7 @@ class VqaTask(Closable):
         answer_began = time.perf_counter()
         if encoded.grid != WHOLE:
             encoded_question = self._encode(question, encoded.grid)
-        reply = self._answerer.replies([encoded], [encoded_question], top_k, beams)[0]
+        reply = self._answerer.replies([encoded], [encoded_question], wanted)[0]
         timing = AnswerTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
             encode=0.0 if known else encoded.encode_ms,
@@ -112,6 +124,8 @@ class VqaTask(Closable):
         questions: Sequence[str],
         top_k: int = 5,
         beams: int | None = None,
+        answers: Sequence[str] | None = None,
+        options: DecodingOptions | None = None,
     ) -> list[Answer]:
         """The answers to pairs of an image and a question, many a run.
 
@@ -119,23 +133,23 @@ class VqaTask(Closable):
         counted, and `answer` is each pair's share of its run.
         Raises as `ask` does; UserError where the two lists differ in length.
         """
-        _check_top_k(top_k)
+        wanted = _wanted(top_k, beams, answers, options)
         if len(images) != len(questions):
             raise UserError(f"questions: expected one for each of {len(images)} images, found {len(questions)}")
         encoded_questions = [self._encode(question) for question in questions]
-        answers: list[Answer] = []
+        found: list[Answer] = []
         for part, encoded in self._encoded_batches(images):
             began = time.perf_counter()
             asked = [
                 known if image.grid == WHOLE else self._encode(question, image.grid)
                 for image, known, question in zip(encoded, encoded_questions[part], questions[part], strict=True)
             ]
-            replies = self._answerer.replies(encoded, asked, top_k, beams)
+            replies = self._answerer.replies(encoded, asked, wanted)
             share_ms = milliseconds_since(began) / len(replies)
             timing = AnswerTiming(preprocess=0.0, encode=0.0, answer=share_ms, total=share_ms)
             pairs = zip(replies, asked, strict=True)
-            answers += [_answer(reply, question, timing) for reply, question in pairs]
-        return answers
+            found += [_answer(reply, question, timing) for reply, question in pairs]
+        return found
 
     def logits(self, encoded: EncodedImage, question: str, token_ids: Sequence[int] = ()) -> NDArray[np.float32]:
         """What the answer is chosen by, float32: `[answers]` of a classifier.
@@ -179,6 +193,13 @@ def _answer(reply: Reply, question: EncodedQuestion, timing: AnswerTiming) -> An
     return Answer(reply.answer, reply.confidence, reply.top, question.unknown_words, timing, reply.token_ids)
 
 
-def _check_top_k(top_k: int) -> None:
+def _wanted(top_k: int, beams: int | None, answers: Sequence[str] | None, options: DecodingOptions | None) -> Wanted:
     if top_k < 1:
         raise UserError(f"top_k: expected at least 1, found {show(top_k)}")
+    if isinstance(answers, str) or (answers is not None and not answers):
+        raise UserError(f"answers: expected a list of them, found {show(answers)}")
+    if answers is not None and len(set(answers)) < len(answers):
+        twice = next(answer for answer in answers if list(answers).count(answer) > 1)
+        raise UserError(f"answers: expected each once, found {show(twice)} twice; remove one")
+    asked = (options or DecodingOptions()).with_shortcuts(beams, None)
+    return Wanted(top_k, None if answers is None else tuple(answers), asked)
