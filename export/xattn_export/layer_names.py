@@ -1,4 +1,4 @@
-"""Names of nodes that say which layer of the model they belong to, so that a profile or a viewer is read like the model."""
+"""Names of nodes that say which layer of the model they belong to: a profile or a viewer is read like the model."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_layers_share_one_bias():
     model = parse(f"(float[b,2,n,8] x0, float[b,1,n,n] mask) => (float[b,2,n,8] x5) {{ {layers} }}")
     rewritten = assert_same(model, random_feeds(model, b=2, n=4))
     operators = examine(rewritten).operators
-    assert operators["LessOrEqual"] == operators["ReduceMax"] == operators["Equal"] == 1
+    assert (operators["LessOrEqual"], operators["ReduceMax"]) == (2, 1)  # places of keys, and rows without one
     assert operators["Softmax"] == 5
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from xattn_export.decompose.bias import fully_masked_rows, write_bias
+from xattn_export.decompose.bias import MASKED_SCORES, fully_masked_rows, write_bias
 from xattn_export.decompose.call import AttentionCall, Operand
 from xattn_export.decompose.writer import Writer
 from xattn_runtime.errors import XattnError
@@ -19,7 +19,7 @@ from xattn_runtime.errors import XattnError
 __all__ = ["write_attention"]
 
 # Of the attribute qk_matmul_output_mode.
-_MASKED_SCORES, _WEIGHTS = 2, 3
+_WEIGHTS = 3
 
 
 def write_attention(call: AttentionCall, writer: Writer) -> None:
@@ -71,7 +71,7 @@ def _weights(
         scores = writer.op("Mul", writer.op("Tanh", writer.op("Div", scores, cap)), cap)
     stages.append(scores)
     if bias is not None:
-        if call.scores_output and call.output_mode == _MASKED_SCORES:
+        if call.scores_output and call.output_mode == MASKED_SCORES:
             stages.append(writer.op("Add", scores, bias))
         finite = _zero_rows(bias, masked_rows, call, writer) if masked_rows else bias
         scores = writer.op("Add", scores, finite)

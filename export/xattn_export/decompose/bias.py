@@ -1,4 +1,4 @@
-"""What is added to the scores of an `Attention`: its mask, causality, windows and padding, as one tensor of 0 and -inf.
+"""What is added to the scores of an `Attention`: its mask, causality, windows and padding, as one tensor of 0 and less.
 
 Source: the specification of ai.onnx Attention-23, -24 and -25.
 """
@@ -11,9 +11,18 @@ from onnx import TensorProto
 from xattn_export.decompose.call import AttentionCall, Operand
 from xattn_export.decompose.writer import Writer
 
-__all__ = ["fully_masked_rows", "write_bias"]
+__all__ = ["MASKED_SCORES", "fully_masked_rows", "write_bias"]
+
+MASKED_SCORES = 2
+"""Of the attribute qk_matmul_output_mode: the scores after the mask, which shows what was added to them."""
 
 _FIRST_PADDED_OPSET = 24
+_LOWEST = {
+    TensorProto.FLOAT: float(np.finfo(np.float32).min),
+    TensorProto.FLOAT16: float(np.finfo(np.float16).min),
+    TensorProto.DOUBLE: float(np.finfo(np.float64).min),
+    TensorProto.BFLOAT16: -(2.0 - 2.0**-7) * 2.0**127,
+}
 
 
 def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: Writer) -> str | None:
@@ -29,7 +38,7 @@ def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Opera
     if allowed is None:
         return bias
     nothing = writer.constants.number(0.0, call.element)
-    return writer.op("Where", allowed, nothing if bias is None else bias, _minus_infinity(call, writer))
+    return writer.op("Where", allowed, nothing if bias is None else bias, _never(call, writer))
 
 
 def fully_masked_rows(call: AttentionCall, bias: str, writer: Writer) -> str:
@@ -37,13 +46,13 @@ def fully_masked_rows(call: AttentionCall, bias: str, writer: Writer) -> str:
     if call.mask is None and call.key_counts is None and call.behind is None:
         return ""  # causal alone: the first key is before every query
     highest = writer.op("ReduceMax", bias, writer.constants.integers([-1]), keepdims=1)
-    return writer.op("Equal", highest, _minus_infinity(call, writer))
+    return writer.op("LessOrEqual", highest, writer.constants.number(_LOWEST[call.element], call.element))
 
 
 def _mask_bias(call: AttentionCall, mask: Operand, key: Operand, writer: Writer) -> str:
     if mask.element == TensorProto.BOOL:
         nothing = writer.constants.number(0.0, call.element)
-        bias = writer.op("Where", mask.name, nothing, _minus_infinity(call, writer))
+        bias = writer.op("Where", mask.name, nothing, _never(call, writer))
     elif mask.element == call.element:
         bias = mask.name
     else:
@@ -52,7 +61,7 @@ def _mask_bias(call: AttentionCall, mask: Operand, key: Operand, writer: Writer)
         return bias
     missing = writer.op("Sub", writer.length(key.name, 2, key.size(2)), writer.length(mask.name, -1, mask.size(-1)))
     pads = writer.op("Concat", writer.constants.integers([0]), missing, axis=0)
-    return writer.op("Pad", bias, pads, _minus_infinity(call, writer), writer.constants.integers([-1]))
+    return writer.op("Pad", bias, pads, _never(call, writer), writer.constants.integers([-1]))
 
 
 def _may_be_short(call: AttentionCall, mask: Operand, key: Operand) -> bool:
@@ -115,5 +124,10 @@ def _places(operand: Operand, writer: Writer) -> str:
     return writer.op("Range", writer.constants.integers(0), end, writer.constants.integers(1))
 
 
-def _minus_infinity(call: AttentionCall, writer: Writer) -> str:
-    return writer.constants.number(-np.inf, call.element)
+def _never(call: AttentionCall, writer: Writer) -> str:
+    """What is added to the score of a masked position.
+
+    The lowest number gives it a weight of 0, as infinity does, which OpenVINO multiplies by 0 in some of its fusions.
+    """
+    shown = call.scores_output and call.output_mode == MASKED_SCORES
+    return writer.constants.number(-np.inf if shown else _LOWEST[call.element], call.element)
