@@ -17,7 +17,7 @@ MASKED_SCORES = 2
 """Of the attribute qk_matmul_output_mode: the scores after the mask, which shows what was added to them."""
 
 _FIRST_PADDED_OPSET = 24
-_LOWEST = {
+_LOWEST: dict[int, float] = {
     TensorProto.FLOAT: float(np.finfo(np.float32).min),
     TensorProto.FLOAT16: float(np.finfo(np.float16).min),
     TensorProto.DOUBLE: float(np.finfo(np.float64).min),
