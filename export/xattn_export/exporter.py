@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xattn_export.attention_maps import write_attention
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, examine, require_valid
 from xattn_export.external_weights import INSIDE_BYTES, WeightStore
@@ -30,7 +31,7 @@ from xattn_export.to_onnx import choose_opset, export_role
 from xattn_export.whole import left_out, write_wholes
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.manifest import Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
+from xattn_runtime.manifest import ATTENTION_ROLE, Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.verify import VerificationReport, verify_bundle
 
@@ -96,6 +97,7 @@ def export_checkpoint(
     inside_bytes: int = INSIDE_BYTES,
     static_batch: bool = False,
     whole: bool = True,
+    with_attention: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -110,6 +112,7 @@ def export_checkpoint(
         inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
         static_batch: whether the image encoder takes one picture at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
+        with_attention: write a graph that gives the attention weights too, for pictures of what it looked at.
         progress: told what is being done.
 
     Raises:
@@ -144,6 +147,9 @@ def export_checkpoint(
         for path, content in golden.files.items():
             staged.write(path, content)
         manifest = _manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance)
+        if with_attention:
+            manifest, facts, written = write_attention(staged, manifest)
+            graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
         if wanted:
             tell("joining the graphs", 0.85)
             wholes = write_wholes(staged, manifest)

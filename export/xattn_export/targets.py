@@ -155,6 +155,7 @@ def export_for_target(
     target: Target,
     *,
     task: Task | None = None,
+    with_attention: bool = False,
     overwrite: bool = False,
     command: str = "",
     progress: Callable[[str, float], None] | None = None,
@@ -175,6 +176,7 @@ def export_for_target(
             attention=target.attention,
             opset=target.opset,
             static_batch=target.static_batch,
+            with_attention=with_attention,
             command=command,
             progress=lambda what, share: tell(what, 0.7 * share),
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "RoleContract",
     "TensorContract",
+    "attention_names",
     "cross_names",
     "image_names",
     "key_value_names",
@@ -44,12 +45,16 @@ class RoleContract:
 
 @dataclass(frozen=True)
 class _Form:
-    """One form of a role: single tensors, and the series of keys and values, a pair a layer, taken and given."""
+    """One form of a role: single tensors, and the series of keys and values, a pair a layer, taken and given.
+
+    gives_weights: whether it gives the attention weights of every layer too.
+    """
 
     inputs: Mapping[str, TensorContract]
     outputs: Mapping[str, TensorContract] = field(default_factory=dict)
     takes: tuple[str, ...] = ()
     gives: tuple[str, ...] = ()
+    gives_weights: bool = False
 
 
 _KEY_VALUE = TensorContract("tensor(float)", 4, ("tensor(float16)", "tensor(int8)"))
@@ -71,6 +76,7 @@ _NEXT = {
     "next_token": TensorContract("tensor(int64)", 1),
     "next_log_prob": TensorContract("tensor(float)", 1),
 }
+_LOGITS = {"logits": _MATRIX}
 _SCALAR = TensorContract("tensor(int64)", 0)
 _LOOP = {
     "input_ids": _IDS,
@@ -117,6 +123,11 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({**_TEXT, **_IMAGE_TOKENS}, _ANSWERS),
         _Form({**_TEXT, **_SPEECH, **_FRAMES}, _ANSWERS),
     ),
+    "attention": (
+        _Form({"input_ids": _IDS}, _LOGITS, takes=("past", "cross"), gives_weights=True),
+        _Form(_TEXT, _LOGITS, takes=("cross",), gives_weights=True),
+        _Form(_TEXT, takes=("image",), gives=("cross",), gives_weights=True),
+    ),
     "whole": (
         _Form(_IMAGES, _GENERATED),
         _Form({**_IMAGES, "input_ids": _IDS}, _GENERATED),
@@ -160,6 +171,11 @@ def present_names(layers: int) -> list[str]:
     return key_value_names("present", layers)
 
 
+def attention_names(outputs: Collection[str]) -> list[str]:
+    """Attention weights, a tensor a layer, of as many layers as there are among `outputs`, at least one."""
+    return [f"attention_{layer}" for layer in range(max(1, sum(name.startswith("attention_") for name in outputs)))]
+
+
 def layers_of(series: str, names: Iterable[str]) -> int:
     """How many layers of `series` there are among the names of a graph's inputs or outputs."""
     return sum(name.startswith(f"{series}_key_") for name in names)
@@ -182,8 +198,13 @@ def _contract(form: _Form, inputs: Collection[str], outputs: Collection[str]) ->
     def tensors(series: tuple[str, ...], names: Collection[str]) -> dict[str, TensorContract]:
         return {name: _KEY_VALUE for one in series for name in key_value_names(one, max(1, layers_of(one, names)))}
 
+    weights = attention_names(outputs) if form.gives_weights else []
     past = present_names(max(1, layers_of("past", inputs)))
     return RoleContract(
         {**form.inputs, **tensors(form.takes, inputs)},
-        {**form.outputs, **tensors(form.gives, past if "present" in form.gives else outputs)},
+        {
+            **form.outputs,
+            **tensors(form.gives, past if "present" in form.gives else outputs),
+            **dict.fromkeys(weights, TensorContract("tensor(float)", 4)),
+        },
     )

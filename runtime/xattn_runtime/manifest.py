@@ -18,8 +18,10 @@ from xattn_runtime.preprocess.regions import RegionSpec, read_region_spec
 from xattn_runtime.preprocess.speech import MelSpec, read_mel_spec
 from xattn_runtime.preprocess.steps import Step, parse_steps, step_to_dict
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
+from xattn_runtime.similarity import Similarity, read_similarity
 
 __all__ = [
+    "ATTENTION_ROLE",
     "LOWEST_OPSET",
     "PRECISIONS",
     "SCHEMA_VERSION",
@@ -61,9 +63,9 @@ TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
 }
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
-# Beside everything there may be all of it in one graph.
+# Beside everything there may be all of it in one graph, and a graph that says what was attended to.
 WHOLE_ROLES = ("whole", "whole_text")
-SIMILARITIES = ("cosine", "softmax", "sigmoid")
+ATTENTION_ROLE = "attention"
 LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 # A bundle is foreign input, and some session entries make ONNX Runtime write files: only these may be asked for.
 SESSION_OPTIONS = (
@@ -95,18 +97,6 @@ class Provenance:
     created_utc: str
     versions: Mapping[str, str]
     from_bundle: str | None = None
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """How an image and a text are compared in retrieval: by `scale` times the cosine of their embeddings plus `bias`.
-
-    kind: what makes a probability of it: `softmax` over the candidates, `sigmoid` for each, or `cosine`: nothing does.
-    """
-
-    kind: str
-    scale: float = 1.0
-    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -250,7 +240,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         if "decoder" in graphs
         else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
-        similarity=_similarity(root.child("similarity")) if task == "retrieval" else None,
+        similarity=read_similarity(root.child("similarity")) if task == "retrieval" else None,
         calibration=read_calibration(root.child("calibration")) if "calibration" in root else None,
         speech=read_mel_spec(preprocessing.child("speech")) if task == "sentiment" else None,
         longest_frames=_longest_frames(preprocessing.child("frames")) if task == "sentiment" else None,
@@ -282,7 +272,10 @@ def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
     roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
     if "decoder" in roles and _BESIDE_A_DECODER in reader:
         roles = (*roles, _BESIDE_A_DECODER)
-    roles = (*roles, *(role for role in WHOLE_ROLES if role in reader and task in ("caption", "vqa")))
+    roles = (
+        *roles,
+        *(role for role in (*WHOLE_ROLES, ATTENTION_ROLE) if role in reader and task in ("caption", "vqa")),
+    )
     graphs = {}
     for role in roles:
         graph = reader.child(role)
@@ -331,12 +324,6 @@ def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:
     if not all(isinstance(record, dict) for record in records):
         root.fail("evaluation", "a list of objects", records)
     return tuple(cast("list[dict[str, Any]]", records))
-
-
-def _similarity(reader: ObjectReader) -> Similarity:
-    similarity = Similarity(reader.text("kind", choices=SIMILARITIES), reader.positive("scale"), reader.number("bias"))
-    reader.finish()
-    return similarity
 
 
 def _golden(reader: ObjectReader, task: Task, roles: Collection[str]) -> Golden:

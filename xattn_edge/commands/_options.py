@@ -11,6 +11,9 @@ __all__ = [
     "BundleOption",
     "Debug",
     "Fallback",
+    "Heatmap",
+    "HeatmapHead",
+    "HeatmapLayer",
     "Json",
     "OutputOption",
     "Overwrite",
@@ -33,6 +36,16 @@ Provider = Annotated[str, typer.Option("--provider", help="Execution provider, o
 Fallback = Annotated[bool, typer.Option("--fallback", help="Let the CPU run what the provider refuses.")]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, help="Threads within an operator; without it, the cores, at most 4.")
+]
+Heatmap = Annotated[
+    Path | None,
+    typer.Option("--heatmap", help="Draw what each word looked at: .png, or .html to step through the words."),
+]
+HeatmapLayer = Annotated[
+    int | None, typer.Option("--heatmap-layer", min=0, help="Draw this layer alone, in place of the mean of all.")
+]
+HeatmapHead = Annotated[
+    int | None, typer.Option("--heatmap-head", min=0, help="Draw this head alone, in place of the mean of all.")
 ]
 
 

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
-from xattn_edge.commands._options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._heatmap import draw_heatmap
+from xattn_edge.commands._options import (
+    BundleOption,
+    Debug,
+    Fallback,
+    Heatmap,
+    HeatmapHead,
+    HeatmapLayer,
+    Json,
+    Provider,
+    Quiet,
+    Threads,
+    new_app,
+)
 
 if TYPE_CHECKING:
     from xattn_runtime.tasks import Caption, CaptionTask, DecodingOptions
@@ -72,6 +85,9 @@ def caption(
         Path | None,
         typer.Option("--output", "-o", help="Write a line of JSON for each picture; goes on where it was broken off."),
     ] = None,
+    heatmap: Heatmap = None,
+    layer: HeatmapLayer = None,
+    head: HeatmapHead = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -85,12 +101,14 @@ def caption(
       xattn-edge caption picture.png --beams 4 --n-best 4 --prompt "a picture of"
       xattn-edge caption picture.png --temperature 0.8 --top-p 0.9 --seed 1
       xattn-edge caption picture.png --stream
+      xattn-edge caption picture.png --bundle with-attention.xattn --heatmap words.png
       xattn-edge caption pictures --recursive -o captions.jsonl
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_edge.commands._many import caption_to_file, pictures_in
         from xattn_runtime.bundle import default_bundle, open_bundle
         from xattn_runtime.errors import UserError
+        from xattn_runtime.heatmap import check_heatmap
         from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import CaptionTask, DecodingOptions
 
@@ -112,6 +130,10 @@ def caption(
         )
         if stream and (as_json or output is not None):
             raise UserError("stream: expected a caption for people to read, found --json or --output; choose one")
+        if heatmap is not None:
+            if len(images) > 1 or images[0].is_dir() or stream or output is not None or n_best > 1:
+                raise UserError("heatmap: expected one picture and one caption of it; leave the others out")
+            check_heatmap(heatmap)
         task = CaptionTask(open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback), threads)
         if output is not None:
             caption_to_file(console, task, images, output, prompt, options, recursive=recursive)
@@ -122,6 +144,8 @@ def caption(
             list(console.each(images, lambda image: _stream(console, task, image, prompt, options, images)))
             return
         _print(console, task, images, prompt, options)
+        if heatmap is not None and not console.exit_code:
+            draw_heatmap(console, heatmap, lambda: task.attention(images[0], prompt, options), layer, head)
 
 
 def _print(

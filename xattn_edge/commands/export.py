@@ -48,6 +48,9 @@ def export(
     whole: Annotated[
         bool, typer.Option("--whole/--no-whole", help="Join the graphs into one as well: pixels in, words out.")
     ] = True,
+    with_attention: Annotated[
+        bool, typer.Option("--with-attention", help="Write a graph for --heatmap too: what the text looked at.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -73,7 +76,7 @@ def export(
         if target is not None:
             if attention is not None or opset is not None:
                 raise UserError("--target: expected no --attention and no --opset beside it, as it chooses both")
-            _export_for(console, source, output, target, task=task, overwrite=overwrite)
+            _export_for(console, source, output, target, task=task, with_attention=with_attention, overwrite=overwrite)
             return
         with console.progress() as progress:
             report = export_checkpoint(
@@ -83,6 +86,7 @@ def export(
                 attention=attention or "standard",
                 opset=opset,
                 whole=whole,
+                with_attention=with_attention,
                 overwrite=overwrite,
                 command=provenance_command(),
                 progress=progress,
@@ -97,6 +101,7 @@ def _export_for(
     name: str,
     *,
     task: Literal["caption", "vqa", "retrieval"] | None,
+    with_attention: bool,
     overwrite: bool,
 ) -> None:
     from xattn_export.targets import export_for_target, target_of
@@ -109,6 +114,7 @@ def _export_for(
             output,
             target,
             task=task,
+            with_attention=with_attention,
             overwrite=overwrite,
             command=provenance_command(),
             progress=progress,

@@ -9,8 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
+from xattn_edge.commands._heatmap import draw_heatmap
 from xattn_edge.commands._input import read_lines
-from xattn_edge.commands._options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands._options import (
+    BundleOption,
+    Debug,
+    Fallback,
+    Heatmap,
+    HeatmapHead,
+    HeatmapLayer,
+    Json,
+    Provider,
+    Quiet,
+    Threads,
+    new_app,
+)
 
 if TYPE_CHECKING:
     from xattn_runtime.tasks import Answer
@@ -39,6 +52,9 @@ def vqa(
         str | None,
         typer.Option("--answers", help="The only answers that may be given: a file with one a line, or a,b,c."),
     ] = None,
+    heatmap: Heatmap = None,
+    layer: HeatmapLayer = None,
+    head: HeatmapHead = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -59,9 +75,15 @@ def vqa(
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle import default_bundle, open_bundle
+        from xattn_runtime.errors import UserError
+        from xattn_runtime.heatmap import check_heatmap
         from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks import VqaTask
 
+        if heatmap is not None:
+            if len(questions) > 1:
+                raise UserError("heatmap: expected one question, found several; ask one at a time")
+            check_heatmap(heatmap)
         task = VqaTask(open_bundle(bundle or default_bundle("vqa")), with_fallback(provider, fallback), threads)
         # A single question takes the picture itself, so that its times are those of the whole way.
         picture = image if len(questions) == 1 else task.encode(image)
@@ -79,6 +101,8 @@ def vqa(
             console.document(
                 {"image": str(image), **said, "provider": task.settings.name, "bundle": str(task.bundle.path)}
             )
+        if heatmap is not None and not console.exit_code:
+            draw_heatmap(console, heatmap, lambda: task.attention(image, questions[0]), layer, head)
 
 
 def _answers(given: str) -> list[str]:

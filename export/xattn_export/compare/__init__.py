@@ -17,6 +17,7 @@ from xattn_export.compare.report import Change, CompareReport, Component, Layer,
 from xattn_export.generator import GENERATOR
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
+from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
 from xattn_runtime.tasks.sentiment import read_sample
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference", "compare_bundles"]
 
-# Roles that run the whole of decoding, of which no step can be looked into.
-_LOOPS = (GENERATOR, "whole", "whole_text")
+# Roles that run the whole of decoding, of which no step can be looked into, and what is another graph over again.
+_LOOPS = (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)
 _THRESHOLD = 1e-3
 _LOOKED_INTO = 4
 

@@ -19,6 +19,7 @@ from xattn_export.generator import GENERATOR
 from xattn_export.whole import WHOLE, WHOLE_TEXT
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
+from xattn_runtime.manifest import ATTENTION_ROLE
 from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
 from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
@@ -136,8 +137,9 @@ def verify_in_engine(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     with open_engine(engine, folder) as foreign:
         count = default_threads() if threads is None else threads
-        # Not all engines know strings: the graph that gives words is the one that gives token ids, and strings.
-        roles = [role for role in opened.manifest.graphs if role != WHOLE_TEXT]
+        # Not all engines know strings: the graph that gives words is the one that gives token ids, and strings. That of
+        # the attention is one of the others, with outputs that no answer is made of.
+        roles = [role for role in opened.manifest.graphs if role not in (WHOLE_TEXT, ATTENTION_ROLE)]
         graphs = tuple(_verdict(opened, role, foreign, count) for role in roles)
     return EngineReport(str(opened.path), engine, opened.manifest.golden.relative_rms, graphs)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from xattn_export.attention_maps import write_attention
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, require_standard, require_valid
 from xattn_export.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
@@ -37,7 +38,7 @@ from xattn_export.whole import write_wholes
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import OutputError, UserError, XattnError
-from xattn_runtime.manifest import WHOLE_ROLES, Golden, GoldenCase, Graph, Manifest
+from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, GoldenCase, Graph, Manifest
 from xattn_runtime.tasks import load
 from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
 
@@ -141,6 +142,8 @@ def write_quantized(
             staged.write(path, bundle.file(path).read_bytes())
         record = _record(plans, options, examples, search)
         manifest = _manifest(bundle, plans, options, record, command)
+        if ATTENTION_ROLE in bundle.manifest.graphs:
+            manifest, _, _ = write_attention(staged, manifest)
         if any(role in bundle.manifest.graphs for role in WHOLE_ROLES):
             manifest = write_wholes(staged, manifest).stated(manifest)
         tell("measuring the loss", 0.7)

@@ -13,7 +13,7 @@ from xattn_export.quantize.prepare import prepare_products
 from xattn_runtime._reading import show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
-from xattn_runtime.manifest import WHOLE_ROLES
+from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
 
 __all__ = ["layers_of_role", "make_plans", "roles_of"]
 
@@ -22,7 +22,7 @@ _BLOCKED: tuple[Mode, ...] = ("int8-weight", "int4")
 
 def roles_of(bundle: Bundle) -> list[str]:
     """The graphs that are quantized; a generator goes with its decoder, those of the whole model with all."""
-    return [role for role in bundle.manifest.graphs if role not in (GENERATOR, *WHOLE_ROLES)]
+    return [role for role in bundle.manifest.graphs if role not in (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)]
 
 
 def layers_of_role(bundle: Bundle, role: str) -> list[Layer]:

@@ -21,7 +21,7 @@ from xattn_export.quantize.prepare import Constants, prepare_products
 from xattn_export.quantize.static import watched_tensors
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
-from xattn_runtime.manifest import WHOLE_ROLES
+from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
 
 __all__ = ["MOST_PRODUCT_BYTES", "calibrate", "needs_examples"]
 
@@ -86,7 +86,7 @@ def _key_values(bundle: Bundle, options: Options, examples: Examples, tell: Tell
     graphs: dict[str, ModelProto] = {}
     peaks: dict[str, dict[str, HeadPeaks]] = {}
     for role, graph in bundle.manifest.graphs.items():
-        if role in (GENERATOR, *WHOLE_ROLES):
+        if role in (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES):
             continue
         model = read_graph(bundle.file(graph.file))
         names = [value.name for value in model.graph.input if series_of(value.name) in ("cross", "image")]

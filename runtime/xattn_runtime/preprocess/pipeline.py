@@ -99,6 +99,20 @@ class Pipeline:
         pictures, (rows, columns) = _cut(picture, self._tile)
         return Tiles(self._to_values(pictures), rows, columns)
 
+    def seen(self, image: ImageInput) -> NDArray[np.uint8]:
+        """The picture before its values are scaled, as the model sees it: uint8 `[height, width, 3]` of `size_px`.
+
+        ImageError where it cannot be used. Of one that is cut into tiles it is the whole, before that.
+        """
+        picture = open_image(image)
+        for step in self._pictures:
+            picture = step(picture)
+        if self.tiled:
+            return np.asarray(picture)
+        canvas = np.zeros((*self.size_px, 3), np.uint8)
+        canvas[: picture.height, : picture.width] = np.asarray(picture)
+        return canvas
+
     def _to_values(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
         values = np.zeros((len(pictures), 3, *self.size_px), np.float32)
         for row, picture in zip(values, pictures, strict=True):

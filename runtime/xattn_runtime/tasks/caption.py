@@ -24,6 +24,7 @@ from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings, Tensor
 from xattn_runtime.tasks.ahead import prepared_ahead
+from xattn_runtime.tasks.attending import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import (
     EncodedImage,
@@ -262,6 +263,25 @@ class CaptionTask(Closable):
             spent = (0.0, 0.0) if before else (one.preprocess_ms, one.encode_ms)
             captions.append(_caption(best, texts, CaptionTiming(*spent, decode_ms, sum(spent) + decode_ms)))
         return captions
+
+    def attention(
+        self, image: ImageInput, prompt: str | None = None, options: DecodingOptions | None = None
+    ) -> AttentionMap:
+        """What each word of the image's caption attended to, where the bundle has a graph that tells.
+
+        Raises as `caption` does, and UserError for a bundle without the graph.
+        """
+        options = options or DecodingOptions()
+        asked = self._asked(WHOLE, prompt, options)
+        attender = Attender(self.bundle, self.settings)
+        encoded = self.encode(image)
+        caption = self._caption_encoded([encoded], [False], prompt, options)[0]
+        prompt_ids = asked.decoding.prompt_token_ids
+        prompt_ids = prompt_ids[: len(prompt_ids) - len(asked.prefix_ids)]
+        context = self._context(encoded.tensors, asked)
+        weights = attender.of_caption(context, prompt_ids, caption.token_ids)
+        words, found = words_of(caption.token_ids, self._codec.decode, weights)
+        return AttentionMap(caption.text, words, found, attender.seen(image))
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""

@@ -22,6 +22,7 @@ from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks.answering import Answerer, Chooser, Reply, Wanted, Writer
+from xattn_runtime.tasks.attending import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, session_settings
 
@@ -150,6 +151,23 @@ class VqaTask(Closable):
             pairs = zip(replies, asked, strict=True)
             found += [_answer(reply, question, timing) for reply, question in pairs]
         return found
+
+    def attention(self, image: ImageInput, question: str) -> AttentionMap:
+        """What each word of the question attended to, where the bundle has a graph that tells.
+
+        Raises as `ask` does, and UserError for a bundle without the graph.
+        """
+        asked = self._encode(question)
+        attender = Attender(self.bundle, self.settings)
+        encoded = self.encode(image)
+        answer = self.ask(encoded, question).answer
+        weights = attender.of_question(encoded.tensors, asked.ids)
+        words, found = words_of(asked.ids, self._codec.decode, weights)
+        return AttentionMap(f"{question} {answer}", words, found, attender.seen(image))
+
+    def question_ids(self, question: str) -> tuple[int, ...]:
+        """Token ids of a question as the bundle's graphs take it; QuestionError where it cannot be used."""
+        return self._encode(question).ids
 
     def logits(self, encoded: EncodedImage, question: str, token_ids: Sequence[int] = ()) -> NDArray[np.float32]:
         """What the answer is chosen by, float32: `[answers]` of a classifier.

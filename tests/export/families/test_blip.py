@@ -7,7 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
 from family_blip import answerer, captioner, embedder, save_blip
 from family_parity import embedding_error, generated_agreement, logits_error, pixel_error
 from PIL import Image
@@ -17,9 +20,12 @@ from typer.testing import CliRunner
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of
 from xattn_edge.commands._app import app
 from xattn_export import export_checkpoint
+from xattn_export.attention_maps import attention_graph
+from xattn_export.inspect import read_graph
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Golden
+from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.tasks import CaptionTask, VqaTask, load
 from xattn_runtime.verify import measure, verify_bundle
 
@@ -194,3 +200,39 @@ def test_other_sizes_than_the_processor_gives(blip, tmp_path):
     with pytest.raises(CheckpointError, match=r"expected image preprocessing to 35 × 35 pixels, .*, found 42 × 42"):
         export_checkpoint(folder, tmp_path / "large.xattn")
     assert not (tmp_path / "large.xattn").exists()
+
+
+@pytest.mark.parametrize("name", ["captions", "other-captions", "answers"])
+def test_attention_weights(blip, name, tmp_path):
+    """Of the text to the picture, in the graph that tells them: those that the model itself gives."""
+    folder, bundle, _ = blip(name)
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.xattn"))
+    role, series, part = (
+        ("text_encoder", "image", "text_encoder") if name == "answers" else ("decoder", "cross", "text")
+    )
+    graph = attention_graph(read_graph(copy / "graphs" / f"{role}.onnx"), series, keeps_logits=name != "answers")
+    (copy / "graphs" / "attention.onnx").write_bytes(graph.SerializeToString())
+    session = onnxruntime.InferenceSession(copy / "graphs" / "attention.onnx", providers=["CPUExecutionProvider"])
+    model = MODELS[name][0].from_pretrained(folder, attn_implementation="eager").eval()
+    pipeline = Pipeline(open_bundle(bundle).manifest.image_steps)
+    pixels = torch.from_numpy(pipeline(noise_pictures(1)[0]))[None]
+    encoder = onnxruntime.InferenceSession(copy / "graphs" / "image_encoder.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in encoder.get_outputs()]
+    seen = dict(zip(names, encoder.run(names, {"pixel_values": pixels.numpy()}), strict=True))
+    ids = np.array([[5, 9, 7, 12, 6]])
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            inputs[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    inputs |= {name: tensor for name, tensor in seen.items() if name.startswith(series)}
+    taken = {value.name for value in session.get_inputs()}
+    found = session.run(None, {name: tensor for name, tensor in inputs.items() if name in taken})
+    weights = [each for output, each in zip(session.get_outputs(), found, strict=True) if "attention" in output.name]
+    text = model.text_encoder if name == "answers" else model.text_decoder
+    with torch.inference_mode():
+        states = model.vision_model(pixels).last_hidden_state
+        given = text(torch.from_numpy(ids), encoder_hidden_states=states, output_attentions=True)
+    assert len(weights) == len(given.cross_attentions) == 2
+    for one, other in zip(weights, given.cross_attentions, strict=True):
+        assert np.allclose(one, other.numpy(), atol=1e-5)
+        assert one.std() > 1e-4
