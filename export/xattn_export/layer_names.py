@@ -16,14 +16,25 @@ def name_by_layer(model: ModelProto) -> None:
     """Name every node of `model`, in place, `layers.0.attention.query/MatMul`: the module's path, and the operator.
 
     The paths are what torch's exporter notes of each node. Further nodes of a module with the same operator end with
-    `_2`, `_3` …; what belongs to no module has the operator's name alone.
+    `.2`, `.3` …; what belongs to no module has the operator's name alone. What a node gives is called after it, with
+    `:0`, since engines name what they fuse after either.
     """
+    graph = model.graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    inner = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
     counts: Counter[str] = Counter()
-    for node in model.graph.node:
+    renamed: dict[str, str] = {}
+    for node in graph.node:
         path = _module_path(node)
         name = f"{path}/{node.op_type}" if path else node.op_type
         counts[name] += 1
-        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
+        given = [] if inner else [output for output in node.output if output and output not in kept]
+        for number, output in enumerate(given):
+            renamed[output] = f"{node.name}:{number}"
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
 
 
 def _module_path(node: NodeProto) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         XattnError,
     )
     from xattn_runtime.manifest import Manifest
-    from xattn_runtime.profile import ProfileReport, profile_bundle, profile_in_process
+    from xattn_runtime.profile import ProfileDocument, ProfileOptions, profile_matrix
     from xattn_runtime.provider_status import ProviderStatus, provider_status
     from xattn_runtime.tasks import (
         Answer,
@@ -68,7 +68,8 @@ __all__ = [
     "Manifest",
     "Match",
     "OutputError",
-    "ProfileReport",
+    "ProfileDocument",
+    "ProfileOptions",
     "ProviderError",
     "ProviderStatus",
     "QuestionError",
@@ -86,8 +87,7 @@ __all__ = [
     "default_bundle",
     "load",
     "open_bundle",
-    "profile_bundle",
-    "profile_in_process",
+    "profile_matrix",
     "provider_status",
     "verify_bundle",
 ]
@@ -95,7 +95,7 @@ __all__ = [
 _MODULES = {
     "bundle": ("Bundle", "default_bundle", "open_bundle"),
     "manifest": ("Manifest",),
-    "profile": ("ProfileReport", "profile_bundle", "profile_in_process"),
+    "profile": ("ProfileDocument", "ProfileOptions", "profile_matrix"),
     "provider_status": ("ProviderStatus", "provider_status"),
     "tasks": (
         "Answer",

@@ -10,7 +10,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,12 +38,16 @@ class SessionTuning:
     """What ONNX Runtime is told of a session beyond its threads.
 
     spinning: whether threads wait busily for the next operator of a run. arena: whether freed memory is kept for what
-    comes. trace: what the file of ONNX Runtime's own profile begins with, None for no profile.
+    comes. trace: the folder for a profile of each graph, which ONNX Runtime writes when it closes it; None for none.
     """
 
     spinning: bool = True
     arena: bool = True
     trace: Path | None = None
+
+    def of(self, role: str) -> SessionTuning:
+        """For the graph of `role`: its profile's name begins with it."""
+        return self if self.trace is None else replace(self, trace=self.trace / f"{role}.")
 
 
 _PLAIN = SessionTuning()

@@ -155,13 +155,6 @@ class GraphSession:
     _held: _Held = field(repr=False)
     placement: Mapping[str, int] | None = None
 
-    def end_trace(self) -> Path | None:
-        """End ONNX Runtime's own profile, and where it lies; None where none was asked for."""
-        if self.settings.tuning.trace is None or self.settings.engine is not None:
-            return None
-        graph: Any = self._held.ready()
-        return Path(graph.end_profiling())
-
     @property
     def memory(self) -> str | None:
         """See the class."""
@@ -224,7 +217,7 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
         graph = None if settings.engine is None else settings.engine.open(path, role)
         if graph is not None:
             return LoadedGraph(graph, None)
-        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning, tell=tell)
+        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning.of(role), tell=tell)
 
     loaded = load(tell=True)
     inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}

@@ -130,7 +130,26 @@ def test_profile_takes_every_bundle_with_every_number_of_threads(invoke, vqa_bun
 def test_profile_as_a_table(invoke, vqa_bundle):
     lines = invoke("profile", vqa_bundle, "--threads", "1", "--runs", "1").stdout.splitlines()
     assert lines[0].split()[:3] == ["bundle", "provider", "threads"]
-    assert [line.split()[4] for line in lines[1:]] == ["preprocess", "encode", "answer", "total"]
+    assert [line.split()[3] for line in lines[1:5]] == ["preprocess", "encode", "answer", "total"]
+    assert lines[5].split()[:4] == ["bundle", "provider", "threads", "passes"]
+
+
+def test_profile_against_an_earlier_one(invoke, vqa_bundle, tmp_path):
+    arguments = ("profile", vqa_bundle, "--threads", "1", "--time-budget", "1", "--precision", "1e-9")
+    earlier, trace = tmp_path / "earlier.json", tmp_path / "trace.json"
+    earlier.write_text(invoke(*arguments, "--json", "--trace", trace).stdout)
+    assert {event["ph"] for event in json.loads(trace.read_text())["traceEvents"]} == {"M", "X"}
+    again = invoke(*arguments, "--against", earlier, "--tolerance", "50")
+    assert again.exit_code == 0
+    assert "same" in again.stdout
+    fast = json.loads(earlier.read_text())
+    for times in fast["profiles"][0]["rounds"].values():
+        times[:] = [value / 100 for value in times]
+    earlier.write_text(json.dumps(fast))
+    slower = invoke(*arguments, "--against", earlier, "--json")
+    assert slower.exit_code == 1
+    assert "to take no longer than before" in slower.stderr
+    assert {change["verdict"] for change in json.loads(slower.stdout)["against"]} == {"worse"}
 
 
 def test_data_list(invoke):

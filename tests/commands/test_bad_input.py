@@ -60,7 +60,7 @@ def test_pictures(invoke, tmp_path, picture, vqa_bundle, caption_bundle, command
 
 
 def test_a_folder_for_a_picture(invoke, tmp_path, caption_bundle):
-    check(invoke("caption", tmp_path, "-b", caption_bundle), "found a folder")
+    check(invoke("caption", tmp_path, "-b", caption_bundle), "expected a folder with pictures, found none in it")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,9 @@ def test_ctrl_c_while_a_process_is_at_work(spawn, vqa_bundle):
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
-    assert (process.returncode, output, errors) == (130, "", "interrupted\n")
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    # What had been measured by then, if anything, is told.
+    assert output == "" or output.startswith("bundle")
 
 
 def test_a_reader_that_goes_away_is_no_error(spawn, caption_bundle, picture):

@@ -74,7 +74,7 @@ print(len(task.caption(task.bundle.file("golden/0.png")).token_ids) > 0)
 task = xr.load(vqa, threads=1)
 print(task.ask(task.bundle.file("golden/0.png"), "cat").confidence > 0)
 print(xr.verify_bundle(caption, threads=1).passed)
-print(xr.profile_bundle(vqa, threads=1, runs=1, warmup=0).runs)
+print(xr.profile_matrix([vqa], options=xr.ProfileOptions(runs=1, nodes=False)).profiles[0].passes)
 print(xr.provider_status()[0].available, bool(xr.__version__))
 print(*sorted({"torch", "onnx", "transformers", "xattn_edge", "xattn_export"} & set(sys.modules)))
 """

@@ -1,108 +1,277 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from xattn_runtime.errors import BundleError, ImageError, UserError, XattnError
+from xattn_runtime.errors import UserError
 from xattn_runtime.profile import (
-    ProfileReport,
-    StageTiming,
+    SCHEMA,
+    ProfileDocument,
+    ProfileOptions,
+    Work,
     describe_machine,
-    process,
-    profile_bundle,
-    profile_in_process,
+    profile_matrix,
+    read_document,
+    trace_document,
 )
-from xattn_runtime.profile.machine import PeakMemory, _peak_from_proc
-from xattn_runtime.profile.report import summarise
+from xattn_runtime.profile import contestant as contestants
+from xattn_runtime.profile.against import compare_documents, judge
+from xattn_runtime.profile.estimates import is_warm, mean_shift, quantile_interval, summarise
+from xattn_runtime.profile.floors import floor_ms
+from xattn_runtime.profile.limits import Limits, product_rate, read_bandwidth
+from xattn_runtime.profile.machine import MemoryUse, _from_proc
+from xattn_runtime.profile.nodes import summarise_graph
+from xattn_runtime.profile.probe_graphs import product_graph
+from xattn_runtime.profile.sensors import find_energy_counter
+
+FEW = ProfileOptions(runs=3, nodes=False)
 
 
-def test_caption_stages(caption_bundle: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    report = profile_bundle(caption_bundle, threads=1, runs=6, warmup=2, progress=lambda *call: calls.append(call))
-    assert calls == [(i, 8) for i in range(1, 9)]
-    assert list(report.stages) == ["preprocess", "encode", "decode", "total", "prefill", "step"]
-    assert {stage: report.stages[stage].n for stage in ("preprocess", "encode", "decode", "prefill", "total")} == {
-        "preprocess": 6,
-        "encode": 6,
-        "decode": 6,
-        "prefill": 6,
-        "total": 6,
-    }
-    decoding_ms = report.stages["decode"].n * report.stages["decode"].mean_ms
-    tokens = report.stages["prefill"].n + report.stages["step"].n
-    assert report.tokens_per_second == pytest.approx(1000 * tokens / decoding_ms)
-    parts = ("preprocess", "encode", "decode")
-    assert report.stages["total"].mean_ms * 6 >= sum(report.stages[s].mean_ms * report.stages[s].n for s in parts)
-    assert report.load_ms > 0
-    assert (report.threads, report.provider, report.task, report.name) == (1, "cpu", "caption", "tiny-caption")
-
-
-def test_vqa_stages(vqa_bundle: Path) -> None:
-    report = profile_bundle(vqa_bundle, threads=1, runs=4, warmup=0)
-    assert list(report.stages) == ["preprocess", "encode", "answer", "total"]
-    assert report.tokens_per_second is None
-
-
-def test_given_images_are_used(caption_bundle: Path, noise: Callable[[int], Path], tmp_path: Path) -> None:
-    assert profile_bundle(caption_bundle, threads=1, runs=2, warmup=0, images=[noise(0)]).runs == 2
-    with pytest.raises(ImageError, match="found no such file"):
-        profile_bundle(caption_bundle, threads=1, runs=1, warmup=0, images=[tmp_path / "none.png"])
-
-
-@pytest.mark.parametrize(("runs", "warmup"), [(0, 0), (1, -1)])
-def test_counts_that_make_no_sense(caption_bundle: Path, runs: int, warmup: int) -> None:
-    with pytest.raises(UserError, match="expected runs of at least 1 and warmup of at least 0"):
-        profile_bundle(caption_bundle, runs=runs, warmup=warmup)
-
-
-def test_in_a_process_of_its_own(caption_bundle: Path, noise: Callable[[int], Path]) -> None:
-    calls: list[tuple[int, int]] = []
-    report = profile_in_process(
-        caption_bundle, threads=1, runs=2, warmup=1, images=[noise(0)], progress=lambda *call: calls.append(call)
+def test_a_caption(caption_bundle: Path) -> None:
+    calls: list[float] = []
+    traces: dict[Any, Any] = {}
+    document = profile_matrix(
+        [caption_bundle],
+        threads=[1],
+        options=ProfileOptions(runs=4),
+        progress=lambda text, share: calls.append(share),
+        traces=traces,
     )
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-    assert report.bundle == str(caption_bundle)
-    assert ProfileReport.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+    (profile,) = document.profiles
+    assert calls == sorted(calls)
+    assert calls[-1] == 1.0
+    assert set(profile.stages) == {"preprocess", "encode", "decode", "total", "prefill", "step"}
+    assert profile.passes == profile.stages["total"].n == 4
+    assert (profile.threads, profile.provider, profile.task, profile.name) == (1, "cpu", "caption", "tiny-caption")
+    parts = sum(profile.stages[stage].mean_ms for stage in ("preprocess", "encode", "decode"))
+    assert profile.stages["total"].mean_ms >= parts
+    tokens = 1 + profile.stages["step"].n / profile.stages["prefill"].n
+    expected = 1000 * tokens / profile.stages["decode"].mean_ms
+    assert profile.tokens_per_second == pytest.approx(expected)
+    assert {graph.role for graph in profile.graphs} >= {"image_encoder", "decoder"}
+    decoder = next(graph for graph in profile.graphs if graph.role == "decoder")
+    assert decoder.work.operations["fp32"] > 0
+    assert sum(decoder.operators.values()) == pytest.approx(sum(node.ms for node in decoder.nodes))
+    assert profile.floors["step"].times == pytest.approx(profile.stages["step"].p50.ms / profile.floors["step"].ms)
+    assert document.energy_source or document.energy_absent
+    (roles,) = traces.values()
+    events = trace_document(roles)["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["ph"] == "M"} == set(roles)
+
+
+def test_the_matrix_takes_turns(caption_bundle: Path, vqa_bundle: Path, tmp_path: Path) -> None:
+    document = profile_matrix([caption_bundle, vqa_bundle], threads=[1, 2], batches=[1], options=FEW)
+    found = [(profile.task, profile.threads, profile.passes) for profile in document.profiles]
+    assert found == [("caption", 1, 3), ("caption", 2, 3), ("vqa", 1, 3), ("vqa", 2, 3)]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(document.to_dict(), allow_nan=False))
+    assert read_document(path)["schema"] == SCHEMA
     if sys.platform == "linux":
-        own = profile_bundle(caption_bundle, threads=1, runs=1, warmup=0).peak_memory.bytes
-        # This process holds onnx, pytest and the rest as well.
-        assert report.peak_memory.bytes is not None
-        assert own is not None
-        assert 10e6 < report.peak_memory.bytes < own
+        first = document.profiles[0]
+        assert 10e6 < (first.working_set_bytes or 0) < (first.peak_bytes or 0)
 
 
-def test_errors_cross_the_process(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="expected a bundle folder, found nothing"):
-        profile_in_process(tmp_path / "-none.xattn")
+def test_captions_go_together(caption_bundle: Path, vqa_bundle: Path) -> None:
+    document = profile_matrix([caption_bundle, vqa_bundle], threads=[1], batches=[2], options=FEW)
+    assert [(profile.task, profile.batch) for profile in document.profiles] == [("caption", 2)]
+    assert "only captions go together" in document.failures[0].message
 
 
-def test_a_process_that_dies(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    killed = tmp_path / "python"
-    killed.write_text("#!/bin/sh\necho out of memory >&2\nkill -9 $$\n")
-    killed.chmod(0o755)
-    monkeypatch.setattr(process.sys, "executable", str(killed))
-    with pytest.raises(XattnError, match="ended with code -9: out of memory"):
-        profile_in_process(caption_bundle)
+def test_what_fails_is_told_and_the_rest_measured(vqa_bundle: Path, tmp_path: Path) -> None:
+    document = profile_matrix([tmp_path / "-none.xattn", vqa_bundle], ["cpu", "tensorrt"], [1], options=FEW)
+    assert [profile.task for profile in document.profiles] == ["vqa"]
+    assert [(one.provider, one.error) for one in document.failures] == [
+        ("cpu", "BundleError"),
+        ("tensorrt", "BundleError"),
+        ("tensorrt", "ProviderError"),
+    ]
+    assert "expected a bundle folder, found nothing" in document.failures[0].message
+    assert document.failures[2].user_can_mend
+    assert "pip install" in document.failures[2].message
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo out of memory >&2\nkill -9 $$\n", "ended with signal 9, as when memory runs out: out of memory"),
+        ("sleep 60\n", "expected an answer within 0.5 s, found none; it was ended"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for the worker")
+def test_a_worker_that_dies_or_hangs(
+    caption_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}")
+    python.chmod(0o755)
+    monkeypatch.setattr(contestants.sys, "executable", str(python))
+    limit = 0.5 if "sleep" in script else 30.0
+    document = profile_matrix([caption_bundle], options=replace(FEW, time_limit_s=limit))
+    assert not document.profiles
+    assert words in document.failures[0].message
+
+
+def test_ctrl_c_keeps_what_was_measured(vqa_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    order = contestants.Contestant.order
+
+    def interrupt(self: contestants.Contestant, do: str, **arguments: Any) -> Any:
+        asked.append(do)
+        if asked.count("turn") == 3:
+            signal.raise_signal(signal.SIGINT)
+        return order(self, do, **arguments)
+
+    monkeypatch.setattr(contestants.Contestant, "order", interrupt)
+    document = profile_matrix([vqa_bundle], threads=[1], options=ProfileOptions(runs=10**9))
+    assert document.interrupted
+    assert document.profiles[0].passes >= 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"options": ProfileOptions(runs=0)}, "runs: expected at least 1, found 0"),
+        ({"threads": [0]}, "threads: expected at least 1, found 0"),
+        ({"batches": [0]}, "batch: expected at least 1, found 0"),
+        ({"options": ProfileOptions(time_budget_s=0)}, "time budget: expected more than 0, found 0"),
+        ({"providers": []}, "expected a bundle, a provider and a number of threads to profile, found none"),
+    ],
+)
+def test_numbers_that_make_no_sense(caption_bundle: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        profile_matrix([caption_bundle], **changes)
 
 
 def test_percentiles() -> None:
-    assert summarise([float(i) for i in range(101)]) == StageTiming(101, 50.0, 90.0, 99.0, 50.0)
-    assert summarise([2.0]) == StageTiming(1, 2.0, 2.0, 2.0, 2.0)
-    assert np.isfinite(summarise([1.0, 2.0]).p99_ms)
+    found = summarise([float(i) for i in range(101)])
+    assert (found.n, found.mean_ms, found.p50.ms, found.p90.ms, found.p99.ms) == (101, 50.0, 50.0, 90.0, 99.0)
+    assert summarise([2.0]).p50.low_ms is None
 
 
-def test_peak_memory_of_proc(tmp_path: Path) -> None:
+def test_intervals_hold_the_median_as_often_as_they_say() -> None:
+    generator = np.random.default_rng(3)
+    held = 0
+    for _ in range(400):
+        low, high = quantile_interval(sorted(generator.exponential(size=40).tolist()), 0.5)
+        held += low is not None and high is not None and low <= np.log(2) <= high
+    assert 0.93 <= held / 400 <= 0.99
+
+
+def test_warm_up_is_over_when_nothing_gets_faster() -> None:
+    assert not is_warm([1.0] * 9)
+    assert is_warm([1.0] * 10)
+    assert not is_warm([2.0] * 5 + [1.0] * 5)
+    assert is_warm([1.0] * 5 + [1.2] * 5)
+
+
+def test_shifts() -> None:
+    generator = np.random.default_rng(1)
+    wrong, found = 0, 0
+    for _ in range(200):
+        one, other = (generator.lognormal(0, 0.03, 12).tolist() for _ in range(2))
+        wrong += judge(mean_shift(one, other), 0.05) != "same"
+        found += judge(mean_shift(one, [1.1 * value for value in other]), 0.05) == "worse"
+    assert wrong <= 10
+    assert found >= 190
+    assert mean_shift([1.0, 1.0], [2.0, 2.0]).share == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="at least 2"):
+        mean_shift([1.0], [1.0, 2.0])
+
+
+def stored(total_ms: list[float], reference_ms: list[float]) -> dict[str, Any]:
+    profile = {"name": "m", "provider": "cpu", "threads": 1, "batch": 1, "rounds": {"total": total_ms}}
+    return {"profiles": [profile], "reference_ms": reference_ms}
+
+
+def test_a_slower_machine_is_no_slower_bundle() -> None:
+    noise = np.random.default_rng(2).lognormal(0, 0.01, (4, 10))
+    old = stored((10 * noise[0]).tolist(), noise[1].tolist())
+    machine = stored((13 * noise[2]).tolist(), (1.3 * noise[3]).tolist())
+    bundle = stored((13 * noise[2]).tolist(), noise[3].tolist())
+    assert [change.verdict for change in compare_documents(old, machine, 0.05)] == ["same"]
+    assert [change.verdict for change in compare_documents(old, bundle, 0.05)] == ["worse"]
+    assert [change.verdict for change in compare_documents(bundle, old, 0.05)] == ["better"]
+
+
+def test_documents_that_cannot_be_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a profile of the same model"):
+        compare_documents(stored([1.0, 1.0], []), {"profiles": [], "reference_ms": []}, 0.05)
+    with pytest.raises(UserError, match="--tolerance: expected 0 or more"):
+        compare_documents(stored([1.0, 1.0], []), stored([1.0, 1.0], []), -1)
+    for text in ("{", "[]", '{"schema": "xattn-edge/profile/0"}', json.dumps({"schema": SCHEMA})):
+        path = tmp_path / "old.json"
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"old\.json: expected"):
+            read_document(path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_the_written_product_is_a_product(dtype: str) -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.integers(-9, 9, (300, 5)).astype(dtype)
+    inputs = generator.integers(0, 9, (4, 300)).astype("uint8" if dtype == "int8" else dtype)
+    session = onnxruntime.InferenceSession(product_graph(4, weight), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": inputs})
+    np.testing.assert_allclose(found, inputs.astype(np.int64) @ weight.astype(np.int64), rtol=1e-5)
+
+
+def test_limits_are_of_a_sane_size() -> None:
+    assert 1e8 < read_bandwidth(1) < 1e13
+    assert 1e8 < product_rate(1) < 1e14
+
+
+def test_the_longer_of_two_floors() -> None:
+    limits = Limits(1, 1e9, {"fp32": 1e9, "int8": 2e9})
+    assert floor_ms(Work({"fp32": 1e6, "int8": 2e6}, 1e6), limits) == (2.0, "arithmetic")
+    assert floor_ms(Work({"fp32": 1e6}, 3e6), limits) == (3.0, "memory")
+
+
+def kernel(name: str, operator: str, ts: int, dur: int, inputs: list[Any], outputs: list[Any]) -> dict[str, Any]:
+    arguments = {"op_name": operator, "provider": "CPU", "input_type_shape": inputs, "output_type_shape": outputs}
+    return {"ph": "X", "cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": arguments}
+
+
+def test_work_and_layers_of_a_trace() -> None:
+    product = kernel("layers.0.query/MatMul", "MatMul", 11, 40, [{"float": [1, 3, 8]}], [{"float": [1, 3, 4]}])
+    small = kernel("layers.0/Add.2", "Add", 60, 10, [{"float": [1, 3, 4]}] * 2, [{"float": [1, 3, 4]}])
+    warm = [{**event, "ts": event["ts"] + 1000} for event in (product, small)]
+    runs = [{"ph": "X", "name": "model_run", "ts": ts, "dur": 100} for ts in (10, 1010)]
+    graph = summarise_graph("decoder", [*runs, product, small, *warm], warmup=1)
+    assert graph is not None
+    assert (graph.runs, graph.ms) == (1, 0.1)
+    assert graph.work == Work({"fp32": 2 * 3 * 8 * 4}, 4 * (3 * 8 + 3 * 4 + 8 * 4))
+    assert graph.layers == {"layers.0.query": 0.04, "layers.0": 0.01}
+    assert graph.between_ms == pytest.approx(0.05)
+    assert summarise_graph("decoder", [product]) is None
+
+
+def test_energy_where_linux_shows_it(tmp_path: Path) -> None:
+    assert "no counter" in (find_energy_counter(tmp_path).absent or "")
+    package = tmp_path / "class" / "powercap" / "intel-rapl:0"
+    package.mkdir(parents=True)
+    assert "cannot be read" in (find_energy_counter(tmp_path).absent or "")
+    (package / "energy_uj").write_text("2500000\n")
+    counter = find_energy_counter(tmp_path)
+    assert counter.source == "rapl"
+    assert counter.read is not None
+    assert counter.read() == 2.5
+
+
+def test_memory_of_proc(tmp_path: Path) -> None:
     status = tmp_path / "status"
-    status.write_text("Name:\tx\nVmHWM:\t    2048 kB\n")
-    assert _peak_from_proc(status) == PeakMemory(2048 * 1024)
+    status.write_text("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n")
+    assert _from_proc(status) == MemoryUse(1024 * 1024, 2048 * 1024)
     status.write_text("Name:\tx\n")
-    assert _peak_from_proc(status) == PeakMemory(None, f"{status} does not say VmHWM")
-    assert _peak_from_proc(tmp_path / "none").bytes is None
+    assert _from_proc(status) == MemoryUse(None, None, f"{status} does not say VmRSS and VmHWM")
+    assert _from_proc(tmp_path / "none").peak_bytes is None
 
 
 def test_machine() -> None:
@@ -111,3 +280,10 @@ def test_machine() -> None:
     assert machine.system
     assert machine.architecture
     assert machine.cpu
+
+
+def test_a_document_is_json(vqa_bundle: Path) -> None:
+    document: ProfileDocument = profile_matrix([vqa_bundle], threads=[1], options=FEW)
+    values = json.loads(json.dumps(document.to_dict(), allow_nan=False))
+    assert values["profiles"][0]["stages"]["total"]["p50"]["ms"] > 0
+    assert values["machine"]["cores"] >= 1

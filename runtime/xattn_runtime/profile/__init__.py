@@ -1,18 +1,40 @@
-"""How fast a bundle is and what memory it takes, a stage at a time."""
+"""How fast bundles are here, what limits them, and what memory they take, a stage at a time."""
 
 from __future__ import annotations
 
-from xattn_runtime.profile.machine import Machine, PeakMemory, describe_machine
-from xattn_runtime.profile.measure import profile_bundle
-from xattn_runtime.profile.process import profile_in_process
-from xattn_runtime.profile.report import ProfileReport, StageTiming
+from xattn_runtime.profile.contestant import Combination
+from xattn_runtime.profile.document import (
+    SCHEMA,
+    Failure,
+    Floor,
+    Profile,
+    ProfileDocument,
+    read_document,
+)
+from xattn_runtime.profile.estimates import Percentile, StageTiming
+from xattn_runtime.profile.limits import Limits, measure_limits
+from xattn_runtime.profile.machine import Machine, describe_machine
+from xattn_runtime.profile.matrix import ProfileOptions, profile_matrix
+from xattn_runtime.profile.nodes import GraphTime, NodeTime, Work, trace_document
 
 __all__ = [
+    "SCHEMA",
+    "Combination",
+    "Failure",
+    "Floor",
+    "GraphTime",
+    "Limits",
     "Machine",
-    "PeakMemory",
-    "ProfileReport",
+    "NodeTime",
+    "Percentile",
+    "Profile",
+    "ProfileDocument",
+    "ProfileOptions",
     "StageTiming",
+    "Work",
     "describe_machine",
-    "profile_bundle",
-    "profile_in_process",
+    "measure_limits",
+    "profile_matrix",
+    "read_document",
+    "trace_document",
 ]

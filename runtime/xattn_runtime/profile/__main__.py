@@ -1,10 +1,10 @@
-"""`python -m xattn_runtime.profile BUNDLE`: the worker that `profile_in_process` starts."""
+"""`python -m xattn_runtime.profile BUNDLE`: the worker that `profile_matrix` starts."""
 
 from __future__ import annotations
 
 import sys
 
-from xattn_runtime.profile.process import serve
+from xattn_runtime.profile.worker import serve
 
 if __name__ == "__main__":
     sys.exit(serve(sys.argv[1:]))

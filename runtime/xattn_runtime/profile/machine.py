@@ -1,4 +1,4 @@
-"""What machine this is, and how much memory this process has needed at most.
+"""What machine this is, and how much memory this process holds.
 
 Only the operating system is asked; nothing here knows a bundle.
 """
@@ -11,26 +11,32 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Machine", "PeakMemory", "describe_machine", "peak_memory"]
+__all__ = ["Machine", "MemoryUse", "describe_machine", "memory_use"]
 
 _KIB = 1024
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`system` ("Linux"), `architecture` ("x86_64", "aarch64"), CPU model, and the cores this process may use."""
+    """`system` ("Linux"), `architecture` ("x86_64", "aarch64"), CPU model, cores this process may use, Python.
+
+    memory_bytes: of the whole machine, None where it does not tell.
+    """
 
     system: str
     architecture: str
     cpu: str
     cores: int
+    memory_bytes: int | None
+    python: str
 
 
 @dataclass(frozen=True)
-class PeakMemory:
-    """The largest resident set of this process in bytes; or None, and why."""
+class MemoryUse:
+    """The resident set of this process in bytes, now and at most; or None, and why."""
 
-    bytes: int | None
+    resident_bytes: int | None
+    peak_bytes: int | None
     unknown_because: str | None = None
 
 
@@ -40,29 +46,42 @@ def describe_machine() -> Machine:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # only Linux has it
         cores = os.cpu_count() or 1
-    return Machine(platform.system(), platform.machine(), _cpu_model(), cores)
+    return Machine(
+        platform.system(), platform.machine(), _cpu_model(), cores, _memory_bytes(), platform.python_version()
+    )
 
 
-def peak_memory() -> PeakMemory:
-    """The peak so far, on Linux and macOS."""
+def memory_use() -> MemoryUse:
+    """On Linux; on macOS the peak alone."""
     if sys.platform == "linux":
-        return _peak_from_proc(Path("/proc/self/status"))
+        return _from_proc(Path("/proc/self/status"))
     if sys.platform == "darwin":
         import resource
 
-        return PeakMemory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    return PeakMemory(None, f"{sys.platform} does not report it to Python's standard library")
+        return MemoryUse(None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return MemoryUse(None, None, f"{sys.platform} does not report it to Python's standard library")
 
 
-def _peak_from_proc(status: Path) -> PeakMemory:
-    """VmHWM. Unlike ru_maxrss it does not carry over from the process that started this one."""
+def _from_proc(status: Path) -> MemoryUse:
+    """VmRSS and VmHWM. Unlike ru_maxrss these do not carry over from the process that started this one."""
+    found: dict[str, int] = {}
     try:
         for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return PeakMemory(int(line.split()[1]) * _KIB)
+            name, _, value = line.partition(":")
+            if name in ("VmRSS", "VmHWM"):
+                found[name] = int(value.split()[0]) * _KIB
     except (OSError, ValueError, IndexError) as error:
-        return PeakMemory(None, f"{status} cannot be read: {error}")
-    return PeakMemory(None, f"{status} does not say VmHWM")
+        return MemoryUse(None, None, f"{status} cannot be read: {error}")
+    if len(found) < 2:
+        return MemoryUse(None, None, f"{status} does not say VmRSS and VmHWM")
+    return MemoryUse(found["VmRSS"], found["VmHWM"])
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,302 @@
+"""Profiles every bundle on every provider, all taking turns, so that a drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import product
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from xattn_runtime import __version__
+from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.profile.contestant import Combination, Contestant
+from xattn_runtime.profile.document import Failure, Profile, ProfileDocument
+from xattn_runtime.profile.estimates import quantile_interval, summarise
+from xattn_runtime.profile.floors import find_floors
+from xattn_runtime.profile.limits import Limits, measure_limits
+from xattn_runtime.profile.machine import describe_machine
+from xattn_runtime.profile.nodes import GraphTime, summarise_graph
+from xattn_runtime.profile.passes import Times
+from xattn_runtime.profile.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
+
+__all__ = ["ProfileOptions", "profile_matrix"]
+
+Progress = Callable[[str, float], None]
+Trace = dict[str, list[dict[str, Any]]]
+
+_TURN_SECONDS = 0.25
+_FEWEST_ROUNDS, _FEWEST_PASSES = 5, 20
+_MANY = 10**9
+_NODE_PASSES = 4
+_REFERENCE_SIDE, _REFERENCE_TIMES = 256, 7
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How much is measured.
+
+    runs: passes of each combination; None measures until the medians are known to within `precision` of themselves, or
+    until all turns together have taken `time_budget_s`. time_limit_s: the most that a worker may take for one answer.
+    nodes: whether to look inside the graphs, and at the device's limits.
+    """
+
+    runs: int | None = None
+    time_budget_s: float = 60.0
+    precision: float = 0.02
+    time_limit_s: float = 300.0
+    images: Sequence[str] = ()
+    nodes: bool = True
+
+
+@dataclass
+class _Seen:
+    """What a contestant has shown so far."""
+
+    contestant: Contestant
+    warmup: int = 0
+    passes: int = 0
+    times: Times = field(default_factory=dict)
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    cpu_ms: float = 0.0
+    energy_j: float | None = None
+    memory: dict[str, Any] = field(default_factory=dict)
+    trace: Trace = field(default_factory=dict)
+
+    def take(self, turn: Mapping[str, Any]) -> None:
+        """Add a turn."""
+        self.passes += turn["passes"]
+        self.cpu_ms += turn["cpu_ms"]
+        if turn["energy_j"] is not None:
+            self.energy_j = (self.energy_j or 0.0) + turn["energy_j"]
+        for stage, measured in turn["times"].items():
+            self.times.setdefault(stage, []).extend(measured)
+            if stage != "tokens":
+                self.rounds.setdefault(stage, []).append(median(measured))
+
+    def is_known(self, precision: float) -> bool:
+        """Whether the interval of the median is narrow enough."""
+        totals = sorted(self.times.get("total", []))
+        if len(totals) < _FEWEST_PASSES or len(self.rounds["total"]) < _FEWEST_ROUNDS:
+            return False
+        low, high = quantile_interval(totals, 0.5)
+        return low is not None and high is not None and (high - low) / 2 <= precision * median(totals)
+
+
+def profile_matrix(
+    bundles: Sequence[str | os.PathLike[str]],
+    providers: Sequence[str] = ("cpu",),
+    threads: Sequence[int | None] = (None,),
+    batches: Sequence[int] = (1,),
+    options: ProfileOptions | None = None,
+    progress: Progress | None = None,
+    traces: dict[Combination, Trace] | None = None,
+) -> ProfileDocument:
+    """Profile every bundle on every provider with every number of threads and of pictures at once.
+
+    Each combination has a process of its own; what fails in one is told among the failures, and the others go on.
+    KeyboardInterrupt, once something has been measured, ends the measuring: the document then says `interrupted`.
+
+    Args:
+        traces: is given ONNX Runtime's own events of each combination.
+
+    Raises:
+        UserError: nothing to measure, or a number out of range.
+    """
+    options = options or ProfileOptions()
+    combinations = [
+        Combination(os.fspath(bundle), provider, count, batch)
+        for bundle, provider, count, batch in product(bundles, providers, threads, batches)
+    ]
+    _check(combinations, options)
+    run = _Run(options, progress or (lambda text, share: None))
+    with run.interruptible():
+        run.start(combinations)
+        run.measure()
+        run.finish()
+    if traces is not None:
+        traces.update({seen.contestant.combination: seen.trace for seen in run.seen})
+    return run.document()
+
+
+class _Run:
+    """The state of one call."""
+
+    def __init__(self, options: ProfileOptions, progress: Progress) -> None:
+        self.options, self.progress = options, progress
+        self.seen: list[_Seen] = []
+        self.failures: list[Failure] = []
+        self.reference_ms: list[float] = []
+        self.limits: list[Limits] = []
+        self.interrupted = False
+        self._created = datetime.now(UTC).isoformat(timespec="seconds")
+        self._before = read_temperature_c(), read_clock_mhz()
+        self._contestants: list[Contestant] = []
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """End all processes, and keep what was measured when Ctrl-C comes."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.seen = [seen for seen in self.seen if seen.passes]
+            if not self.seen:
+                raise
+            self.interrupted = True
+        finally:
+            for contestant in self._contestants:
+                contestant.end()
+
+    def start(self, combinations: Sequence[Combination]) -> None:
+        """Load and warm every one."""
+        for number, combination in enumerate(combinations):
+            self.progress(f"load {combination.bundle} on {combination.provider}", 0.2 * number / len(combinations))
+            with self._may_fail(combination):
+                contestant = Contestant(combination, self.options.images, self.options.time_limit_s)
+                self._contestants.append(contestant)
+                self.seen.append(_Seen(contestant, contestant.order("warm")))
+
+    def measure(self) -> None:
+        """Rounds in which each has its turn, until all is known or time is up."""
+        began = time.perf_counter()
+        number = 0
+        while going := [seen for seen in self.seen if not self._is_done(seen)]:
+            elapsed = time.perf_counter() - began
+            if self.options.runs is None and number >= 2 and elapsed > self.options.time_budget_s:
+                break
+            self.reference_ms.append(_reference_ms())
+            # Who is first changes, so that nobody always follows the same one.
+            for seen in going[number % len(going) :] + going[: number % len(going)]:
+                with self._may_fail(seen.contestant.combination):
+                    left = _MANY if self.options.runs is None else self.options.runs - seen.passes
+                    seen.take(seen.contestant.order("turn", seconds=_TURN_SECONDS, passes=left))
+            number += 1
+            self.progress(f"round {number}", 0.2 + 0.6 * self._share(elapsed))
+
+    def finish(self) -> None:
+        """Memory; and, if asked for, the nodes and the device's limits."""
+        for number, seen in enumerate(list(self.seen)):
+            combination = seen.contestant.combination
+            self.progress(f"look inside {combination.bundle}", 0.8 + 0.2 * number / len(self.seen))
+            with self._may_fail(combination):
+                seen.memory = seen.contestant.order("memory")
+                if self.options.nodes:
+                    seen.trace = seen.contestant.order("nodes", passes=_NODE_PASSES)
+        if self.options.nodes:
+            counts = sorted({seen.contestant.ready["threads"] for seen in self.seen})
+            self.limits = [measure_limits(count) for count in counts]
+        self.progress("done", 1.0)
+
+    def document(self) -> ProfileDocument:
+        """All of it."""
+        counter = find_energy_counter()
+        return ProfileDocument(
+            machine=describe_machine(),
+            limits=tuple(self.limits),
+            profiles=tuple(_profile(seen, self.limits) for seen in self.seen if seen.passes),
+            failures=tuple(self.failures),
+            reference_ms=tuple(self.reference_ms),
+            energy_source=counter.source,
+            energy_absent=counter.absent,
+            temperature_c=Drift(self._before[0], read_temperature_c()),
+            clock_mhz=Drift(self._before[1], read_clock_mhz()),
+            interrupted=self.interrupted,
+            created=self._created,
+            version=__version__,
+        )
+
+    def _is_done(self, seen: _Seen) -> bool:
+        if self.options.runs is not None:
+            return seen.passes >= self.options.runs
+        return seen.is_known(self.options.precision)
+
+    def _share(self, elapsed: float) -> float:
+        if self.options.runs is None:
+            return min(1.0, elapsed / self.options.time_budget_s)
+        return min((seen.passes / self.options.runs for seen in self.seen), default=1.0)
+
+    @contextmanager
+    def _may_fail(self, combination: Combination) -> Iterator[None]:
+        try:
+            yield
+        except XattnError as error:
+            self.seen = [seen for seen in self.seen if seen.contestant.combination != combination]
+            self.failures.append(
+                Failure(
+                    combination.bundle,
+                    combination.provider,
+                    combination.threads,
+                    combination.batch,
+                    type(error).__name__,
+                    str(error),
+                    error.exit_code == UserError.exit_code,
+                )
+            )
+
+
+def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
+    ready, combination = seen.contestant.ready, seen.contestant.combination
+    tokens = seen.times.pop("tokens", [])
+    stages = {stage: summarise(measured) for stage, measured in seen.times.items()}
+    decode = sum(seen.times.get("decode", []))
+    found = [summarise_graph(role, events) for role, events in seen.trace.items()]
+    graphs: tuple[GraphTime, ...] = tuple(graph for graph in found if graph is not None)
+    limit = next((one for one in limits if one.threads == ready["threads"]), None)
+    return Profile(
+        bundle=combination.bundle,
+        name=ready["name"],
+        task=ready["task"],
+        bundle_bytes=ready["bundle_bytes"],
+        provider=ready["provider"],
+        threads=ready["threads"],
+        batch=combination.batch,
+        passes=seen.passes,
+        warmup_passes=seen.warmup,
+        load_cold_ms=ready["load_cold_ms"],
+        load_warm_ms=ready["load_warm_ms"],
+        stages=stages,
+        rounds=seen.rounds,
+        tokens_per_second=1000.0 * sum(tokens) / decode if decode else None,
+        cpu_ms=seen.cpu_ms / seen.passes,
+        energy_j=None if seen.energy_j is None else seen.energy_j / seen.passes,
+        peak_bytes=seen.memory.get("peak_bytes"),
+        steady_bytes=seen.memory.get("steady_bytes"),
+        working_set_bytes=seen.memory.get("working_set_bytes"),
+        memory_unknown_because=seen.memory.get("memory_unknown_because"),
+        onnxruntime_version=ready["onnxruntime_version"],
+        floors={} if limit is None or ready["provider"] != "cpu" else find_floors(stages, graphs, limit),
+        graphs=graphs,
+    )
+
+
+def _check(combinations: Sequence[Combination], options: ProfileOptions) -> None:
+    if not combinations:
+        raise UserError("expected a bundle, a provider and a number of threads to profile, found none")
+    numbers = {
+        "runs": 1 if options.runs is None else options.runs,
+        "batch": min(combination.batch for combination in combinations),
+        "threads": min((one.threads for one in combinations if one.threads is not None), default=1),
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name}: expected at least 1, found {value}")
+    for name, number in (("time budget", options.time_budget_s), ("precision", options.precision)):
+        if not number > 0:
+            raise UserError(f"{name}: expected more than 0, found {number:g}")
+
+
+def _reference_ms() -> float:
+    """The median time of a fixed product of float32 in numpy."""
+    block = np.ones((_REFERENCE_SIDE, _REFERENCE_SIDE), dtype=np.float32)
+    times = []
+    for _ in range(_REFERENCE_TIMES):
+        began = time.perf_counter()
+        block @ block
+        times.append(1000 * (time.perf_counter() - began))
+    return median(times)

@@ -1,0 +1,156 @@
+"""The process in which one bundle runs on one provider: it obeys lines on its standard input, and answers with lines.
+
+    {"do": "warm"}                            → {"warm": passes}
+    {"do": "turn", "seconds": s, "passes": n} → {"turn": {"passes", "times": {stage: [ms]}, "cpu_ms", "energy_j"}}
+    {"do": "memory"}                          → {"memory": {…}}
+    {"do": "nodes", "passes": n}              → {"nodes": {role: [event, …]}}
+
+The first line that it writes is {"ready": {…}}, or {"error": {"type", "message"}} at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xattn_runtime import errors
+from xattn_runtime.loading import SessionTuning
+from xattn_runtime.profile.estimates import is_warm
+from xattn_runtime.profile.machine import memory_use
+from xattn_runtime.profile.nodes import read_trace
+from xattn_runtime.profile.passes import Passes, Times
+from xattn_runtime.profile.sensors import find_energy_counter
+from xattn_runtime.providers import load_onnxruntime
+from xattn_runtime.tasks import load
+from xattn_runtime.tasks.encoding import milliseconds_since
+
+__all__ = ["serve"]
+
+_MOST_WARMUP_PASSES = 60
+_MOST_WARMUP_SECONDS = 5.0
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Load what `arguments` name, obey until standard input ends, return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m xattn_runtime.profile", description="Profile one bundle.")
+    parser.add_argument("bundle")
+    parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--image", action="append", default=[])
+    options = parser.parse_args(arguments)
+    try:
+        worker = _Worker(options)
+        for line in sys.stdin:
+            order = json.loads(line)
+            _write({order["do"]: getattr(worker, order.pop("do"))(**order)})
+    except errors.XattnError as error:
+        _write({"error": {"type": type(error).__name__, "message": str(error)}})
+        return error.exit_code
+    return 0
+
+
+class _Worker:
+    """The loaded bundle. Its public methods are the orders."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        onnxruntime = load_onnxruntime()
+        self._options = options
+        self._before = memory_use()
+        _out_of_page_cache(Path(options.bundle))
+        began = time.perf_counter()
+        task = load(options.bundle, options.provider, options.threads)
+        cold_ms = milliseconds_since(began)
+        self._passes = Passes(task, options.image, options.batch)
+        began = time.perf_counter()
+        load(options.bundle, task.settings, options.threads)
+        warm_ms = milliseconds_since(began)
+        gc.collect()
+        self._counter = find_energy_counter()
+        manifest = task.bundle.manifest
+        _write(
+            {
+                "ready": {
+                    "name": manifest.name,
+                    "task": manifest.task,
+                    "bundle_bytes": sum(entry.bytes for entry in manifest.files.values()),
+                    "provider": task.settings.name,
+                    "threads": task.settings.threads,
+                    "load_cold_ms": cold_ms,
+                    "load_warm_ms": warm_ms,
+                    "onnxruntime_version": onnxruntime.__version__,
+                }
+            }
+        )
+
+    def warm(self) -> int:
+        """Pass until nothing gets faster; how many passes that took."""
+        totals: list[float] = []
+        began = time.perf_counter()
+        while len(totals) < _MOST_WARMUP_PASSES and time.perf_counter() - began < _MOST_WARMUP_SECONDS:
+            totals += self._passes.run()["total"]
+            if is_warm(totals):
+                break
+        return len(totals)
+
+    def turn(self, seconds: float, passes: int) -> dict[str, Any]:
+        """Passes for so many seconds, at most `passes`, at least one."""
+        times: Times = {}
+        done, began = 0, time.perf_counter()
+        cpu, joules = time.process_time(), self._joules()
+        while done == 0 or (done < passes and time.perf_counter() - began < seconds):
+            for stage, measured in self._passes.run().items():
+                times.setdefault(stage, []).extend(measured)
+            done += 1
+        used = None if joules is None else (self._joules() or 0.0) - joules
+        return {"passes": done, "times": times, "cpu_ms": 1000 * (time.process_time() - cpu), "energy_j": used}
+
+    def memory(self) -> dict[str, Any]:
+        """What the process holds and held at most, and how much of it came with the bundle."""
+        now = memory_use()
+        before = self._before.resident_bytes
+        known = now.peak_bytes is not None and before is not None
+        return {
+            "peak_bytes": now.peak_bytes,
+            "steady_bytes": now.resident_bytes,
+            "working_set_bytes": (now.peak_bytes or 0) - (before or 0) if known else None,
+            "memory_unknown_because": now.unknown_because,
+        }
+
+    def nodes(self, passes: int) -> dict[str, list[dict[str, Any]]]:
+        """ONNX Runtime's own events, role by role, of a few passes of the bundle loaded once more."""
+        with tempfile.TemporaryDirectory() as folder:
+            settings = replace(self._passes.task.settings, tuning=SessionTuning(trace=Path(folder)))
+            traced = Passes(load(self._options.bundle, settings), self._options.image, self._options.batch)
+            for _ in range(passes):
+                traced.run()
+            # Closing the sessions writes the files.
+            del traced
+            gc.collect()
+            return {path.name.partition(".")[0]: read_trace(path) for path in sorted(Path(folder).glob("*.json"))}
+
+    def _joules(self) -> float | None:
+        return None if self._counter.read is None else self._counter.read()
+
+
+def _out_of_page_cache(folder: Path) -> None:
+    """Ask the system to forget the files, so that loading reads them from the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _write(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
