@@ -3,9 +3,9 @@
     python benchmarks/attention_on_shape.py BUNDLE [--questions 1000]
 
 BUNDLE was exported with --with-attention. A picture of easy-VQA has one shape on an even ground: its pixels are those
-that differ from the ground. An image token counts as on the shape where its cell of the grid has a pixel of the shape in
-it. Reported, for the mean over words, layers and heads: how often the part most attended to is on the shape, what share
-of the attention is, and, for comparison, what share of all cells is: what attention without a preference would give.
+that differ from the ground. An image token counts as on the shape where its cell of the grid has a pixel of it.
+Reported, for the mean over words, layers and heads: how often the part most attended to is on the shape, what share of
+the attention is, and what share of all cells is, as attention without a preference would have it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import threading
@@ -147,16 +148,21 @@ def test_web_page(bundle, caption, node_modules, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/index.html?picture=picture.png"
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
-    process = subprocess.Popen(
-        [browser, *flags, "--remote-debugging-port=0", address], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    try:
-        for _ in range(1200):
-            if Quiet.said or process.poll() is not None:
-                break
-            time.sleep(0.1)
-    finally:
-        process.kill()
-        errors = process.communicate()[1].decode(errors="replace")
-        server.shutdown()
-    assert Quiet.said == [caption], errors[-2000:]
+    with (tmp_path / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [browser, *flags, "--remote-debugging-port=0", address],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            for _ in range(1200):
+                if Quiet.said or process.poll() is not None:
+                    break
+                time.sleep(0.1)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # a browser is several processes
+            process.wait()
+            server.shutdown()
+            server.server_close()
+    assert Quiet.said == [caption], (tmp_path / "errors.txt").read_text()[-2000:]

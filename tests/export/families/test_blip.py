@@ -207,9 +207,7 @@ def test_attention_weights(blip, name, tmp_path):
     """Of the text to the picture, in the graph that tells them: those that the model itself gives."""
     folder, bundle, _ = blip(name)
     copy = Path(shutil.copytree(bundle, tmp_path / "copy.xattn"))
-    role, series, part = (
-        ("text_encoder", "image", "text_encoder") if name == "answers" else ("decoder", "cross", "text")
-    )
+    role, series = ("text_encoder", "image") if name == "answers" else ("decoder", "cross")
     graph = attention_graph(read_graph(copy / "graphs" / f"{role}.onnx"), series, keeps_logits=name != "answers")
     (copy / "graphs" / "attention.onnx").write_bytes(graph.SerializeToString())
     session = onnxruntime.InferenceSession(copy / "graphs" / "attention.onnx", providers=["CPUExecutionProvider"])

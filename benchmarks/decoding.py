@@ -1,0 +1,201 @@
+"""Ratios of decoding: the whole graph, the runtime's loop, beams, batches, encoded images, folders.
+
+    python benchmarks/decoding.py BUNDLE... [--pictures 1000] [--rounds 7]
+
+Bundles for captioning, best with the role `whole`, or for visual question answering. All variants of a bundle take
+turns in one process; each figure is the median of the rounds' ratios, since a shared machine drifts by a factor of two
+within minutes. Prints a Markdown table a bundle, then one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xattn_runtime.bundle import open_bundle
+from xattn_runtime.session import GraphSession, open_session
+from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask, load
+from xattn_runtime.tasks.encoding import ImageEncoder, PreparedImage
+
+PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
+SIDE_PX = 256
+BATCH = 8
+QUESTION_WORDS = ("what color is the shape?", "word1 word2 word3 word4 word5")
+Run = Callable[[], object]
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    """Coarse coloured noise, uint8 `[side, side, 3]`."""
+    rng = np.random.default_rng(0)
+    cells = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    sides = (SIDE_PX, SIDE_PX)
+    return [np.asarray(Image.fromarray(each).resize(sides, Image.Resampling.BICUBIC)) for each in cells]
+
+
+def interleaved(variants: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every variant in every round, after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            began = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], one: str, other: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+
+@contextmanager
+def counted_runs() -> Iterator[list[float]]:
+    """Seconds spent in sessions, added up in the first item."""
+    spent, plain = [0.0], GraphSession.run
+
+    def run(self: GraphSession, *arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return plain(self, *arguments, **options)
+        finally:
+            spent[0] += time.perf_counter() - began
+
+    GraphSession.run = run  # type: ignore[method-assign]
+    try:
+        yield spent
+    finally:
+        GraphSession.run = plain  # type: ignore[method-assign]
+
+
+def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
+    one = np.asarray(Image.open(PICTURE).convert("RGB"))
+    other = np.ascontiguousarray(one[:, ::-1])
+    encoded = task.encode(one)
+    length = len(task.caption(one).token_ids) + 1
+    fixed = DecodingOptions(min_new_tokens=length, max_new_tokens=length, beams=1)
+    beams = DecodingOptions(min_new_tokens=length, max_new_tokens=length, beams=4)
+
+    def steps() -> None:
+        for _ in task.steps(encoded, length):
+            pass
+
+    variants: dict[str, Run] = {
+        "caption": lambda: task.caption(one),
+        "two": lambda: task.caption([one, other]),
+        "encode": lambda: task.encode(one),
+        "decode": lambda: task.caption(encoded),
+        "steps": steps,
+        "both": lambda: (task.encode(one), steps()),
+        "greedy": lambda: task.caption(one, options=fixed),
+        "beams": lambda: task.caption(one, options=beams),
+    }
+    if "whole" in task.bundle.manifest.graphs:
+        whole, inputs = open_session(task.bundle, "whole", task.settings), {"images": one[None]}
+        variants["whole"] = lambda: whole.run(("token_ids", "log_probs"), inputs)
+    times = interleaved(variants, rounds)
+    alone = {name: interleaved({name: variants[name]}, rounds)[name] for name in ("encode", "steps")}
+    apart = statistics.median(alone["encode"]) + statistics.median(alone["steps"])
+    shares: dict[str, list[float]] = {"decode": [], "steps": []}
+    with counted_runs() as spent:
+        for _ in range(rounds):
+            for name, found_shares in shares.items():
+                spent[0], began = 0.0, time.perf_counter()
+                variants[name]()
+                found_shares.append((time.perf_counter() - began) / spent[0])
+    found = {"caption, ms": 1000 * statistics.median(times["caption"]), "tokens": float(length)}
+    if "whole" in times:
+        found["whole graph / the runtime's caption"] = ratio(times, "whole", "caption")
+    found |= {
+        "decoding / its session runs": statistics.median(shares["decode"]),
+        "streaming, a step at a time / its session runs": statistics.median(shares["steps"]),
+        "encode and decode in turn / each alone": statistics.median(times["both"]) / apart,
+        "beam 4 / greedy, as many tokens": ratio(times, "beams", "greedy"),
+        "throughput of 2 images / of 1": 2 * ratio(times, "caption", "two"),
+    }
+    return found | (folder(task, count) if count else {})
+
+
+def folder(task: CaptionTask, count: int) -> dict[str, float]:
+    """Pictures from files to a file of captions, beside what the graphs take for the same pictures, ready in memory."""
+    from xattn_edge.commands._console import Console
+    from xattn_edge.commands._many import caption_to_file
+
+    encoder: ImageEncoder = task._encoder
+    options, shares = DecodingOptions(), []
+    with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
+        place = Path(name) / "pictures"
+        place.mkdir()
+        for number, picture in enumerate(pictures(count)):
+            Image.fromarray(picture).save(place / f"{number:05}.png")
+        ready: list[PreparedImage] = [encoder.prepare(file) for file in sorted(place.iterdir())]
+        for number in range(3):
+            began = time.perf_counter()
+            for start in range(0, count, BATCH):
+                part = list(encoder.encode_prepared(ready[start : start + BATCH]))
+                task._caption_encoded(part, [False] * len(part), None, options)
+            bare = time.perf_counter() - began
+            began = time.perf_counter()
+            output = Path(name) / f"{number}.jsonl"
+            caption_to_file(Console(as_json=False, quiet=True), task, [place], output, None, options, recursive=False)
+            shares.append(bare / (time.perf_counter() - began))
+    return {f"throughput of a folder of {count:,} / of bare inference": statistics.median(shares)}
+
+
+def answering(task: VqaTask, rounds: int) -> dict[str, float]:
+    picture = pictures(1)[0]
+    words = next(words for words in QUESTION_WORDS if not _unknown(task, words))
+    encoded = task.encode(picture)
+    variants: dict[str, Run] = {
+        "first": lambda: task.ask(picture, words),
+        "second": lambda: task.ask(encoded, words),
+    }
+    times = interleaved(variants, rounds)
+    return {
+        "first question, ms": 1000 * statistics.median(times["first"]),
+        "second question of an image / first": ratio(times, "second", "first"),
+    }
+
+
+def _unknown(task: VqaTask, words: str) -> bool:
+    from xattn_runtime.errors import QuestionError
+
+    try:
+        return bool(task.ask(pictures(1)[0], words).unknown_words)
+    except QuestionError:
+        return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pictures", type=int, default=0, help="in the folder; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    report = {}
+    for path in arguments.bundles:
+        task = load(open_bundle(path), threads=arguments.threads)
+        if isinstance(task, CaptionTask):
+            found = captioning(task, arguments.rounds, arguments.pictures)
+        elif isinstance(task, VqaTask):
+            found = answering(task, arguments.rounds)
+        else:
+            parser.error(f"{path}: expected a bundle for captioning or visual question answering")
+        report[str(path)] = found
+        print(f"\n| {path.name} | |\n|---|---|")
+        print("\n".join(f"| {name} | {value:.3g} |" for name, value in found.items()))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
