@@ -156,3 +156,14 @@ def test_data_list(invoke):
     names = [entry["name"] for entry in json.loads(invoke("data", "list", "--json").stdout)["data_sets"]]
     assert names == ["easy-vqa", "emoji", "sentiment"]
     assert [line.split()[0] for line in invoke("data", "list").stdout.splitlines()] == ["name", *names]
+
+
+def test_tune(invoke, vqa_copy):
+    document = json.loads(invoke("tune", vqa_copy, "--time-budget", "1", "--dry-run", "--json").stdout)
+    assert document["written"] is None
+    assert document["goal"] == "latency"
+    assert {candidate["threads"] for candidate in document["candidates"]} >= {1}
+    assert document["default"] in document["candidates"]
+    shown = invoke("tune", vqa_copy, "--time-budget", "1", "--goal", "memory")
+    assert shown.exit_code == 0
+    assert "default" in shown.stdout

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 
 from xattn_runtime.errors import UserError
+from xattn_runtime.machine import MemoryUse, _from_proc
 from xattn_runtime.profile import (
     SCHEMA,
     ProfileDocument,
@@ -27,7 +28,6 @@ from xattn_runtime.profile.against import compare_documents, judge
 from xattn_runtime.profile.estimates import is_warm, mean_shift, quantile_interval, summarise
 from xattn_runtime.profile.floors import floor_ms
 from xattn_runtime.profile.limits import Limits, product_rate, read_bandwidth
-from xattn_runtime.profile.machine import MemoryUse, _from_proc
 from xattn_runtime.profile.nodes import summarise_graph
 from xattn_runtime.profile.probe_graphs import product_graph
 from xattn_runtime.profile.sensors import find_energy_counter

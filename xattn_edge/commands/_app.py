@@ -32,6 +32,7 @@ COMMANDS = (
     "calibrate",
     "compare",
     "profile",
+    "tune",
     "inspect",
     "verify",
     "providers",

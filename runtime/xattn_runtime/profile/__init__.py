@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from xattn_runtime.machine import Machine, describe_machine
 from xattn_runtime.profile.contestant import Combination
 from xattn_runtime.profile.document import (
     SCHEMA,
@@ -13,7 +14,6 @@ from xattn_runtime.profile.document import (
 )
 from xattn_runtime.profile.estimates import Percentile, StageTiming
 from xattn_runtime.profile.limits import Limits, measure_limits
-from xattn_runtime.profile.machine import Machine, describe_machine
 from xattn_runtime.profile.matrix import ProfileOptions, profile_matrix
 from xattn_runtime.profile.nodes import GraphTime, NodeTime, Work, trace_document
 

@@ -21,12 +21,17 @@ __all__ = ["Combination", "Contestant"]
 
 @dataclass(frozen=True)
 class Combination:
-    """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once."""
+    """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once.
+
+    spinning, arena: as in `SessionTuning`.
+    """
 
     bundle: str
     provider: str
     threads: int | None
     batch: int
+    spinning: bool = True
+    arena: bool = True
 
 
 class Contestant:
@@ -38,6 +43,8 @@ class Contestant:
         command = [sys.executable, "-m", "xattn_runtime.profile", f"--provider={combination.provider}"]
         command += [f"--batch={combination.batch}", *(f"--image={image}" for image in images)]
         command += [f"--threads={combination.threads}"] if combination.threads is not None else []
+        command += [] if combination.spinning else ["--no-spinning"]
+        command += [] if combination.arena else ["--no-arena"]
         command += ["--", combination.bundle]
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(

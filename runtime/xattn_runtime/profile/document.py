@@ -14,9 +14,9 @@ from typing import Any
 
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import UserError
+from xattn_runtime.machine import Machine
 from xattn_runtime.profile.estimates import StageTiming
 from xattn_runtime.profile.limits import Limits
-from xattn_runtime.profile.machine import Machine
 from xattn_runtime.profile.nodes import GraphTime
 from xattn_runtime.profile.sensors import Drift
 

@@ -16,17 +16,17 @@ import numpy as np
 
 from xattn_runtime import __version__
 from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.machine import describe_machine
 from xattn_runtime.profile.contestant import Combination, Contestant
 from xattn_runtime.profile.document import Failure, Profile, ProfileDocument
 from xattn_runtime.profile.estimates import quantile_interval, summarise
 from xattn_runtime.profile.floors import find_floors
 from xattn_runtime.profile.limits import Limits, measure_limits
-from xattn_runtime.profile.machine import describe_machine
 from xattn_runtime.profile.nodes import GraphTime, summarise_graph
 from xattn_runtime.profile.passes import Times
 from xattn_runtime.profile.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
 
-__all__ = ["ProfileOptions", "profile_matrix"]
+__all__ = ["ProfileOptions", "Progress", "profile_combinations", "profile_matrix"]
 
 Progress = Callable[[str, float], None]
 Trace = dict[str, list[dict[str, Any]]]
@@ -114,15 +114,29 @@ def profile_matrix(
         Combination(os.fspath(bundle), provider, count, batch)
         for bundle, provider, count, batch in product(bundles, providers, threads, batches)
     ]
+    run = _measured(combinations, options, progress)
+    if traces is not None:
+        traces.update({seen.contestant.combination: seen.trace for seen in run.seen})
+    return run.document()
+
+
+def profile_combinations(
+    combinations: Sequence[Combination], options: ProfileOptions, progress: Progress | None = None
+) -> tuple[dict[Combination, Profile], list[Failure]]:
+    """As `profile_matrix`, of just these: what was found of each, and what failed."""
+    run = _measured(combinations, options, progress)
+    found = {seen.contestant.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
+    return found, run.failures
+
+
+def _measured(combinations: Sequence[Combination], options: ProfileOptions, progress: Progress | None) -> _Run:
     _check(combinations, options)
     run = _Run(options, progress or (lambda text, share: None))
     with run.interruptible():
         run.start(combinations)
         run.measure()
         run.finish()
-    if traces is not None:
-        traces.update({seen.contestant.combination: seen.trace for seen in run.seen})
-    return run.document()
+    return run
 
 
 class _Run:

@@ -24,15 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from xattn_runtime import errors
+from xattn_runtime.bundle import open_bundle
 from xattn_runtime.loading import SessionTuning
+from xattn_runtime.machine import memory_use
 from xattn_runtime.profile.estimates import is_warm
-from xattn_runtime.profile.machine import memory_use
 from xattn_runtime.profile.nodes import read_trace
 from xattn_runtime.profile.passes import Passes, Times
 from xattn_runtime.profile.sensors import find_energy_counter
 from xattn_runtime.providers import load_onnxruntime
+from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import load
-from xattn_runtime.tasks.encoding import milliseconds_since
+from xattn_runtime.tasks.encoding import milliseconds_since, session_settings
 
 __all__ = ["serve"]
 
@@ -48,6 +50,8 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--image", action="append", default=[])
+    parser.add_argument("--no-spinning", action="store_true")
+    parser.add_argument("--no-arena", action="store_true")
     options = parser.parse_args(arguments)
     try:
         worker = _Worker(options)
@@ -69,7 +73,7 @@ class _Worker:
         self._before = memory_use()
         _out_of_page_cache(Path(options.bundle))
         began = time.perf_counter()
-        task = load(options.bundle, options.provider, options.threads)
+        task = load(options.bundle, _settings(options), options.threads)
         cold_ms = milliseconds_since(began)
         self._passes = Passes(task, options.image, options.batch)
         began = time.perf_counter()
@@ -141,6 +145,13 @@ class _Worker:
 
     def _joules(self) -> float | None:
         return None if self._counter.read is None else self._counter.read()
+
+
+def _settings(options: argparse.Namespace) -> SessionSettings:
+    settings = session_settings(options.provider, options.threads, open_bundle(options.bundle))
+    if not options.no_spinning and not options.no_arena:
+        return settings
+    return replace(settings, tuning=SessionTuning(not options.no_spinning, not options.no_arena))
 
 
 def _out_of_page_cache(folder: Path) -> None:

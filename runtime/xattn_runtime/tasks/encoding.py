@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import key_value_names, layers_of
+from xattn_runtime.device_profile import read_device_profile
 from xattn_runtime.errors import BundleError, ImageError, ProviderError
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
@@ -195,6 +196,8 @@ def session_settings(
 ) -> SessionSettings:
     """Checked settings for `bundle`; those that are given are taken as they are.
 
+    Without `threads`, what `xattn-edge tune` found for the bundle on this machine holds.
+
     provider: as `parse_provider` reads it; `auto` and `arm` choose what proves itself on `bundle`, without one the CPU.
     Raises ProviderError for a provider that is not here or a number of threads below 1.
     """
@@ -208,7 +211,11 @@ def session_settings(
     else:
         requested = parse_provider(provider)
         require_available(requested)
-    return SessionSettings(requested.provider, count, requested.fallback, requested.library)
+    settings = SessionSettings(requested.provider, count, requested.fallback, requested.library)
+    if threads is not None or bundle is None:
+        return settings
+    tuned = read_device_profile(bundle.path, settings.name)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning)
 
 
 def _chosen(name: str, bundle: Bundle, threads: int) -> RequestedProvider:

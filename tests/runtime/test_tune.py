@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xattn_runtime.device_profile import DeviceProfile, device_profile_path, read_device_profile, write_device_profile
+from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.machine import describe_machine
+from xattn_runtime.profile import tune as tuning
+from xattn_runtime.profile.contestant import Combination
+from xattn_runtime.profile.document import Profile
+from xattn_runtime.profile.estimates import summarise
+from xattn_runtime.profile.tune import tune_bundle
+from xattn_runtime.tasks import load
+
+
+def found(profile_of: Any) -> Any:
+    """Stands for measuring: `profile_of` says a combination's time and memory."""
+
+    def measure(combinations: list[Combination], *rest: object) -> tuple[dict[Combination, Profile], list[object]]:
+        return {one: made(one, *profile_of(one)) for one in combinations if profile_of(one)}, []
+
+    return measure
+
+
+def made(one: Combination, total_ms: float, peak: int, energy_j: float | None = None) -> Profile:
+    times = [total_ms * (1 + 0.001 * (step % 3)) for step in range(9)]
+    values: dict[str, Any] = dict.fromkeys(Profile.__dataclass_fields__, None)
+    values |= {"stages": {"total": summarise(times)}, "rounds": {"total": times}, "peak_bytes": peak}
+    values |= {"threads": one.threads or 1, "batch": one.batch, "energy_j": energy_j}
+    return Profile(**values)
+
+
+def test_the_best_is_confirmed_and_obeyed(
+    caption_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "copy.xattn"
+    bundle.symlink_to(caption_bundle)
+    times = found(lambda one: (10.0 if one.arena else 6.0 + (one.threads or 1), 1000))
+    monkeypatch.setattr(tuning, "profile_combinations", times)
+    tuned = tune_bundle(bundle)
+    assert tuned.chosen is not None
+    assert (tuned.chosen.threads, tuned.chosen.arena) == (1, False)
+    assert tuned.chosen.gain == pytest.approx(0.3)
+    assert [one.figure for one in tuned.candidates] == sorted(one.figure for one in tuned.candidates)
+    write_device_profile(bundle, tuned.chosen)
+    settings = load(bundle).settings
+    assert (settings.threads, settings.tuning.arena, settings.tuning.spinning) == (1, False, tuned.chosen.spinning)
+    assert load(bundle, threads=2).settings.tuning.arena
+
+
+def test_what_is_not_surely_faster_is_not_taken(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def measure(combinations: list[Combination], *rest: object) -> Any:
+        calls.append(len(combinations))
+        # Another is faster by chance, and no longer when the two are measured again.
+        faster = 9.0 if len(calls) == 1 else 10.0
+        return {one: made(one, 10.0 if one.arena else faster, 1000) for one in combinations}, []
+
+    monkeypatch.setattr(tuning, "profile_combinations", measure)
+    assert tune_bundle(caption_bundle).chosen is None
+    assert calls[1:] == [2]
+
+
+def test_less_memory_but_not_slower(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (10.0, 1000 if one.arena else 800)))
+    chosen = tune_bundle(caption_bundle, "memory").chosen
+    assert chosen is not None
+    assert chosen.gain == pytest.approx(0.2)
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (10.0, 1000) if one.arena else (12.0, 800)))
+    assert tune_bundle(caption_bundle, "memory").chosen is None
+
+
+def test_goals_that_cannot_be(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (10.0, 1000)))
+    with pytest.raises(UserError, match="--goal energy: expected a counter of energy, found none here"):
+        tune_bundle(caption_bundle, "energy")
+    with pytest.raises(UserError, match="--goal: expected one of latency"):
+        tune_bundle(caption_bundle, "beauty")  # type: ignore[arg-type]
+
+
+def test_of_another_machine_or_broken(tmp_path: Path) -> None:
+    bundle, machine = tmp_path / "a.xattn", describe_machine()
+    mine = DeviceProfile(machine.cpu, machine.cores, "cpu", 1, spinning=True, arena=True, goal="latency", gain=0.1)
+    assert read_device_profile(bundle, "cpu") is None
+    write_device_profile(bundle, mine)
+    assert read_device_profile(bundle, "cpu") == mine
+    assert read_device_profile(bundle, "cuda") is None
+    write_device_profile(bundle, replace(mine, cores=machine.cores + 1))
+    assert read_device_profile(bundle, "cpu") is None
+    path = device_profile_path(bundle)
+    for text in ("{", "[]", '{"schema": "xattn-edge/device/1"}', json.dumps({**vars(mine), "schema": "x"})):
+        path.write_text(text)
+        assert read_device_profile(bundle, "cpu") is None
+    with pytest.raises(OutputError, match="expected a place to write to"):
+        write_device_profile(tmp_path / "none" / "a.xattn", mine)
