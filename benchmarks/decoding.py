@@ -30,6 +30,8 @@ from xattn_runtime.tasks.encoding import ImageEncoder, PreparedImage
 PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
 SIDE_PX = 256
 BATCH = 8
+ANSWER_TOKENS = 4
+"""Of an answer that is generated, at most, its end counted: weights that are random would never end one."""
 QUESTION_WORDS = ("what color is the shape?", "word1 word2 word3 word4 word5")
 Run = Callable[[], object]
 
@@ -81,6 +83,7 @@ def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
     one = np.asarray(Image.open(PICTURE).convert("RGB"))
     other = np.ascontiguousarray(one[:, ::-1])
     encoded = task.encode(one)
+    mirrored = task.encode(other)
     length = len(task.caption(one).token_ids) + 1
     fixed = DecodingOptions(min_new_tokens=length, max_new_tokens=length, beams=1)
     beams = DecodingOptions(min_new_tokens=length, max_new_tokens=length, beams=4)
@@ -94,6 +97,7 @@ def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
         "two": lambda: task.caption([one, other]),
         "encode": lambda: task.encode(one),
         "decode": lambda: task.caption(encoded),
+        "decode two": lambda: task.caption([encoded, mirrored]),
         "steps": steps,
         "both": lambda: (task.encode(one), steps()),
         "greedy": lambda: task.caption(one, options=fixed),
@@ -121,6 +125,7 @@ def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
         "encode and decode in turn / each alone": statistics.median(times["both"]) / apart,
         "beam 4 / greedy, as many tokens": ratio(times, "beams", "greedy"),
         "throughput of 2 images / of 1": 2 * ratio(times, "caption", "two"),
+        "throughput of 2 images / of 1, encoded before": 2 * ratio(times, "decode", "decode two"),
     }
     return found | (folder(task, count) if count else {})
 
@@ -155,12 +160,14 @@ def answering(task: VqaTask, rounds: int) -> dict[str, float]:
     picture = pictures(1)[0]
     words = next(words for words in QUESTION_WORDS if not _unknown(task, words))
     encoded = task.encode(picture)
+    options = None if task.labels is not None else DecodingOptions(beams=1, max_new_tokens=ANSWER_TOKENS)
     variants: dict[str, Run] = {
-        "first": lambda: task.ask(picture, words),
-        "second": lambda: task.ask(encoded, words),
+        "first": lambda: task.ask(picture, words, options=options),
+        "second": lambda: task.ask(encoded, words, options=options),
     }
     times = interleaved(variants, rounds)
     return {
+        "answer tokens": float(len(task.ask(encoded, words, options=options).token_ids)),
         "first question, ms": 1000 * statistics.median(times["first"]),
         "second question of an image / first": ratio(times, "second", "first"),
     }

@@ -21,6 +21,7 @@ from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.loading import LoadedGraph, SessionTuning, load_graph
+from xattn_runtime.manifest import WHOLE_ROLES
 from xattn_runtime.providers import Provider, RequestedProvider, load_onnxruntime
 
 __all__ = [
@@ -270,11 +271,14 @@ def _device_failure(path: Path, provider: Provider, error: Exception) -> str:
 
 def _is_small(bundle: Bundle, role: str) -> bool:
     """Whether the graph takes text and has few weights: one thread runs it faster than several."""
+    if role == "image_encoder":
+        return False
     files, graphs = bundle.manifest.files, bundle.manifest.graphs
-    # A generator has its weights in common with the decoder.
-    holders = {graphs[role].file, f"{graphs['decoder' if role == 'generator' else role].file}.data"}
+    # A generator has its weights in common with the decoder, a graph of the whole model with all the others.
+    givers = graphs if role in WHOLE_ROLES else (role, "decoder") if role == "generator" else (role,)
+    holders = {graphs[role].file, *(f"{graphs[giver].file}.data" for giver in givers)}
     size = sum(entry.bytes for path, entry in files.items() if path in holders)
-    return role != "image_encoder" and size < _SMALLEST_SHARED_BYTES
+    return size < _SMALLEST_SHARED_BYTES
 
 
 def _check_tensors(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,10 @@ def caption(
     ] = None,
     length_penalty: Annotated[
         float | None, typer.Option("--length-penalty", help="Of beams: above 0 favours long captions, below 0 short.")
+    ] = None,
+    early_stopping: Annotated[
+        Literal["true", "false", "never"] | None,
+        typer.Option("--early-stopping", help="Of beams: true ends when all have ended, never seeks the longest."),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Stop a caption after so many tokens.")
@@ -117,6 +121,7 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
             length_penalty=length_penalty,
+            early_stopping="never" if early_stopping == "never" else early_stopping and early_stopping == "true",
             repetition_penalty=repetition_penalty,
             no_repeat_ngram_size=no_repeat_ngram_size,
             temperature=temperature,

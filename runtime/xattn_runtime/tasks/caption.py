@@ -193,7 +193,8 @@ class CaptionTask(Closable):
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
         options = (options or DecodingOptions()).with_shortcuts(beams, max_new_tokens)
-        self._asked(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
+        if not known:
+            self._asked(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
         best, text = self._generate([encoded], prompt, options)[0]
