@@ -76,10 +76,11 @@ def greedy_steps(
         ended = step.ended
         if ended.all():
             return
-        staying = ~ended[rows]
-        if 2 * staying.sum() <= len(rows) and all(isinstance(value, np.ndarray) for value in past.values()):
-            past, cross = _of_rows(past, staying), _of_rows(cross, staying)
-            rows = rows[staying]
+        if ended.any():
+            staying = ~ended[rows]
+            if 2 * staying.sum() <= len(rows) and all(isinstance(value, np.ndarray) for value in past.values()):
+                past, cross = _of_rows(past, staying), _of_rows(cross, staying)
+                rows = rows[staying]
         input_ids = tokens[rows, -1:]
 
 
@@ -109,6 +110,8 @@ def _step(
     best: GreedyToken, rows: NDArray[np.int64], ended: NDArray[np.bool_], pad: int, end_ids: NDArray[np.int64]
 ) -> GreedyStep:
     """What `best`, of `rows`, means for the whole batch, in which some rows may have ended before."""
+    if not ended.any():
+        return GreedyStep(best.token_ids, best.log_probs, (best.token_ids == end_ids).any(axis=0))
     token_ids = np.full(len(ended), pad, dtype=np.int64)
     log_probs = np.zeros(len(ended), dtype=np.float32)
     token_ids[rows], log_probs[rows] = best.token_ids, best.log_probs
