@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "app", "run"]
 
 COMMANDS = (
     "train",
+    "study",
     "export",
     "quantize",
     "caption",

@@ -13,7 +13,7 @@ from xattn_runtime.errors import UserError
 
 __all__ = ["Combination"]
 
-_EQUAL_WEIGHTS = (1.0, 1.0)
+_TEXT_COUNTS_TWICE = (2.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +25,23 @@ class Combination:
     weighting: str = "soft"
     fusion: str = "concatenation"
     hops: int = 3
-    layers: int = 1
+    layers: int = 2
 
     def label(self) -> str:
         """What is chosen, without what is left as it is by default: `two-way-cosine`; `text-to-image` at the least."""
         told = [field for field in fields(self)[1:] if field.name != "layers"]
         chosen = [str(getattr(self, field.name)) for field in told if getattr(self, field.name) != field.default]
         return "-".join([self.mechanism, *chosen]).replace("_", "-")
+
+    def mechanism_config(self, heads: int) -> MechanismConfig:
+        """The mechanism; ValueError for an unknown name."""
+        options = AttentionOptions(heads=heads, similarity=self.similarity, weighting=self.weighting)
+        return MechanismConfig(name=self.mechanism, options=options, hops=self.hops)
+
+    def fusion_config(self, modalities: int) -> FusionConfig:
+        """The fusion; with `late_weighted` the text, which comes first, counts twice. ValueError: an unknown name."""
+        weights = _TEXT_COUNTS_TWICE[:modalities] if self.fusion == "late_weighted" else None
+        return FusionConfig(name=self.fusion, weights=weights)
 
     def config(
         self, recipe: Recipe, vocabulary: int, answers: tuple[str, ...], text_encoder: str = "lstm"
@@ -49,14 +59,8 @@ class Combination:
                     layers=2 * (text_encoder == "transformer"),
                     heads=recipe.heads,
                 ),
-                mechanism=MechanismConfig(
-                    name=self.mechanism,
-                    options=AttentionOptions(heads=recipe.heads, similarity=self.similarity, weighting=self.weighting),
-                    hops=self.hops,
-                ),
-                fusion=FusionConfig(
-                    name=self.fusion, weights=_EQUAL_WEIGHTS if self.fusion == "late_weighted" else None
-                ),
+                mechanism=self.mechanism_config(recipe.heads),
+                fusion=self.fusion_config(modalities=2),
                 layers=self.layers,
                 width=recipe.width,
                 dropout=recipe.dropout,

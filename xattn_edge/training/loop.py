@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import CheckpointError, OutputError
 
-__all__ = ["STATE_FILE", "Task", "fit"]
+__all__ = ["STATE_FILE", "Batch", "Task", "fit", "fit_in_memory"]
 
 STATE_FILE = "training_state.safetensors"
 _SAVE_EVERY_SECONDS = 60.0
@@ -65,19 +65,18 @@ def fit(
         OutputError: the state belongs to a run with another identity.
         CheckpointError: the state is damaged.
     """
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(task.model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True
-    )
+    optimizer = _optimizer(task, recipe)
     state = folder / STATE_FILE
     done = _restore(state, identity, task.model, optimizer) if state.exists() else 0
     if done:
         on_step(done, None)
     task.model.train()
     saved_at = time.monotonic()
+    bfloat16 = _has_fast_bfloat16()
     with _prefetched(task, range(done, recipe.steps)) as batches:
         try:
             for batch in batches:
-                loss = _step(task, optimizer, batch, _learning_rate(recipe, done))
+                loss = _step(task, optimizer, batch, _learning_rate(recipe, done), bfloat16=bfloat16)
                 done += 1
                 on_step(done, loss)
                 if time.monotonic() - saved_at > _SAVE_EVERY_SECONDS:
@@ -89,10 +88,33 @@ def fit(
     task.model.eval()
 
 
-def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float) -> float:
+def fit_in_memory(
+    task: Task,
+    recipe: Recipe,
+    batches: Sequence[Batch],
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train `task.model` on batches that are there already, one a step, without anything on disk.
+
+    It computes in float32, which small models are faster in than in bfloat16.
+    """
+    optimizer = _optimizer(task, recipe)
+    task.model.train()
+    for done, batch in enumerate(batches):
+        loss = _step(task, optimizer, batch, _learning_rate(recipe, done), bfloat16=False)
+        on_step(done + 1, loss)
+    task.model.eval()
+
+
+def _optimizer(task: Task, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = _parameter_groups(task.model, recipe.weight_decay)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, *, bfloat16: bool) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    with torch.autocast("cpu", torch.bfloat16, enabled=_has_fast_bfloat16()):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         loss = task.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

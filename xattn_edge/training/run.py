@@ -27,8 +27,6 @@ from xattn_runtime.errors import OutputError, UserError
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
 _LICENSE = "Apache-2.0"
-# Enough for easy-VQA (docs/mechanisms.md); most mechanisms compute more in a step than the default model.
-_COMBINATION_STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,6 @@ def train(
     if task == "vqa":
         if combination is not None:
             recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
-            if steps is None:
-                recipe = dataclasses.replace(recipe, steps=_COMBINATION_STEPS)
         return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
     if task == "retrieval":
         return _run(task, RetrievalTask(recipe, seed, eye), recipe, output, seed, tell)

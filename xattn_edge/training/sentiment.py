@@ -85,6 +85,12 @@ class SentimentTask:
         self.trained_model = self.model = SentimentModel(self.config)
         self._begin_with_counts()
 
+    def begin(self, config: SentimentConfig, seed: int) -> None:
+        """Begin anew with a model of this configuration, random weights, and other batches."""
+        self.config, self._seed = config, seed
+        self.trained_model = self.model = SentimentModel(config)
+        self._begin_with_counts()
+
     def _begin_with_counts(self) -> None:
         """Let some features of each piece begin with how much oftener it is in well rated than in ill rated texts.
 
@@ -152,12 +158,16 @@ class SentimentTask:
 
     @torch.inference_mode()
     def _predict(self, rows: Sequence[Sentence], part: Part) -> Iterator[int]:
+        for inputs in self.inputs(rows, part):
+            yield from self.trained_model(*inputs).argmax(1).tolist()
+
+    def inputs(self, rows: Sequence[Sentence], part: Part) -> Iterator[tuple[Tensor, ...]]:
+        """The six inputs of the model for the sentences of a part, some hundred at a time."""
         for start in range(0, len(rows), _BATCH):
             some = rows[start : start + _BATCH]
             every = {kind: np.full(len(some), kind in part.modalities) for kind in ("text", "speech", "frames")}
             ids = [self._ids(row.text) if "text" in part.modalities else [] for row in some]
-            inputs = (*_padded_ids(ids), *self._speech(some, every["speech"]), *self._frames(some, every["frames"]))
-            yield from self.trained_model(*inputs).argmax(1).tolist()
+            yield *_padded_ids(ids), *self._speech(some, every["speech"]), *self._frames(some, every["frames"])
 
     def _any_sentence(self, rng: Generator) -> Sentence:
         kind = rng.random()

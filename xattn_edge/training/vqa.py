@@ -19,7 +19,7 @@ from xattn_edge.attention import KeyValue, Tokens
 from xattn_edge.data.easy_vqa import EasyVqa, VqaSample
 from xattn_edge.data.vocabulary import PADDING, UNKNOWN, question_tokenizer
 from xattn_edge.evaluation.floors import question_only_accuracy
-from xattn_edge.models import CrossModalVqaModel, VqaConfig, VqaModel, build_model
+from xattn_edge.models import CrossModalVqaConfig, CrossModalVqaModel, VqaConfig, VqaModel, build_model
 from xattn_edge.training.combination import Combination
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
@@ -62,6 +62,11 @@ class VqaTask:
         """What goes into the checkpoint."""
         return self.model
 
+    def begin(self, config: CrossModalVqaConfig, seed: int) -> None:
+        """Begin anew with a model of this configuration, random weights, and other batches."""
+        self.config, self._seed = config, seed
+        self.model = CrossModalVqaModel(config)
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels `[images, 3, side, side]`, ids and mask `[images · 4, length]`, answers `[images · 4]`."""
         rng = np.random.default_rng((self._seed, step))
@@ -90,10 +95,27 @@ class VqaTask:
             return model.answer(input_ids, mask, Tokens(*map(repeated, model.encode_image(pixels))))
         return model.answer(input_ids, mask, [KeyValue(*map(repeated, each)) for each in model.encode_image(pixels)])
 
+    def samples(self) -> tuple[list[VqaSample], list[VqaSample]]:
+        """All questions of the training and of the test split."""
+        return self._data.samples("train"), self._data.samples("test")
+
+    def test_questions(self, pictures: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The first so many pictures of the test split, and all that is asked about them.
+
+        Pixels `[pictures, 3, side, side]`; of each question its ids and mask `[questions, length]`, the number of its
+        picture and that of its answer, `[questions]`.
+        """
+        shown = _by_image(self._data.samples("test"))[:pictures]
+        pixels = np.stack([_read(samples[0], self._recipe.image_size_px) for samples in shown])
+        asked = [(number, sample) for number, samples in enumerate(shown) for sample in samples]
+        input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for _, sample in asked])
+        answers = [self.config.answers.index(sample.answer) for _, sample in asked]
+        return normalized(pixels), input_ids, mask, torch.tensor([number for number, _ in asked]), torch.tensor(answers)
+
     @torch.inference_mode()
     def report(self) -> dict[str, Any]:
         """Accuracy on the official test split, and of answering from the question alone; percentages."""
-        train, test = self._data.samples("train"), self._data.samples("test")
+        train, test = self.samples()
         right = 0
         for samples in _by_image(test):
             pixels = normalized(_read(samples[0], self._recipe.image_size_px)[None])

@@ -1,0 +1,227 @@
+"""A study at work: trainings, bundles and times, each kept on disk as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xattn_edge.models.checkpoint import write_atomically
+from xattn_edge.study.plan import StudyPlan, TaskName, described
+from xattn_edge.study.report import Measured, write_report
+from xattn_edge.study.subjects import Subject, make_subject
+from xattn_edge.training import Combination
+from xattn_export import export_checkpoint, quantize_bundle
+from xattn_runtime.errors import OutputError
+from xattn_runtime.tasks import load
+
+__all__ = ["StudyProgress", "StudyReport", "study"]
+
+_BUDGET, _RUNS, _BUNDLES, _TIMES = "budget.json", "runs", "bundles", "times.json"
+_PRECISIONS = ("fp32", "int8")
+_ROUNDS, _WARM_UP, _CALLS = 5, 2, 10
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """What is being done, and the share of the whole that is done, 0 to 1."""
+
+    what: str
+    share: float
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What `study` wrote and measured."""
+
+    report: Path
+    plan: StudyPlan
+    results: tuple[Measured, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "report": str(self.report),
+            "budget": self.plan.budget(),
+            "seeds": self.plan.seeds,
+            "results": [result.to_dict() for result in self.results],
+        }
+
+
+def study(
+    folder: Path,
+    plan: StudyPlan,
+    *,
+    report: Path | None = None,
+    threads: int = 1,
+    command: str = "",
+    progress: Callable[[StudyProgress], None] | None = None,
+) -> StudyReport:
+    """Train, export and time every combination of a plan, and write what that says.
+
+    What is done is not done again: a study that was stopped goes on, and one with more seeds or combinations within
+    the same budget takes what it can use of an earlier one.
+
+    Args:
+        folder: for runs and bundles.
+        report: Markdown file to write; pictures lie beside it. By default `report.md` in the folder.
+        threads: within an operator, in training and in timing.
+        command: what was typed, for the record.
+
+    Raises:
+        OutputError: the folder holds something else, or a study of another budget.
+        DataError, DependencyError: the data are not there.
+    """
+    _prepare(folder, plan)
+    torch.set_num_threads(threads)
+    tell = progress or (lambda _: None)
+    subjects = {task: make_subject(task, plan) for task in plan.tasks}
+    todo = [(seed, task, each) for seed in range(plan.seeds) for task in plan.tasks for each in plan.combinations]
+    for number, (seed, task, combination) in enumerate(todo):
+        name = _name(task, combination)
+
+        def on_step(step: int, loss: float, number: int = number, name: str = name, seed: int = seed) -> None:
+            what = f"{name}, seed {seed}: step {step} of {plan.steps}, loss {loss:.3f}"
+            tell(StudyProgress(what, (number + step / plan.steps) / len(todo)))
+
+        _run(folder, subjects[task], name, combination, seed, on_step, command)
+    times = _times(folder, plan, subjects, threads, lambda what: tell(StudyProgress(what, 1.0)))
+    results = tuple(_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations)
+    path = report or folder / "report.md"
+    floors: dict[str, tuple[float, int]] = {task: (subject.floor, subject.tested) for task, subject in subjects.items()}
+    write_report(path, plan, results, floors, threads, command)
+    return StudyReport(path, plan, results)
+
+
+def _prepare(folder: Path, plan: StudyPlan) -> None:
+    """A new folder, or that of a study of the same budget."""
+    budget = json.loads(json.dumps(plan.budget()))
+    path = folder / _BUDGET
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != budget:
+            raise OutputError(f"{folder}: holds a study of another budget, {found}; expected {budget}; name another")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: holds something else than a study; name an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(budget, indent=2) + "\n")
+
+
+def _name(task: TaskName, combination: Combination) -> str:
+    kind = described(combination).replace(", ", "-")
+    return f"{task}-{kind}-{combination.fusion}".replace("_", "-")
+
+
+def _run(
+    folder: Path,
+    subject: Subject,
+    name: str,
+    combination: Combination,
+    seed: int,
+    on_step: Callable[[int, float], None],
+    command: str,
+) -> None:
+    """One training, and with the first seed its bundles, unless they are there."""
+    path = folder / _RUNS / f"{name}-{seed}.json"
+    if path.is_file():
+        return
+    for each in (_RUNS, _BUNDLES):
+        (folder / each).mkdir(exist_ok=True)
+    began = time.monotonic()
+    try:
+        width, parameters = subject.take(combination, seed)
+    except ValueError as error:
+        write_atomically(path, json.dumps({"forbidden": str(error)}) + "\n")
+        return
+    subject.fit(seed, on_step)
+    found: dict[str, Any] = {"width": width, "parameters": parameters, "accuracy": subject.accuracy()}
+    found["training_seconds"] = round(time.monotonic() - began, 2)
+    if seed == 0:
+        found |= _bundle_bytes(folder, subject, name, command)
+    write_atomically(path, json.dumps(found, indent=2) + "\n")
+
+
+def _bundle_bytes(folder: Path, subject: Subject, name: str, command: str) -> dict[str, int]:
+    """Write both bundles; the bytes of their graphs."""
+    checkpoint = folder / f"{name}.checkpoint"
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    subject.save(checkpoint)
+    full, small = (_bundle(folder, name, precision) for precision in _PRECISIONS)
+    export_checkpoint(checkpoint, full, overwrite=True, command=command, whole=False)
+    quantize_bundle(full, small, overwrite=True, command=command)
+    shutil.rmtree(checkpoint)
+    sizes = [sum(path.stat().st_size for path in (each / "graphs").rglob("*")) for each in (full, small)]
+    return {"fp32_bytes": sizes[0], "int8_bytes": sizes[1]}
+
+
+def _bundle(folder: Path, name: str, precision: str) -> Path:
+    return folder / _BUNDLES / f"{name}-{precision}.xattn"
+
+
+def _times(
+    folder: Path, plan: StudyPlan, subjects: dict[TaskName, Subject], threads: int, tell: Callable[[str], None]
+) -> dict[str, float]:
+    """Milliseconds of a call by bundle: the median of rounds, in each of which every bundle has its turn."""
+    bundles = dict(_runnable(folder, plan))
+    path = folder / _TIMES
+    if path.is_file():
+        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        if set(found) >= set(bundles):
+            return found
+    rounds: dict[str, list[float]] = {name: [] for name in bundles}
+    for number in range(_ROUNDS):
+        for name, task in bundles.items():
+            tell(f"timing {name}, round {number + 1} of {_ROUNDS}")
+            call = subjects[task].call(load(folder / _BUNDLES / name, threads=threads))
+            rounds[name].append(_milliseconds(call))
+    times = {name: statistics.median(values) for name, values in rounds.items()}
+    write_atomically(path, json.dumps(times, indent=2) + "\n")
+    return times
+
+
+def _runnable(folder: Path, plan: StudyPlan) -> Iterator[tuple[str, TaskName]]:
+    for task in plan.tasks:
+        for combination in plan.combinations:
+            for precision in _PRECISIONS:
+                bundle = _bundle(folder, _name(task, combination), precision)
+                if bundle.is_dir():
+                    yield bundle.name, task
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    """The median of some calls, after others that do not count."""
+    for _ in range(_WARM_UP):
+        call()
+    taken = []
+    for _ in range(_CALLS):
+        began = time.perf_counter()
+        call()
+        taken.append(1000 * (time.perf_counter() - began))
+    return statistics.median(taken)
+
+
+def _measured(
+    folder: Path, plan: StudyPlan, task: TaskName, combination: Combination, times: dict[str, float]
+) -> Measured:
+    name = _name(task, combination)
+    runs = [json.loads((folder / _RUNS / f"{name}-{seed}.json").read_text()) for seed in range(plan.seeds)]
+    first = runs[0]
+    told: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
+    if "forbidden" in first:
+        return Measured(**told, forbidden=first["forbidden"])
+    return Measured(
+        **told,
+        accuracies=tuple(run["accuracy"] for run in runs),
+        width=first["width"],
+        parameters=first["parameters"],
+        bytes={precision: first[f"{precision}_bytes"] for precision in _PRECISIONS},
+        milliseconds={precision: times[_bundle(folder, name, precision).name] for precision in _PRECISIONS},
+    )
