@@ -169,3 +169,22 @@ def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, n
     assert 2 < len(opened) < 12
     found.close()  # type: ignore[attr-defined]
     assert len(opened) < 12
+
+
+def test_the_other_tasks_answer_many_threads_and_close(noise: Noise) -> None:
+    paths = [noise(seed) for seed in range(4)]
+    with xattn_edge.load(xattn_edge.default_bundle("retrieval"), threads=1) as retriever:
+        assert isinstance(retriever, xattn_edge.RetrievalTask)
+        alone = [retriever.embed_images([path]) for path in paths]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda path: retriever.embed_images([path]), paths * 8))
+        assert all(np.array_equal(one, alone[place % 4]) for place, one in enumerate(together))
+    with xattn_edge.load(xattn_edge.default_bundle("sentiment"), threads=1) as rater:
+        assert isinstance(rater, xattn_edge.SentimentTask)
+        texts = ["a warm and funny film", "a dull mess", "it was all right"]
+        expected = [rater.rate(text).scores for text in texts]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda text: rater.rate(text).scores, texts * 8)) == expected * 8
+    for call in (lambda: retriever.embed_images(paths), lambda: rater.rate("a film")):
+        with pytest.raises(UserError, match="found one that was closed"):
+            call()
