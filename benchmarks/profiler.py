@@ -1,6 +1,6 @@
 """Whether the profiler can be trusted: beside bare loops, beside numpy, and in telling a slow-down from none.
 
-    python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100]
+    OMP_NUM_THREADS=1 python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100]
 
 Everything in one process, taking turns, but for the tries: each of them is two profiles, one after the other, as two
 calls of `profile` and `profile --against` are. In half of them the second has 10 % of its time added, waiting. Prints
