@@ -45,7 +45,7 @@ class Profile:
 
     rounds: stage → its median in each round, in milliseconds. load_cold_ms: in a fresh process, with the files out of
     the page cache as far as the system obeys; load_warm_ms: again, in the same process. cpu_ms: of all threads, a pass.
-    energy_j: a pass. peak_bytes, steady_bytes: of the process, at most in loading and the first pass, and after the last
+    energy_j: a pass. peak_bytes: of the process, at most in loading and the first pass; steady_bytes: after the last
     round. working_set_bytes: what loading and the first pass added. tokens_per_second: generated tokens over decode.
     """
 
