@@ -7,6 +7,7 @@ import torch
 
 from tests.models.conftest import small_retrieval
 from xattn_edge.attention import MechanismConfig
+from xattn_edge.encoders import TextEncoderConfig
 from xattn_edge.models import build_model, config_from_dict
 
 
@@ -52,3 +53,23 @@ def test_the_configuration_survives_json():
     assert config_from_dict("retrieval", asdict(config)) == config
     with pytest.raises(ValueError, match="heads: expected a divisor of the width 8, found 3"):
         replace(config, mechanism=MechanismConfig(name="two_way", options=replace(config.mechanism.options, heads=3)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mechanism": MechanismConfig(name="hierarchical", window=3)}, "expected a divisor of a side of 4 positions"),
+        (
+            {
+                "width": 9,
+                "mechanism": MechanismConfig(name="self"),
+                "image": replace(small_retrieval().image, heads=1),
+                "text": TextEncoderConfig(name="lstm", vocabulary=20, max_tokens=12),
+            },
+            "width: expected an even one, half for each direction of the lstm, found 9",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        replace(small_retrieval(), **values)

@@ -8,7 +8,8 @@ import torch
 
 from tests.models.conftest import small_sentiment
 from xattn_edge.attention import MECHANISMS
-from xattn_edge.fusion import FusionConfig
+from xattn_edge.encoders import TextEncoderConfig
+from xattn_edge.fusion import FUSIONS, FusionConfig
 from xattn_edge.models import build_model, config_from_dict
 
 MASKS = (1, 3, 5)
@@ -58,6 +59,48 @@ def test_every_mechanism_stands_missing_speech(mechanism, fusion):
     model, inputs = build_model(config).eval(), sample()
     found = [model(*without(inputs, (3,), filler)) for filler in (0, 7)]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_every_mechanism_and_fusion_learns(mechanism):
+    """A step of training on samples that lack what they may lack moves the weights, all of which stay finite."""
+    for fusion in FUSIONS:
+        torch.manual_seed(0)
+        config = small_sentiment()
+        weights = (2.0, 1.0, 1.0) if fusion == "late_weighted" else None
+        config = replace(
+            config,
+            mechanism=replace(config.mechanism, name=mechanism),
+            fusion=FusionConfig(name=fusion, weights=weights),
+        )
+        model, inputs = build_model(config).train(), sample(3)
+        inputs[3][1] = 0
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        losses = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(*inputs), torch.tensor([0, 1, 2]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values()), fusion
+        assert min(losses[1:]) < losses[0], fusion
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 9}, "mechanism: heads: expected a divisor of the width 9, found 2"),
+        ({"fusion": FusionConfig(name="late_weighted", weights=(1.0, 2.0))}, "fusion: weights: expected 3, found 2"),
+        (
+            {"width": 9, "text": TextEncoderConfig(name="lstm", vocabulary=20, max_tokens=12)},
+            "heads: expected a divisor of the width 9",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        replace(small_sentiment(), **values)
 
 
 def test_the_configuration_survives_json():

@@ -47,6 +47,13 @@ class RetrievalConfig:
         for part, number in heads.items():
             if number < 1 or self.width % number:
                 raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        if self.text.name == "lstm" and self.width % 2:
+            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
+        if self.mechanism.name == "hierarchical" and self.image.side % self.mechanism.window:
+            raise ValueError(
+                f"mechanism: window: expected a divisor of a side of {self.image.side} positions, which regions must "
+                f"fill, found {self.mechanism.window}"
+            )
         if self.rerank_layers < 0 or self.embedding < 1:
             raise ValueError(
                 f"expected 0 or more rerank_layers and an embedding of at least 1, found {self.rerank_layers} and "

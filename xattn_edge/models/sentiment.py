@@ -49,6 +49,8 @@ class SentimentConfig:
         for part, number in heads.items():
             if number < 1 or self.width % number:
                 raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        if self.text.name == "lstm" and self.width % 2:
+            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
         if self.layers < 0 or len(self.labels) < 2:
             raise ValueError(
                 f"expected 0 or more layers and at least 2 labels, found {self.layers} and {len(self.labels)}"
