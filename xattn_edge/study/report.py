@@ -93,6 +93,8 @@ def _introduction(plan: StudyPlan, threads: int, command: str) -> str:
         "`text_to_image`; other combinations are not measured."
     )
     seeds = "one seed, so that nothing is known of their spread" if plan.seeds == 1 else f"{plan.seeds} seeds"
+    missing = [_TITLES[task].lower() for task in TASKS if task not in plan.tasks]
+    compared += f" Not measured: {', '.join(missing)}." if missing else ""
     typed = f"\n\n```bash\n{command}\n```" if command else ""
     return (
         "# Which mechanism, which fusion?\n\n"
@@ -170,7 +172,8 @@ def _said(measured: Sequence[Measured]) -> list[str]:
     fastest = min(alike, key=lambda each: each.milliseconds["int8"])
     return [
         f"The spread over seeds, taken over all rows, is {common:.1f} points: with {seeds} seeds two rows must lie "
-        f"more than {margin:.1f} points apart (two standard errors) to be told from each other.",
+        f"more than {margin:.1f} points apart (two standard errors) to be told from each other; among so many rows "
+        "some lie so far apart by chance.",
         "",
         f"- Highest is {_named(best)} with {best.mean:.1f} %. "
         + (
