@@ -34,6 +34,7 @@ _Result = TypeVar("_Result")
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "export": ("ml_dtypes", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"),
+    "report": ("matplotlib",),
     "data": ("easy_vqa", "emoji", "pycocoevalcap", "resvg_py", "sacrebleu"),
 }
 _USERS_OS_ERRORS = {

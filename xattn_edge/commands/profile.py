@@ -60,6 +60,9 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every node's times into this .json, for ui.perfetto.dev.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with plots there; needs the [report] extra.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -74,7 +77,7 @@ def profile(
       xattn-edge profile shapes-vqa.xattn
       xattn-edge profile fp32.xattn int8.xattn --threads 1,2 --time-budget 30 --json > before.json
       xattn-edge profile int8.xattn --provider cpu --provider cuda --trace nodes.json
-      xattn-edge profile int8.xattn --against before.json --tolerance 0.05
+      xattn-edge profile int8.xattn --against before.json --tolerance 0.05 --html profile.html
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.profile import ProfileOptions, profile_matrix, read_document
@@ -96,9 +99,13 @@ def profile(
         changes = [] if old is None else compare_documents(old, document.to_dict(), tolerance)
         if trace is not None:
             _write_trace(trace, traces)
+        values = document.to_dict()
+        if old is not None:
+            values["against"] = [change.to_dict() for change in changes]
+        if html is not None:
+            _write_page(html, values)
         if as_json:
-            changed = {"against": [change.to_dict() for change in changes]} if old is not None else {}
-            console.document({**document.to_dict(), **changed})
+            console.document(values)
         else:
             _print(console, document)
             _print_changes(console, changes)
@@ -127,6 +134,13 @@ def _write_trace(path: Path, traces: dict[Combination, Any]) -> None:
         for role, found in roles.items()
     }
     write_text(path, json.dumps(trace_document(events)))
+
+
+def _write_page(path: Path, values: dict[str, Any]) -> None:
+    from xattn_edge.commands._output import write_text
+    from xattn_edge.commands._profile_page import profile_page
+
+    write_text(path, profile_page(values))
 
 
 def _print(console: Console, document: ProfileDocument) -> None:

@@ -46,7 +46,8 @@ class Profile:
     rounds: stage → its median in each round, in milliseconds. load_cold_ms: in a fresh process, with the files out of
     the page cache as far as the system obeys; load_warm_ms: again, in the same process. cpu_ms: of all threads, a pass.
     energy_j: a pass. peak_bytes: of the process, at most in loading and the first pass; steady_bytes: after the last
-    round. working_set_bytes: what loading and the first pass added. tokens_per_second: generated tokens over decode.
+    round. working_set_bytes: what loading and the first pass added. metric: `name` and `value` of what the bundle
+    last scored on held-out data, as its manifest says. tokens_per_second: generated tokens over decode.
     """
 
     bundle: str
@@ -70,6 +71,7 @@ class Profile:
     working_set_bytes: int | None
     memory_unknown_because: str | None
     onnxruntime_version: str
+    metric: Mapping[str, Any] | None
     floors: Mapping[str, Floor] = field(default_factory=dict)
     graphs: tuple[GraphTime, ...] = ()
 

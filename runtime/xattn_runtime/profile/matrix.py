@@ -285,6 +285,7 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
         working_set_bytes=seen.memory.get("working_set_bytes"),
         memory_unknown_because=seen.memory.get("memory_unknown_because"),
         onnxruntime_version=ready["onnxruntime_version"],
+        metric=ready["metric"],
         floors={} if limit is None or ready["provider"] != "cpu" else find_floors(stages, graphs, limit),
         graphs=graphs,
     )

@@ -27,6 +27,7 @@ from xattn_runtime import errors
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.loading import SessionTuning
 from xattn_runtime.machine import memory_use
+from xattn_runtime.manifest import Manifest
 from xattn_runtime.profile.estimates import is_warm
 from xattn_runtime.profile.nodes import read_trace
 from xattn_runtime.profile.passes import Passes, Times
@@ -96,6 +97,7 @@ class _Worker:
                     "load_cold_ms": cold_ms,
                     "load_warm_ms": warm_ms,
                     "onnxruntime_version": onnxruntime.__version__,
+                    "metric": _metric(manifest),
                 }
             }
         )
@@ -154,6 +156,14 @@ def _settings(options: argparse.Namespace) -> SessionSettings:
     if not options.no_spinning and not options.no_arena:
         return settings
     return replace(settings, tuning=SessionTuning(not options.no_spinning, not options.no_arena))
+
+
+def _metric(manifest: Manifest) -> dict[str, Any] | None:
+    """What the bundle last scored on held-out data, if its manifest says so."""
+    if not manifest.evaluation:
+        return None
+    record = manifest.evaluation[-1]
+    return {"name": f"{record.get('metric')} on {record.get('data')}", "value": record.get("value")}
 
 
 def _out_of_page_cache(folder: Path) -> None:
