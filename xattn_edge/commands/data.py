@@ -54,8 +54,9 @@ def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fal
         if as_json:
             console.document({"data_sets": found})
             return
-        rows = [("name", "task", "here", "license", "splits")]
+        rows = [("name", "task", "here", "license", "synthetic", "splits")]
         for entry in found:
             here = "yes" if entry["fetched"] else "no"
-            rows.append((entry["name"], entry["task"], here, entry["license"], ", ".join(entry["splits"])))
+            splits = ", ".join(entry["splits"])
+            rows.append((entry["name"], entry["task"], here, entry["license"], entry["synthetic"], splits))
         console.table(rows)

@@ -16,11 +16,12 @@ __all__ = ["CACHE_VARIABLE", "DataSet", "cache_folder", "data_sets", "fetch"]
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set and whether it is here."""
+    """A data set and whether it is here. synthetic: what in it no person drew, wrote or said; empty for nothing."""
 
     name: str
     task: str
     license: str
+    synthetic: str
     splits: tuple[str, ...]
     fetched: bool
 
@@ -35,15 +36,23 @@ def data_sets() -> tuple[DataSet, ...]:
 
     drawings = sorted({artist.license for artist in emoji_pictures.ARTISTS})
     return (
-        DataSet("easy-vqa", "vqa", "MIT", easy_vqa.SPLITS, find_spec("easy_vqa") is not None),
+        DataSet(
+            "easy-vqa",
+            "vqa",
+            "MIT",
+            "pictures, questions",
+            easy_vqa.SPLITS,
+            find_spec("easy_vqa") is not None,
+        ),
         DataSet(
             "emoji",
             "caption",
             " AND ".join(drawings),
+            "scenes, backgrounds",
             ("test", *emoji_captions.SPLITS),
             emoji_pictures.is_fetched(),
         ),
-        DataSet("sentiment", "sentiment", "MIT", ("test",), rated_sentences.is_fetched()),
+        DataSet("sentiment", "sentiment", "MIT", "speech, frames", ("test",), rated_sentences.is_fetched()),
     )
 
 
