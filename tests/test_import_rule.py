@@ -19,6 +19,7 @@ OURS = {
         "xattn_edge",
         "xattn_edge.data",
         "xattn_edge.evaluation",
+        "xattn_edge.report",
         "xattn_edge.study",
         "xattn_edge.training",
         "xattn_export",
@@ -39,6 +40,7 @@ OURS = {
         "xattn_runtime",
     },
     "xattn_edge.evaluation": {"xattn_edge.data", "xattn_runtime"},
+    "xattn_edge.report": {"xattn_runtime"},
     "xattn_edge.data": {"xattn_runtime"},
     **{
         f"xattn_edge.{part}": {*(f"xattn_edge.{other}" for other in MODEL_PARTS), "xattn_runtime"}
@@ -54,6 +56,7 @@ THIRD_PARTY = {
     "xattn_edge.commands": {"rich", "typer"},
     "xattn_edge.evaluation": {"PIL", "numpy", "pycocoevalcap", "sacrebleu"},
     "xattn_edge.data": {"PIL", "easy_vqa", "emoji", "numpy", "resvg_py", "tokenizers"},
+    "xattn_edge.report": {"cycler", "matplotlib"},
     "xattn_runtime": {"PIL", "numpy", "onnxruntime", "tokenizers"},
 }
 

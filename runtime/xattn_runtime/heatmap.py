@@ -32,7 +32,6 @@ _SUFFIXES = (".png", ".html")
 _COLORS = np.array([[20, 11, 53], [132, 32, 107], [229, 89, 52], [246, 173, 25], [252, 255, 164]], np.float32)
 _OPAQUE = 0.65
 _LEAST = 1e-30
-_LEAST = 1e-30
 
 
 def check_heatmap(path: Path) -> None:

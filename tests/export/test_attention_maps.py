@@ -1,5 +1,6 @@
 """Attention weights out of the graph are those of torch, in both forms and quantized, and are drawn as they are."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -117,11 +118,20 @@ def test_a_panel_a_word(bundles, picture):
     found = load(bundles / "lstm.xattn").attention(picture, QUESTION)
     image = np.asarray(draw_png(found))
     assert image.shape == (8 + 224 + 24 + 8, 8 + 6 * 232, 3)
-    peak = np.unravel_index(found.mean()[0].argmax(), (4, 4))
-    flat = np.asarray(draw_png(type(found)(found.text, found.words, np.ones_like(found.weights), found.picture)))
-    panel, even = (one[8:232, 8:232].astype(int).sum(axis=2) for one in (image, flat))
+
+
+@pytest.mark.parametrize(("word", "peak"), [(0, (2, 1)), (3, (0, 3))])
+def test_a_panel_is_brightest_where_the_word_looked(bundles, picture, word, peak):
+    found = load(bundles / "lstm.xattn").attention(picture, QUESTION)
+    weights = np.full_like(found.weights, 0.01)
+    weights[word, :, :, *peak] = 1
+    drawn, even = (
+        np.asarray(draw_png(dataclasses.replace(found, weights=each))).astype(int)
+        for each in (weights, np.ones_like(weights))
+    )
+    left = 8 + 232 * word
+    cells = np.abs(drawn - even)[8:232, left : left + 224].sum(axis=2).reshape(4, 56, 4, 56).mean(axis=(1, 3))
     # Where most attention lies the panel is as opaque as one with the same everywhere; elsewhere less.
-    cells = np.abs(panel - even).reshape(4, 56, 4, 56).mean(axis=(1, 3))
     assert np.unravel_index(cells.argmin(), (4, 4)) == peak
 
 

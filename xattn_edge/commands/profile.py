@@ -138,7 +138,7 @@ def _write_trace(path: Path, traces: dict[Combination, Any]) -> None:
 
 def _write_page(path: Path, values: dict[str, Any]) -> None:
     from xattn_edge.commands._output import write_text
-    from xattn_edge.commands._profile_page import profile_page
+    from xattn_edge.report import profile_page
 
     write_text(path, profile_page(values))
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xattn_edge.commands._profile_page import profile_page
-from xattn_edge.commands._profile_plots import draw_plots
+from xattn_edge.report.profile_page import profile_page
+from xattn_edge.report.profile_plots import draw_plots
 from xattn_runtime.errors import DependencyError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from xattn_edge.commands._profile_plots import draw_plots
+from xattn_edge.report.profile_plots import draw_plots
 
 __all__ = ["profile_page"]
 

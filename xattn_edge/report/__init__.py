@@ -1,0 +1,5 @@
+"""Reports as pages that need no network, drawn from the JSON documents that the commands print."""
+
+from xattn_edge.report.profile_page import profile_page
+
+__all__ = ["profile_page"]
