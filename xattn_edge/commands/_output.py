@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from xattn_runtime.errors import OutputError
 
-__all__ = ["write_text"]
+__all__ = ["check_writable", "write_text"]
+
+
+def check_writable(path: Path) -> None:
+    """Raises OutputError where `write_text` would, so that nobody works for a result that cannot be kept."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; name another") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn_edge.commands._console import Console, command
+from xattn_edge.commands._console import command
 from xattn_edge.commands._options import Debug, Json, Quiet, new_app
 from xattn_runtime.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
-    from xattn_runtime.profile import Combination, Profile, ProfileDocument
+    from xattn_runtime.profile import Combination
     from xattn_runtime.profile.against import Change
 
 __all__ = ["app"]
 
 app = new_app()
-
-_LONGEST_LAYERS = 5
 
 
 @app.command()
@@ -55,7 +53,7 @@ def profile(
         Path | None, typer.Option("--against", help="What --json wrote before: exit with 1 if a stage got slower.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="With --against: the share by which a stage may be slower.")
+        float, typer.Option("--tolerance", min=0.0, help="With --against: the share by which a stage may be slower.")
     ] = 0.05,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every node's times into this .json, for ui.perfetto.dev.")
@@ -63,6 +61,15 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with plots there; needs the [report] extra.")
     ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", help="Measure on another machine, as ssh knows it: user@device.")
+    ] = None,
+    host_python: Annotated[
+        str, typer.Option("--host-python", help="With --host: the Python there, which has the runtime's packages.")
+    ] = "python3",
+    host_ssh: Annotated[
+        str, typer.Option("--ssh", help="With --host: the command that connects, such as 'ssh -p 2222 -i KEY'.")
+    ] = "ssh",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -70,7 +77,8 @@ def profile(
     """Time the stages of bundles, and say what limits them.
 
     Each bundle runs in a process of its own, with each provider and number of threads, and all take turns; its memory
-    is measured too. What a device cannot run is told, and the rest measured.
+    is measured too. What a device cannot run is told, and the rest measured. With --host all of it happens on another
+    machine, to which the runtime and the bundles are copied for as long as it takes.
 
     \b
     Examples:
@@ -78,28 +86,35 @@ def profile(
       xattn-edge profile fp32.xattn int8.xattn --threads 1,2 --time-budget 30 --json > before.json
       xattn-edge profile int8.xattn --provider cpu --provider cuda --trace nodes.json
       xattn-edge profile int8.xattn --against before.json --tolerance 0.05 --html profile.html
+      xattn-edge profile int8.xattn --host pi@raspberrypi --host-python ~/venv/bin/python --html profile.html
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_edge.commands._profile_tables import print_changes, print_profile
         from xattn_runtime.profile import ProfileOptions, profile_matrix, read_document
         from xattn_runtime.profile.against import compare_documents
+        from xattn_runtime.profile.host import Host, profile_on_host
 
         old = None if against is None else read_document(against)
-        traces: dict[Combination, Any] = {}
+        _check_outputs(html, trace)
         options = ProfileOptions(runs, time_budget, precision, time_limit, [str(image) for image in images or []])
+        traces: dict[Combination, Any] | None = None if trace is None else {}
+        counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
+        together = _numbers("--batch", batches or []) or [1]
         with console.progress() as progress:
-            document = profile_matrix(
-                bundles,
-                providers or ["cpu"],
-                _numbers("--threads", threads or []) or [None],
-                _numbers("--batch", batches or []) or [1],
-                options,
-                progress,
-                traces,
-            )
-        changes = [] if old is None else compare_documents(old, document.to_dict(), tolerance)
+            what = (bundles, providers or ["cpu"], counts, together, options, progress, traces)
+            if host is None:
+                values = profile_matrix(*what).to_dict()
+            else:
+                values = profile_on_host(Host(host, host_python, host_ssh), *what)
+        changes: list[Change] = []
+        incomparable: UserError | None = None
+        if old is not None:
+            try:
+                changes = compare_documents(old, values, tolerance)
+            except UserError as error:  # said when what was measured has been shown
+                incomparable = error
         if trace is not None:
-            _write_trace(trace, traces)
-        values = document.to_dict()
+            _write_trace(trace, traces or {})
         if old is not None:
             values["against"] = [change.to_dict() for change in changes]
         if html is not None:
@@ -107,9 +122,23 @@ def profile(
         if as_json:
             console.document(values)
         else:
-            _print(console, document)
-            _print_changes(console, changes)
-        _raise_what_failed(document, changes)
+            print_profile(console, values)
+            print_changes(console, changes)
+        if incomparable is not None:
+            raise incomparable
+        _raise_what_failed(values, changes)
+
+
+def _check_outputs(html: Path | None, trace: Path | None) -> None:
+    """What would be in vain after minutes of measuring."""
+    from xattn_edge.commands._output import check_writable
+
+    for path in filter(None, (html, trace)):
+        check_writable(path)
+    if html is not None:
+        from xattn_edge.report import require_plots
+
+        require_plots()
 
 
 def _numbers(option: str, texts: list[str]) -> list[int]:
@@ -143,103 +172,12 @@ def _write_page(path: Path, values: dict[str, Any]) -> None:
     write_text(path, profile_page(values))
 
 
-def _print(console: Console, document: ProfileDocument) -> None:
-    for failure in document.failures[1:]:
-        console.note(f"not measured: {failure.message}")
-    if not document.profiles:
-        return
-    header = (
-        "bundle",
-        "provider",
-        "threads",
-        "stage",
-        "p50 ms",
-        "95 %",
-        "p90 ms",
-        "p99 ms",
-        "floor ms",
-        "×",
-        "bound by",
-    )
-    rows: list[tuple[object, ...]] = [header]
-    for profile in document.profiles:
-        for stage, timing in profile.stages.items():
-            floor = profile.floors.get(stage)
-            limit = ("-", "-", "-") if floor is None else (floor.ms, round(floor.times, 2), floor.bound)
-            times = (timing.p50.ms, _interval(timing.p50.low_ms, timing.p50.high_ms), timing.p90.ms, timing.p99.ms)
-            rows.append((profile.bundle, profile.provider, _count(profile), stage, *times, *limit))
-    console.table(rows)
-    console.table([_SUMMARY, *map(_summary, document.profiles)])
-    for profile in document.profiles:
-        for graph in profile.graphs:
-            longest = list(graph.layers.items())[:_LONGEST_LAYERS]
-            layers = ", ".join(f"{name or '(no layer)'} {ms:.3g}" for name, ms in longest)
-            console.note(f"{profile.bundle} {graph.role}: {graph.ms:.3g} ms a run, the most in: {layers}")
-    if document.energy_absent:
-        console.note(f"energy: absent: {document.energy_absent}")
-
-
-_SUMMARY = (
-    "bundle",
-    "provider",
-    "threads",
-    "passes",
-    "load cold ms",
-    "warm ms",
-    "tokens/s",
-    "CPU ms",
-    "J",
-    "peak MB",
-    "now MB",
-    "bundle MB",
-)
-
-
-def _summary(profile: Profile) -> tuple[object, ...]:
-    memory = ("-" if size is None else size / 1e6 for size in (profile.peak_bytes, profile.steady_bytes))
-    return (
-        profile.bundle,
-        profile.provider,
-        _count(profile),
-        profile.passes,
-        profile.load_cold_ms,
-        profile.load_warm_ms,
-        profile.tokens_per_second or "-",
-        profile.cpu_ms,
-        "-" if profile.energy_j is None else profile.energy_j,
-        *memory,
-        profile.bundle_bytes / 1e6,
-    )
-
-
-def _count(profile: Profile) -> str:
-    return str(profile.threads) if profile.batch == 1 else f"{profile.threads}, batch {profile.batch}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-
-
-def _print_changes(console: Console, changes: list[Change]) -> None:
-    if not changes:
-        return
-    header = ("model", "provider", "threads", "stage", "before ms", "now ms", "change", "95 %", "seen from", "verdict")
-    rows: list[tuple[object, ...]] = [header]
-    for change in changes:
-        shift = change.shift
-        interval = f"{100 * shift.low:+.1f} to {100 * shift.high:+.1f} %"
-        which = (change.name, change.provider, change.threads, change.stage)
-        found = (f"{100 * shift.share:+.1f} %", interval, f"{100 * shift.detectable:.1f} %", change.verdict)
-        rows.append((*which, change.before_ms, change.after_ms, *found))
-    console.table(rows)
-
-
-def _raise_what_failed(document: ProfileDocument, changes: list[Change]) -> None:
-    if document.interrupted:
+def _raise_what_failed(values: dict[str, Any], changes: list[Change]) -> None:
+    if values["interrupted"]:
         raise KeyboardInterrupt
-    if document.failures:
-        first = document.failures[0]
-        raise (UserError if first.user_can_mend else VerificationError)(first.message)
+    if values["failures"]:
+        first = values["failures"][0]
+        raise (UserError if first["user_can_mend"] else VerificationError)(first["message"])
     worse = [change for change in changes if change.verdict == "worse"]
     if worse:
         most = max(worse, key=lambda change: change.shift.share)

@@ -30,7 +30,8 @@ def profile_page(document: Mapping[str, Any]) -> str:
     Raises:
         DependencyError: matplotlib is missing.
     """
-    machine = document["machine"]
+    machine, host = document["machine"], document.get("host")
+    where = f"{escape(host)}: " if host else ""
     plots = "".join(
         f"<h2>{escape(title)}</h2><figure>{svg}</figure>"
         for title, svg in (draw_plots(document) if document["profiles"] else [])
@@ -39,7 +40,8 @@ def profile_page(document: Mapping[str, Any]) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>xattn-edge profile</title><style>{_STYLE}</style></head><body>
 <h1>Profile</h1>
-<p>{escape(machine["cpu"])}, {machine["cores"]} cores, {escape(machine["system"])} {escape(machine["architecture"])};
+<p>{where}{escape(machine["cpu"])}, {machine["cores"]} cores,
+{escape(machine["system"])} {escape(machine["architecture"])};
 {escape(document["created"])}, xattn-edge {escape(document["version"])}. {_limits(document["limits"])}</p>
 {_failures(document["failures"])}
 <h2>Stages</h2>{_stages(document["profiles"])}

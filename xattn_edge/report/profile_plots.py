@@ -12,7 +12,7 @@ from typing import Any
 
 from xattn_runtime.errors import DependencyError
 
-__all__ = ["draw_plots"]
+__all__ = ["draw_plots", "require_plots"]
 
 _Document = Mapping[str, Any]
 _Draw = Callable[[Any, _Document], bool]
@@ -42,15 +42,22 @@ def draw_plots(document: _Document) -> list[tuple[str, str]]:
     return [(title, svg) for title, svg in drawn if svg]
 
 
-def _svg(draw: _Draw, document: _Document) -> str:
+def require_plots() -> None:
+    """DependencyError where matplotlib is missing."""
     try:
-        import matplotlib
-        from cycler import cycler
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise DependencyError(
             '--html: expected matplotlib, found none; run pip install "xattn-edge[report]"'
         ) from error
+
+
+def _svg(draw: _Draw, document: _Document) -> str:
+    require_plots()
+    import matplotlib
+    from cycler import cycler
+    from matplotlib.figure import Figure
+
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
     style: Any = dict.fromkeys(inked, _INK) | {
         "axes.prop_cycle": cycler(color=_COLOURS),

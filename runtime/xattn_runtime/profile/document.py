@@ -94,7 +94,8 @@ class ProfileDocument:
     """All that one call of `profile` measured.
 
     reference_ms: a fixed piece of work, timed in every round, by which `--against` tells a slower machine from a slower
-    bundle. energy_source: what counts joules; None, and energy_absent says why, where nothing does.
+    bundle. energy_source: what counts joules; None, and energy_absent says why, where nothing does. host: where all of
+    it was measured, as `--host` named it; None for the machine that `profile` ran on.
     """
 
     machine: Machine
@@ -109,6 +110,7 @@ class ProfileDocument:
     interrupted: bool
     created: str
     version: str
+    host: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
