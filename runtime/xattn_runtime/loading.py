@@ -26,6 +26,8 @@ _SEVERITY_FATAL = 4
 # Keeps int8 products exact on every x86 processor, at half the speed on those that are exact without it.
 _WIDE_SUMS = "session.x64quantprecision"
 _RECORD = "session.record_ep_graph_assignment_info"
+_WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
+_LEAST_WEIGHT_BYTES = "session.optimized_model_external_initializers_min_size_in_bytes"
 _REFUSE_CPU = "session.disable_cpu_ep_fallback"
 # Parts of the names of operators whose work grows with the weights; all others move or reshape what these compute.
 _HEAVY = ("Attention", "Conv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN")
@@ -39,15 +41,24 @@ class SessionTuning:
 
     spinning: whether threads wait busily for the next operator of a run. arena: whether freed memory is kept for what
     comes. trace: the folder for a profile of each graph, which ONNX Runtime writes when it closes it; None for none.
+    optimized: the folder that holds graphs as ONNX Runtime optimized them, which the CPU provider loads in place of the
+    bundle's own. optimize_into: the folder into which the CPU provider writes them.
     """
 
     spinning: bool = True
     arena: bool = True
     trace: Path | None = None
+    optimized: Path | None = None
+    optimize_into: Path | None = None
 
     def of(self, role: str) -> SessionTuning:
-        """For the graph of `role`: its profile's name begins with it."""
-        return self if self.trace is None else replace(self, trace=self.trace / f"{role}.")
+        """For the graph of `role`: a profile whose name begins with it, and graphs called by it."""
+        return replace(
+            self,
+            trace=None if self.trace is None else self.trace / f"{role}.",
+            optimized=None if self.optimized is None else self.optimized / f"{role}.onnx",
+            optimize_into=None if self.optimize_into is None else self.optimize_into / f"{role}.onnx",
+        )
 
 
 _PLAIN = SessionTuning()
@@ -98,6 +109,14 @@ def _create_on_cpu(
 ) -> Any:
     onnxruntime = load_onnxruntime()
     options = _options(onnxruntime, manifest, threads, tuning, entries or {})
+    if tuning.optimize_into is not None:
+        options.optimized_model_filepath = os.fspath(tuning.optimize_into)
+        # Beside the graph, where ONNX Runtime can map them into memory.
+        options.add_session_config_entry(_WEIGHTS_FILE, f"{tuning.optimize_into.name}.data")
+        options.add_session_config_entry(_LEAST_WEIGHT_BYTES, "1024")
+    if tuning.optimized is not None and tuning.optimized.is_file():
+        path = tuning.optimized
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(
             os.fspath(path), sess_options=options, providers=[CPU.onnxruntime_name], enable_fallback=0

@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
-from xattn_runtime.device_profile import DeviceProfile, device_profile_path, read_device_profile, write_device_profile
+from xattn_runtime.device_profile import (
+    DeviceProfile,
+    OptimizedGraphs,
+    device_profile_path,
+    read_device_profile,
+    write_device_profile,
+)
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.machine import describe_machine
 from xattn_runtime.profile import tune as tuning
 from xattn_runtime.profile.contestant import Combination
 from xattn_runtime.profile.document import Profile
 from xattn_runtime.profile.estimates import summarise
+from xattn_runtime.profile.optimized import OptimizedVerdict
 from xattn_runtime.profile.tune import tune_bundle
 from xattn_runtime.tasks import load
 
@@ -51,6 +58,37 @@ def test_the_best_is_confirmed_and_obeyed(
     settings = load(bundle).settings
     assert (settings.threads, settings.tuning.arena, settings.tuning.spinning) == (1, False, tuned.chosen.spinning)
     assert load(bundle, threads=2).settings.tuning.arena
+
+
+def test_the_other_attention_form(
+    caption_bundle: Path, caption_copy: Path, rewrite: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = load(caption_copy).bundle.manifest
+    rewrite(caption_copy, replace(manifest, attention="standard", opset=23))
+    faster = str(caption_copy)
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (6.0 if one.bundle == faster else 10.0, 1)))
+    tuned = tune_bundle(caption_bundle, also=[caption_copy])
+    assert tuned.bundle == faster
+    assert tuned.chosen is not None
+    assert {one.attention for one in tuned.candidates} == {"decomposed", "standard"}
+    assert (tuned.default.bundle, tuned.default.attention) == (str(caption_bundle), "decomposed")
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (9.0 if one.bundle == faster else 8.0, 1)))
+    tuned = tune_bundle(caption_bundle, also=[caption_copy])
+    assert (tuned.bundle, tuned.chosen) == (str(caption_bundle), None)
+
+
+def test_optimized_graphs_alone_are_worth_a_profile(
+    caption_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = OptimizedVerdict(10.0, 5.0, 7, 0.5, OptimizedGraphs("0", "1", {}), "")
+    monkeypatch.setattr(tuning, "profile_combinations", found(lambda one: (10.0, 1000)))
+    monkeypatch.setattr(tuning, "try_optimized", lambda *arguments, **options: verdict)
+    tuned = tune_bundle(caption_bundle, optimize_into=tmp_path)
+    assert tuned.chosen is not None
+    assert (tuned.chosen.gain, tuned.chosen.load_gain, tuned.chosen.arena) == (0.0, 0.5, True)
+    assert tuned.chosen.optimized == verdict.taken
+    monkeypatch.setattr(tuning, "try_optimized", lambda *arguments, **options: replace(verdict, taken=None))
+    assert tune_bundle(caption_bundle, optimize_into=tmp_path).chosen is None
 
 
 def test_what_is_not_surely_faster_is_not_taken(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ __all__ = ["Combination", "Contestant"]
 class Combination:
     """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once.
 
-    spinning, arena: as in `SessionTuning`.
+    spinning, arena, optimized: as in `SessionTuning`.
     """
 
     bundle: str
@@ -32,6 +32,7 @@ class Combination:
     batch: int
     spinning: bool = True
     arena: bool = True
+    optimized: str | None = None
 
 
 class Contestant:
@@ -45,6 +46,7 @@ class Contestant:
         command += [f"--threads={combination.threads}"] if combination.threads is not None else []
         command += [] if combination.spinning else ["--no-spinning"]
         command += [] if combination.arena else ["--no-arena"]
+        command += [] if combination.optimized is None else [f"--optimized={combination.optimized}"]
         command += ["--", combination.bundle]
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed in end()
         self._process = subprocess.Popen(

@@ -1,15 +1,18 @@
 """Finds what a bundle runs best with on this device, and never takes what is slower than the defaults.
 
-All candidates take turns; the best of them then has to beat the defaults once more, in new processes.
+All candidates take turns; the best of them then has to beat the defaults once more, in new processes. Last, graphs as
+ONNX Runtime has optimized them stand against the bundle's own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.device_profile import DeviceProfile
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.machine import describe_machine
@@ -17,6 +20,8 @@ from xattn_runtime.profile.contestant import Combination
 from xattn_runtime.profile.document import Profile
 from xattn_runtime.profile.estimates import mean_shift
 from xattn_runtime.profile.matrix import ProfileOptions, Progress, profile_combinations
+from xattn_runtime.profile.optimized import OptimizedVerdict, try_optimized
+from xattn_runtime.providers import CPU
 from xattn_runtime.session import default_threads
 
 __all__ = ["Candidate", "Goal", "Tuned", "tune_bundle"]
@@ -35,6 +40,8 @@ _FIGURES: dict[str, Callable[[Profile], float | None]] = {
 class Candidate:
     """A way to run, its time, and the goal's figure: milliseconds a picture, bytes, or joules; the less, the better."""
 
+    bundle: str
+    attention: str
     provider: str
     threads: int
     spinning: bool
@@ -45,12 +52,18 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tuned:
-    """candidates: the best first. default: what runs without tuning. chosen: None where nothing surely beats it."""
+    """candidates: the best first. default: what runs without tuning. chosen: None where nothing surely beats it.
+
+    bundle: which one to take, and for which `chosen` holds. optimized: what came of optimized graphs, None where they
+    were not tried.
+    """
 
     goal: Goal
+    bundle: str
     candidates: tuple[Candidate, ...]
     default: Candidate
     chosen: DeviceProfile | None
+    optimized: OptimizedVerdict | None = None
 
 
 def tune_bundle(
@@ -59,11 +72,18 @@ def tune_bundle(
     providers: Sequence[str] = ("cpu",),
     time_budget_s: float = 60.0,
     progress: Progress | None = None,
+    also: Sequence[str | os.PathLike[str]] = (),
+    optimize_into: Path | None = None,
 ) -> Tuned:
     """Measure threads, spinning and the arena on every provider, and confirm the best against the defaults.
 
+    Args:
+        also: the same model in another attention form.
+        optimize_into: an empty folder in which to try graphs as ONNX Runtime's CPU provider optimizes them.
+
     Raises:
-        UserError: an unknown goal, no provider, or energy where nothing counts it.
+        UserError: an unknown goal, no provider, energy where nothing counts it, or another model among `also`.
+        BundleError: a bundle cannot be used.
         XattnError: the defaults could not be measured.
     """
     if goal not in _FIGURES:
@@ -71,31 +91,71 @@ def tune_bundle(
     if not providers:
         raise UserError("--provider: expected at least one, found none")
     tell = progress or (lambda text, share: None)
+    forms = _forms([bundle, *also])
     plain = Combination(os.fspath(bundle), providers[0], default_threads(), 1)
-    combinations = _combinations(plain, providers)
-    options = ProfileOptions(time_budget_s=2 * time_budget_s / 3, nodes=False)
-    profiles = _measured(combinations, goal, options, lambda text, share: tell(text, 0.67 * share))
+    combinations = _combinations(plain, forms, providers)
+    options = ProfileOptions(time_budget_s=0.6 * time_budget_s, nodes=False)
+    profiles = _measured(combinations, goal, options, lambda text, share: tell(text, 0.6 * share))
     if plain not in profiles:
         raise XattnError(
             f"{plain.bundle}: expected to measure the defaults on {plain.provider}, found that they failed"
         )
     ranked = sorted(
-        ((_candidate(one, found, goal), one) for one, found in profiles.items()), key=lambda pair: pair[0].figure
+        ((_candidate(one, found, goal, forms), one) for one, found in profiles.items()),
+        key=lambda pair: pair[0].figure,
     )
-    best, default = ranked[0][1], _candidate(plain, profiles[plain], goal)
+    best, default = ranked[0][1], _candidate(plain, profiles[plain], goal, forms)
     chosen = None
     if best != plain:
-        options = replace(options, time_budget_s=time_budget_s / 3)
-        confirmed = _measured([plain, best], goal, options, lambda text, share: tell(text, 0.67 + 0.33 * share))
+        options = replace(options, time_budget_s=0.25 * time_budget_s)
+        confirmed = _measured([plain, best], goal, options, lambda text, share: tell(text, 0.6 + 0.25 * share))
         chosen = _confirmed(plain, best, confirmed, goal)
-    return Tuned(goal, tuple(candidate for candidate, _ in ranked), default, chosen)
+    taken = plain if chosen is None else best
+    verdict = None
+    if optimize_into is not None and taken.provider == CPU.name:
+        verdict = try_optimized(
+            taken,
+            optimize_into,
+            0.15 * time_budget_s,
+            lambda share: tell("optimized graphs", 0.85 + 0.15 * share),
+            memory=goal == "memory",
+        )
+        chosen = _with_graphs(chosen, taken, verdict, goal)
+    return Tuned(goal, taken.bundle, tuple(candidate for candidate, _ in ranked), default, chosen, verdict)
 
 
-def _combinations(plain: Combination, providers: Sequence[str]) -> list[Combination]:
+def _forms(bundles: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
+    """Bundle → its attention form; UserError where they are not one model in the same precisions."""
+    opened = [open_bundle(bundle) for bundle in bundles]
+    for other in opened[1:]:
+        if _kind(other) != _kind(opened[0]) or not _same_precisions(other, opened[0]):
+            raise UserError(
+                f"--also: expected the model of {opened[0].path} in another attention form and the same precisions, "
+                f"found that {other.path} is not; compare other models by xattn-edge profile"
+            )
+    return {os.fspath(bundle): one.manifest.attention for bundle, one in zip(bundles, opened, strict=True)}
+
+
+def _kind(bundle: Bundle) -> tuple[object, ...]:
+    manifest = bundle.manifest
+    tokenizer = manifest.files[manifest.tokenizer.file].sha256
+    return manifest.task, manifest.image_steps, manifest.labels, manifest.decoding, tokenizer
+
+
+def _same_precisions(one: Bundle, other: Bundle) -> bool:
+    """Of the graphs that both have: low opsets leave out some of the whole model."""
+    graphs = one.manifest.graphs
+    return all(
+        graphs[role].precision == graph.precision for role, graph in other.manifest.graphs.items() if role in graphs
+    )
+
+
+def _combinations(plain: Combination, forms: Iterable[str], providers: Sequence[str]) -> list[Combination]:
     counts = {1, plain.threads or 1, describe_machine().cores}
     counts |= {2**power for power in range(1, 4) if 2**power <= describe_machine().cores}
     return [
-        replace(plain, provider=provider, threads=count, spinning=spinning, arena=arena)
+        replace(plain, bundle=bundle, provider=provider, threads=count, spinning=spinning, arena=arena)
+        for bundle in forms
         for provider in providers
         for count in sorted(counts)
         for spinning in ((True, False) if count > 1 else (True,))
@@ -118,9 +178,11 @@ def _measured(
     return {asked[one]: profile for one, profile in found.items()}
 
 
-def _candidate(combination: Combination, profile: Profile, goal: Goal) -> Candidate:
+def _candidate(combination: Combination, profile: Profile, goal: Goal, forms: Mapping[str, str]) -> Candidate:
     figure = _FIGURES[goal](profile)
     return Candidate(
+        combination.bundle,
+        forms[combination.bundle],
         combination.provider,
         profile.threads,
         combination.spinning,
@@ -141,11 +203,20 @@ def _confirmed(
     if goal in ("latency", "throughput"):
         better, gain = shift.high < 0, -shift.share
     else:
-        figures = [_candidate(one, profiles[one], goal).figure for one in (plain, best)]
+        figures = [_FIGURES[goal](profile) or float("inf") for profile in (before, after)]
         better, gain = figures[1] < figures[0] and shift.low <= 0, 1 - figures[1] / figures[0]
-    if not better:
-        return None
-    machine = describe_machine()
-    return DeviceProfile(
-        machine.cpu, machine.cores, best.provider, after.threads, best.spinning, best.arena, goal, gain
-    )
+    return _device_profile(replace(best, threads=after.threads), goal, gain) if better else None
+
+
+def _device_profile(one: Combination, goal: Goal, gain: float) -> DeviceProfile:
+    machine, threads = describe_machine(), one.threads or default_threads()
+    return DeviceProfile(machine.cpu, machine.cores, one.provider, threads, one.spinning, one.arena, goal, gain)
+
+
+def _with_graphs(
+    chosen: DeviceProfile | None, taken: Combination, verdict: OptimizedVerdict, goal: Goal
+) -> DeviceProfile | None:
+    if verdict.taken is None:
+        return chosen
+    profile = _device_profile(taken, goal, 0.0) if chosen is None else chosen
+    return replace(profile, optimized=verdict.taken, load_gain=verdict.load_gain)

@@ -3,6 +3,8 @@
     {"do": "warm"}                            → {"warm": passes}
     {"do": "turn", "seconds": s, "passes": n} → {"turn": {"passes", "times": {stage: [ms]}, "cpu_ms", "energy_j"}}
     {"do": "memory"}                          → {"memory": {…}}
+    {"do": "load"}                            → {"load": ms} of loading once more
+    {"do": "optimize", "folder": path}        → {"optimize": graphs written} and verified
     {"do": "nodes", "passes": n}              → {"nodes": {role: [event, …]}}
 
 The first line that it writes is {"ready": {…}}, or {"error": {"type", "message"}} at any time.
@@ -25,6 +27,7 @@ from typing import Any
 
 from xattn_runtime import errors
 from xattn_runtime.bundle import open_bundle
+from xattn_runtime.device_profile import digests_of
 from xattn_runtime.loading import SessionTuning
 from xattn_runtime.machine import memory_use
 from xattn_runtime.manifest import Manifest
@@ -36,6 +39,7 @@ from xattn_runtime.providers import load_onnxruntime
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import load
 from xattn_runtime.tasks.encoding import milliseconds_since, session_settings
+from xattn_runtime.verify import verify_bundle
 
 __all__ = ["serve"]
 
@@ -53,6 +57,7 @@ def serve(arguments: Sequence[str]) -> int:
     parser.add_argument("--image", action="append", default=[])
     parser.add_argument("--no-spinning", action="store_true")
     parser.add_argument("--no-arena", action="store_true")
+    parser.add_argument("--optimized", type=Path)
     options = parser.parse_args(arguments)
     try:
         worker = _Worker(options)
@@ -80,9 +85,7 @@ class _Worker:
         self._passes.run()
         # What comes next loads the graphs again, which answering does not.
         self._used = memory_use()
-        began = time.perf_counter()
-        load(options.bundle, task.settings, options.threads)
-        warm_ms = milliseconds_since(began)
+        warm_ms = self.load()
         gc.collect()
         self._counter = find_energy_counter()
         manifest = task.bundle.manifest
@@ -147,15 +150,33 @@ class _Worker:
             gc.collect()
             return {path.name.partition(".")[0]: read_trace(path) for path in sorted(Path(folder).glob("*.json"))}
 
+    def load(self) -> float:
+        """Milliseconds of loading the bundle once more, with all its checks; those of optimized graphs included."""
+        began = time.perf_counter()
+        if self._options.optimized is not None:
+            digests_of(self._options.optimized)
+        load(self._options.bundle, self._passes.task.settings, self._options.threads)
+        return milliseconds_since(began)
+
+    def optimize(self, folder: str) -> int:
+        """Write the graphs that answering uses as ONNX Runtime optimizes them, and verify the bundle with these."""
+        settings = self._passes.task.settings
+        written = replace(settings, tuning=replace(settings.tuning, optimize_into=Path(folder)))
+        Passes(load(self._options.bundle, written), self._options.image, self._options.batch).run()
+        used = replace(settings, tuning=replace(settings.tuning, optimized=Path(folder)))
+        verify_bundle(self._options.bundle, used).raise_if_failed()
+        return len(list(Path(folder).glob("*.onnx")))
+
     def _joules(self) -> float | None:
         return None if self._counter.read is None else self._counter.read()
 
 
 def _settings(options: argparse.Namespace) -> SessionSettings:
     settings = session_settings(options.provider, options.threads, open_bundle(options.bundle))
-    if not options.no_spinning and not options.no_arena:
+    if not options.no_spinning and not options.no_arena and options.optimized is None:
         return settings
-    return replace(settings, tuning=SessionTuning(not options.no_spinning, not options.no_arena))
+    tuning = SessionTuning(not options.no_spinning, not options.no_arena, optimized=options.optimized)
+    return replace(settings, tuning=tuning)
 
 
 def _metric(manifest: Manifest) -> dict[str, Any] | None:

@@ -215,7 +215,7 @@ def session_settings(
     if threads is not None or bundle is None:
         return settings
     tuned = read_device_profile(bundle.path, settings.name)
-    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
 
 
 def _chosen(name: str, bundle: Bundle, threads: int) -> RequestedProvider:
