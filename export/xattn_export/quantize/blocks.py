@@ -52,7 +52,7 @@ def quantize_blocks(
     rounder = rounder or Rounder()
     restored: dict[str, str] = {}
     replacements: dict[int, list[NodeProto]] = {}
-    stored: dict[str, TensorProto] = {}
+    stored: list[TensorProto] = []
     for index, node in enumerate(graph.node):
         if node.op_type != "MatMul" or not is_chosen(node, only):
             continue
@@ -66,13 +66,13 @@ def quantize_blocks(
             restored[name] = f"{name}_restored"
             rounded = rounder(constants.values(name), Grid(grid.bits, block, grid.symmetric), node.input[0])
             tensors, dequantize = _dequantized(name, rounded, restored[name], constants)
-            stored |= {tensor.name: tensor for tensor in tensors}
+            stored += tensors
             added.append(dequantize)
         node.input[1] = restored[name]
         replacements[index] = [*added, node]
     replace_nodes(graph, replacements)
     constants.write_back()
-    graph.initializer.extend(stored.values())
+    graph.initializer.extend(stored)
     return len(replacements)
 
 
@@ -101,15 +101,13 @@ def _dequantized(name: str, rounded: Rounded, output: str, constants: Constants)
 def _zero_points(name: str, rounded: Rounded, data_type: int) -> TensorProto | None:
     """The zero points of each block, None where none have to be written.
 
-    Signed bytes have zeros, one tensor for all weights of a shape: where int8 products need wide sums, ONNX Runtime 1.32
-    makes signed bytes unsigned, and gives those without zero points a scalar one, which no blocks can have.
+    Signed bytes have zeros, a tensor each, as no two products may share one on ONNX Runtime 1.32. Where int8 products
+    need wide sums it makes signed bytes unsigned, and gives those without zero points a scalar, which no blocks can have.
     """
-    if rounded.zeros is not None:
-        return _packed(f"{name}_block_zero_point", rounded.zeros, data_type)
-    if data_type != TensorProto.INT8:
+    if rounded.zeros is None and data_type != TensorProto.INT8:
         return None
-    shape = rounded.scales.shape
-    return _packed(f"block_zero_points_{shape[0]}x{shape[1]}", np.zeros(shape, np.int16), data_type)
+    zeros = np.zeros(rounded.scales.shape, np.int16) if rounded.zeros is None else rounded.zeros
+    return _packed(f"{name}_block_zero_point", zeros, data_type)
 
 
 def _packed(name: str, values: NDArray[np.int16], data_type: int) -> TensorProto:
