@@ -102,7 +102,7 @@ def _zero_points(name: str, rounded: Rounded, data_type: int) -> TensorProto | N
     """The zero points of each block, None where none have to be written.
 
     Signed bytes have zeros, a tensor each, as no two products may share one on ONNX Runtime 1.32. Where int8 products
-    need wide sums it makes signed bytes unsigned, and gives those without zero points a scalar, which no blocks can have.
+    need wide sums it makes signed bytes unsigned, and gives those without any a scalar one, which no block can have.
     """
     if rounded.zeros is None and data_type != TensorProto.INT8:
         return None
