@@ -24,6 +24,7 @@ from xattn_runtime.profile import (
     trace_document,
 )
 from xattn_runtime.profile import contestant as contestants
+from xattn_runtime.profile import limits as limits_module
 from xattn_runtime.profile.against import compare_documents, judge
 from xattn_runtime.profile.estimates import is_warm, mean_shift, quantile_interval, summarise
 from xattn_runtime.profile.floors import floor_ms
@@ -102,6 +103,8 @@ def test_what_fails_is_told_and_the_rest_measured(vqa_bundle: Path, tmp_path: Pa
     ("script", "words"),
     [
         ("echo out of memory >&2\nkill -9 $$\n", "ended with signal 9, as when memory runs out: out of memory"),
+        ("kill -11 $$\n", "ended with signal 11, a crash; update its driver"),
+        ("exit 3\n", "ended with code 3; try it by `xattn-edge verify`"),
         ("sleep 60\n", "expected an answer within 0.5 s, found none; it was ended"),
     ],
 )
@@ -226,6 +229,26 @@ def test_the_written_product_is_a_product(dtype: str) -> None:
 def test_limits_are_of_a_sane_size() -> None:
     assert 1e8 < read_bandwidth(1) < 1e13
     assert 1e8 < product_rate(1) < 1e14
+
+
+def test_little_memory_means_a_smaller_block_and_then_no_floors(
+    caption_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def ones(shape: Any, dtype: Any) -> Any:
+        if isinstance(shape, int):
+            asked.append(shape)
+            raise MemoryError
+        return np.full(shape, 1, dtype)
+
+    monkeypatch.setattr(limits_module.np, "ones", ones)
+    with pytest.raises(MemoryError):
+        read_bandwidth(1)
+    assert asked == [2**25, 2**24, 2**23]
+    document = profile_matrix([caption_bundle], threads=[1], options=ProfileOptions(runs=2))
+    assert (document.limits, document.profiles[0].floors) == ((), {})
+    assert document.profiles[0].graphs
 
 
 def test_the_longer_of_two_floors() -> None:

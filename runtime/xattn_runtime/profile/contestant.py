@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,16 @@ from typing import IO, Any, cast
 from xattn_runtime import errors
 
 __all__ = ["Combination", "Contestant"]
+
+
+_CRASHED = (", a crash", "update its driver or onnxruntime, or try another provider")
+# By exit code: what it is like, and what to do. Numbers of signals, as Windows lacks the names.
+_ENDS = {
+    -9: (", as when memory runs out", "close other programs, or try a smaller bundle or fewer threads"),
+    -11: _CRASHED,
+    -6: _CRASHED,
+    -4: (", an instruction that this processor lacks", "install an onnxruntime that is made for it"),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,10 @@ class Contestant:
         return self._answer(do)
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does, and what it may have started."""
+        if self._process.poll() is None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group of its own
         self._process.kill()
         self._process.communicate()
         self._complaints.close()
@@ -107,10 +122,10 @@ class Contestant:
         last = self._complaints.read().decode(errors="replace").strip().splitlines()[-1:]
         self.end()
         how = f"signal {-code}" if code < 0 else f"code {code}"
-        hint = ", as when memory runs out" if code == -9 else ""
+        hint, advice = _ENDS.get(code, ("", "try it by `xattn-edge verify`, or on another provider"))
         return (
             f"{self._what}: expected a profile, found that its process ended with {how}{hint}"
-            f"{': ' + last[0] if last else ''}; try fewer threads, or more memory"
+            f"{': ' + last[0] if last else ''}; {advice}"
         )
 
     @property

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xattn_runtime.profile.probe_graphs import product_graph
 from xattn_runtime.providers import CPU, load_onnxruntime
@@ -19,6 +20,8 @@ from xattn_runtime.providers import CPU, load_onnxruntime
 __all__ = ["Limits", "measure_limits", "product_rate", "read_bandwidth"]
 
 _READ_BYTES = 2**28
+# Less than this lies in the caches of large processors.
+_LEAST_READ_BYTES = 2**26
 _REPEATS = 5
 # Rows and columns such that the weights lie in the caches and every core has its part.
 _ROWS, _INNER, _COLUMNS = 512, 768, 1536
@@ -38,14 +41,14 @@ class Limits:
 
 
 def measure_limits(threads: int) -> Limits:
-    """This CPU's with so many threads: of several tries the best."""
+    """This CPU's with so many threads: of several tries the best. MemoryError where there is not enough of it."""
     rates = {name: product_rate(threads, dtype) for name, dtype in _PRECISIONS.items()}
     return Limits(threads, read_bandwidth(threads), rates)
 
 
 def read_bandwidth(threads: int) -> float:
-    """Bytes a second that summing 256 MiB reads, each thread its part."""
-    block = np.ones(_READ_BYTES // 8, dtype=np.float64)
+    """Bytes a second that summing 256 MiB reads, each thread its part; half as much for as long as memory is short."""
+    block = _block(_READ_BYTES)
     parts = np.array_split(block, threads)
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(np.sum, parts)))
@@ -68,6 +71,15 @@ def product_rate(threads: int, dtype: Any = np.float32) -> float:
     )
     seconds = _best(lambda: session.run(None, {"x": inputs}), 6 * _REPEATS)
     return 2 * _ROWS * _INNER * _COLUMNS / seconds
+
+
+def _block(size: int) -> NDArray[np.float64]:
+    try:
+        return np.ones(size // 8, dtype=np.float64)
+    except MemoryError:
+        if size // 2 < _LEAST_READ_BYTES:
+            raise
+        return _block(size // 2)
 
 
 def _best(work: Callable[[], object], repeats: int = _REPEATS) -> float:

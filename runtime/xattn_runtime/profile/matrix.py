@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ __all__ = ["ProfileOptions", "Progress", "profile_combinations", "profile_matrix
 Progress = Callable[[str, float], None]
 Trace = dict[str, list[dict[str, Any]]]
 
+_LOGGER = logging.getLogger("xattn_runtime")
 _TURN_SECONDS = 0.25
 _FEWEST_ROUNDS, _FEWEST_PASSES = 5, 20
 _MANY = 10**9
@@ -205,7 +207,10 @@ class _Run:
                     seen.trace = seen.contestant.order("nodes", passes=_NODE_PASSES)
         if self.options.nodes:
             counts = sorted({seen.contestant.ready["threads"] for seen in self.seen})
-            self.limits = [measure_limits(count) for count in counts]
+            try:
+                self.limits = [measure_limits(count) for count in counts]
+            except MemoryError:
+                _LOGGER.info("no floors: not enough memory to measure what this device can do at best")
         self.progress("done", 1.0)
 
     def document(self) -> ProfileDocument:
