@@ -237,10 +237,10 @@ def test_little_memory_means_a_smaller_block_and_then_no_floors(
     asked: list[int] = []
 
     def ones(shape: Any, dtype: Any) -> Any:
-        if isinstance(shape, int):
-            asked.append(shape)
-            raise MemoryError
-        return np.full(shape, 1, dtype)
+        if not isinstance(shape, int):
+            return np.full(shape, 1, dtype)
+        asked.append(shape)
+        raise MemoryError
 
     monkeypatch.setattr(limits_module.np, "ones", ones)
     with pytest.raises(MemoryError):
