@@ -18,15 +18,15 @@ from xattn_export.conformance import subgraphs
 from xattn_export.quantize.layers import layer_name
 from xattn_export.quantize.prepare import Constants, write_nodes
 
-__all__ = ["FP16_LARGEST", "convert_to_half", "float_tensors", "overflowing_nodes"]
+__all__ = ["FP16_LARGEST", "convert_to_half", "float_tensors", "overflowing_nodes", "with_sums_of_squares"]
 
 FP16_LARGEST = 65504.0
 """The greatest number of half precision."""
 
 _HALF = "tensor(float16)"
-# A normalization sums squares, and half of the range is left for inputs other than those seen.
+# Half of the range is left for inputs other than those seen.
 _MARGIN = 2.0
-_SUMS_SQUARES = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "ReduceL2", "ReduceSumSquare")
+_SQUARES = "_squares"
 
 
 def float_tensors(model: ModelProto) -> set[str]:
@@ -37,14 +37,50 @@ def float_tensors(model: ModelProto) -> set[str]:
     return floats.intersection(name for node in graph.node for name in node.output)
 
 
+def with_sums_of_squares(model: ModelProto) -> ModelProto:
+    """A copy that also computes what normalizations sum on their way, for `overflowing_nodes` to be told of.
+
+    An engine that heeds `stash_type` sums in float32; others, ONNX's reference implementation among them, in the
+    precision of the input.
+    """
+    scanned = ModelProto()
+    scanned.CopyFrom(model)
+    last = helper.make_tensor(f"scan.last{_SQUARES}", TensorProto.INT64, [1], [-1])
+    added = [new for node in model.graph.node for new in _sum_of_squares(node, last.name)]
+    if added:
+        scanned.graph.initializer.append(last)
+        scanned.graph.node.extend(added)
+    return scanned
+
+
+def _sum_of_squares(node: NodeProto, last: str) -> list[NodeProto]:
+    """Nodes that compute the sums of squares of a normalization: of what lies from its axis on, or of each group."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    together, sums = f"{node.output[0]}{_SQUARES}_together", f"{node.output[0]}{_SQUARES}"
+    if node.op_type in ("LayerNormalization", "RMSNormalization"):
+        gather = [helper.make_node("Flatten", [node.input[0]], [together], axis=attributes.get("axis", -1))]
+    elif node.op_type == "GroupNormalization":
+        shape = helper.make_tensor("shape", TensorProto.INT64, [3], [0, attributes["num_groups"], -1])
+        gather = [
+            helper.make_node("Constant", [], [f"{together}_shape"], value=shape),
+            helper.make_node("Reshape", [node.input[0], f"{together}_shape"], [together]),
+        ]
+    elif node.op_type == "ReduceL2":
+        return [helper.make_node("Mul", [node.output[0], node.output[0]], [sums])]
+    else:
+        return []
+    return [*gather, helper.make_node("ReduceSumSquare", [together, last], [sums], keepdims=0)]
+
+
 def overflowing_nodes(model: ModelProto, largest: Mapping[str, float]) -> set[str]:
-    """The nodes that must stay in fp32, by name, when the largest magnitudes of tensors are those given."""
+    """The nodes that must stay in fp32, by name, when the largest magnitudes of tensors are those given.
+
+    largest: of tensors of the graph, and of those that `with_sums_of_squares` adds.
+    """
     found = set()
     for node in model.graph.node:
-        seen = max((largest.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
-        taken = largest.get(node.input[0], 0.0) if node.input else 0.0
-        squares = taken**2 if node.op_type in _SUMS_SQUARES else 0.0
-        if max(seen, squares) * _MARGIN > FP16_LARGEST:
+        names = (*node.input, *node.output, f"{node.output[0]}{_SQUARES}")
+        if max(largest.get(name, 0.0) for name in names) * _MARGIN > FP16_LARGEST:
             found.add(layer_name(node))
     return found
 

@@ -12,7 +12,7 @@ from xattn_export.generator import GENERATOR
 from xattn_export.inspect import read_graph
 from xattn_export.quantize.calibrate import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.graph import Seen
-from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes
+from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes, with_sums_of_squares
 from xattn_export.quantize.key_values import LARGEST_STORED, StoredSeries, is_turned, series_of, stored_name
 from xattn_export.quantize.layers import Layer, Observed, find_layers
 from xattn_export.quantize.observe import ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
@@ -69,7 +69,8 @@ def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, te
     if not roles:
         return {}
     graphs = {role: read_graph(bundle.file(bundle.manifest.graphs[role].file)) for role in roles}
-    tensors = {role: (graph, sorted(float_tensors(graph))) for role, graph in graphs.items()}
+    scanned = {role: with_sums_of_squares(graph) for role, graph in graphs.items()}
+    tensors = {role: (graph, sorted(float_tensors(graph))) for role, graph in scanned.items()}
     largest = largest_magnitudes(bundle, examples, tensors, tell)
     return {role: frozenset(overflowing_nodes(graphs[role], largest[role])) for role in roles}
 
