@@ -150,10 +150,14 @@ def test_each_picture_gives_a_caption_or_its_error(captioner: CaptionTask, noise
         assert [isinstance(one, ImageError) for one in found] == [place in (1, 3) for place in range(len(images))]
         texts = [one.text for one in found if not isinstance(one, ImageError)]
         assert texts == [captioner.caption(noise(seed)).text for seed in range(30)]
+    side_by_side = list(captioner.caption_each(images, batch=2, at_once=3))
+    assert [getattr(one, "text", str(one)) for one in side_by_side] == [getattr(one, "text", str(one)) for one in found]
     assert list(captioner.caption_each([])) == []
     assert all(isinstance(one, ImageError) for one in captioner.caption_each([b""] * 9, batch=2))
     with pytest.raises(UserError, match="max_new_tokens"):
         captioner.caption_each(images, options=DecodingOptions(max_new_tokens=0))
+    with pytest.raises(UserError, match="at_once: expected at least 1, found 0"):
+        captioner.caption_each(images, at_once=0)
 
 
 def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, noise: Noise) -> None:

@@ -19,9 +19,13 @@ from xattn_runtime.bundle import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
 
 if TYPE_CHECKING:
+    from xattn_runtime.bundle import Bundle
     from xattn_runtime.tasks import Caption, CaptionTask, DecodingOptions
 
-__all__ = ["Picture", "caption_to_file", "pictures_in"]
+__all__ = ["Picture", "caption_to_file", "open_for_many", "pictures_in"]
+
+# The operators of larger graphs have work for several threads; and activations of several batches cost memory.
+_SMALL_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,21 @@ def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
     return list(found.values())
 
 
+def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, int]:
+    """The bundle loaded to caption many pictures, and on how many batches of them it is to work at once.
+
+    Threads that share the operators of a small model wait for each other longer than they compute; so it gets one, and
+    every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
+    """
+    from xattn_runtime.session import default_threads
+    from xattn_runtime.tasks import CaptionTask
+
+    held = (entry.bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
+    if threads is None and provider == "cpu" and sum(held) < _SMALL_BYTES:
+        return CaptionTask(bundle, provider, threads=1), default_threads()
+    return CaptionTask(bundle, provider, threads), 1
+
+
 def caption_to_file(
     console: Console,
     task: CaptionTask,
@@ -64,6 +83,7 @@ def caption_to_file(
     options: DecodingOptions,
     *,
     recursive: bool,
+    at_once: int,
 ) -> None:
     """Caption the pictures that `output` has no line for, and add a line for each; those that are bad get one too.
 
@@ -77,7 +97,7 @@ def caption_to_file(
         bad = 0
         with console.progress() as tell:
             tell("captioning", (len(pictures) - len(waiting)) / len(pictures))
-            captions = task.caption_each([picture.path for picture in waiting], prompt, options)
+            captions = task.caption_each([picture.path for picture in waiting], prompt, options, at_once=at_once)
             for number, (picture, found) in enumerate(zip(waiting, captions, strict=True), 1):
                 _add(stream, _line(picture, found, made_by))
                 if isinstance(found, ImageError):

@@ -109,7 +109,7 @@ def caption(
       xattn-edge caption pictures --recursive -o captions.jsonl
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
-        from xattn_edge.commands._many import caption_to_file, pictures_in
+        from xattn_edge.commands._many import caption_to_file, open_for_many, pictures_in
         from xattn_runtime.bundle import default_bundle, open_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.heatmap import check_heatmap
@@ -139,10 +139,12 @@ def caption(
             if len(images) > 1 or images[0].is_dir() or stream or output is not None or n_best > 1:
                 raise UserError("heatmap: expected one picture and one caption of it; leave the others out")
             check_heatmap(heatmap)
-        task = CaptionTask(open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback), threads)
+        opened, asked = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
         if output is not None:
-            caption_to_file(console, task, images, output, prompt, options, recursive=recursive)
+            task, at_once = open_for_many(opened, asked, threads)
+            caption_to_file(console, task, images, output, prompt, options, recursive=recursive, at_once=at_once)
             return
+        task = CaptionTask(opened, asked, threads)
         if any(image.is_dir() for image in images):
             images = [picture.path for picture in pictures_in(images, recursive=recursive)]
         if stream:

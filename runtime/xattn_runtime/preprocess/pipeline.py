@@ -117,7 +117,7 @@ class Pipeline:
         values = np.zeros((len(pictures), 3, *self.size_px), np.float32)
         for row, picture in zip(values, pictures, strict=True):
             for channel, table, band in zip(row, self._values, np.moveaxis(np.asarray(picture), 2, 0), strict=True):
-                channel[: picture.height, : picture.width] = table[band]
+                np.take(table, band, out=channel[: picture.height, : picture.width], mode="clip")
         return values
 
 
@@ -166,7 +166,9 @@ def _value_table(steps: Sequence[Rescale | Normalize]) -> NDArray[np.float32]:
 def _flatten(picture: Image.Image, background: Color | None) -> Image.Image:
     from PIL import Image
 
-    if picture.mode == "RGB" or background is None:
+    if picture.mode == "RGB":
+        return picture  # no step writes into the picture that it is given
+    if background is None:
         return picture.convert("RGB")
     canvas = Image.new("RGBA", picture.size, (*background, 255))
     return Image.alpha_composite(canvas, picture).convert("RGB")

@@ -1,11 +1,14 @@
-"""Many pictures, of which the next are opened and preprocessed in threads while the model is at work on the last."""
+"""Many pictures: the next are opened and preprocessed in threads while the model is at work on the last.
+
+It keeps them in order and their number within bounds; what the model does with them is the caller's affair.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xattn_runtime.errors import ImageError
 from xattn_runtime.session import default_threads
@@ -14,7 +17,10 @@ from xattn_runtime.tasks.encoding import ImageEncoder, PreparedImage
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["prepared_ahead"]
+__all__ = ["computed_ahead", "prepared_ahead"]
+
+_Part = TypeVar("_Part")
+_Found = TypeVar("_Found")
 
 
 def prepared_ahead(
@@ -40,5 +46,23 @@ def prepared_ahead(
                 yield [waiting.popleft().result() for _ in range(batch)]
         while waiting:
             yield [waiting.popleft().result() for _ in range(min(batch, len(waiting)))]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def computed_ahead(compute: Callable[[_Part], _Found], parts: Iterable[_Part], at_once: int) -> Iterator[_Found]:
+    """What `compute` gives for the parts, in order, at work on `at_once` of them; one more waits.
+
+    The caller has time for what it got meanwhile. What `compute` raises is raised in its part's place.
+    """
+    waiting: deque[Future[_Found]] = deque()
+    pool = ThreadPoolExecutor(at_once, thread_name_prefix="xattn-compute")
+    try:
+        for part in parts:
+            waiting.append(pool.submit(compute, part))
+            if len(waiting) > at_once:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

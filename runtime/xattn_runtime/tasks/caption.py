@@ -23,7 +23,7 @@ from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.session import SessionSettings, Tensor
-from xattn_runtime.tasks.ahead import prepared_ahead
+from xattn_runtime.tasks.ahead import computed_ahead, prepared_ahead
 from xattn_runtime.tasks.attending import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.closing import Closable
 from xattn_runtime.tasks.encoding import (
@@ -230,25 +230,35 @@ class CaptionTask(Closable):
         prompt: str | None = None,
         options: DecodingOptions | None = None,
         batch: int = 8,
+        at_once: int = 1,
     ) -> Iterator[Caption | ImageError]:
         """For every image, in order, its caption, or why it cannot be used; the others go on.
 
         The next images are opened in other threads while the model is at work on `batch` of them.
+        at_once: such batches that the model is at work on side by side; as many as there are cores is fastest for a
+        small model that was loaded with `threads=1`.
         Raises UserError as `caption` does, before the first image is opened.
         """
         options = options or DecodingOptions()
         self._asked(WHOLE, prompt, options)
-        if batch < 1:
-            raise UserError(f"batch: expected at least 1, found {batch}")
-        return self._caption_ahead(images, prompt, options, batch)
+        for name, value in (("batch", batch), ("at_once", at_once)):
+            if value < 1:
+                raise UserError(f"{name}: expected at least 1, found {value}")
+        return self._caption_ahead(images, prompt, options, batch, at_once)
 
     def _caption_ahead(
-        self, images: Iterable[ImageInput], prompt: str | None, options: DecodingOptions, batch: int
+        self, images: Iterable[ImageInput], prompt: str | None, options: DecodingOptions, batch: int, at_once: int
     ) -> Iterator[Caption | ImageError]:
-        for part in prepared_ahead(self._encoder, images, batch):
-            encoded = list(self._encoder.encode_prepared([one for one in part if isinstance(one, PreparedImage)]))
+        encoder = self._encoder
+
+        def captions_of(part: Sequence[PreparedImage | ImageError]) -> list[Caption | ImageError]:
+            encoded = list(encoder.encode_prepared([one for one in part if isinstance(one, PreparedImage)]))
             captions = iter(self._caption_encoded(encoded, [False] * len(encoded), prompt, options))
-            yield from (one if isinstance(one, ImageError) else next(captions) for one in part)
+            return [one if isinstance(one, ImageError) else next(captions) for one in part]
+
+        parts = prepared_ahead(encoder, images, batch)
+        for found in computed_ahead(captions_of, parts, at_once):
+            yield from found
 
     def _caption_encoded(
         self, encoded: Sequence[EncodedImage], known: Sequence[bool], prompt: str | None, options: DecodingOptions
