@@ -35,22 +35,22 @@ PICTURE_SIDES = (200, 160)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked of quantizing. components: role → a mode of its own, where the bundle has that role."""
+    """What is asked of quantizing.
+
+    components: role → a mode of its own, where the bundle has that role. has_data: whether it is calibrated on other
+    examples than the golden inputs, on which errors of logits are measured.
+    """
 
     mode: Mode
     options: Options = field(default_factory=Options)
     components: Mapping[str, Mode] = field(default_factory=dict)
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether it is calibrated."""
-        options = self.options
-        return self.mode == "int8-static" or options.rounding == "gptq" or options.smooth > 0 or options.cross == "int8"
+    has_data: bool = True
 
 
 RECIPES = {
     "fp16": Recipe("fp16"),
     "int8": Recipe("int8"),
+    "int8, without data": Recipe("int8", has_data=False),
     "int8, SmoothQuant": Recipe("int8", Options(smooth=0.5)),
     "int8, GPTQ": Recipe("int8", Options(rounding="gptq")),
     "int8, cross int8": Recipe("int8", Options(cross="int8")),
@@ -69,6 +69,7 @@ LARGE_RECIPES = {
     for name in (
         "fp16",
         "int8",
+        "int8, without data",
         "int8, GPTQ",
         "int8-weight",
         "int4, to nearest",
@@ -117,7 +118,7 @@ def quantized(source: Path, output: Path, recipe: Recipe, data: str) -> float:
     began = time.perf_counter()
     if not output.exists():
         roles = open_bundle(source).manifest.graphs
-        examples = calibration_samples(open_bundle(source), data, CALIBRATION_EXAMPLES) if recipe.needs_data else None
+        examples = calibration_samples(open_bundle(source), data, CALIBRATION_EXAMPLES) if recipe.has_data else None
         quantize_bundle(
             source,
             output,
@@ -148,7 +149,9 @@ def weight_bytes(bundle: Path) -> int:
     return folder_bytes(bundle / "graphs")
 
 
-def trained_models(work: Path, limit: int | None) -> dict[str, dict[str, dict[str, Any]]]:
+def trained_models(
+    work: Path, limit: int | None, recipes: Mapping[str, Recipe]
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Model → recipe → sizes, errors of logits and metrics."""
     from xattn_edge.evaluation import evaluate
     from xattn_export import export_checkpoint
@@ -160,7 +163,7 @@ def trained_models(work: Path, limit: int | None) -> dict[str, dict[str, dict[st
             export_checkpoint(CHECKOUT / "checkpoints" / model, source)
         rows: dict[str, dict[str, Any]] = {"fp32": {"bytes": folder_bytes(source)}}
         rows["fp32"]["metrics"] = evaluate(source, data, limit=limit).per_metric
-        for name, recipe in RECIPES.items():
+        for name, recipe in recipes.items():
             output = work / f"{model} {name}.xattn"
             seconds = quantized(source, output, recipe, data)
             rows[name] = {"seconds": seconds, "bytes": folder_bytes(output), "logits": logit_errors(output)}
@@ -171,10 +174,10 @@ def trained_models(work: Path, limit: int | None) -> dict[str, dict[str, dict[st
     return found
 
 
-def large_model(source: Path, work: Path) -> dict[str, dict[str, Any]]:
+def large_model(source: Path, work: Path, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
     """Recipe → size and errors of logits."""
     pictures, rows = random_pictures(work / "pictures"), {}
-    for name, recipe in LARGE_RECIPES.items():
+    for name, recipe in recipes.items():
         output = work / f"large {name}.xattn"
         seconds = quantized(source, output, recipe, str(pictures))
         rows[name] = {
@@ -262,25 +265,31 @@ def main() -> None:
         "--large", type=Path, help="an fp32 bundle of BLIP-base, as benchmarks/families.py --work makes"
     )
     parser.add_argument("--limit", type=int, help="evaluate only so many examples of each part of a test split")
+    parser.add_argument("--only", action="append", help="of trained and large only this row of the table; repeat")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each bundle; of the large one a tenth")
     parser.add_argument("--parts", default="trained,large,speed", help="which of trained, large, speed to measure")
     parser.add_argument("--only-make", action="store_true", help="make the bundles whose speed is measured, and end")
     options = parser.parse_args()
     parts = options.parts.split(",")
+    trained, large = (_chosen(recipes, options.only) for recipes in (RECIPES, LARGE_RECIPES))
     document: dict[str, Any] = {"machine": {"processor": platform.machine(), "cores": os.cpu_count()}}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         if "trained" in parts:
-            document["trained"] = trained_models(work, options.limit)
+            document["trained"] = trained_models(work, options.limit, trained)
             print_trained(document["trained"])
         if "large" in parts and options.large:
-            document["large"] = large_model(options.large, work)
+            document["large"] = large_model(options.large, work, large)
             print_large(document["large"])
         if "speed" in parts:
             document["speed"] = _speeds(options, work)
             print_speed(document["speed"])
     print("\n" + json.dumps(document))
+
+
+def _chosen(recipes: Mapping[str, Recipe], only: list[str] | None) -> dict[str, Recipe]:
+    return {name: recipe for name, recipe in recipes.items() if only is None or name in only}
 
 
 def _speeds(options: argparse.Namespace, work: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -64,7 +64,8 @@ def quantize_blocks(
         added: list[NodeProto] = []
         if name not in restored:
             restored[name] = f"{name}_restored"
-            rounded = rounder(constants.values(name), Grid(grid.bits, block, grid.symmetric), node.input[0])
+            fitting = Grid(grid.bits, block, grid.symmetric)
+            rounded = rounder(constants.values(name), fitting, node.input[0], node.output[0])
             tensors, dequantize = _dequantized(name, rounded, restored[name], constants)
             stored += tensors
             added.append(dequantize)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from xattn_export.quantize.biases import correct_biases
 from xattn_export.quantize.blocks import quantize_blocks
 from xattn_export.quantize.convolutions import quantize_convolutions
 from xattn_export.quantize.half import convert_to_half
@@ -32,7 +33,8 @@ class LayerCounts:
     int4_products, int8_weight_products: those of which only the weights are of so few bits. int8_products,
     int8_convolutions: computed in int8, ranges as they come. static_products, static_convolutions: computed in int8,
     ranges fixed. int8_stored_convolutions, int8_embeddings, int8_recurrences: stored as int8, computed in float32.
-    tied_tables: embeddings stored once with the product that they are also the factor of. fp16_nodes: computed so.
+    tied_tables: embeddings stored once with the product that they are also the factor of. corrected_biases: those of
+    products that make up for rounded weights. fp16_nodes: computed so.
     """
 
     int4_products: int = 0
@@ -45,6 +47,7 @@ class LayerCounts:
     int8_embeddings: int = 0
     int8_recurrences: int = 0
     tied_tables: int = 0
+    corrected_biases: int = 0
     fp16_nodes: int = 0
 
 
@@ -103,6 +106,7 @@ def _quantize_layers(
     }
     products = quantize_products(model, folder, rounder=rounder, only=small)
     shared = share_tied(model, tied)
+    corrected = correct_biases(model, rounder.shifts, folder)
     return LayerCounts(
         int4_products=blocks[4],
         int8_weight_products=blocks[8],
@@ -114,6 +118,7 @@ def _quantize_layers(
         int8_embeddings=embeddings + shared,
         int8_recurrences=recurrences,
         tied_tables=shared,
+        corrected_biases=corrected,
     )
 
 

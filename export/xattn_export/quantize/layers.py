@@ -53,12 +53,14 @@ class Observed:
     """What calibration saw in one graph, by the name of a tensor that goes into a layer.
 
     ranges: the least and greatest value that is to be represented. hessians: mean product of two channels, float32
-    `[channels, channels]`. peaks: the largest magnitude of each channel, float32 `[channels]`.
+    `[channels, channels]`. peaks: the largest magnitude of each channel, float32 `[channels]`. means: what a channel is
+    on average, float32 `[channels]`.
     """
 
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     hessians: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     peaks: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    means: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def without_hessians(self, names: Collection[str]) -> Observed:
         """The same, but that nothing is known of products of channels of `names`."""
@@ -67,14 +69,22 @@ class Observed:
 
 @dataclass(frozen=True)
 class Rounder:
-    """Rounds the weights of products, each with what is known of its input."""
+    """Rounds the weights of products, each with what is known of its input.
+
+    shifts: filled as it rounds: what a product gives → how much less that is on average than with the weights as they
+    were, float32 `[columns]`.
+    """
 
     rounding: Rounding = "fitted"
     observed: Observed = field(default_factory=Observed)
+    shifts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def __call__(self, weights: NDArray[np.float32], grid: Grid, found: str) -> Rounded:
-        """`weights` `[rows, columns]` on `grid`; `found` is the tensor that is multiplied with them."""
-        return round_weights(weights, grid, self.rounding, self.observed.hessians.get(found))
+    def __call__(self, weights: NDArray[np.float32], grid: Grid, found: str, given: str) -> Rounded:
+        """`weights` `[rows, columns]` on `grid`; `found` is multiplied with them, and that gives `given`."""
+        rounded = round_weights(weights, grid, self.rounding, self.observed.hessians.get(found))
+        if (mean := self.observed.means.get(found)) is not None:
+            self.shifts[given] = mean @ weights - mean @ rounded.restored()
+        return rounded
 
 
 def layer_name(node: NodeProto) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_export.quantize.options import RangeMethod
 
-__all__ = ["ChannelPeaks", "ChannelProducts", "HeadPeaks", "Histogram", "Observer"]
+__all__ = ["ChannelMeans", "ChannelPeaks", "ChannelProducts", "HeadPeaks", "Histogram", "Observer"]
 
 _BINS = 2048
 _LEVELS = 128
@@ -45,6 +45,25 @@ class ChannelProducts:
     def mean(self) -> NDArray[np.float32] | None:
         """float32 `[channels, channels]`, None where nothing was seen."""
         return None if self._sum is None else self._sum / np.float32(max(1, self._rows))
+
+
+class ChannelMeans:
+    """The mean of every channel."""
+
+    def __init__(self) -> None:
+        self._sum: NDArray[np.float64] | None = None
+        self._rows = 0
+
+    def see(self, values: NDArray[np.float32]) -> None:
+        """`[…, channels]`."""
+        rows = values.reshape(-1, values.shape[-1])
+        total = rows.sum(axis=0, dtype=np.float64)
+        self._sum = total if self._sum is None else self._sum + total
+        self._rows += len(rows)
+
+    def mean(self) -> NDArray[np.float32] | None:
+        """float32 `[channels]`, None where nothing was seen."""
+        return (self._sum / self._rows).astype(np.float32) if self._sum is not None and self._rows else None
 
 
 class ChannelPeaks:

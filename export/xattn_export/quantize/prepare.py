@@ -41,6 +41,10 @@ class Constants:
         tensor = self._tensors.get(name)
         return tensor is not None and tensor.data_type == TensorProto.FLOAT
 
+    def is_int8(self, name: str) -> bool:
+        """Whether `name` is a constant of signed bytes."""
+        return name in self._tensors and self._tensors[name].data_type == TensorProto.INT8
+
     def elements(self, name: str) -> int:
         """Number of values."""
         return int(np.prod(self._tensors[name].dims, dtype=np.int64))

@@ -55,7 +55,7 @@ def quantize_products(
                 helper.make_node("DynamicQuantizeLinear", [found], list(quantized[found]), name=f"{found}_bytes")
             )
         if name not in factors:
-            rounded = rounder(constants.values(name), COLUMNS, found)
+            rounded = rounder(constants.values(name), COLUMNS, found, node.output[0])
             values = constants.add(f"{name}_int8", rounded.values.astype(np.int8))
             factors[name] = values, constants.add(f"{name}_scale", rounded.scales[0])
         weight, weight_scale = factors[name]

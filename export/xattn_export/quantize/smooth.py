@@ -76,4 +76,5 @@ def _after(observed: Observed, divided: dict[str, NDArray[np.float32]]) -> Obser
         for name, hessian in observed.hessians.items()
     }
     peaks = {name: peak / divided.get(name, np.float32(1)) for name, peak in observed.peaks.items()}
-    return replace(observed, hessians=hessians, peaks=peaks)
+    means = {name: mean / divided.get(name, np.float32(1)) for name, mean in observed.means.items()}
+    return replace(observed, hessians=hessians, peaks=peaks, means=means)

@@ -119,7 +119,7 @@ class _Writer:
         if name in self._weights:
             node.input[1] = self._weights[name]
             return []
-        rounded = self._rounder(self._constants.values(name), COLUMNS, node.input[0])
+        rounded = self._rounder(self._constants.values(name), COLUMNS, node.input[0], node.output[0])
         node.input[1] = self._weights[name] = f"{name}_restored"
         return [self._restored(name, rounded.values.astype(np.int8), rounded.scales[0], 1)]
 
@@ -141,8 +141,12 @@ class _Writer:
     ) -> NodeProto:
         stored = self._constants.add(f"{name}_{values.dtype.name}", values)
         scale = self._constants.add(f"{stored}_scale", scales)
-        restored = f"{name}_restored"
-        return helper.make_node("DequantizeLinear", [stored, scale], [restored], name=restored, axis=axis)
+        inputs, restored = [stored, scale], f"{name}_restored"
+        if values.dtype == np.int8:
+            # Where int8 products need wide sums ONNX Runtime 1.32 makes signed bytes unsigned, and gives those without
+            # zero points a scalar one, which does not go with a scale a channel.
+            inputs.append(self._constants.add(f"{stored}_zero_point", np.zeros(scales.shape, np.int8)))
+        return helper.make_node("DequantizeLinear", inputs, [restored], name=restored, axis=axis)
 
 
 def _scale_and_zero(ranges: Mapping[str, tuple[float, float]], name: str) -> tuple[np.float32, np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from onnx import ModelProto
@@ -15,7 +15,7 @@ from xattn_export.quantize.graph import Seen
 from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes, with_sums_of_squares
 from xattn_export.quantize.key_values import LARGEST_STORED, StoredSeries, is_turned, series_of, stored_name
 from xattn_export.quantize.layers import Layer, Observed, find_layers
-from xattn_export.quantize.observe import ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
+from xattn_export.quantize.observe import ChannelMeans, ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
 from xattn_export.quantize.options import GraphPlan, KeyValuePrecision, Options
 from xattn_export.quantize.prepare import Constants, prepare_products
 from xattn_export.quantize.static import watched_tensors
@@ -36,6 +36,7 @@ class _Watch:
     histograms: dict[str, Histogram] = field(default_factory=dict)
     products: dict[str, ChannelProducts] = field(default_factory=dict)
     peaks: dict[str, ChannelPeaks] = field(default_factory=dict)
+    means: dict[str, ChannelMeans] = field(default_factory=dict)
 
 
 def needs_examples(plans: Mapping[str, GraphPlan], options: Options) -> list[str]:
@@ -51,13 +52,13 @@ def needs_examples(plans: Mapping[str, GraphPlan], options: Options) -> list[str
 def calibrate(
     bundle: Bundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples | None, tell: Tell
 ) -> dict[str, Seen]:
-    """What the plans need to know, by role. Without `examples` fp16 is scanned on the golden inputs.
+    """What the plans need to know, by role. Without `examples` fp16 is scanned, and means taken, on the golden inputs.
 
     Raises UserError where values are not finite.
     """
     some = examples or golden_examples(bundle)
     overflowing = _scan(bundle, plans, some, tell)
-    observed = _observe(bundle, plans, options, examples, tell) if examples is not None else {}
+    observed = _observe(bundle, plans, options, some, tell)
     key_values = _key_values(bundle, options, some, tell)
     nothing, none = Observed(), frozenset[str]()
     return {role: Seen(observed.get(role, nothing), overflowing.get(role, none), key_values) for role in plans}
@@ -131,7 +132,7 @@ def _observe(
     sources = {role: bundle.file(bundle.manifest.graphs[role].file) for role in plans}
     watches = {}
     for role, plan in plans.items():
-        if needs_examples({role: plan}, replace(options, cross="fp32", cache="fp32")):
+        if plan.modes - {"fp32", "fp16"}:
             prepared = read_graph(sources[role])
             prepare_products(prepared, sources[role].parent)
             layers = find_layers(prepared, sources[role].parent)
@@ -151,7 +152,7 @@ def _passes(watches: Mapping[str, _Watch]) -> Iterator[dict[str, dict[str, list[
     """What to observe in each pass over the examples: products of channels in parts, the rest in the first."""
     part: dict[str, dict[str, list[Observer]]] = {}
     for role, watch in watches.items():
-        for observers in (watch.histograms, watch.peaks):
+        for observers in (watch.histograms, watch.peaks, watch.means):
             for name, observer in observers.items():
                 part.setdefault(role, {}).setdefault(name, []).append(observer)
     used = 0
@@ -174,6 +175,7 @@ def _watch(model: ModelProto, layers: list[Layer], plan: GraphPlan, options: Opt
     for layer in layers:
         if layer.kind != "product" or plan.mode_of(layer.name) in ("fp32", "fp16"):
             continue
+        watch.means[layer.found] = ChannelMeans()
         if options.smooth and plan.mode_of(layer.name) == "int8":
             watch.peaks[layer.found] = ChannelPeaks()
         products = ChannelProducts(constants.dims(layer.weights)[0])
@@ -185,8 +187,10 @@ def _watch(model: ModelProto, layers: list[Layer], plan: GraphPlan, options: Opt
 def _observed(watch: _Watch, options: Options) -> Observed:
     products = {name: observer.mean() for name, observer in watch.products.items()}
     peaks = {name: observer.peaks for name, observer in watch.peaks.items()}
+    means = {name: observer.mean() for name, observer in watch.means.items()}
     return Observed(
         {name: one.range(options.range_method, options.percentile) for name, one in watch.histograms.items()},
         {name: mean for name, mean in products.items() if mean is not None},
         {name: peak for name, peak in peaks.items() if peak is not None},
+        {name: mean for name, mean in means.items() if mean is not None},
     )

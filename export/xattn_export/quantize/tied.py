@@ -60,7 +60,7 @@ def share_tied(model: ModelProto, pairs: Collection[TiedPair]) -> int:
         index: _looked_up(node, wanted[name].indices_rank, stored, constants)
         for index, node in enumerate(graph.node)
         if (name := layer_name(node)) in wanted
-        if (stored := _stored(by_name[wanted[name].product.name], makers)) is not None
+        if (stored := _stored(by_name[wanted[name].product.name], makers, constants)) is not None
     }
     replace_nodes(graph, replacements)
     constants.write_back()
@@ -81,12 +81,13 @@ def _ranks(model: ModelProto) -> dict[str, int]:
     return {value.name: len(value.type.tensor_type.shape.dim) for value in known}
 
 
-def _stored(product: NodeProto, makers: Mapping[str, NodeProto]) -> _Stored | None:
+def _stored(product: NodeProto, makers: Mapping[str, NodeProto], constants: Constants) -> _Stored | None:
     """What `product`, the last node of one, multiplies with; None where that is no constant of bytes."""
     maker = makers.get(product.input[1])
     if product.op_type == "MatMul" and maker is not None and maker.op_type == "DequantizeLinear":
         block = attributes(maker).get("block_size", 0)
-        zeros = maker.input[2] if len(maker.input) > 2 else None
+        # The zero points of signed bytes are zeros.
+        zeros = maker.input[2] if len(maker.input) > 2 and not constants.is_int8(maker.input[0]) else None
         return _Stored(maker.input[0], maker.input[1], zeros, block if isinstance(block, int) else 0)
     if product.op_type == "Mul" and maker is not None:
         sums = makers[makers[product.input[0]].input[0]]
