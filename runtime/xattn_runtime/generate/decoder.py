@@ -64,8 +64,9 @@ class FirstStep:
         """
         if self._prefix_names[0] in image:
             return {past: image[prefix] for past, prefix in zip(self._past_names, self._prefix_names, strict=True)}
+        batch = _batch(image)
         return {
-            name: np.zeros((_batch(image), heads, 0, width), dtype=self._cache_dtypes[name])
+            name: np.zeros((batch, heads, 0, width), dtype=self._cache_dtypes[name])
             for name, (heads, width) in self._cache_axes.items()
         }
 

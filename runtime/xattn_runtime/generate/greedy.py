@@ -53,35 +53,36 @@ def greedy_steps(
     """
     cross = decoder.held(decoder.cross(image))
     past = decoder.first_past(image)
-    tokens = decoder.prompt(image, decoding.prompt_token_ids)
-    rows, input_ids = np.arange(len(tokens)), tokens
-    ended = np.zeros(len(tokens), dtype=np.bool_)
-    end_ids = np.array(decoding.end_token_ids)[:, None]
-    for _ in range(decoding.max_new_tokens):
-        processors = processors_at(decoding, tokens.shape[1])
+    input_ids = decoder.prompt(image, decoding.prompt_token_ids)
+    batch, prompt_length = input_ids.shape
+    tokens = np.concatenate((input_ids, np.zeros((batch, decoding.max_new_tokens), dtype=np.int64)), axis=1)
+    rows, ended, ended_rows = np.arange(batch), np.zeros(batch, dtype=np.bool_), 0
+    is_plain = decoding.is_plain and sampler is None
+    for length in range(prompt_length, tokens.shape[1]):
+        processors = () if is_plain else processors_at(decoding, length)
         if processors or sampler is not None:
             logits, past = decoder.logits(input_ids, past, cross, hold=True)
-            scores = processed(processors, logits, tokens[rows])
+            scores = processed(processors, logits, tokens[rows, :length])
             chosen = scores.argmax(axis=1) if sampler is None else sampler.draw(scores, rows)
             best = GreedyToken(chosen, np.take_along_axis(log_softmax(logits), chosen[:, None], axis=1)[:, 0])
         else:
             best, past = decoder.next_token(input_ids, past, cross, hold=True)
-        step = _step(best, rows, ended, decoding.pad_token_id, end_ids)
-        tokens = np.concatenate((tokens, step.token_ids[:, None]), axis=1)
+        step = _step(best, rows, ended, decoding) if ended_rows else _first_step(best, decoding)
+        tokens[:, length] = step.token_ids
         if stop is not None:
-            generated = tokens[:, len(decoding.prompt_token_ids) :]
-            said = [not done and stop(ids) for done, ids in zip(step.ended, generated.tolist(), strict=True)]
+            generated = tokens[:, prompt_length : length + 1].tolist()
+            said = [not done and stop(ids) for done, ids in zip(step.ended, generated, strict=True)]
             step = replace(step, ended=step.ended | said)
         yield step
-        ended = step.ended
-        if ended.all():
+        ended, ended_rows = step.ended, int(np.count_nonzero(step.ended))
+        if ended_rows == batch:
             return
-        if ended.any():
+        if ended_rows:
             staying = ~ended[rows]
             if 2 * staying.sum() <= len(rows) and all(isinstance(value, np.ndarray) for value in past.values()):
                 past, cross = _of_rows(past, staying), _of_rows(cross, staying)
                 rows = rows[staying]
-        input_ids = tokens[rows, -1:]
+        input_ids = tokens[rows, length : length + 1]
 
 
 def greedy(
@@ -106,17 +107,26 @@ def _sequence(token_ids: list[int], log_probs: list[float], decoding: Decoding) 
     return Sequence(tuple(token_ids[: -1 if has_end else None]), tuple(log_probs), sum(log_probs) / len(log_probs))
 
 
-def _step(
-    best: GreedyToken, rows: NDArray[np.int64], ended: NDArray[np.bool_], pad: int, end_ids: NDArray[np.int64]
-) -> GreedyStep:
-    """What `best`, of `rows`, means for the whole batch, in which some rows may have ended before."""
-    if not ended.any():
-        return GreedyStep(best.token_ids, best.log_probs, (best.token_ids == end_ids).any(axis=0))
-    token_ids = np.full(len(ended), pad, dtype=np.int64)
+def _first_step(best: GreedyToken, decoding: Decoding) -> GreedyStep:
+    """What `best` means while no row of the batch has ended."""
+    return GreedyStep(best.token_ids, best.log_probs, _are_ends(best.token_ids, decoding))
+
+
+def _step(best: GreedyToken, rows: NDArray[np.int64], ended: NDArray[np.bool_], decoding: Decoding) -> GreedyStep:
+    """What `best`, of `rows`, means for the whole batch, in which some rows have ended before."""
+    token_ids = np.full(len(ended), decoding.pad_token_id, dtype=np.int64)
     log_probs = np.zeros(len(ended), dtype=np.float32)
     token_ids[rows], log_probs[rows] = best.token_ids, best.log_probs
-    token_ids[ended], log_probs[ended] = pad, 0
-    return GreedyStep(token_ids, log_probs, ended | (token_ids == end_ids).any(axis=0))
+    token_ids[ended], log_probs[ended] = decoding.pad_token_id, 0
+    return GreedyStep(token_ids, log_probs, ended | _are_ends(token_ids, decoding))
+
+
+def _are_ends(token_ids: NDArray[np.int64], decoding: Decoding) -> NDArray[np.bool_]:
+    first, *others = decoding.end_token_ids
+    found: NDArray[np.bool_] = token_ids == first
+    for end_id in others:
+        found |= token_ids == end_id
+    return found
 
 
 def _of_rows(tensors: Mapping[str, Tensor], kept: NDArray[np.bool_]) -> dict[str, Tensor]:

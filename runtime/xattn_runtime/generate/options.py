@@ -115,7 +115,9 @@ class DecodingOptions:
             )
         names = ("min_new_tokens", *_OF_BEAMS, "repetition_penalty", "no_repeat_ngram_size")
         changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(decoding, **changed, beams=1) if draws else replace(decoding, **changed)
+        if draws:
+            changed["beams"] = 1
+        return replace(decoding, **changed) if changed else decoding
 
     def _check_ranges(self) -> None:
         _check("min_new_tokens", self.min_new_tokens, "0 or more", lambda value: value >= 0)
