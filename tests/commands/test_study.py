@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from xattn_edge.study import StudyReport
-from xattn_edge.study.report import Measured
+from xattn_edge.study import StudyPlan, StudyReport
+from xattn_edge.study.measured import Measured
 
 
 @pytest.fixture
@@ -18,7 +18,10 @@ def studied(stand_in):
         row = Measured(**told, bytes={"fp32": 2, "int8": 1}, milliseconds={"fp32": 2.0, "int8": 1.25})
         return StudyReport(folder / "report.md", plan, (row,))
 
-    stand_in("xattn_edge.study", study=study)
+    def report_study(folder, tasks, **options):
+        return study(folder, StudyPlan(tasks=tasks), tasks=tasks, **options)
+
+    stand_in("xattn_edge.study", study=study, report_study=report_study)
     return seen
 
 
@@ -40,8 +43,20 @@ def test_what_is_printed(invoke, tmp_path, studied):
     assert document["results"][0]["accuracies"] == [80.0, 90.0]
 
 
+def test_a_report_alone(invoke, tmp_path, studied):
+    report = tmp_path / "choosing.md"
+    result = invoke("study", "-o", tmp_path, "--report-only", "--task", "vqa", "--report", report)
+    assert result.exit_code == 0
+    ((folder, _, options),) = studied
+    assert (folder, options["tasks"], options["report"]) == (tmp_path, ("vqa",), report)
+
+
 def test_mistakes(invoke, tmp_path, studied):
     result = invoke("study", "-o", tmp_path, "--task", "caption")
     assert result.exit_code == 2
     assert "caption" in result.stderr
+    assert not studied
+    result = invoke("study", "-o", tmp_path, "--report-only", "--seeds", "2")
+    assert result.exit_code == 2
+    assert "expected no --quick, --combinations, --seeds, --steps" in result.stderr
     assert not studied

@@ -10,6 +10,7 @@ import typer
 
 from xattn_edge.commands._console import command, provenance_command
 from xattn_edge.commands._options import Debug, Json, OutputOption, Quiet, new_app
+from xattn_runtime.errors import UserError
 
 if TYPE_CHECKING:
     from xattn_edge.study.plan import TaskName
@@ -38,6 +39,10 @@ def study(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, few steps, along the axes: minutes instead of hours.")
     ] = False,
+    report_only: Annotated[
+        bool,
+        typer.Option("--report-only", help="Train nothing: time and report what the folder holds, however much it is."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option("--report", help="Markdown file to write; without it, report.md in the folder.")
     ] = None,
@@ -55,11 +60,14 @@ def study(
     Examples:
       xattn-edge study -o runs/study --report docs/choosing.md
       xattn-edge study -o runs/quick --quick --task vqa
+      xattn-edge study -o runs/study --report-only
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
-        from xattn_edge.study import TASKS, StudyPlan, StudyProgress
+        from xattn_edge.study import TASKS, StudyPlan, StudyProgress, report_study
         from xattn_edge.study import study as run_study
 
+        if report_only and (quick or seeds or steps or combinations != "all"):
+            raise UserError("--report-only: takes what is there; expected no --quick, --combinations, --seeds, --steps")
         chosen_tasks = cast("tuple[TaskName, ...]", tuple(dict.fromkeys(tasks or TASKS)))
         plan = StudyPlan(tasks=chosen_tasks, which=combinations)
         if quick:
@@ -74,7 +82,11 @@ def study(
             def show(state: StudyProgress) -> None:
                 progress(state.what, state.share)
 
-            found = run_study(output, plan, report=report, threads=threads, command=provenance_command(), progress=show)
+            how: dict[str, Any] = {"report": report, "threads": threads, "command": provenance_command()}
+            if report_only:
+                found = report_study(output, chosen_tasks, progress=show, **how)
+            else:
+                found = run_study(output, plan, progress=show, **how)
         if as_json:
             console.document(found.to_dict())
             return

@@ -47,7 +47,7 @@ class StudyPlan:
 
     tasks: of `TASKS`. seeds: 0, 1, … . steps: of every training. which: `all` mechanisms with all fusions, or along
         both `axes`: each mechanism with the first fusion, and each fusion with the first mechanism.
-    batch: samples a step. test_pictures, test_sentences: how much of the test split is evaluated.
+    batch: samples a step. test_pictures, test_sentences: how much of the test split is evaluated at most.
 
     Raises:
         UserError: an unknown task, or a number below 1.
@@ -59,7 +59,7 @@ class StudyPlan:
     which: Which = "all"
     batch: int = 16
     test_pictures: int = 300
-    test_sentences: int = 1000
+    test_sentences: int = 2000
 
     def __post_init__(self) -> None:
         if not self.tasks or set(self.tasks) - set(TASKS):

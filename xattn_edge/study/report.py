@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from xattn_edge.models.checkpoint import write_atomically
 from xattn_edge.study.chart import Point, scatter
+from xattn_edge.study.effects import Spread
+from xattn_edge.study.measured import Measured
 from xattn_edge.study.plan import TASKS, StudyPlan
+from xattn_edge.study.reading import coverage, grid_lines
 
-__all__ = ["Measured", "write_report"]
+__all__ = ["processor", "write_report"]
 
 _TITLES = {
     "vqa": "Questions about pictures",
@@ -27,37 +27,7 @@ _DATA = {
     "speech and frames together. The speech is synthetic (espeak-ng) and tells nothing but the words; the frames are "
     "drawn, and tell of the rating by construction, under noise.",
 }
-# Two standard errors.
-_SURE = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One combination: accuracy in percent by seed, bytes and milliseconds by precision; or why it is forbidden."""
-
-    task: str
-    mechanism: str
-    fusion: str
-    accuracies: tuple[float, ...] = ()
-    width: int = 0
-    parameters: int = 0
-    bytes: Mapping[str, int] = field(default_factory=dict)
-    milliseconds: Mapping[str, float] = field(default_factory=dict)
-    forbidden: str | None = None
-
-    @property
-    def mean(self) -> float:
-        """Of accuracy."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of accuracy over seeds; None of a single one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
+_MOST_NAMED = 6
 
 
 def write_report(
@@ -70,46 +40,41 @@ def write_report(
 ) -> None:
     """Write the Markdown file `path`, and beside it a picture for each task.
 
+    results: what is measured, with as many seeds as each has; what of the library is not among them is told, too.
     floors: by task, accuracy without looking, and the number of test samples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [_introduction(plan, threads, command)]
-    for task in TASKS:
+    measured = [task for task in TASKS if any(each.task == task and each.forbidden is None for each in results)]
+    parts = [_introduction(plan, measured, threads, command)]
+    for task in measured:
         rows = [each for each in results if each.task == task]
-        measured = [each for each in rows if each.forbidden is None]
-        if not measured:
-            continue
         picture = path.with_name(f"{path.stem}-{task}.svg")
-        write_atomically(picture, scatter(_TITLES[task], [_point(each) for each in measured], floors[task][0]))
+        points = [_point(each) for each in rows if each.forbidden is None]
+        write_atomically(picture, scatter(_TITLES[task], points, floors[task][0]))
         parts.append(_section(task, plan, rows, floors[task], picture.name))
     write_atomically(path, "\n\n".join(parts) + "\n")
 
 
-def _introduction(plan: StudyPlan, threads: int, command: str) -> str:
-    compared = (
-        "Every mechanism is combined with every fusion."
-        if plan.which == "all"
-        else "Every mechanism is measured with the fusion `concatenation`, and every fusion with the mechanism "
-        "`text_to_image`; other combinations are not measured."
-    )
-    seeds = "one seed, so that nothing is known of their spread" if plan.seeds == 1 else f"{plan.seeds} seeds"
-    missing = [_TITLES[task].lower() for task in TASKS if task not in plan.tasks]
-    compared += f" Not measured: {', '.join(missing)}." if missing else ""
+def _introduction(plan: StudyPlan, measured: Sequence[str], threads: int, command: str) -> str:
+    missing = [_TITLES[task].lower() for task in TASKS if task not in measured]
     typed = f"\n\n```bash\n{command}\n```" if command else ""
     return (
         "# Which mechanism, which fusion?\n\n"
         "Written by `xattn-edge study`; every figure below is measured." + typed + "\n\n"
-        f"{compared} All have the same budget: {plan.steps} steps of {plan.batch} samples, one layer, and as wide a "
-        f"model as the parameters allow, with {seeds}. Such models are small and trained briefly: what wins here need "
-        "not win with a larger budget, and the figures are not the best that a mechanism can reach "
-        "(docs/mechanisms.md has those). Learning rates are the same for all and were tuned for none.\n\n"
-        f"Latency is of a whole call (picture or sound prepared, encoded and answered) by ONNX Runtime with "
-        f"{threads} thread{'s' * (threads > 1)} on {_processor()}: the median of rounds in which all take turns. "
+        f"All have the same budget: {plan.steps} steps of {plan.batch} samples, one layer, and as wide a model as the "
+        "parameters allow. Such models are small and trained briefly: what wins here need not win with a larger "
+        "budget, and the figures are not the best that a mechanism can reach (docs/mechanisms.md has those). Learning "
+        "rates are the same for all and were tuned for none."
+        + (f" Not measured: {', '.join(missing)}." if missing else "")
+        + "\n\n"
+        "Latency is of a whole call (picture or sound prepared, encoded and answered) by ONNX Runtime with "
+        f"{threads} thread{'s' * (threads > 1)} on {processor()}: the median of rounds in which all take turns. "
         "Sizes are of the ONNX graphs of a bundle."
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """What this machine computes with, in words."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -120,37 +85,58 @@ def _processor() -> str:
 
 def _section(task: str, plan: StudyPlan, rows: Sequence[Measured], floor: tuple[float, int], picture: str) -> str:
     measured = sorted((each for each in rows if each.forbidden is None), key=lambda each: -each.mean)
+    spread = Spread.of([each.accuracies for each in measured])
+    chance = 200 * (measured[0].mean / 100 * (1 - measured[0].mean / 100) / floor[1]) ** 0.5
     lines = [
         f"## {_TITLES[task]}",
         "",
         f"Data: {_DATA[task]} Accuracy is of {floor[1]:,} test samples, by the model in torch; {floor[0]:.1f} % are "
-        f"right without looking. At most {plan.parameters(task):,} parameters.",
+        f"right without looking{_below(measured, floor[0])}. At most {plan.parameters(task):,} parameters.",
         "",
-        "| mechanism | fusion | accuracy, % | spread | lowest to highest | width | parameters "
-        "| fp32, KB | int8, KB | fp32, ms | int8, ms |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *map(_row, measured),
+        f"{coverage(rows)} All answer the same test samples; as many others would move the figures, all together, by "
+        f"about ± {chance:.1f} points at the least (two standard errors).",
+        "",
+        *grid_lines(measured),
+        "",
+        *_said(measured, spread),
         "",
         f"![accuracy against latency]({picture})",
         "",
-        *_said(measured),
+        "### Every combination",
+        "",
+        "Told from the highest: by two standard errors.",
+        "",
+        "| mechanism | fusion | accuracy, % | spread | lowest to highest | seeds | told from the highest | width "
+        "| parameters | fp32, KB | int8, KB | fp32, ms | int8, ms |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_row(each, measured[0], spread) for each in measured),
     ]
-    lines += [
-        f"- {each.mechanism} with {each.fusion} is refused: {each.forbidden}"
-        for each in rows
-        if each.forbidden is not None
-    ]
+    refused = [each for each in rows if each.forbidden is not None]
+    lines += [""] * bool(refused)
+    lines += [f"- {each.mechanism} with {each.fusion} is refused: {each.forbidden}" for each in refused]
     return "\n".join(lines)
 
 
-def _row(each: Measured) -> str:
-    spread = "–" if each.deviation is None else f"± {each.deviation:.1f}"
+def _below(measured: Sequence[Measured], floor: float) -> str:
+    count = sum(each.mean <= floor for each in measured)
+    return f", and {count} of {len(measured)} combinations do no better" if count else ""
+
+
+def _row(each: Measured, best: Measured, spread: Spread | None) -> str:
+    if each is best:
+        told = "is it"
+    elif spread is None:
+        told = "–"
+    else:
+        told = "no" if _alike(each, best, spread) else "yes"
     cells = [
         each.mechanism,
         f"`{each.fusion}`",
         f"{each.mean:.1f}",
-        spread,
+        "–" if each.deviation is None else f"± {each.deviation:.1f}",
         f"{min(each.accuracies):.1f} to {max(each.accuracies):.1f}",
+        str(len(each.accuracies)),
+        told,
         str(each.width),
         f"{each.parameters:,}",
         *(f"{each.bytes[precision] / 1000:,.0f}" for precision in ("fp32", "int8")),
@@ -159,34 +145,36 @@ def _row(each: Measured) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _said(measured: Sequence[Measured]) -> list[str]:
+def _said(measured: Sequence[Measured], spread: Spread | None) -> list[str]:
     """What the figures support: which cannot be told from the best, and which is the fastest of those."""
-    spreads = [each.deviation for each in measured if each.deviation is not None]
-    if not spreads:
-        return ["With one seed no difference between two rows can be told from chance."]
-    best, seeds = measured[0], len(measured[0].accuracies)
-    # All rows share one spread, as so few seeds say little of each alone.
-    common = statistics.fmean(spread**2 for spread in spreads) ** 0.5
-    margin = _SURE * common * (2 / seeds) ** 0.5
-    alike = [each for each in measured if each.mean >= best.mean - margin]
+    best, lowest = measured[0], measured[-1]
+    if spread is None:
+        return ["With one seed no difference between two combinations can be told from chance."]
+    alike = [each for each in measured if _alike(each, best, spread)]
     fastest = min(alike, key=lambda each: each.milliseconds["int8"])
+    named = "; ".join(_named(each) for each in alike[1:]) if len(alike) <= _MOST_NAMED else ""
     return [
-        f"The spread over seeds, taken over all rows, is {common:.1f} points: with {seeds} seeds two rows must lie "
-        f"more than {margin:.1f} points apart (two standard errors) to be told from each other; among so many rows "
-        "some lie so far apart by chance.",
+        f"The spread over seeds, taken over all combinations, is {spread.deviation:.1f} points: two with "
+        f"{len(best.accuracies)} seeds each must lie more than {spread.margin(best.accuracies, best.accuracies):.1f} "
+        "points apart (two standard errors) to be told from each other; among so many some lie so far apart by chance, "
+        "and the highest owes part of its place to it.",
         "",
         f"- Highest is {_named(best)} with {best.mean:.1f} %. "
         + (
-            "No other row comes within that distance."
+            "No other combination comes within that distance."
             if len(alike) == 1
-            else f"{len(alike) - 1} of {len(measured) - 1} other rows cannot be told from it: "
-            + "; ".join(_named(each) for each in alike[1:])
-            + "."
+            else f"{len(alike) - 1} of {len(measured) - 1} others cannot be told from it"
+            + (f": {named}." if named else "; the table says which.")
         ),
         f"- Of the highest and those, {_named(fastest)} takes the least time in int8: "
         f"{fastest.milliseconds['int8']:.2f} ms.",
-        f"- Lowest is {_named(measured[-1])} with {measured[-1].mean:.1f} %.",
+        f"- Lowest is {_named(lowest)} with {lowest.mean:.1f} %.",
     ]
+
+
+def _alike(each: Measured, best: Measured, spread: Spread) -> bool:
+    """Whether it is the best or cannot be told from it."""
+    return each is best or each.mean >= best.mean - spread.margin(each.accuracies, best.accuracies)
 
 
 def _named(each: Measured) -> str:

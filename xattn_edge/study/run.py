@@ -7,26 +7,29 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from xattn_edge.models.checkpoint import write_atomically
-from xattn_edge.study.plan import StudyPlan, TaskName, described
-from xattn_edge.study.report import Measured, write_report
+from xattn_edge.study.measured import Measured
+from xattn_edge.study.plan import TASKS, StudyPlan, TaskName, described
+from xattn_edge.study.report import processor, write_report
 from xattn_edge.study.subjects import Subject, make_subject
 from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
-from xattn_runtime.errors import OutputError
+from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.tasks import load
 
-__all__ = ["StudyProgress", "StudyReport", "study"]
+__all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
 
 _BUDGET, _RUNS, _BUNDLES, _TIMES = "budget.json", "runs", "bundles", "times.json"
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS, _WARM_UP, _CALLS = 5, 2, 10
+
+Tell = Callable[["StudyProgress"], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,6 @@ class StudyReport:
         return {
             "report": str(self.report),
             "budget": self.plan.budget(),
-            "seeds": self.plan.seeds,
             "results": [result.to_dict() for result in self.results],
         }
 
@@ -62,7 +64,7 @@ def study(
     report: Path | None = None,
     threads: int = 1,
     command: str = "",
-    progress: Callable[[StudyProgress], None] | None = None,
+    progress: Tell | None = None,
 ) -> StudyReport:
     """Train, export and time every combination of a plan, and write what that says.
 
@@ -92,8 +94,61 @@ def study(
             tell(StudyProgress(what, (number + step / plan.steps) / len(todo)))
 
         _run(folder, subjects[task], name, combination, seed, on_step, command)
+    return _told(folder, plan, subjects, report, threads, command, tell)
+
+
+def report_study(
+    folder: Path,
+    tasks: tuple[TaskName, ...] = TASKS,
+    *,
+    report: Path | None = None,
+    threads: int = 1,
+    command: str = "",
+    progress: Tell | None = None,
+) -> StudyReport:
+    """Time what a study has trained so far, however much that is, and write what it says; train nothing.
+
+    Tasks and combinations may have any number of seeds; the report tells how many.
+
+    Args:
+        folder: of a study.
+        tasks: those to report; what of them is not there is told to be missing.
+        report, threads, command: as for `study`.
+
+    Raises:
+        UserError: the folder holds no study, or nothing of these tasks.
+        DataError, DependencyError: the data are not there.
+    """
+    path = folder / _BUDGET
+    if not path.is_file():
+        raise UserError(f"{folder}: expected a study, found no {_BUDGET}; run `xattn-edge study` first")
+    seeds = [int(each.stem.rpartition("-")[2]) + 1 for each in (folder / _RUNS).glob("*.json")]
+    budget = json.loads(path.read_text(encoding="utf-8"))
+    sizes = {name: budget[name] for name in ("steps", "batch", "test_pictures", "test_sentences")}
+    plan = StudyPlan(tasks=tasks, seeds=max(seeds, default=1), **sizes)
+    _prepare(folder, plan)
+    there = tuple(task for task in tasks if any(_runs(folder, plan, task, each) for each in plan.combinations))
+    if not there:
+        raise UserError(f"{folder}: expected runs of {' or '.join(tasks)}, found none; train them first")
+    torch.set_num_threads(threads)
+    plan = replace(plan, tasks=there)
+    subjects = {task: make_subject(task, plan) for task in there}
+    return _told(folder, plan, subjects, report, threads, command, progress or (lambda _: None))
+
+
+def _told(
+    folder: Path,
+    plan: StudyPlan,
+    subjects: dict[TaskName, Subject],
+    report: Path | None,
+    threads: int,
+    command: str,
+    tell: Tell,
+) -> StudyReport:
+    """Time what there is of a plan, and report it."""
     times = _times(folder, plan, subjects, threads, lambda what: tell(StudyProgress(what, 1.0)))
-    results = tuple(_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations)
+    found = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
+    results = tuple(each for each in found if each is not None)
     path = report or folder / "report.md"
     floors: dict[str, tuple[float, int]] = {task: (subject.floor, subject.tested) for task, subject in subjects.items()}
     write_report(path, plan, results, floors, threads, command)
@@ -169,13 +224,17 @@ def _bundle(folder: Path, name: str, precision: str) -> Path:
 def _times(
     folder: Path, plan: StudyPlan, subjects: dict[TaskName, Subject], threads: int, tell: Callable[[str], None]
 ) -> dict[str, float]:
-    """Milliseconds of a call by bundle: the median of rounds, in each of which every bundle has its turn."""
+    """Milliseconds of a call by bundle: the median of rounds, in each of which every bundle has its turn.
+
+    All together or none: times of another day, machine or number of threads do not stand beside these.
+    """
     bundles = dict(_runnable(folder, plan))
     path = folder / _TIMES
+    how = {"threads": threads, "processor": processor()}
     if path.is_file():
-        found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-        if set(found) >= set(bundles):
-            return found
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(found.get(name) == value for name, value in how.items()) and set(found["milliseconds"]) >= set(bundles):
+            return dict(found["milliseconds"])
     rounds: dict[str, list[float]] = {name: [] for name in bundles}
     for number in range(_ROUNDS):
         for name, task in bundles.items():
@@ -183,17 +242,28 @@ def _times(
             call = subjects[task].call(load(folder / _BUNDLES / name, threads=threads))
             rounds[name].append(_milliseconds(call))
     times = {name: statistics.median(values) for name, values in rounds.items()}
-    write_atomically(path, json.dumps(times, indent=2) + "\n")
+    write_atomically(path, json.dumps({**how, "milliseconds": times}, indent=2) + "\n")
     return times
 
 
 def _runnable(folder: Path, plan: StudyPlan) -> Iterator[tuple[str, TaskName]]:
     for task in plan.tasks:
         for combination in plan.combinations:
-            for precision in _PRECISIONS:
-                bundle = _bundle(folder, _name(task, combination), precision)
-                if bundle.is_dir():
-                    yield bundle.name, task
+            runs = _runs(folder, plan, task, combination)
+            if runs and "forbidden" not in runs[0]:
+                for precision in _PRECISIONS:
+                    yield _bundle(folder, _name(task, combination), precision).name, task
+
+
+def _runs(folder: Path, plan: StudyPlan, task: TaskName, combination: Combination) -> list[dict[str, Any]]:
+    """What is there of the seeds of the plan, up to the first that is missing."""
+    runs = []
+    for seed in range(plan.seeds):
+        path = folder / _RUNS / f"{_name(task, combination)}-{seed}.json"
+        if not path.is_file():
+            break
+        runs.append(json.loads(path.read_text(encoding="utf-8")))
+    return runs
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
@@ -210,10 +280,12 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 def _measured(
     folder: Path, plan: StudyPlan, task: TaskName, combination: Combination, times: dict[str, float]
-) -> Measured:
-    name = _name(task, combination)
-    runs = [json.loads((folder / _RUNS / f"{name}-{seed}.json").read_text()) for seed in range(plan.seeds)]
-    first = runs[0]
+) -> Measured | None:
+    """None where there is no run."""
+    runs = _runs(folder, plan, task, combination)
+    if not runs:
+        return None
+    name, first = _name(task, combination), runs[0]
     told: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
     if "forbidden" in first:
         return Measured(**told, forbidden=first["forbidden"])

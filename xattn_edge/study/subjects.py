@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from xattn_edge.attention import Tokens
-from xattn_edge.data.rated_sentences import LABELS, RatedSentences
+from xattn_edge.data.rated_sentences import LABELS, RatedSentences, Sentence
 from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
 from xattn_edge.models import (
     Checkpoint,
@@ -138,7 +138,7 @@ class _Sentiment:
         self._plan, self._recipe = plan, plan.recipe("sentiment")
         self._task = SentimentTask(self._recipe, 0)
         self._data = RatedSentences()
-        self._rows = part_sentences(self._data, _PART)[: plan.test_sentences]
+        self._rows = _spread(part_sentences(self._data, _PART), plan.test_sentences)
         self._labels = [row.label for row in self._rows]
         self._test = list(self._task.inputs(self._rows, _PART))
         self._batches = _Batches()
@@ -178,6 +178,12 @@ class _Sentiment:
         row = self._rows[0]
         sample = Sample(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
         return lambda: runner.tell(sample)
+
+
+def _spread(rows: list[Sentence], most: int) -> list[Sentence]:
+    """At most so many, evenly from the whole: in their file sentences lie by how they were rated."""
+    count = min(most, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def _checkpoint(
