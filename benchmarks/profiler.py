@@ -1,10 +1,13 @@
 """Whether the profiler can be trusted: beside bare loops, beside numpy, and in telling a slow-down from none.
 
-    OMP_NUM_THREADS=1 python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100]
+    OMP_NUM_THREADS=1 python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100] [--state tries.jsonl]
 
-Everything in one process, taking turns, but for the tries: each of them is two profiles, one after the other, as two
-calls of `profile` and `profile --against` are. In half of them the second has 10 % of its time added, waiting. Prints
-Markdown, then one JSON document.
+Bare loops and numpy take turns with the profiler in one process. Every try starts three new processes of the same
+bundle, two as they are and one in which every call waits for 10 % of its own time, busily; they take turns, as those of
+`profile` do. One profile then stands against each of the others: in the same rounds, as `--against BUNDLE` does, and
+against those of the next try, measured seconds later in other processes, as `--against JSON` does. So a profile is part
+of up to four comparisons, two of each kind. What is in --state is not measured again. Prints Markdown, then one JSON
+document; about 18 minutes where nothing else runs.
 """
 
 from __future__ import annotations
@@ -12,24 +15,34 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
 from xattn_runtime.bundle import default_bundle
-from xattn_runtime.profile.against import compare_documents
+from xattn_runtime.profile.against import compare_bundles, compare_documents
+from xattn_runtime.profile.estimates import is_warm
 from xattn_runtime.profile.limits import product_rate
-from xattn_runtime.profile.matrix import _reference_ms
 from xattn_runtime.profile.passes import Passes
+from xattn_runtime.profile.reference import Reference
+from xattn_runtime.profile.turns import take_turn
 from xattn_runtime.session import open_session
-from xattn_runtime.tasks import load
+from xattn_runtime.tasks import CaptionTask, load
 
 DELAY = 0.1
-ROUNDS, PASSES = 10, 12
+ROUNDS, TURN_SECONDS = 20, 0.12
 TOLERANCE = 0.05
+SIDES = {"plain": 0.0, "again": 0.0, "slowed": DELAY}
+COMPARISONS = ("same, in turns", "found, in turns", "same, apart", "found, apart")
+
+Profile = dict[str, Any]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -68,26 +81,97 @@ def beside_numpy(repeats: int = 30) -> float:
     return product_rate(1) / (2 * rows * inner * columns / (best / 1000))
 
 
-def profiled(passes: Passes, share: float) -> dict[str, Any]:
-    """A document of the rounds of one stage, of which every pass is made slower by `share`."""
-    rounds, reference = [], []
-    for _ in range(ROUNDS):
-        reference.append(_reference_ms())
-        rounds.append(statistics.median((1 + share) * passes.run()["total"][0] for _ in range(PASSES)))
-    profile = {"name": "model", "provider": "cpu", "threads": 1, "batch": 1, "rounds": {"total": rounds}}
-    return {"profiles": [profile], "reference_ms": reference}
+def serve(bundle: Path, share: float) -> None:
+    """The process of one side: a turn for every line of standard input."""
+    task = load(bundle, threads=1)
+    if not isinstance(task, CaptionTask):
+        raise SystemExit(f"{bundle}: expected a bundle of captions")
+    for name in ("encode", "caption"):
+        setattr(task, name, slowed(getattr(task, name), share))
+    passes, reference, totals = Passes(task), Reference(1), [0.0]
+    while not is_warm(totals) and len(totals) < 60:
+        totals += passes.run()["total"]
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        turn = take_turn(passes, reference, TURN_SECONDS, 10**9)
+        print(json.dumps([turn["fast"]["total"], turn["reference_ms"]]), flush=True)
 
 
-def tries(bundle: Path, count: int) -> dict[str, int]:
+def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
+    """The same, and then waiting for a share of the time that it took."""
+
+    def waiting(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = call(*arguments)
+        until = began + (1 + share) * (time.perf_counter() - began)
+        while share and time.perf_counter() < until:
+            pass
+        return result
+
+    return waiting
+
+
+@contextmanager
+def started(bundle: Path, share: float) -> Iterator[Callable[[], list[float]]]:
+    """A process of one side; calling it takes a turn."""
+    command = [sys.executable, __file__, f"--bundle={bundle}", f"--serve={share}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        orders, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
+        answers.readline()
+
+        def turn() -> list[float]:
+            print(file=orders, flush=True)
+            return cast("list[float]", json.loads(answers.readline()))
+
+        yield turn
+        orders.close()
+
+
+def one_try(bundle: Path) -> dict[str, Profile]:
+    """A profile of each side, in the same rounds; who begins changes."""
+    rounds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    with ExitStack() as stack:
+        turns = {side: stack.enter_context(started(bundle, share)) for side, share in SIDES.items()}
+        for number in range(ROUNDS):
+            order = list(turns)[number % len(turns) :] + list(turns)[: number % len(turns)]
+            for side in order:
+                rounds[side].append(turns[side]())
+    return {
+        side: {
+            "bundle": side,
+            "name": "model",
+            "provider": "cpu",
+            "threads": 1,
+            "batch": 1,
+            "fast_rounds": {"total": [total for total, _ in found]},
+            "reference_ms": [reference for _, reference in found],
+        }
+        for side, found in rounds.items()
+    }
+
+
+def measured_tries(bundle: Path, count: int, state: Path | None) -> list[dict[str, Profile]]:
+    """One more than `count`, of which each goes to `state` as soon as it is there."""
+    done = [json.loads(line) for line in state.read_text().splitlines()] if state and state.exists() else []
+    while len(done) <= count:
+        done.append(one_try(bundle))
+        if state:
+            with state.open("a") as file:
+                print(json.dumps(done[-1]), file=file)
+        print(f"try {len(done)} of {count + 1}: {json.dumps(counted(done))}", file=sys.stderr, flush=True)
+    return done[: count + 1]
+
+
+def counted(tries: list[dict[str, Profile]]) -> dict[str, int]:
     """How often nothing is called the same, and how often the slow-down is found."""
-    passes = Passes(load(bundle, threads=1))
-    profiled(passes, 0.0)
-    same = found = 0
-    for _ in range(count):
-        old, new, slow = (profiled(passes, share) for share in (0.0, 0.0, DELAY))
-        same += compare_documents(old, new, TOLERANCE)[0].verdict == "same"
-        found += compare_documents(old, slow, TOLERANCE)[0].verdict == "worse"
-    return {"same": same, "found": found, "tries": count}
+    found = dict.fromkeys(COMPARISONS, 0)
+    for one, following in pairwise(tries):
+        for name, side, expected in (("same", "again", "same"), ("found", "slowed", "worse")):
+            together = {"profiles": [one["plain"], one[side]]}
+            found[f"{name}, in turns"] += compare_bundles(together, "plain", TOLERANCE)[0].verdict == expected
+            old, new = {"profiles": [one["plain"]]}, {"profiles": [following[side]]}
+            found[f"{name}, apart"] += compare_documents(old, new, TOLERANCE)[0].verdict == expected
+    return found
 
 
 def main() -> None:
@@ -96,16 +180,23 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="of captions; the one that ships without it")
     parser.add_argument("--tries", type=int, default=100)
     parser.add_argument("--turns", type=int, default=200)
+    parser.add_argument("--state", type=Path, help="keep tries there, and go on from those that are")
+    parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     bundle = options.bundle or default_bundle("caption")
+    if options.serve is not None:
+        serve(bundle, options.serve)
+        return
     found: dict[str, Any] = beside_bare_loops(bundle, options.turns)
     found["rate of products over numpy's"] = beside_numpy()
     print("| | ratio |\n|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:.3f} |")
-    found |= tries(bundle, options.tries)
-    print(f"\nnothing changed, and called the same: {found['same']} of {found['tries']}")
-    print(f"10 % slower, and called worse: {found['found']} of {found['tries']}\n\n{json.dumps(found)}")
+    counts = counted(measured_tries(bundle, options.tries, options.state))
+    print(f"\n| of {options.tries} | |\n|---|---|")
+    for name, count in counts.items():
+        print(f"| {name} | {count} |")
+    print(f"\n{json.dumps(found | counts | {'tries': options.tries})}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,31 @@ def test_an_earlier_profile_of_another_model(invoke, stand_in, document: Profile
     assert json.loads(result.stdout)["profiles"]
 
 
+def test_the_older_bundle_takes_turns(invoke, stand_in, document: ProfileDocument, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    asked: list[Any] = []
+    (profile,) = document.profiles
+    older = tmp_path / "older.xattn"
+    older.mkdir()
+
+    def measure(bundles: Any, *others: Any) -> ProfileDocument:
+        asked.extend(bundles)
+        fast = {stage: [2.0, 2.0, 2.0] for stage in profile.fast_rounds}
+        new = replace(profile, bundle="a.xattn", fast_rounds=fast)
+        faster = {stage: [1.0, 1.0, 1.0] for stage in fast}
+        return replace(document, failures=(), profiles=(new, replace(profile, bundle=str(older), fast_rounds=faster)))
+
+    stand_in("xattn_runtime.profile", profile_matrix=measure)
+    result = invoke("profile", "a.xattn", "--against", older, "--json")
+    assert (result.exit_code, asked) == (1, [Path("a.xattn"), older])
+    values = json.loads(result.stdout)
+    assert [one["bundle"] for one in values["profiles"]] == ["a.xattn"]
+    assert {change["verdict"] for change in values["against"]} == {"worse"}
+    result = invoke("profile", older, "--against", older)
+    assert (result.exit_code, "expected an older bundle, found" in result.stderr) == (2, True)
+
+
 def test_another_machine(invoke, stand_in, document: ProfileDocument, tmp_path: Path) -> None:
     asked: list[Any] = []
 

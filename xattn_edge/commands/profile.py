@@ -50,7 +50,10 @@ def profile(
         float, typer.Option("--time-limit", help="Seconds after which a process that does not answer is ended.")
     ] = 300.0,
     against: Annotated[
-        Path | None, typer.Option("--against", help="What --json wrote before: exit with 1 if a stage got slower.")
+        Path | None,
+        typer.Option(
+            "--against", help="What --json wrote before, or the older bundle itself, to take turns: exit 1 if slower."
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="With --against: the share by which a stage may be slower.")
@@ -86,36 +89,52 @@ def profile(
       xattn-edge profile fp32.xattn int8.xattn --threads 1,2 --time-budget 30 --json > before.json
       xattn-edge profile int8.xattn --provider cpu --provider cuda --trace nodes.json
       xattn-edge profile int8.xattn --against before.json --tolerance 0.05 --html profile.html
+      xattn-edge profile int8.xattn --against older/int8.xattn
       xattn-edge profile int8.xattn --host pi@raspberrypi --host-python ~/venv/bin/python --html profile.html
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_edge.commands._profile_tables import print_changes, print_profile
         from xattn_runtime.profile import ProfileOptions, profile_matrix, read_document
-        from xattn_runtime.profile.against import compare_documents
+        from xattn_runtime.profile.against import compare_bundles, compare_documents
         from xattn_runtime.profile.host import Host, profile_on_host
 
-        old = None if against is None else read_document(against)
+        earlier = against if against is not None and against.is_dir() else None
+        old = None if against is None or earlier is not None else read_document(against)
+        if earlier in bundles:
+            raise UserError(f"--against: expected an older bundle, found {earlier}, which is to be profiled itself")
         _check_outputs(html, trace)
         options = ProfileOptions(runs, time_budget, precision, time_limit, [str(image) for image in images or []])
         traces: dict[Combination, Any] | None = None if trace is None else {}
         counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
         together = _numbers("--batch", batches or []) or [1]
         with console.progress() as progress:
-            what = (bundles, providers or ["cpu"], counts, together, options, progress, traces)
+            what = (
+                [*bundles, *filter(None, [earlier])],
+                providers or ["cpu"],
+                counts,
+                together,
+                options,
+                progress,
+                traces,
+            )
             if host is None:
                 values = profile_matrix(*what).to_dict()
             else:
                 values = profile_on_host(Host(host, host_python, host_ssh), *what)
         changes: list[Change] = []
         incomparable: UserError | None = None
-        if old is not None:
+        if against is not None:
             try:
-                changes = compare_documents(old, values, tolerance)
+                changes = (
+                    compare_bundles(values, str(earlier), tolerance)
+                    if old is None
+                    else compare_documents(old, values, tolerance)
+                )
             except UserError as error:  # said when what was measured has been shown
                 incomparable = error
         if trace is not None:
             _write_trace(trace, traces or {})
-        if old is not None:
+        if against is not None:
             values["against"] = [change.to_dict() for change in changes]
         if html is not None:
             _write_page(html, values)

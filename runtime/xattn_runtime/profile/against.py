@@ -1,7 +1,7 @@
-"""Whether what was profiled is slower than what was profiled before: each stage's medians of all rounds, old and new.
+"""Whether what was profiled is slower than what was profiled before: each stage's fast passes.
 
-A machine that has become slower itself is no fault of the bundle: what the reference work took is divided out where it
-differs by more than it varies.
+A machine that has become slower itself is no fault of the bundle: the reference work, timed in the same processes, says
+how much of the change is the machine's. Measured in the same rounds as the older bundle, nothing has to be taken out.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from xattn_runtime.errors import UserError
-from xattn_runtime.profile.estimates import Shift, mean_shift
+from xattn_runtime.profile.estimates import Shift, paired_shift, run_shift
 
-__all__ = ["Change", "Verdict", "compare_documents", "judge"]
+__all__ = ["Change", "Verdict", "compare_bundles", "compare_documents", "judge"]
 
 Verdict = Literal["better", "worse", "same"]
 _KEYS = ("name", "provider", "threads", "batch")
@@ -48,38 +48,51 @@ def compare_documents(old: Mapping[str, Any], new: Mapping[str, Any], tolerance:
     Raises:
         UserError: nothing in common, fewer than 2 rounds, or a tolerance below 0.
     """
+    return _compared(old["profiles"], new["profiles"], tolerance, interleaved=False)
+
+
+def compare_bundles(document: dict[str, Any], old_bundle: str, tolerance: float) -> list[Change]:
+    """Every stage of the other bundles against that of `old_bundle`, with which they took turns in the same rounds.
+
+    The profiles of `old_bundle` are taken out of `document`. Errors as of `compare_documents`.
+    """
+    old = [profile for profile in document["profiles"] if profile["bundle"] == old_bundle]
+    document["profiles"] = [profile for profile in document["profiles"] if profile["bundle"] != old_bundle]
+    return _compared(old, document["profiles"], tolerance, interleaved=True)
+
+
+def _compared(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]], tolerance: float, *, interleaved: bool
+) -> list[Change]:
     if tolerance < 0:
         raise UserError(f"--tolerance: expected 0 or more, found {tolerance:g}")
-    machine = _machine(old["reference_ms"], new["reference_ms"])
-    before = {tuple(one[key] for key in _KEYS): one for one in old["profiles"]}
-    found = []
-    for profile in new["profiles"]:
-        earlier = before.get(tuple(profile[key] for key in _KEYS))
-        for stage, after in profile["rounds"].items() if earlier else ():
-            then = earlier["rounds"].get(stage, []) if earlier else []
-            if min(len(then), len(after)) < 2:
-                continue
-            shift = mean_shift(then, [value / (1 + machine) for value in after])
-            found.append(
-                Change(
-                    name=profile["name"],
-                    provider=profile["provider"],
-                    threads=profile["threads"],
-                    batch=profile["batch"],
-                    stage=stage,
-                    before_ms=_middle(then),
-                    after_ms=_middle(after),
-                    machine_share=machine,
-                    shift=shift,
-                    verdict=judge(shift, tolerance),
-                )
-            )
+    before = {tuple(one[key] for key in _KEYS): one for one in old}
+    pairs = [(before.get(tuple(profile[key] for key in _KEYS)), profile) for profile in new]
+    found = [
+        _change(earlier, profile, stage, tolerance, interleaved=interleaved)
+        for earlier, profile in pairs
+        if earlier is not None
+        for stage, after in profile["fast_rounds"].items()
+        if min(len(earlier["fast_rounds"].get(stage, [])), len(after)) >= 2
+    ]
     if not found:
         raise UserError(
             "--against: expected a profile of the same model, provider, threads and batch with at least 2 rounds, "
             "found none; profile the same combinations"
         )
     return found
+
+
+def _change(
+    earlier: Mapping[str, Any], profile: Mapping[str, Any], stage: str, tolerance: float, *, interleaved: bool
+) -> Change:
+    then, after, machine = earlier["fast_rounds"][stage], profile["fast_rounds"][stage], 0.0
+    if interleaved:
+        shift = paired_shift(then, after)
+    else:
+        shift, machine = run_shift(then, after, earlier["reference_ms"], profile["reference_ms"])
+    which = (profile["name"], profile["provider"], profile["threads"], profile["batch"])
+    return Change(*which, stage, _middle(then), _middle(after), machine, shift, judge(shift, tolerance))
 
 
 def judge(shift: Shift, tolerance: float) -> Verdict:
@@ -89,14 +102,6 @@ def judge(shift: Shift, tolerance: float) -> Verdict:
     if shift.high < 0 and -shift.share > tolerance:
         return "better"
     return "same"
-
-
-def _machine(before: Sequence[float], after: Sequence[float]) -> float:
-    """By what share the machine was slower at the same work; 0 where that is not certain."""
-    if min(len(before), len(after)) < 2:
-        return 0.0
-    shift = mean_shift(before, after)
-    return 0.0 if shift.low <= 0 <= shift.high else shift.share
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -13,14 +13,12 @@ from itertools import product
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from xattn_runtime import __version__
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.machine import describe_machine
 from xattn_runtime.profile.contestant import Combination, Contestant
 from xattn_runtime.profile.document import Failure, Profile, ProfileDocument
-from xattn_runtime.profile.estimates import quantile_interval, summarise
+from xattn_runtime.profile.estimates import mean_interval, quantile_interval, summarise
 from xattn_runtime.profile.floors import find_floors
 from xattn_runtime.profile.limits import Limits, measure_limits
 from xattn_runtime.profile.nodes import GraphTime, summarise_graph
@@ -37,8 +35,6 @@ _TURN_SECONDS = 0.25
 _FEWEST_ROUNDS, _FEWEST_PASSES = 5, 20
 _MANY = 10**9
 _NODE_PASSES = 4
-# A product so small that numpy gives it one thread, many times.
-_REFERENCE_SIDE, _REFERENCE_PRODUCTS, _REFERENCE_TIMES = 48, 100, 7
 
 
 @dataclass(frozen=True)
@@ -67,6 +63,8 @@ class _Seen:
     passes: int = 0
     times: Times = field(default_factory=dict)
     rounds: dict[str, list[float]] = field(default_factory=dict)
+    fast_rounds: dict[str, list[float]] = field(default_factory=dict)
+    reference_ms: list[float] = field(default_factory=list)
     cpu_ms: float = 0.0
     energy_j: float | None = None
     memory: dict[str, Any] = field(default_factory=dict)
@@ -82,14 +80,18 @@ class _Seen:
             self.times.setdefault(stage, []).extend(measured)
             if stage != "tokens":
                 self.rounds.setdefault(stage, []).append(median(measured))
+                self.fast_rounds.setdefault(stage, []).append(turn["fast"][stage])
+        self.reference_ms.append(turn["reference_ms"])
 
     def is_known(self, precision: float) -> bool:
-        """Whether the interval of the median is narrow enough."""
+        """Whether the intervals of the median, and of what `--against` compares, are narrow enough."""
         totals = sorted(self.times.get("total", []))
         if len(totals) < _FEWEST_PASSES or len(self.rounds["total"]) < _FEWEST_ROUNDS:
             return False
         low, high = quantile_interval(totals, 0.5)
-        return low is not None and high is not None and (high - low) / 2 <= precision * median(totals)
+        if low is None or high is None or (high - low) / 2 > precision * median(totals):
+            return False
+        return mean_interval(self.fast_rounds["total"]) <= precision
 
 
 def profile_matrix(
@@ -149,7 +151,6 @@ class _Run:
         self.options, self.progress = options, progress
         self.seen: list[_Seen] = []
         self.failures: list[Failure] = []
-        self.reference_ms: list[float] = []
         self.limits: list[Limits] = []
         self.interrupted = False
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -187,7 +188,6 @@ class _Run:
             elapsed = time.perf_counter() - began
             if self.options.runs is None and number >= 2 and elapsed > self.options.time_budget_s:
                 break
-            self.reference_ms.append(_reference_ms())
             # Who is first changes, so that nobody always follows the same one.
             for seen in going[number % len(going) :] + going[: number % len(going)]:
                 with self._may_fail(seen.contestant.combination):
@@ -221,7 +221,6 @@ class _Run:
             limits=tuple(self.limits),
             profiles=tuple(_profile(seen, self.limits) for seen in self.seen if seen.passes),
             failures=tuple(self.failures),
-            reference_ms=tuple(self.reference_ms),
             energy_source=counter.source,
             energy_absent=counter.absent,
             temperature_c=Drift(self._before[0], read_temperature_c()),
@@ -282,6 +281,8 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
         load_warm_ms=ready["load_warm_ms"],
         stages=stages,
         rounds=seen.rounds,
+        fast_rounds=seen.fast_rounds,
+        reference_ms=tuple(seen.reference_ms),
         tokens_per_second=1000.0 * sum(tokens) / decode if decode else None,
         cpu_ms=seen.cpu_ms / seen.passes,
         energy_j=None if seen.energy_j is None else seen.energy_j / seen.passes,
@@ -310,15 +311,3 @@ def _check(combinations: Sequence[Combination], options: ProfileOptions) -> None
     for name, number in (("time budget", options.time_budget_s), ("precision", options.precision)):
         if not number > 0:
             raise UserError(f"{name}: expected more than 0, found {number:g}")
-
-
-def _reference_ms() -> float:
-    """The median time of fixed products of float32 in numpy."""
-    block = np.ones((_REFERENCE_SIDE, _REFERENCE_SIDE), dtype=np.float32)
-    times = []
-    for _ in range(_REFERENCE_TIMES):
-        began = time.perf_counter()
-        for _ in range(_REFERENCE_PRODUCTS):
-            block @ block
-        times.append(1000 * (time.perf_counter() - began))
-    return median(times)

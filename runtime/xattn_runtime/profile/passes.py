@@ -42,6 +42,11 @@ class Passes:
         cases = task.bundle.manifest.golden.cases
         self._pictures: list[ImageInput] = list(images) or [task.bundle.file(case.image) for case in cases]
 
+    @property
+    def next_picture(self) -> int:
+        """Which of the inputs the next pass begins with: passes of the same take the same work."""
+        return self.done * self.batch % max(len(self._pictures), len(self.task.bundle.manifest.golden.cases))
+
     def run(self) -> Times:
         """The next pass."""
         times: Times = {}

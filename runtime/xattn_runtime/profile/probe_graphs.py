@@ -1,18 +1,24 @@
-"""Graphs of one matrix product, written as ONNX's own bytes: the runtime has no `onnx` to write them with.
+"""Graphs to measure the device by, written as ONNX's own bytes: the runtime has no `onnx` to write them with.
 
 Source: the messages of onnx.proto (ModelProto, GraphProto, NodeProto, TensorProto) in Protocol Buffers' encoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["product_graph"]
+__all__ = ["REFERENCE_INPUTS", "product_graph", "reference_graph"]
 
 _IR_VERSION, _OPSET = 8, 18
 _VARINT, _BYTES = 0, 2
 _ELEMENTS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "float16": 10}
+REFERENCE_INPUTS = {"x": (32, 256), "few": (1, 32)}
+"""Name → shape of what `reference_graph` takes, all of float32."""
+_PRODUCTS, _SMALL_NODES = 6, 120
 
 
 def product_graph(rows: int, weight: NDArray[np.generic]) -> bytes:
@@ -23,14 +29,48 @@ def product_graph(rows: int, weight: NDArray[np.generic]) -> bytes:
     integer = weight.dtype == np.int8
     name = "MatMulInteger" if integer else "MatMul"
     found, given = ("uint8", "int32") if integer else (str(weight.dtype), str(weight.dtype))
-    node = _text(1, "x") + _text(1, "w") + _text(2, "y") + _text(4, name)
     inner, columns = weight.shape
+    inputs, outputs = {"x": (found, (rows, inner))}, {"y": (given, (rows, columns))}
+    return _model([_node(name, ["x", "w"], "y")], weight, inputs, outputs)
+
+
+def reference_graph() -> bytes:
+    """An ONNX model of what every bundle does, that takes half a millisecond or so and 256 KiB of weights.
+
+    `x` goes through products, activations and a softmax to `y`; `few` through many nodes that do next to nothing, to
+    `less`. Both keep their shapes.
+    """
+    inner = REFERENCE_INPUTS["x"][1]
+    weight = np.random.default_rng(0).normal(0, inner**-0.5, (inner, inner)).astype(np.float32)
+    kinds = [*(["MatMul", "Tanh"] * _PRODUCTS), "Softmax", "Erf"]
+    nodes = _chain("x", kinds, "y") + _chain("few", ["Tanh", "Sigmoid"] * (_SMALL_NODES // 2), "less")
+    shapes = {name: ("float32", shape) for name, shape in REFERENCE_INPUTS.items()}
+    return _model(nodes, weight, shapes, {"y": shapes["x"], "less": shapes["few"]})
+
+
+_Values = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+def _chain(first: str, operators: Sequence[str], last: str) -> list[bytes]:
+    """Nodes one after another; products are with `w`."""
+    names = [first, *(f"{last}{number}" for number in range(1, len(operators))), last]
+    return [
+        _node(operator, [name, "w"] if operator == "MatMul" else [name], result)
+        for operator, (name, result) in zip(operators, pairwise(names), strict=True)
+    ]
+
+
+def _node(operator: str, inputs: Sequence[str], output: str) -> bytes:
+    return b"".join(_text(1, name) for name in inputs) + _text(2, output) + _text(4, operator)
+
+
+def _model(nodes: Sequence[bytes], weight: NDArray[np.generic], inputs: _Values, outputs: _Values) -> bytes:
     graph = (
-        _field(1, node)
-        + _text(2, "product")
+        b"".join(_field(1, node) for node in nodes)
+        + _text(2, "probe")
         + _field(5, _tensor(weight))
-        + _field(11, _value("x", found, (rows, inner)))
-        + _field(12, _value("y", given, (rows, columns)))
+        + b"".join(_field(11, _value(name, *what)) for name, what in inputs.items())
+        + b"".join(_field(12, _value(name, *what)) for name, what in outputs.items())
     )
     return _number(1, _IR_VERSION) + _field(7, graph) + _field(8, _number(2, _OPSET))
 

@@ -1,7 +1,8 @@
 """The process in which one bundle runs on one provider: it obeys lines on its standard input, and answers with lines.
 
     {"do": "warm"}                            → {"warm": passes}
-    {"do": "turn", "seconds": s, "passes": n} → {"turn": {"passes", "times": {stage: [ms]}, "cpu_ms", "energy_j"}}
+    {"do": "turn", "seconds": s, "passes": n} → {"turn": {"passes", "times": {stage: [ms]}, "fast": {stage: ms},
+                                                           "reference_ms", "cpu_ms", "energy_j"}}
     {"do": "memory"}                          → {"memory": {…}}
     {"do": "load"}                            → {"load": ms} of loading once more
     {"do": "optimize", "folder": path}        → {"optimize": graphs written} and verified
@@ -33,8 +34,10 @@ from xattn_runtime.machine import memory_use
 from xattn_runtime.manifest import Manifest
 from xattn_runtime.profile.estimates import is_warm
 from xattn_runtime.profile.nodes import read_trace
-from xattn_runtime.profile.passes import Passes, Times
+from xattn_runtime.profile.passes import Passes
+from xattn_runtime.profile.reference import Reference
 from xattn_runtime.profile.sensors import find_energy_counter
+from xattn_runtime.profile.turns import take_turn
 from xattn_runtime.providers import load_onnxruntime
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import load
@@ -83,6 +86,7 @@ class _Worker:
         cold_ms = milliseconds_since(began)
         self._passes = Passes(task, options.image, options.batch)
         self._passes.run()
+        self._reference: Reference | None = None
         # What comes next loads the graphs again, which answering does not.
         self._used = memory_use()
         warm_ms = self.load()
@@ -117,18 +121,14 @@ class _Worker:
 
     def turn(self, seconds: float, passes: int) -> dict[str, Any]:
         """Passes for so many seconds, at most `passes`, at least one."""
-        times: Times = {}
-        done, began = 0, time.perf_counter()
-        cpu, joules = time.process_time(), self._joules()
-        while done == 0 or (done < passes and time.perf_counter() - began < seconds):
-            for stage, measured in self._passes.run().items():
-                times.setdefault(stage, []).extend(measured)
-            done += 1
-        used = None if joules is None else (self._joules() or 0.0) - joules
-        return {"passes": done, "times": times, "cpu_ms": 1000 * (time.process_time() - cpu), "energy_j": used}
+        if self._reference is None:
+            self._reference = Reference(self._passes.task.settings.threads)
+        return take_turn(self._passes, self._reference, seconds, passes, self._counter.read)
 
     def memory(self) -> dict[str, Any]:
         """What the process held at most in loading and its first pass, how much of it came with the bundle; and now."""
+        self._reference = None
+        gc.collect()
         before, used = self._before.resident_bytes, self._used
         known = used.peak_bytes is not None and before is not None
         return {
@@ -166,9 +166,6 @@ class _Worker:
         used = replace(settings, tuning=replace(settings.tuning, optimized=Path(folder)))
         verify_bundle(self._options.bundle, used).raise_if_failed()
         return len(list(Path(folder).glob("*.onnx")))
-
-    def _joules(self) -> float | None:
-        return None if self._counter.read is None else self._counter.read()
 
 
 def _settings(options: argparse.Namespace) -> SessionSettings:
