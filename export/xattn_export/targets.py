@@ -5,6 +5,7 @@ The rows say which provider computes there, and that provider's own row (`xattn_
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -146,7 +147,10 @@ def target_of(name: str) -> Target:
     for target in TARGETS:
         if target.name == name:
             return target
-    raise UserError(f"--target: expected one of {', '.join(target.name for target in TARGETS)}, found {name!r}")
+    names = [target.name for target in TARGETS]
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"--target: expected one of {', '.join(names)}, found {name!r}{meant}")
 
 
 def export_for_target(

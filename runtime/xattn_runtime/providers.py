@@ -259,7 +259,7 @@ def parse_provider(text: str) -> RequestedProvider:
         )
     if row is None:
         row = Provider(name, name, None, "as the library says", "", Wants(), _GOLDEN)
-    return RequestedProvider(row, fallback=bool(comma), library=Path(library) if equals else None)
+    return RequestedProvider(row, fallback=bool(comma), library=Path(library).absolute() if equals else None)
 
 
 def resolve_provider(name: str = CPU.name) -> Provider:

@@ -60,6 +60,8 @@ def test_nothing_is_left_behind_and_nothing_is_lost(checkpoints, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["made.xattn", "mine.txt"]
     with pytest.raises(UserError, match="--target: expected one of raspberry-pi"):
         target_of("toaster")
+    with pytest.raises(UserError, match=r"found 'andriod'; did you mean android\?"):
+        target_of("andriod")
 
 
 def test_the_commands(checkpoints, exported, tmp_path):

@@ -65,13 +65,15 @@ def test_what_is_no_provider(text: str, message: str) -> None:
         parse_provider(text)
 
 
-def test_how_a_provider_is_written(tmp_path: Path) -> None:
+def test_how_a_provider_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = tmp_path / "plugin.so"
     library.touch()
     assert parse_provider("openvino,cpu").fallback
     assert not parse_provider("openvino").fallback
     asked = parse_provider(f"mine={library},cpu")
     assert (asked.provider.onnxruntime_name, asked.library, asked.fallback) == ("mine", library, True)
+    monkeypatch.chdir(tmp_path)  # ONNX Runtime would look for it in a folder of its own
+    assert parse_provider("qnn=plugin.so").library == library
     assert with_fallback("cuda", True) == with_fallback("cuda,cpu", True) == "cuda,cpu"
     assert with_fallback("cpu", True) == "cpu"
     assert with_fallback("cuda", False) == "cuda"
