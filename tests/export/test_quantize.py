@@ -202,6 +202,17 @@ def test_convolutions_are_stored_as_bytes_and_small_ones_left():
     assert np.abs(run(model, x=x) - expected).max() < 0.01 * np.abs(expected).max()
 
 
+def test_the_convolution_of_a_picture_is_stored_in_half_precision():
+    node = helper.make_node("Conv", ["x", "patch"], ["y"], name="one", strides=[8, 8])
+    model = graph_of([node], {"x": (TensorProto.FLOAT, [1, 3, 16, 16])}, [1, 64, 2, 2], patch=normal(64, 3, 8, 8))
+    x = normal(1, 3, 16, 16)
+    expected = run(model, x=x)
+    assert store_convolutions(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert [tensor.data_type for tensor in model.graph.initializer] == [TensorProto.FLOAT16]
+    assert np.abs(run(model, x=x) - expected).max() < 0.001 * np.abs(expected).max()
+
+
 def test_what_nothing_can_be_gained_from_stays():
     node = helper.make_node("Gemm", ["x", "w"], ["y"], name="n", alpha=2.0)
     model = graph_of([node], {"x": (TensorProto.FLOAT, ["n", 64])}, ["n", 96], w=normal(64, 96))

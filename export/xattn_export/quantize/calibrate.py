@@ -8,18 +8,15 @@ there are.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from xattn_export.external_weights import weights_file
 from xattn_export.generator import GENERATOR
 from xattn_export.quantize.observe import Observer
 from xattn_runtime.bundle import Bundle
@@ -110,16 +107,16 @@ class GraphProbe:
     """
 
     def __init__(
-        self, model: ModelProto, source: Path, tensors: Iterable[str], folder: Path, show: Callable[[_Tensors], None]
+        self, model: ModelProto, source: Path, tensors: Iterable[str], show: Callable[[_Tensors], None]
     ) -> None:
-        """source: the file that `model` was read from. folder: where a copy of it may be put, with its weights."""
+        """source: the file that `model` was read from."""
         self._given = [output.name for output in model.graph.output]
         inputs = {value.name for value in model.graph.input}
         self._fed = sorted(set(tensors) & inputs)
         self._computed = sorted(set(tensors) - inputs)
         self._show = show
         added = [name for name in self._computed if name not in self._given]
-        self._session = _session(_with_outputs(model, added), source, folder)
+        self._session = _session(_with_outputs(model, added), source)
 
     def get_inputs(self) -> Sequence[EngineTensor]:
         """Those of the graph."""
@@ -160,16 +157,15 @@ def observe(
     watched: role → its graph, and tensor → observers.
     Raises UserError where there are no examples, or a value is not finite.
     """
-    with tempfile.TemporaryDirectory(prefix="xattn-calibrate-") as place:
 
-        def show_of(role: str) -> Callable[[_Tensors], None]:
-            return lambda tensors: _see(role, tensors, watched[role][1])
+    def show_of(role: str) -> Callable[[_Tensors], None]:
+        return lambda tensors: _see(role, tensors, watched[role][1])
 
-        probes = {
-            role: GraphProbe(model, _file(bundle, role), observers, Path(place) / role, show_of(role))
-            for role, (model, observers) in watched.items()
-        }
-        _run(bundle, examples, probes, tell)
+    probes = {
+        role: GraphProbe(model, _file(bundle, role), observers, show_of(role))
+        for role, (model, observers) in watched.items()
+    }
+    _run(bundle, examples, probes, tell)
 
 
 def _see(role: str, tensors: _Tensors, observers: Mapping[str, Sequence[Observer]]) -> None:
@@ -187,16 +183,15 @@ def largest_magnitudes(
     graphs: role → its graph, and the tensors of interest. The maxima are computed in the graph.
     """
     found: dict[str, dict[str, float]] = {role: {} for role in graphs}
-    with tempfile.TemporaryDirectory(prefix="xattn-calibrate-") as place:
 
-        def show_of(role: str) -> Callable[[_Tensors], None]:
-            return lambda maxima: _keep_largest(role, maxima, found[role])
+    def show_of(role: str) -> Callable[[_Tensors], None]:
+        return lambda maxima: _keep_largest(role, maxima, found[role])
 
-        probes = {}
-        for role, (model, tensors) in graphs.items():
-            scanned, names = _with_maxima(model, tensors)
-            probes[role] = GraphProbe(scanned, _file(bundle, role), names, Path(place) / role, show_of(role))
-        _run(bundle, examples, probes, tell)
+    probes = {}
+    for role, (model, tensors) in graphs.items():
+        scanned, names = _with_maxima(model, tensors)
+        probes[role] = GraphProbe(scanned, _file(bundle, role), names, show_of(role))
+    _run(bundle, examples, probes, tell)
     return found
 
 
@@ -260,38 +255,13 @@ def _with_maxima(model: ModelProto, tensors: Iterable[str]) -> tuple[ModelProto,
     return scanned, names
 
 
-def _session(model: ModelProto, source: Path, folder: Path) -> Any:
-    """`model` on ONNX Runtime, its weights beside it as they are beside `source`."""
+def _session(model: ModelProto, source: Path) -> Any:
+    """`model` on ONNX Runtime, with the weights that lie beside `source`."""
     import onnxruntime
 
-    folder.mkdir()
-    for location in _weight_files(model, source):
-        _link(source.parent / location, folder / location)
-    path = folder / source.name
-    onnx.save_model(model, path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
     options.log_severity_level = 4
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-
-
-def _weight_files(model: ModelProto, source: Path) -> set[str]:
-    named = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    return named | ({weights_file(source.name)} & {path.name for path in source.parent.iterdir()})
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in another place, without a copy where the two are on one disk."""
-    try:
-        os.link(source, target)
-    except OSError:
-        import shutil
-
-        shutil.copyfile(source, target)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.fspath(source.parent))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -20,12 +20,16 @@ from xattn_export.quantize.prepare import Constants, replace_nodes
 __all__ = ["quantize_rows", "store_convolutions", "store_embeddings", "store_recurrences"]
 
 _LARGEST_INT8 = 127
+# The first convolution of a picture: its weights are few beside the others, and its error goes through all layers.
+_MOST_CHANNELS_OF_PICTURES = 4
+_LARGEST_HALF = 65504
 
 
 def store_convolutions(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
     """Store the weights of large convolutions as int8 with a scale an output channel, in place; how many.
 
-    folder: where weights lie that are beside the graph. only: the layers to change, by name.
+    Those over a picture's own channels are stored in half precision. folder: where weights lie that are beside the
+    graph. only: the layers to change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)
@@ -35,7 +39,11 @@ def store_convolutions(model: ModelProto, folder: Path | None = None, *, only: C
             continue
         if constants.elements(node.input[1]) < FEWEST_WEIGHTS:
             continue
-        values, scales = quantize_rows(constants.values(node.input[1]))
+        weights = constants.values(node.input[1])
+        if weights.shape[1] <= _MOST_CHANNELS_OF_PICTURES and np.abs(weights).max() <= _LARGEST_HALF:
+            replacements[index] = [_from_half(node, weights, constants), node]
+            continue
+        values, scales = quantize_rows(weights)
         replacements[index] = [*_restored(node, 1, values, scales, constants), node]
     replace_nodes(graph, replacements)
     constants.write_back()
@@ -66,6 +74,13 @@ def store_recurrences(model: ModelProto, folder: Path | None = None, *, only: Co
     replace_nodes(graph, replacements)
     constants.write_back()
     return len(replacements)
+
+
+def _from_half(node: NodeProto, weights: NDArray[np.float32], constants: Constants) -> NodeProto:
+    """The node that restores weights of half precision, which `node` then reads."""
+    stored = constants.add(f"{node.input[1]}_fp16", weights.astype(np.float16))
+    node.input[1] = f"{stored}_restored"
+    return helper.make_node("Cast", [stored], [node.input[1]], name=node.input[1], to=TensorProto.FLOAT)
 
 
 def _restored(
