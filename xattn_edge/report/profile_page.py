@@ -18,6 +18,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 table { display: block; overflow-x: auto; }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+tbody tr:nth-child(even) { background: #8881; }
 figure { margin: 1rem 0; break-inside: avoid; } svg { width: 100%; height: auto; }
 .worse { color: #c0392b; } .better { color: #2e8b57; }
 @media print { body { max-width: none; margin: 0; } :root { color-scheme: light; } }

@@ -20,6 +20,7 @@ _Draw = Callable[[Any, _Document], bool]
 # A colour that nothing else has, which becomes the page's own.
 _INK = "#010203"
 _COLOURS = ("#3b7dd8", "#e07b39", "#3a9d6e", "#c94f6d", "#8a6fc0", "#b59a1d", "#4aa3b5")
+_MARKERS = "os^Dv"
 _PARTS = ("preprocess", "encode", "decode", "answer", "embed_text", "question", "speech", "frames", "classify")
 _LAYERS = 15
 _WIDTH_IN = 8.0
@@ -34,7 +35,7 @@ def draw_plots(document: _Document) -> list[tuple[str, str]]:
     plots: tuple[tuple[str, _Draw], ...] = (
         ("Stages of a pass", _stages),
         ("How the totals of the rounds are spread", _spread),
-        ("Time against size", _frontier),
+        ("Time against accuracy and size", _frontier),
         ("Roofline", _roofline),
         ("The layers that take longest", _layers),
     )
@@ -105,23 +106,32 @@ def _spread(axes: Any, document: _Document) -> bool:
         middle = profile["stages"]["total"]
         axes.plot([middle[name]["ms"] for name in ("p50", "p90", "p99")], [row] * 3, "|", color=_INK, markersize=16)
     axes.set_yticks(range(len(profiles)), _labels(profiles))
-    axes.invert_yaxis()
+    axes.set_ylim(len(profiles) - 0.5, -0.5)
     axes.set_xlabel("total, ms: medians of the rounds; bars at p50, p90 and p99 of all passes")
     return bool(profiles)
 
 
 def _frontier(axes: Any, document: _Document) -> bool:
+    """Time against the score where all were scored alike, else against size; the area of a point is the size."""
     profiles = document["profiles"]
-    for profile, label in zip(profiles, _labels(profiles), strict=True):
-        x, y = profile["stages"]["total"]["p50"]["ms"], profile["bundle_bytes"] / 1e6
-        metric = profile.get("metric")
-        said = label if metric is None else f"{label}: {metric['name']} {metric['value']:.4g}"
-        axes.scatter([x], [y], s=60, label=said)
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("total, ms")
-    axes.set_ylabel("bundle, MB")
+    metrics = [profile.get("metric") for profile in profiles]
+    named = {metric["name"] if metric else None for metric in metrics}
+    scored = len(named) == 1 and None not in named
+    largest = max((profile["bundle_bytes"] for profile in profiles), default=1)
+    for profile, metric, label in zip(profiles, metrics, _labels(profiles), strict=True):
+        size = profile["bundle_bytes"] / 1e6
+        said = f"{label}: {size:.3g} MB" + ("" if metric is None else f", {metric['name']} {metric['value']:.4g}")
+        y = metric["value"] if scored and metric else size
+        area = 40 + 260 * profile["bundle_bytes"] / largest
+        axes.scatter([profile["stages"]["total"]["p50"]["ms"]], [y], s=area, alpha=0.8, label=said)
+    axes.set_xlim(0, 1.15 * max((profile["stages"]["total"]["p50"]["ms"] for profile in profiles), default=1))
+    axes.set_xlabel("total, ms; the area of a point is the size of the bundle")
+    axes.set_ylabel(f"{next(iter(named))}" if scored else "bundle, MB")
+    if not scored:
+        axes.set_ylim(0, 1.15 * largest / 1e6)
     _legend(axes)
+    for handle in axes.get_legend().legend_handles:
+        handle.set_sizes([40])
     return bool(profiles)
 
 
@@ -131,18 +141,23 @@ def _roofline(axes: Any, document: _Document) -> bool:
         for graph in profile["graphs"]:
             count = sum(graph["work"]["operations"].values())
             if graph["work"]["bytes"] and count and graph["ms"]:
-                points.append((f"{label} {graph['role']}", count / graph["work"]["bytes"], count / graph["ms"] / 1e6))
+                points.append((label, graph["role"], count / graph["work"]["bytes"], count / graph["ms"] / 1e6))
     if not points or not document["limits"]:
         return False
     limit = document["limits"][-1]
-    least, most = min(x for _, x, _ in points) / 4, max(x for _, x, _ in points) * 4
+    least, most = min(x for _, _, x, _ in points) / 4, max(x for _, _, x, _ in points) * 4
     for name, rate in limit["operations_per_second"].items():
         bend = rate / limit["bytes_per_second"]
         xs = sorted({least, min(max(bend, least), most), most})
         axes.plot(xs, [min(rate, x * limit["bytes_per_second"]) / 1e9 for x in xs], color=_INK, linewidth=1)
         axes.annotate(name, (most, rate / 1e9), color=_INK, ha="right", va="bottom")
-    for number, (label, x, y) in enumerate(points):
-        axes.scatter([x], [y], label=label, marker="os^Dv"[number // len(_COLOURS) % 5])
+    roles = list(dict.fromkeys(role for _, role, _, _ in points))
+    combinations = list(dict.fromkeys(label for label, _, _, _ in points))
+    for label, role, x, y in points:
+        # A colour for each combination, a shape for each graph.
+        colour = _COLOURS[combinations.index(label) % len(_COLOURS)]
+        marker = _MARKERS[roles.index(role) % len(_MARKERS)]
+        axes.scatter([x], [y], label=f"{label}: {role}", marker=marker, color=colour)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"operations a byte; the lines are the limits of {_threads(limit['threads'])}")
