@@ -7,7 +7,7 @@ bundle, two as they are and one in which every call waits for 10 % of its own ti
 `profile` do. One profile then stands against each of the others: in the same rounds, as `--against BUNDLE` does, and
 against those of the next try, measured seconds later in other processes, as `--against JSON` does. So a profile is part
 of up to four comparisons, two of each kind. What is in --state is not measured again. Prints Markdown, then one JSON
-document; about 18 minutes where nothing else runs.
+document; about 20 minutes where nothing else runs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from xattn_runtime.session import open_session
 from xattn_runtime.tasks import CaptionTask, load
 
 DELAY = 0.1
-ROUNDS, TURN_SECONDS = 20, 0.12
+ROUNDS, TURN_SECONDS = 24, 0.1
 TOLERANCE = 0.05
 SIDES = {"plain": 0.0, "again": 0.0, "slowed": DELAY}
 COMPARISONS = ("same, in turns", "found, in turns", "same, apart", "found, apart")

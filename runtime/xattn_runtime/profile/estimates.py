@@ -32,6 +32,8 @@ _FAST, _SLOW_ROUNDS = 0.1, 0.25
 _MOST_ALIKE = 0.8
 # By how much two processes of the same differ, as a share, where nothing else does: it cannot be seen within one.
 _RUN_TO_RUN = 0.01
+# What makes rounds differ does so from run to run too, slower and so unseen: by at least this share of their spread.
+_SLOW_DRIFT = 0.5
 # How well the reference stands for a bundle: by what share of itself what it says may be wrong.
 _REFERENCE_DOUBT = 0.25
 
@@ -187,11 +189,17 @@ def _difference(before: Sequence[float], after: Sequence[float]) -> tuple[float,
     if min(len(before), len(after)) < 2:
         raise ValueError(f"expected at least 2 rounds on each side, found {len(before)} and {len(after)}")
     (one, error_one, freedom_one), (other, error_other, freedom_other) = _typical(before), _typical(after)
-    within = error_one**2 + error_other**2
-    total = within + 2 * _RUN_TO_RUN**2
+    drift = [max(_RUN_TO_RUN, _SLOW_DRIFT * _spread(rounds)) for rounds in (before, after)]
+    total = error_one**2 + error_other**2 + drift[0] ** 2 + drift[1] ** 2
     # What is known beforehand has no end of freedom.
     freedom = total**2 / max(error_one**4 / freedom_one + error_other**4 / freedom_other, 1e-9 * total**2)
     return other - one, math.sqrt(total), freedom
+
+
+def _spread(rounds: Sequence[float]) -> float:
+    """The standard deviation of the logarithms, from the faster half of them, as of a normal distribution."""
+    median_log, quick = np.quantile(np.log(rounds), (0.5, NormalDist().cdf(-1)))
+    return float(median_log - quick)
 
 
 def _typical(rounds: Sequence[float]) -> tuple[float, float, float]:
