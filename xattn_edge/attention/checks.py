@@ -10,7 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["broadcast_mask", "check_divides", "check_mask", "check_tokens"]
+from xattn_edge.attention.protocol import Tokens
+
+__all__ = ["broadcast_mask", "check_divides", "check_mask", "check_sides", "check_tokens"]
 
 
 def check_divides(heads: int, **dims: int) -> None:
@@ -54,6 +56,23 @@ def check_mask(name: str, mask: Tensor, *shapes: Mapping[str, int]) -> None:
     if not same_rank or (found not in same_rank and not torch.compiler.is_exporting()):
         expected = " or ".join(f"{list(shape.values())} ({', '.join(shape)})" for shape in shapes)
         raise ValueError(f"{name}: expected the shape {expected}, found {found}")
+
+
+def check_sides(text: Tokens, image: Tokens) -> None:
+    """Both are tokens of one batch with a mask of theirs, and neither is empty.
+
+    Raises:
+        ValueError: they are not; names the side, the shape expected and the one found.
+    """
+    batch = text.features.shape[0]
+    for name, (features, mask) in (("text", text), ("image", image)):
+        check_tokens(name, features, "batch", "tokens", width=features.shape[-1])
+        if not torch.compiler.is_exporting() and features.shape[0] != batch:
+            raise ValueError(
+                f"expected text and image of the same batch, found {list(text.features.shape)} and "
+                f"{list(image.features.shape)}"
+            )
+        check_mask(f"{name} mask", mask, {"batch": batch, "tokens": features.shape[1]})
 
 
 def broadcast_mask(mask: Tensor | None, query: Tensor, context: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention.checks import check_mask, check_tokens
+from xattn_edge.attention.checks import check_mask, check_sides, check_tokens
 from xattn_edge.attention.cross_modal import CrossModalAttention
 from xattn_edge.attention.joint import join, part
 from xattn_edge.attention.options import PLAIN, AttentionOptions
@@ -81,6 +81,7 @@ class GraphExchange(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What each side reads of both; weights are `[batch, heads, text + image, text + image]`."""
+        check_sides(text, image)
         both = join(text, image)
         edges = torch.cat([nearest_neighbours(both, each, self.neighbours) for each in (text, image)], 2)
         found = self.attention(both.features, edges, both.mask, need_weights=need_weights)

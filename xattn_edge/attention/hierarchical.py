@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention.checks import check_divides, check_mask, check_tokens
+from xattn_edge.attention.checks import check_divides, check_mask, check_sides, check_tokens
 from xattn_edge.attention.cross_modal import share_keys, split_heads
 from xattn_edge.attention.one_way import given
 from xattn_edge.attention.options import PLAIN, AttentionOptions
@@ -153,6 +153,7 @@ class HierarchicalExchange(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What each side reads; weights are those of the text, then those of the image."""
+        check_sides(text, image)
         areas = phrases(image, self.window) if self.side is None else regions(image, self.side, self.window)
         lines = phrases(text, self.words)
         by_text = self.text_attention(text.features, areas.features, areas.mask, need_weights=need_weights)

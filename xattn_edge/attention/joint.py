@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
 from xattn_edge.attention.one_way import given
 from xattn_edge.attention.options import PLAIN, AttentionOptions
@@ -27,6 +28,7 @@ class JointSelfAttention(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What each side reads of both; weights are `[batch, heads, text + image, text + image]`."""
+        check_sides(text, image)
         both = join(text, image)
         found = self.attention(both.features, both.features, both.mask, need_weights=need_weights)
         return part(found, text)

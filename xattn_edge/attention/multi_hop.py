@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
 from xattn_edge.attention.one_way import given, read
 from xattn_edge.attention.options import PLAIN, AttentionOptions
@@ -41,6 +42,7 @@ class MultiHopAttention(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What each side reads in all its hops together; the image reads nothing where there is one hop only."""
+        check_sides(text, image)
         sides = [text, image]
         reads: list[Tensor | None] = [None, None]
         weights: list[Tensor] = []

@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Attended, Exchange, Tokens
@@ -27,6 +28,7 @@ class TextToImage(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What the text reads; the image reads nothing."""
+        check_sides(text, image)
         found = read(self.attention, text, image, need_weights)
         return Exchange(found.output, None, given(found))
 
@@ -45,6 +47,7 @@ class ImageToText(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What the image reads; the text reads nothing."""
+        check_sides(text, image)
         found = read(self.attention, image, text, need_weights)
         return Exchange(None, found.output, given(found))
 

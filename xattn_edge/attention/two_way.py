@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import nn
 
+from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
 from xattn_edge.attention.one_way import given, read
 from xattn_edge.attention.options import PLAIN, AttentionOptions
@@ -34,6 +35,7 @@ class CoAttention(nn.Module):
 
     def forward(self, text: Tokens, image: Tokens, *, need_weights: bool = True) -> Exchange:
         """What each side reads; weights are those of the text, then those of the image."""
+        check_sides(text, image)
         by_text = read(cast(CrossModalAttention, self.attentions[0]), text, image, need_weights)
         by_image = read(cast(CrossModalAttention, self.attentions[-1]), image, text, need_weights)
         return Exchange(by_text.output, by_image.output, given(by_text, by_image))

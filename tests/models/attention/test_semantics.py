@@ -214,6 +214,30 @@ def test_wrong_shapes_are_named(query, context, mask, message):
         CrossModalAttention(8, 8, 8)(query, context, mask)
 
 
+BAD_SIDES = [
+    (tokens(2, 0), tokens(2, 4), r"text: .* at least one of tokens, found \[2, 0, 8\]"),
+    (tokens(2, 3), tokens(2, 0), r"image: .* at least one of tokens, found \[2, 0, 8\]"),
+    (tokens(2, 3), tokens(1, 4), r"same batch, found \[2, 3, 8\] and \[1, 4, 8\]"),
+    (
+        tokens(2, 3),
+        Tokens(torch.randn(2, 4, 8), torch.ones(2, 1, 4, dtype=torch.bool)),
+        r"image mask: expected the shape \[2, 4\] \(batch, tokens\), found \[2, 1, 4\]",
+    ),
+    (
+        Tokens(torch.randn(2, 3, 8), torch.ones(2, 4, dtype=torch.bool)),
+        tokens(2, 4),
+        r"text mask: expected the shape \[2, 3\] \(batch, tokens\), found \[2, 4\]",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize(("text", "image", "message"), BAD_SIDES)
+def test_every_mechanism_names_the_side_that_is_wrong(name, text, image, message):
+    with pytest.raises(ValueError, match=message):
+        MechanismConfig(name=name, neighbours=2).build(8)(text, image)
+
+
 def test_empty_groups_and_graphs_are_named():
     hierarchy, graph = HierarchicalAttention(8, 8, 8), GraphAttention(8, 8)
     with pytest.raises(ValueError, match=r"context: .* at least one of groups, found \[2, 0, 4, 8\]"):
