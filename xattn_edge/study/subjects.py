@@ -92,7 +92,8 @@ class _Vqa:
         self._task = VqaTask(self._recipe, 0, "lstm", Combination())
         self._test = self._task.test_questions(plan.test_pictures)
         self._batches = _Batches()
-        self.floor = question_only_accuracy(*self._task.samples())
+        training, test = self._task.samples()
+        self.floor, self._sample = question_only_accuracy(training, test), test[0]
         self.tested = len(self._test[-1])
 
     def take(self, combination: Combination, seed: int) -> tuple[int, int]:
@@ -129,8 +130,7 @@ class _Vqa:
 
     def call(self, runner: AnyTask) -> Callable[[], object]:
         assert isinstance(runner, VqaRunner)
-        sample = self._task.samples()[1][0]
-        return lambda: runner.ask(sample.image, sample.question)
+        return lambda: runner.ask(self._sample.image, self._sample.question)
 
 
 class _Sentiment:
