@@ -1,8 +1,10 @@
 """Compares every family at its real size with Transformers, and prints the rows of the table in docs/families.md.
 
-    python scripts/check_families.py [--only BLIP] [--pictures 20]
+    python scripts/check_families.py [--only BLIP] [--pictures 20] [--rows FILE]
 
-Weights are random, of a sane size: nothing is downloaded. It takes minutes, and a few GB of memory and of disk.
+Weights are random, of a sane size: nothing is downloaded. It takes minutes, and a few GB of memory and of disk. With
+`--rows` each row is added to a file as soon as it is known, and models whose row stands there are passed over: so what
+was broken off goes on where it was. A model that fails does not keep the others from being checked.
 A new family is one more entry in FAMILIES.
 """
 
@@ -31,6 +33,7 @@ from family_parity import (
     embedding_error,
     generated_agreement,
     logits_error,
+    match_error,
     noise_pictures,
     pixel_error,
 )
@@ -101,15 +104,18 @@ def generates(
 
 def embeds(
     embedder_of: Callable[[Path], Callable[[Path, str], Any]],
+    matcher_of: Callable[[Path], Callable[[Path, str], float]] | None = None,
 ) -> Callable[[Path, Sequence[Path], Sequence[Path]], Figures]:
-    """The check of a model that embeds pictures and texts."""
+    """The check of a model that embeds pictures and texts, and maybe looks again at both together."""
 
     def check(folder: Path, bundles: Sequence[Path], files: Sequence[Path]) -> Figures:
         texts = [QUESTIONS[number % len(QUESTIONS)] for number in range(len(files))]
         embed = embedder_of(folder)
-        return Figures(
-            max(embedding_error(bundle, files, texts, embed) for bundle in bundles), "–", "–", "in the error"
-        )
+        errors = [embedding_error(bundle, files, texts, embed) for bundle in bundles]
+        if matcher_of is not None:
+            match = matcher_of(folder)
+            errors += [match_error(bundle, files, texts, match) for bundle in bundles]
+        return Figures(max(errors), "–", "–", "in the error")
 
     return check
 
@@ -205,7 +211,13 @@ FAMILIES: tuple[Entry, ...] = (
     Entry("VisionEncoderDecoder", "OCR", "TrOCR-base 384 px", family_vision_encoder_decoder.save_trocr, _PAIR),
     Entry("BLIP", "captioning", "base, 384 px", _blip(BlipForConditionalGeneration), generates(family_blip.captioner)),
     Entry("BLIP", "VQA", "base, 384 px", _blip(BlipForQuestionAnswering), generates(family_blip.answerer, QUESTIONS)),
-    Entry("BLIP", "retrieval", "base, 384 px", _blip(BlipForImageTextRetrieval), embeds(family_blip.embedder)),
+    Entry(
+        "BLIP",
+        "retrieval",
+        "base, 384 px",
+        _blip(BlipForImageTextRetrieval),
+        embeds(family_blip.embedder, family_blip.matcher),
+    ),
     Entry("GIT", "captioning", "base, 224 px", _git, generates(family_git.captioner)),
     Entry("GIT", "VQA by prompt", "base, 224 px", _git, generates(family_git.answerer, QUESTIONS), asked="vqa"),
     Entry("SmolVLM", "VQA", "256M, tiles of 512 px", family_smolvlm.save_idefics3, reads_tiles),
@@ -225,13 +237,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare families at their real size with Transformers.")
     parser.add_argument("--only", default="", help="check only families with this in their name or task")
     parser.add_argument("--pictures", type=int, default=20, help="how many texts to compare")
+    parser.add_argument("--rows", type=Path, help="file to add rows to; models with a row in it are passed over")
     options = parser.parse_args()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
+    known = options.rows.read_text().splitlines() if options.rows is not None and options.rows.exists() else []
     print(*HEADER, sep="\n", flush=True)
+    failed = 0
     for entry in FAMILIES:
-        if options.only.lower() in f"{entry.family} {entry.task}".lower():
-            print(_row(entry, options.pictures), flush=True)
+        start = f"| {entry.family} | {entry.task} | {entry.size} |"
+        if options.only.lower() not in f"{entry.family} {entry.task}".lower() or any(
+            row.startswith(start) for row in known
+        ):
+            continue
+        try:
+            row = _row(entry, options.pictures)
+        except Exception as error:  # whatever a model's code raises
+            failed += 1
+            print(f"{entry.family} {entry.task}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
+        print(row, flush=True)
+        if options.rows is not None:
+            with options.rows.open("a") as stream:
+                print(row, file=stream)
+    raise SystemExit(1 if failed else 0)
 
 
 def _row(entry: Entry, pictures: int) -> str:

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-__all__ = ["answerer", "captioner", "embedder", "save_blip"]
+__all__ = ["answerer", "captioner", "embedder", "matcher", "save_blip"]
 
 
 def save_blip(folder: Path, model_class: Any, words: Sequence[str], image_size: int, **sizes: Any) -> Path:
@@ -100,6 +100,21 @@ def embedder(folder: Path) -> Callable[[Path, str], tuple[Tensor, Tensor]]:
         return image, words
 
     return embed
+
+
+def matcher(folder: Path) -> Callable[[Path, str], float]:
+    """A picture file and a text to the logit that they belong together, by the head for it (`use_itm_head=True`)."""
+    model, processor, _ = _load(folder, BlipForImageTextRetrieval)
+
+    def match(file: Path, text: str) -> float:
+        from PIL import Image
+
+        with Image.open(file) as picture:
+            inputs = processor(images=picture, text=text, return_tensors="pt")
+        no, yes = model(**inputs, use_itm_head=True).itm_score[0].tolist()
+        return float(yes - no)
+
+    return match
 
 
 def _load(folder: Path, model_class: Any) -> tuple[Any, Any, dict[str, Any]]:

@@ -31,6 +31,7 @@ __all__ = [
     "embedding_error",
     "generated_agreement",
     "logits_error",
+    "match_error",
     "noise_pictures",
     "pixel_error",
     "randomize",
@@ -175,6 +176,19 @@ def embedding_error(
     images, words = (torch.cat(part).numpy() for part in zip(*wanted, strict=True))
     alone = [np.concatenate([task.embed_texts([text]) for text in texts]) - words, task.embed_images(files) - images]
     return max(float(np.abs(part).max()) for part in (*alone, task.embed_texts(texts) - words))
+
+
+def match_error(
+    bundle: Path, files: Sequence[Path], texts: Sequence[str], expected: Callable[[Path, str], float]
+) -> float:
+    """Largest difference of a logit that picture and text belong together, as a share of the largest such logit."""
+    task = load(bundle)
+    if not isinstance(task, RetrievalTask):
+        raise TypeError(f"{bundle}: expected a bundle for retrieval")
+    with torch.inference_mode():
+        wanted = np.array([expected(file, text) for file, text in zip(files, texts, strict=True)])
+    found = np.array([task.rerank(text, [file], [0.0])[0] for file, text in zip(files, texts, strict=True)])
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def _stepwise(

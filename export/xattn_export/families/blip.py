@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from xattn_edge.attention import KeyValue
 from xattn_export.families.base import Family, Generated, Role, Source, Symbol, key_value_specs
 from xattn_export.families.blip_layers import CrossProjections, TextEmbeddings, TextLayer, VisionEncoder, padding_mask
-from xattn_export.families.drawings import caption_pictures, captioned_pictures, question_pictures
+from xattn_export.families.blip_retrieval import open_retriever
+from xattn_export.families.drawings import caption_pictures, question_pictures
 from xattn_export.families.graph_layers import split_heads
 from xattn_export.families.hf import has_architecture, load_model, source_facts
 from xattn_export.families.hf_reference import generated
@@ -33,10 +34,10 @@ from xattn_export.families.hf_roles import (
     text_encoder_role,
 )
 from xattn_runtime.contract import cross_names, image_names
-from xattn_runtime.manifest import Decoding, Similarity
+from xattn_runtime.manifest import Decoding
 
 if TYPE_CHECKING:
-    from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
+    from transformers import BlipForQuestionAnswering
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 __all__ = ["BLIP"]
@@ -102,30 +103,6 @@ class TextGraph(nn.Module):
         for number, layer in enumerate(self.layers):
             tokens = layer(tokens, mask, None if image is None else image[number])
         return cast(Tensor, tokens)
-
-
-class ImageEmbeddingGraph(nn.Module):
-    """Picture to an embedding of length 1."""
-
-    def __init__(self, model: BlipForImageTextRetrieval) -> None:
-        super().__init__()
-        self.vision = VisionEncoder(model.vision_model)
-        self.projection = model.vision_proj
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        return (F.normalize(self.projection(self.vision(pixel_values)[:, 0]), dim=-1),)
-
-
-class TextEmbeddingGraph(nn.Module):
-    """Text to an embedding of length 1."""
-
-    def __init__(self, model: BlipForImageTextRetrieval) -> None:
-        super().__init__()
-        self.text = TextGraph(model.text_encoder)
-        self.projection = model.text_proj
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        return (F.normalize(self.projection(self.text(input_ids, attention_mask)[:, 0]), dim=-1),)
 
 
 def _open_captioner(folder: Path) -> Source:
@@ -207,43 +184,6 @@ def _open_answerer(folder: Path) -> Source:
         pictures=question_pictures,
         decoding=decoding,
         generate=generate,
-    )
-
-
-def _open_retriever(folder: Path) -> Source:
-    from transformers import BlipForImageTextRetrieval
-
-    model, weights = load_model(folder, BlipForImageTextRetrieval)
-    side_px, text = _side_px(model), model.config.text_config
-
-    def embed_images(pixel_values: Tensor) -> tuple[Tensor]:
-        states = model.vision_model(pixel_values)[0]
-        return (F.normalize(model.vision_proj(states[:, 0]), dim=-1),)
-
-    def embed_texts(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        states = model.text_encoder(input_ids, attention_mask=attention_mask)[0]
-        return (F.normalize(model.text_proj(states[:, 0]), dim=-1),)
-
-    def embed_text(token_ids: tuple[int, ...]) -> Tensor:
-        input_ids = torch.tensor([token_ids])
-        return embed_texts(input_ids, torch.ones_like(input_ids))[0][0]
-
-    return Source(
-        **source_facts(folder),
-        task="retrieval",
-        weights=weights,
-        roles=(
-            image_encoder_role(ImageEmbeddingGraph(model), embed_images, (side_px, side_px), ("image_embeddings",)),
-            text_encoder_role(
-                TextEmbeddingGraph(model), embed_texts, text.vocab_size, _most_tokens(model), ("text_embeddings",)
-            ),
-        ),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=_most_tokens(model),
-        pictures=captioned_pictures,
-        similarity=Similarity("cosine"),
-        embed_image=lambda pixel_values: embed_images(pixel_values)[0][0],
-        embed_text=embed_text,
     )
 
 
@@ -344,5 +284,5 @@ def _most_tokens(model: Any) -> int:
 BLIP: tuple[Family, ...] = (
     Family("BLIP captioning", lambda config: has_architecture(config, "BlipForConditionalGeneration"), _open_captioner),
     Family("BLIP VQA", lambda config: has_architecture(config, "BlipForQuestionAnswering"), _open_answerer),
-    Family("BLIP retrieval", lambda config: has_architecture(config, "BlipForImageTextRetrieval"), _open_retriever),
+    Family("BLIP retrieval", lambda config: has_architecture(config, "BlipForImageTextRetrieval"), open_retriever),
 )

@@ -108,20 +108,28 @@ class TextLayer(nn.Module):
         attended, present = attend_with_cache(query, key, value, past, self.heads)
         return self._after_attention(tokens, attended, context), present
 
-    def forward(self, tokens: Tensor, mask: Tensor, context: KeyValue | None) -> Tensor:
-        """All tokens of a text, each of which sees those that `mask` allows."""
+    def forward(
+        self, tokens: Tensor, mask: Tensor, context: KeyValue | None, context_mask: Tensor | None = None
+    ) -> Tensor:
+        """All tokens of a text, each of which sees those that `mask` allows, and of the context `context_mask`."""
         query, key, value = self.qkv(tokens).chunk(3, -1)
         attended = attend(query, key, value, self.heads, mask=mask)
-        return self._after_attention(tokens, attended, context)
+        return self._after_attention(tokens, attended, context, context_mask)
 
-    def _after_attention(self, tokens: Tensor, attended: Tensor, context: KeyValue | None) -> Tensor:
+    def _after_attention(
+        self, tokens: Tensor, attended: Tensor, context: KeyValue | None, context_mask: Tensor | None = None
+    ) -> Tensor:
         tokens = self.attention_output(attended, tokens)
         if context is not None:
-            tokens = self.cross_output(attend_heads(self.cross_query(tokens), context), tokens)
+            seen = attend_heads(self.cross_query(tokens), context, context_mask)
+            tokens = self.cross_output(seen, tokens)
         return cast(Tensor, self.output(self.intermediate(tokens), tokens))
 
 
-def padding_mask(attention_mask: Tensor) -> Tensor:
-    """Int64 `[batch, length]`, 1 for a token, to bool `[batch, 1, length, length]`: every token sees all tokens."""
-    length = attention_mask.shape[1]
-    return attention_mask.to(torch.bool)[:, None, None, :].expand(-1, 1, length, length)
+def padding_mask(attention_mask: Tensor, queries: int | None = None) -> Tensor:
+    """Int64 `[batch, length]`, 1 for a token, to bool `[batch, 1, queries, length]`: every query sees all tokens.
+
+    queries: by default the tokens themselves.
+    """
+    rows = attention_mask.shape[1] if queries is None else queries
+    return attention_mask.to(torch.bool)[:, None, None, :].expand(-1, 1, rows, -1)

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from family_blip import answerer, captioner, embedder, save_blip
+from family_blip import answerer, captioner, embedder, matcher, save_blip
 from family_parity import embedding_error, generated_agreement, logits_error, pixel_error
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
@@ -26,7 +26,7 @@ from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Golden
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
 from xattn_runtime.verify import measure, verify_bundle
 
 TOLERANCE = 1e-4
@@ -99,6 +99,33 @@ def test_embeddings(blip, files):
     assert embedding_error(bundle, files, texts, embed) < 1e-5
 
 
+def test_texts_and_pictures_that_belong_together(blip, files):
+    """Logits of the matching head, of texts of several lengths, against the model's own; and added to the cosines."""
+    folder, bundle, _ = blip("embeddings")
+    task, match = load(bundle), matcher(folder)
+    assert isinstance(task, RetrievalTask)
+    assert task.reranks
+    cosines = np.linspace(-1, 1, len(files))
+    for question in QUESTIONS:
+        expected = np.array([match(file, question) for file in files])
+        assert np.ptp(expected) > 100 * TOLERANCE
+        found = task.rerank(question, files, cosines) - cosines
+        assert np.abs(found - expected).max() <= TOLERANCE * max(1, np.abs(expected).max())
+
+
+def test_what_is_nearest_is_looked_at_again(blip, files):
+    folder, bundle, _ = blip("embeddings")
+    arguments = ["retrieve", QUESTIONS[0], "--in", str(files[0].parent), "--bundle", str(bundle), "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--rerank", "20", "--top-k", "20"])
+    assert result.exit_code == 0, result.output
+    found, match = json.loads(result.stdout)["results"], matcher(folder)
+    scores = [each["cosine"] + match(Path(each["image"]), QUESTIONS[0]) for each in found]
+    assert len(found) == 20
+    assert scores == sorted(scores, reverse=True)
+    cosines = [each["cosine"] for each in found]
+    assert cosines != sorted(cosines, reverse=True)
+
+
 @pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_a_prompt_is_gone_on_from(blip, files):
     folder, bundle, _ = blip("captions")
@@ -152,6 +179,7 @@ def test_what_the_bundles_say(blip):
     assert (captions.decoding.prompt_token_ids, captions.decoding.end_token_ids) == ((len(WORDS) - 1,), (3,))
     assert (captions.decoding.max_new_tokens, captions.decoding.max_positions) == (20, 31)
     assert embeddings.decoding is None
+    assert list(embeddings.graphs) == ["image_encoder", "text_encoder", "reranker"]
     assert embeddings.similarity is not None
     assert embeddings.similarity.kind == "cosine"
 
