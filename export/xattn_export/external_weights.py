@@ -23,8 +23,11 @@ __all__ = ["INSIDE_BYTES", "WeightStore", "has_weights_outside", "weights_file"]
 INSIDE_BYTES = 64 * 2**20
 """A graph whose weights are not more keeps them: one file is handier than two, and is read in no time."""
 
-_SMALLEST_OUTSIDE_BYTES = 16 * 2**10
+_SMALLEST_OUTSIDE_BYTES = 2**10
 _PAGE_BYTES = 4096
+# Smaller tensors are read, not mapped.
+_SMALLEST_MAPPED_BYTES = 64 * 2**10
+_UNMAPPED_ALIGNMENT_BYTES = 64
 
 _Place = tuple[str, int, int]
 
@@ -40,7 +43,8 @@ class WeightStore:
     def take_out(self, model: ir.Model, file: str, *, shared: bool = False) -> None:
         """Write the large weights of `model` to `file` in the folder, and leave references to them, in place.
 
-        Tensors begin at multiples of a page, so that they can be mapped. Without large weights there is no file.
+        Large tensors begin at multiples of a page, so that they can be mapped. Without weights of a kilobyte there is
+        no file.
         shared: another graph will name them too, so that they go out however few they are.
         Raises OSError where it cannot be written.
         """
@@ -78,7 +82,8 @@ class WeightStore:
         content = tensor.tobytes()
         digest = hashlib.sha256(content).hexdigest()
         if digest not in self._places:
-            stream.write(bytes(-stream.tell() % _PAGE_BYTES))
+            alignment = _PAGE_BYTES if len(content) >= _SMALLEST_MAPPED_BYTES else _UNMAPPED_ALIGNMENT_BYTES
+            stream.write(bytes(-stream.tell() % alignment))
             self._places[digest] = (file, stream.tell(), len(content))
             stream.write(content)
         return self._places[digest]
