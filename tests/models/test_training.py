@@ -19,8 +19,9 @@ from xattn_edge.training.loop import STATE_FILE
 from xattn_runtime.errors import CheckpointError, OutputError, UserError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+# With channels last and only 4 of them, oneDNN writes over the end of a 1x1 convolution's gradient on AVX2.
 SMALL = {
-    "channels": (4, 8),
+    "channels": (8, 8),
     "blocks": (1,),
     "width": 16,
     "heads": 2,
@@ -35,7 +36,7 @@ SMALL = {
 def small(monkeypatch, fake_emoji):
     """Recipes of seconds; captioning keeps its pictures of 96 px."""
     monkeypatch.setitem(recipes.RECIPES, "vqa", dataclasses.replace(recipes.RECIPES["vqa"], **SMALL, steps=6))
-    caption = dataclasses.replace(recipes.RECIPES["caption"], **SMALL | {"image_size_px": 96, "channels": (4, 8, 8, 8)})
+    caption = dataclasses.replace(recipes.RECIPES["caption"], **SMALL | {"image_size_px": 96, "channels": (8, 8, 8, 8)})
     monkeypatch.setitem(recipes.RECIPES, "caption", dataclasses.replace(caption, blocks=(1, 1, 1), steps=6))
     monkeypatch.setattr("xattn_edge.data.emoji_captions._SCENES", 10)
     monkeypatch.setattr("xattn_edge.evaluation.floors.NearestPixels.SCENES", 20)
