@@ -6,10 +6,8 @@ fused operators are not fused as they would be otherwise; what is compared is wh
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,15 +148,8 @@ def _session(
         for entry in tensor.external_data
         if entry.key == "location"
     }:
-        _link(source.parent / location, folder / location)
+        # No link: one that a kill leaves behind would make readers refuse the bundle's own file.
+        shutil.copyfile(source.parent / location, folder / location)
     path = folder / source.name
     path.write_bytes(shown.SerializeToString())
     return load_graph(path, bundle.manifest, settings.requested, settings.threads, tell=False).session
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in another place, without a copy where the two are on one disk."""
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)
