@@ -69,9 +69,10 @@ def node_modules(tmp_path_factory):
     folder = tmp_path_factory.mktemp("node")
     wanted = ("onnxruntime-node", "onnxruntime-web")
     command = [tool("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.skip(f"npm cannot install {' and '.join(wanted)}: {done.stderr[-200:]}")
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"npm cannot install {' and '.join(wanted)}: {error}")
     return folder / "node_modules"
 
 
@@ -81,11 +82,11 @@ def headers(folder: Path) -> Path:
     for place in filter(None, places):
         if (Path(place) / HEADER).is_file():
             return Path(place)
-    done = subprocess.run(
-        [tool("npm"), "pack", HEADERS, "--silent"], cwd=folder, capture_output=True, text=True, timeout=240
-    )
-    if done.returncode:
-        pytest.skip(f"npm cannot fetch {HEADERS}, which has the headers: {done.stderr[-200:]}")
+    command = [tool("npm"), "pack", HEADERS, "--silent"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"npm cannot fetch {HEADERS}, which has the headers: {error}")
     archive = folder / done.stdout.split()[-1]
     with tarfile.open(archive) as packed:
         for member in packed:

@@ -33,9 +33,10 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("Node.js and npm are not installed")
     folder = tmp_path_factory.mktemp("node")
     command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *NODE_PACKAGES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        pytest.skip(f"npm cannot install {' and '.join(NODE_PACKAGES)}: {done.stderr[-200:]}")
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"npm cannot install {' and '.join(NODE_PACKAGES)}: {error}")
     return folder
 
 

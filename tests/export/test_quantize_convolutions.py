@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from xattn_export.conformance import require_standard
 from xattn_export.quantize.convolutions import quantize_convolutions
+from xattn_runtime.processor import sums_int8_exactly
 
 RNG = np.random.default_rng(0)
 CHANNELS = 32
@@ -37,7 +38,10 @@ def run(model: ModelProto, x: np.ndarray) -> np.ndarray:
     """On ONNX Runtime, which must first find the graph valid."""
     onnx.checker.check_model(model, full_check=True)
     require_standard(model, "net")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if not sums_int8_exactly():
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x})[0])
 
 

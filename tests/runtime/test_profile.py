@@ -51,7 +51,7 @@ def test_a_caption(caption_bundle: Path) -> None:
     assert set(profile.stages) == {"preprocess", "encode", "decode", "total", "prefill", "step"}
     assert profile.passes == profile.stages["total"].n == 4
     assert len(profile.reference_ms) == len(profile.fast_rounds["total"]) == len(profile.rounds["total"])
-    assert 0 < profile.fast_rounds["total"][0] <= 1.001 * max(profile.rounds["total"])
+    assert 0 < profile.fast_rounds["total"][0] <= 4 * profile.stages["total"].mean_ms
     assert (profile.threads, profile.provider, profile.task, profile.name) == (1, "cpu", "caption", "tiny-caption")
     parts = sum(profile.stages[stage].mean_ms for stage in ("preprocess", "encode", "decode"))
     assert profile.stages["total"].mean_ms >= parts
