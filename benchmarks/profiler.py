@@ -1,8 +1,8 @@
-"""Whether the profiler can be trusted: beside bare loops, beside numpy, and in telling a slow-down from none.
+"""Whether the profiler can be trusted: beside bare loops, and in telling a slow-down from none.
 
-    OMP_NUM_THREADS=1 python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100] [--state tries.jsonl]
+    python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100] [--state tries.jsonl]
 
-Bare loops and numpy take turns with the profiler in one process. Every try starts three new processes of the same
+Bare loops take turns with the profiler in one process. Every try starts three new processes of the same
 bundle, two as they are and one in which every call waits for 10 % of its own time, busily; they take turns, as those of
 `profile` do. One profile then stands against each of the others: in the same rounds, as `--against BUNDLE` does, and
 against those of the next try, measured seconds later in other processes, as `--against JSON` does. So a profile is part
@@ -24,12 +24,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, cast
 
-import numpy as np
-
 from xattn_runtime.bundle import default_bundle
 from xattn_runtime.profile.against import compare_bundles, compare_documents
 from xattn_runtime.profile.estimates import is_warm
-from xattn_runtime.profile.limits import product_rate
 from xattn_runtime.profile.passes import Passes
 from xattn_runtime.profile.reference import Reference
 from xattn_runtime.profile.turns import take_turn
@@ -71,14 +68,6 @@ def beside_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
             total.append(times["total"][0])
     ratio = statistics.median(stage) / statistics.median(bare)
     return {"stage over bare loop": ratio, "pass over plain calls": statistics.median(total) / statistics.median(plain)}
-
-
-def beside_numpy(repeats: int = 30) -> float:
-    """The rate of products that floors are made of, over that of numpy's BLAS, on one thread."""
-    rows, inner, columns = 512, 768, 1536
-    left, right = np.ones((rows, inner), np.float32), np.ones((inner, columns), np.float32)
-    best = min(timed(lambda: left @ right) for _ in range(repeats))
-    return product_rate(1) / (2 * rows * inner * columns / (best / 1000))
 
 
 def serve(bundle: Path, share: float) -> None:
@@ -188,7 +177,6 @@ def main() -> None:
         serve(bundle, options.serve)
         return
     found: dict[str, Any] = beside_bare_loops(bundle, options.turns)
-    found["rate of products over numpy's"] = beside_numpy()
     print("| | ratio |\n|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:.3f} |")
