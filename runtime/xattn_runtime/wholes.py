@@ -94,8 +94,7 @@ def _case(bundle: Bundle, number: int) -> tuple[NDArray[np.uint8], str | None]:
 
 def _expected(task: CaptionTask | VqaTask, image: NDArray[np.uint8], question: str | None) -> _Case:
     encoded = task.encode(image)
-    chooses = isinstance(task, VqaTask) and task.labels is not None
-    answer = task.ask(encoded, question or "") if chooses and isinstance(task, VqaTask) else None
+    answer = task.ask(encoded, question or "") if isinstance(task, VqaTask) and task.labels is not None else None
     return _Case(image, question, encoded, answer)
 
 

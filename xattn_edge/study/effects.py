@@ -6,9 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from xattn_runtime.profile.estimates import student_quantile
+
 __all__ = ["Effects", "Means", "Spread", "effects_of"]
 
-_NORMAL = statistics.NormalDist().inv_cdf(0.975)
+# Above it lies half of what a 95 % interval leaves out.
+_UPPER = 0.975
 _SURE = 2.0
 
 
@@ -102,7 +105,7 @@ def _means(names: Sequence[str], grid: Sequence[Sequence[Sequence[float]]]) -> M
     rows, replicates = len(table), len(table[0])
     freedom = (rows - 1) * (replicates - 1)
     error = (_left_over(table) / freedom / replicates) ** 0.5
-    half = _students_t(freedom) * error
+    half = student_quantile(_UPPER, freedom) * error
     means = {name: statistics.fmean(row) for name, row in zip(names, table, strict=True)}
     return Means(means, half, half * 2**0.5)
 
@@ -124,18 +127,3 @@ def _shares(grid: Sequence[Sequence[Sequence[float]]]) -> tuple[float, float, fl
     by_row = len(cells[0]) * sum((statistics.fmean(row) - whole) ** 2 for row in cells)
     by_column = len(cells) * sum((statistics.fmean(column) - whole) ** 2 for column in zip(*cells, strict=True))
     return by_row / total, by_column / total, _left_over(cells) / total
-
-
-def _students_t(freedom: int) -> float:
-    """The 97.5 % point of Student's t, from that of the normal distribution.
-
-    Source: Abramowitz and Stegun, 26.7.5; from 4 degrees of freedom on right to 0.01, with fewer too small.
-    """
-    z, n = _NORMAL, freedom
-    terms = (
-        z,
-        (z**3 + z) / (4 * n),
-        (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2),
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3),
-    )
-    return sum(terms)
