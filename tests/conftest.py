@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -379,3 +380,17 @@ def noise(tmp_path: Path) -> Callable[[int], Path]:
 def reference_cross(model: TinyModel) -> Callable[[Path], dict[str, np.ndarray]]:
     """Cross keys and values of a picture, by numpy."""
     return lambda path: model.cross(reference_pixels(path))
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ONNX Runtime for Node and for the web; without Node, npm or a registry the test is skipped."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("Node.js and npm are not installed")
+    folder, packages = tmp_path_factory.mktemp("node"), ("onnxruntime-node", "onnxruntime-web")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *packages]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"npm cannot install {' and '.join(packages)}: {error}")
+    return folder

@@ -63,19 +63,6 @@ def caption(bundle):
     return text
 
 
-@pytest.fixture(scope="module")
-def node_modules(tmp_path_factory):
-    tool("node")
-    folder = tmp_path_factory.mktemp("node")
-    wanted = ("onnxruntime-node", "onnxruntime-web")
-    command = [tool("npm"), "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *wanted]
-    try:
-        subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    except subprocess.SubprocessError as error:
-        pytest.skip(f"npm cannot install {' and '.join(wanted)}: {error}")
-    return folder / "node_modules"
-
-
 def headers(folder: Path) -> Path:
     """A folder with the headers: as the environment says, as the system has them, or from npm."""
     places = [os.environ.get("ONNXRUNTIME_INCLUDE", ""), "/usr/include/onnxruntime", "/usr/local/include/onnxruntime"]
@@ -115,9 +102,9 @@ def test_cpp(bundle, picture, caption, tmp_path):
     assert (done.returncode, done.stderr) == (2, "the picture is cut short\n")
 
 
-def test_node(bundle, picture, caption, node_modules, tmp_path):
+def test_node(bundle, picture, caption, node_folder, tmp_path):
     shutil.copy(EXAMPLES / "node" / "caption.mjs", tmp_path)
-    (tmp_path / "node_modules").symlink_to(node_modules)
+    (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
     assert run("node", "caption.mjs", bundle, picture, cwd=tmp_path) == f"{caption}\n"
 
 
@@ -135,7 +122,7 @@ class Quiet(SimpleHTTPRequestHandler):
         self.end_headers()
 
 
-def test_web_page(bundle, caption, node_modules, tmp_path):
+def test_web_page(bundle, caption, node_folder, tmp_path):
     browser = tool("chromium-headless-shell", "chromium", "google-chrome")
     page = (EXAMPLES / "web" / "index.html").read_text(encoding="utf-8")
     # A browser without a window tells what it shows when it is asked; here the page tells as soon as it shows it.
@@ -143,7 +130,7 @@ def test_web_page(bundle, caption, node_modules, tmp_path):
       .observe(document.getElementById("caption"), {childList: true})</script>"""
     (tmp_path / "index.html").write_text(page + report, encoding="utf-8")
     (tmp_path / "bundle").symlink_to(bundle)
-    (tmp_path / "ort").symlink_to(node_modules / "onnxruntime-web" / "dist")
+    (tmp_path / "ort").symlink_to(node_folder / "node_modules" / "onnxruntime-web" / "dist")
     shutil.copy(PICTURE, tmp_path / "picture.png")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()

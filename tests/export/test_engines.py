@@ -1,7 +1,5 @@
 """Bundles in engines that are not ours: what they compute, and what is said where they do not."""
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,20 +22,6 @@ from xattn_runtime.processor import sums_int8_exactly
 NODE_PACKAGES = ("onnxruntime-node", "onnxruntime-web")
 # `onnxruntime-web` 1.30 does not read weights beside the file from within a loop (docs/conformance.md).
 KNOWN = {("onnxruntime-web", "generator")}
-
-
-@pytest.fixture(scope="session")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packages of Node; without Node, npm or a registry the test is skipped."""
-    if not shutil.which("node") or not shutil.which("npm"):
-        pytest.skip("Node.js and npm are not installed")
-    folder = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), *NODE_PACKAGES]
-    try:
-        subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
-    except subprocess.SubprocessError as error:
-        pytest.skip(f"npm cannot install {' and '.join(NODE_PACKAGES)}: {error}")
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["caption", "lstm"])
