@@ -24,7 +24,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples"
 PICTURE = EXAMPLES / "gem-and-diamond.png"
 # The headers of ONNX Runtime as a package of npm has them, among much else.
-HEADERS, HEADER = "com.github.asus4.onnxruntime@0.4.9", "onnxruntime_c_api.h"
+HEADERS, HEADER = "com.github.asus4.onnxruntime@0.4.9", "onnxruntime_cxx_api.h"
 
 
 def tool(*names: str) -> str:
