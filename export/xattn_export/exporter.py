@@ -5,11 +5,9 @@ Only the order of things is here; each step has a module of its own.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from xattn_export.to_onnx import choose_opset, export_role
 from xattn_export.whole import left_out, write_wholes
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError, UserError
+from xattn_runtime.machine import return_freed_memory
 from xattn_runtime.manifest import ATTENTION_ROLE, Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.verify import VerificationReport, verify_bundle
@@ -252,10 +251,9 @@ def _fix_batch(staged: StagedBundle, file: str) -> None:
 
 
 def _give_memory_back() -> None:
-    """Torch's programs hold weights in cycles, and glibc keeps what was freed: give both back before more is taken."""
+    """Torch's programs hold weights in cycles: give them back before more is taken."""
     gc.collect()
-    with suppress(AttributeError, OSError, TypeError):  # other systems have no such call
-        ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
 
 
 def _graph_file(role: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from xattn_runtime._reading import one_line
 from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.machine import return_freed_memory
 from xattn_runtime.manifest import LOWEST_OPSET, Manifest
 from xattn_runtime.processor import sums_int8_exactly
 from xattn_runtime.providers import CPU, RequestedProvider, load_onnxruntime, register_plugin
@@ -118,7 +119,7 @@ def _create_on_cpu(
         path = tuning.optimized
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             os.fspath(path), sess_options=options, providers=[CPU.onnxruntime_name], enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -126,6 +127,8 @@ def _create_on_cpu(
             f"{path}: expected a graph that ONNX Runtime can load, found: {one_line(error)}; "
             "update onnxruntime, or export the bundle again with a lower --opset"
         ) from error
+    return_freed_memory()  # of weights that ONNX Runtime has replaced by its own form of them
+    return session
 
 
 def _create(path: Path, manifest: Manifest, requested: RequestedProvider, threads: int, tuning: SessionTuning) -> Any:

@@ -5,13 +5,15 @@ Only the operating system is asked; nothing here knows a bundle.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Machine", "MemoryUse", "describe_machine", "memory_use"]
+__all__ = ["Machine", "MemoryUse", "describe_machine", "memory_use", "return_freed_memory"]
 
 _KIB = 1024
 
@@ -60,6 +62,12 @@ def memory_use() -> MemoryUse:
 
         return MemoryUse(None, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return MemoryUse(None, None, f"{sys.platform} does not report it to Python's standard library")
+
+
+def return_freed_memory() -> None:
+    """Give the system what this process has freed and glibc has kept; nothing where another C library runs."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _from_proc(status: Path) -> MemoryUse:
