@@ -183,6 +183,7 @@ def test_a_new_profile_without_them_leaves_none(kept: Path) -> None:
         (1.0, 1.0, None, "they do not surely load faster"),
         (2.0, 1.0, None, "they do not surely load faster"),
         (0.5, 1.2, None, "they run slower, by 20.0 %"),
+        (0.5, 1.025, None, "they run slower, by 2.5 %"),
         (0.5, 1.0, [100, 100], ""),
         (0.5, 1.0, [100, 101], "they take more memory"),
     ],

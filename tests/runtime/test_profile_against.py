@@ -9,22 +9,24 @@ import pytest
 
 from xattn_runtime.errors import UserError
 from xattn_runtime.profile import SCHEMA, read_document
-from xattn_runtime.profile.against import compare_bundles, compare_documents, judge
-from xattn_runtime.profile.estimates import mean_interval, mean_shift, run_shift
+from xattn_runtime.profile.against import compare_bundles, compare_documents
+from xattn_runtime.profile.estimates import mean_interval, ratio_shift, run_shift
 
 
 def test_shifts() -> None:
     generator = np.random.default_rng(1)
     wrong, found = 0, 0
-    for _ in range(200):
-        one, other = (generator.lognormal(0, 0.03, 12).tolist() for _ in range(2))
-        wrong += judge(mean_shift(one, other), 0.05) != "same"
-        found += judge(mean_shift(one, [1.1 * value for value in other]), 0.05) == "worse"
-    assert wrong <= 10
-    assert found >= 190
-    assert mean_shift([1.0, 1.0], [2.0, 2.0]).share == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="at least 2"):
-        mean_shift([1.0], [1.0, 2.0])
+    for _ in range(400):
+        before, noise = generator.lognormal(0, 0.3, 5), generator.lognormal(0, 0.03, 5)
+        same = ratio_shift(before, before * noise)
+        wrong += same.low > 0 or same.high < 0
+        found += ratio_shift(before, 1.1 * before * noise).low > 0
+    assert wrong <= 0.06 * 400
+    assert found >= 0.95 * 400
+    assert ratio_shift([1.0, 3.0], [2.0, 6.0]).share == pytest.approx(1.0)
+    for before, after in (([1.0], [1.0]), ([1.0, 2.0], [1.0])):
+        with pytest.raises(ValueError, match="at least 2 pairs"):
+            ratio_shift(before, after)
 
 
 def run_of(

@@ -17,9 +17,9 @@ __all__ = [
     "fast",
     "is_warm",
     "mean_interval",
-    "mean_shift",
     "paired_shift",
     "quantile_interval",
+    "ratio_shift",
     "run_shift",
     "student_quantile",
     "summarise",
@@ -165,24 +165,16 @@ def paired_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
     return _interval(change, math.sqrt(total), total**2 / max(error**4 / freedom, 1e-9 * total**2))
 
 
-def mean_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
-    """By what share `after` is larger than `before`, from the logarithms of both, by Welch's t interval.
+def ratio_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
+    """By what share `after` is larger than `before`, from independent pairs, by Student's t of their log ratios.
 
     Raises:
-        ValueError: fewer than 2 values on a side.
+        ValueError: not as many on both sides, or fewer than 2.
     """
-    if min(len(before), len(after)) < 2:
-        raise ValueError(f"expected at least 2 values on each side, found {len(before)} and {len(after)}")
-    logs = [[math.log(value) for value in values] for values in (before, after)]
-    parts = [stdev(side) ** 2 / len(side) for side in logs]
-    error = math.sqrt(sum(parts))
-    difference = fmean(logs[1]) - fmean(logs[0])
-    freedom = (
-        sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, logs, strict=True))
-        if error
-        else 1e9
-    )
-    return _interval(difference, error, freedom)
+    if len(before) != len(after) or len(before) < 2:
+        raise ValueError(f"expected at least 2 pairs, found {len(before)} and {len(after)} values")
+    ratios = [math.log(new / old) for old, new in zip(before, after, strict=True)]
+    return _interval(fmean(ratios), stdev(ratios) / math.sqrt(len(ratios)), len(ratios) - 1)
 
 
 def _difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:

@@ -128,8 +128,10 @@ def profile_matrix(
 def profile_combinations(
     combinations: Sequence[Combination], options: ProfileOptions, progress: Progress | None = None
 ) -> tuple[dict[Combination, Profile], list[Failure]]:
-    """As `profile_matrix`, of just these: what was found of each, and what failed."""
+    """As `profile_matrix`, of just these: what was found of each, and what failed. KeyboardInterrupt ends it."""
     run = _measured(combinations, options, progress)
+    if run.interrupted:
+        raise KeyboardInterrupt
     found = {seen.contestant.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
     return found, run.failures
 

@@ -15,7 +15,7 @@ from xattn_runtime.bundle import MANIFEST_FILE, file_digest
 from xattn_runtime.device_profile import OptimizedGraphs, digests_of
 from xattn_runtime.errors import XattnError
 from xattn_runtime.profile.contestant import Combination, Contestant
-from xattn_runtime.profile.estimates import mean_shift
+from xattn_runtime.profile.estimates import paired_shift
 from xattn_runtime.providers import load_onnxruntime
 
 __all__ = ["OptimizedVerdict", "try_optimized"]
@@ -23,6 +23,8 @@ __all__ = ["OptimizedVerdict", "try_optimized"]
 _FEWEST_ROUNDS, _MOST_ROUNDS = 6, 40
 _TURN_SECONDS = 0.25
 _TIME_LIMIT_S = 300.0
+# What takes more time than this share is slower, whether that is certain or not.
+_AS_FAST = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable
 
 def _judged(plain: _Side, kept: _Side, peaks: list[int | None] | None) -> tuple[str, float]:
     """Why they are not better, if so, and the share by which they load faster."""
-    loading = mean_shift(plain.loads_ms, kept.loads_ms)
-    running = mean_shift(plain.totals_ms, kept.totals_ms)
+    loading = paired_shift(plain.loads_ms, kept.loads_ms)
+    running = paired_shift(plain.totals_ms, kept.totals_ms)
     if loading.high >= 0:
         return "they do not surely load faster", -loading.share
-    if running.low > 0:
+    if running.low > 0 or running.share > _AS_FAST:
         return f"they run slower, by {100 * running.share:.1f} %", -loading.share
     if peaks is not None and (peaks[0] or 0) < (peaks[1] or 0):
         return "they take more memory", -loading.share

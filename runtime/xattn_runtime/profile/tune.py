@@ -1,11 +1,12 @@
 """Finds what a bundle runs best with on this device, and never takes what is slower than the defaults.
 
-All candidates take turns; the best of them then has to beat the defaults once more, in new processes. Last, graphs as
-ONNX Runtime has optimized them stand against the bundle's own.
+All candidates take turns; the best of them then has to beat the defaults in several pairs of new processes, by more
+than these pairs differ among themselves. Last, graphs as ONNX Runtime has optimized them meet the bundle's own.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.machine import describe_machine
 from xattn_runtime.profile.contestant import Combination
 from xattn_runtime.profile.document import Profile
-from xattn_runtime.profile.estimates import mean_shift
+from xattn_runtime.profile.estimates import Shift, ratio_shift
 from xattn_runtime.profile.matrix import ProfileOptions, Progress, profile_combinations
 from xattn_runtime.profile.optimized import OptimizedVerdict, try_optimized
 from xattn_runtime.providers import CPU
@@ -28,6 +29,10 @@ __all__ = ["Candidate", "Goal", "Tuned", "tune_bundle"]
 
 Goal = Literal["latency", "throughput", "memory", "energy"]
 _THROUGHPUT_BATCH = 4
+# How often the best meets the defaults, each time in new processes: two of the same differ, which one cannot show.
+_MEETINGS = 5
+# What gains less is not worth a file; and for memory or energy, what takes more time than this share is slower.
+_LEAST_GAIN, _AS_FAST = 0.01, 0.01
 _FIGURES: dict[str, Callable[[Profile], float | None]] = {
     "latency": lambda profile: profile.stages["total"].p50.ms,
     "throughput": lambda profile: profile.stages["total"].p50.ms / profile.batch,
@@ -107,9 +112,12 @@ def tune_bundle(
     best, default = ranked[0][1], _candidate(plain, profiles[plain], goal, forms)
     chosen = None
     if best != plain:
-        options = replace(options, time_budget_s=0.25 * time_budget_s)
-        confirmed = _measured([plain, best], goal, options, lambda text, share: tell(text, 0.6 + 0.25 * share))
-        chosen = _confirmed(plain, best, confirmed, goal)
+        options = replace(options, time_budget_s=0.25 * time_budget_s / _MEETINGS)
+        meetings = []
+        for number in range(_MEETINGS):
+            tell("the best against the defaults", 0.6 + 0.25 * number / _MEETINGS)
+            meetings.append(_measured([plain, best], goal, options, lambda text, share: None))
+        chosen = _confirmed(plain, best, meetings, goal)
     taken = plain if chosen is None else best
     verdict = None
     if optimize_into is not None and taken.provider == CPU.name:
@@ -188,24 +196,29 @@ def _candidate(combination: Combination, profile: Profile, goal: Goal, forms: Ma
         combination.spinning,
         combination.arena,
         profile.stages["total"].p50.ms,
-        float("inf") if figure is None else figure,
+        math.inf if figure is None else figure,
     )
 
 
 def _confirmed(
-    plain: Combination, best: Combination, profiles: dict[Combination, Profile], goal: Goal
+    plain: Combination, best: Combination, meetings: Sequence[Mapping[Combination, Profile]], goal: Goal
 ) -> DeviceProfile | None:
-    """The best, if it is surely not slower than the defaults, and for a goal of time surely faster."""
-    if plain not in profiles or best not in profiles:
+    """The best, if its figure is surely below that of the defaults, and for memory and energy no slower."""
+    if not all(one in found for found in meetings for one in (plain, best)):
         return None
-    before, after = profiles[plain], profiles[best]
-    shift = mean_shift(before.rounds["total"], after.rounds["total"])
-    if goal in ("latency", "throughput"):
-        better, gain = shift.high < 0, -shift.share
-    else:
-        figures = [_FIGURES[goal](profile) or float("inf") for profile in (before, after)]
-        better, gain = figures[1] < figures[0] and shift.low <= 0, 1 - figures[1] / figures[0]
-    return _device_profile(replace(best, threads=after.threads), goal, gain) if better else None
+
+    def shift(of: Goal) -> Shift:
+        figures = [[_FIGURES[of](found[one]) or math.inf for found in meetings] for one in (plain, best)]
+        return ratio_shift(*figures)
+
+    gained = shift(goal)
+    if gained.high >= 0 or -gained.share < _LEAST_GAIN:
+        return None
+    if goal in ("memory", "energy"):
+        slower = shift("latency")
+        if slower.low > 0 or slower.share > _AS_FAST:
+            return None
+    return _device_profile(replace(best, threads=meetings[0][best].threads), goal, -gained.share)
 
 
 def _device_profile(one: Combination, goal: Goal, gain: float) -> DeviceProfile:
