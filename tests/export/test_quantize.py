@@ -64,7 +64,7 @@ def test_the_manifest_says_what_was_done(quantized, exported):
     assert list(new.golden.cases) == kept
     for case in new.golden.cases:
         assert (path / case.tensors).read_bytes() == (exported["caption"] / case.tensors).read_bytes()
-    assert new.session_options == {"session.x64quantprecision": "1"}
+    assert new.session_options == {}
 
 
 def test_what_is_stored_as_bytes(quantized):

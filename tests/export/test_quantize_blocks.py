@@ -93,10 +93,7 @@ def test_every_component_has_the_mode_asked_for(mixed):
         "whole": "int4",
         "whole_text": "int4",
     }
-    assert manifest.session_options == {
-        "session.x64quantprecision": "1",
-        "session.qdq_matmulnbits_accuracy_level": "4",
-    }
+    assert manifest.session_options == {"session.qdq_matmulnbits_accuracy_level": "4"}
     graphs = inspect_path(output).to_dict()["graphs"]
     assert {role: graph["precision"] for role, graph in graphs.items()} == {
         "image_encoder": "int8",

@@ -18,13 +18,13 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
 from xattn_export.quantize.layers import FEWEST_WEIGHTS, is_chosen
 from xattn_export.quantize.prepare import Constants, attributes, write_nodes
-from xattn_export.quantize.products import integer_product
-from xattn_export.quantize.weights import quantize_rows
+from xattn_export.quantize.products import COLUMNS, integer_product
+from xattn_export.quantize.rounding import round_weights
 
 __all__ = ["quantize_convolutions"]
 
 # Narrower maps are computed as fast in float32, and the picture itself keeps its precision.
-_FEWEST_CHANNELS = 32
+_FEWEST_CHANNELS = 64
 _ELEMENTWISE = {"Relu", "Add", "Mul", "Gelu", "Sigmoid"}
 
 
@@ -168,9 +168,9 @@ class _Rewriter:
         )
         values = self._node("Reshape", [values, shape], f"{output}_patches")
         weights = self._constants.values(node.input[1]).transpose(0, 2, 3, 1).reshape(given.channels, -1)
-        rounded, scales = quantize_rows(weights)
-        weight = self._constants.add(f"{node.input[1]}_int8", rounded.T)
-        weight_scale = self._constants.add(f"{node.input[1]}_channel_scale", scales[:, 0])
+        rounded = round_weights(weights.T, COLUMNS, "fitted")
+        weight = self._constants.add(f"{node.input[1]}_int8", rounded.values.astype(np.int8))
+        weight_scale = self._constants.add(f"{node.input[1]}_channel_scale", rounded.scales[0])
         weight_zero = self._constants.add(f"{node.input[1]}_zero_point", np.zeros((), np.int8))
         factor, found_name = (weight, weight_scale, weight_zero), f"{output}_scaled"
         self._nodes += integer_product((values, scale, zero), factor, output, found_name, found_name)

@@ -46,7 +46,8 @@ _PRECISIONS: Mapping[Mode, Precision] = {
     "int8-weight": "int8",
     "int4": "int4",
 }
-# Signed weights overflow the 16-bit sums of x86 without VNNI: there, and only there, the runtime sets this.
+# Signed weights whose pairs are not kept within bounds, as those of `int8` are, overflow the 16-bit sums of x86 without
+# VNNI: there, and only there, the runtime sets this.
 _WIDE_SUMS = {"session.x64quantprecision": "1"}
 _ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 _BLOCKED: tuple[Mode, ...] = ("int8-weight", "int4")
@@ -139,7 +140,7 @@ def has_int8_activations(plan: GraphPlan, options: Options) -> bool:
 def session_options(modes: frozenset[Mode], options: Options) -> dict[str, str]:
     """What ONNX Runtime must be told to compute graphs of these modes as they were measured."""
     needed: dict[str, str] = {}
-    if modes - {"fp32", "fp16"} or options.cross == "int8":
+    if "int8-static" in modes or options.cross == "int8":
         needed |= _WIDE_SUMS
     if modes.intersection(_BLOCKED):
         needed[_ACCURACY_LEVEL] = "1" if options.exact_activations else "4"

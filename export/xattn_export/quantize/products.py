@@ -19,8 +19,8 @@ from xattn_export.quantize.rounding import Grid
 
 __all__ = ["COLUMNS", "integer_product", "quantize_products"]
 
-COLUMNS = Grid(8, 0)
-"""Signed bytes, a scale a column."""
+COLUMNS = Grid(8, 0, paired=True)
+"""Signed bytes, a scale a column, whose products x86 processors without VNNI sum exactly at full speed, too."""
 
 
 def quantize_products(
@@ -33,8 +33,8 @@ def quantize_products(
     """Compute large constant products in int8, a scale a column, in place; how many.
 
     Weights are signed and symmetric: ARM's dot product and x86's VNNI both take them at full speed. Processors with
-    neither need `session.x64quantprecision`, which the caller puts into the bundle. `folder`: where weights lie that
-    are beside the graph. `only`: the layers to change, by name.
+    neither sum pairs of products in 16 bits, which these weights keep within. `folder`: where weights lie that are
+    beside the graph. `only`: the layers to change, by name.
     """
     graph = model.graph
     constants = Constants(graph, folder)

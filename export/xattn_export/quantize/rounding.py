@@ -25,6 +25,8 @@ _REFITS = 2
 _HQQ_NORM, _HQQ_PENALTY, _HQQ_GROWTH, _HQQ_ROUNDS = 0.7, 10.0, 1.01, 20
 _GPTQ_DAMPING = 0.01
 _GPTQ_ROWS = 128
+# Twice the largest byte times this is within 16 bits with a sign: 255 x 128 = 32,640.
+_LARGEST_PAIR = 128
 # A vocabulary's product is rounded in parts, so that little more than the weights is in memory.
 _COLUMNS_AT_ONCE = 8192
 
@@ -34,11 +36,14 @@ class Grid:
     """What a weight may become: whole numbers of `bits` bits, times a scale for every `block` rows of a column.
 
     block: 0 for a scale a column. symmetric: without zero points; the values are signed then, else unsigned.
+    paired: rows 2 k and 2 k + 1 add up to 128 at most, so that what unsigned bytes times them add up to is within 16
+    bits.
     """
 
     bits: int
     block: int
     symmetric: bool = True
+    paired: bool = False
 
     @property
     def lowest(self) -> int:
@@ -115,7 +120,23 @@ def _rounded(
 
 def _values(blocks: _Floats, grid: Grid, scales: _Floats, zeros: _Floats) -> _Floats:
     values: _Floats = np.clip(np.rint(blocks / scales) + zeros, grid.lowest, grid.highest)
-    return values
+    return _within_pairs(values) if grid.paired else values
+
+
+def _within_pairs(values: _Floats) -> _Floats:
+    """The nearest values of which rows 2 k and 2 k + 1 add up to `_LARGEST_PAIR` at most, by magnitude."""
+    size = values.shape[1] // 2 * 2
+    first, second = values[:, :size:2], values[:, 1:size:2]
+    total = first + second
+    excess = np.maximum(np.abs(total) - _LARGEST_PAIR, 0)
+    if not excess.any():
+        return values
+    more, less = np.sign(total) * np.ceil(excess / 2), np.sign(total) * np.floor(excess / 2)
+    is_first = np.abs(first) >= np.abs(second)
+    found = values.copy()
+    found[:, :size:2] -= np.where(is_first, more, less)
+    found[:, 1:size:2] -= np.where(is_first, less, more)
+    return found
 
 
 def _widest(blocks: _Floats, grid: Grid, share: float) -> tuple[_Floats, _Floats]:
@@ -130,6 +151,10 @@ def _widest(blocks: _Floats, grid: Grid, share: float) -> tuple[_Floats, _Floats
         return scales, np.clip(np.rint(-low / scales), 0, grid.highest)
     if grid.lowest == -grid.highest:
         widest = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(grid.highest)
+        size = blocks.shape[1] // 2 * 2
+        if grid.paired and size:
+            pairs = np.abs(blocks[:, :size:2] + blocks[:, 1:size:2])
+            widest = np.maximum(widest, pairs.max(axis=1, keepdims=True) / np.float32(_LARGEST_PAIR))
     else:
         at = np.abs(blocks).argmax(axis=1, keepdims=True)
         widest = np.take_along_axis(blocks, at, axis=1) / np.float32(grid.lowest)
@@ -210,12 +235,15 @@ def _compensated(weights: _Floats, grid: Grid, scales: _Floats, zeros: _Floats, 
     left = weights[order].copy()
     block_of = order // (grid.block or rows)
     found = np.empty_like(left)
+    places = np.append(np.argsort(order), rows)  # of each row in this order; the last of an odd number has no other
     for start in range(0, rows, _GPTQ_ROWS):
         stop = min(start + _GPTQ_ROWS, rows)
         errors = np.empty_like(left[start:stop])
         for row in range(start, stop):
             scale, zero = scales[block_of[row], 0], zeros[block_of[row], 0]
             found[row] = np.clip(np.rint(left[row] / scale) + zero, grid.lowest, grid.highest)
+            if grid.paired and (other := places[order[row] ^ 1]) < row:
+                found[row] = np.clip(found[row], -_LARGEST_PAIR - found[other], _LARGEST_PAIR - found[other])
             errors[row - start] = (left[row] - (found[row] - zero) * scale) / upper[row, row]
             left[row + 1 : stop] -= upper[row, row + 1 : stop, None] * errors[row - start]
         left[stop:] -= upper[start:stop, stop:].T @ errors

@@ -15,13 +15,14 @@ from onnx import ModelProto, NodeProto, helper
 
 from xattn_export.quantize.layers import Layer, Rounder, find_layers, layer_name
 from xattn_export.quantize.prepare import Constants, replace_nodes
-from xattn_export.quantize.products import COLUMNS
+from xattn_export.quantize.rounding import Grid
 from xattn_export.quantize.weights import quantize_rows
 from xattn_runtime.errors import XattnError
 
 __all__ = ["quantize_static", "watched_tensors"]
 
 _KINDS = ("product", "convolution")
+_COLUMNS = Grid(8, 0)
 _LARGEST_BYTE = 255
 _LARGEST_SUM = 2**31 - 1
 
@@ -119,7 +120,7 @@ class _Writer:
         if name in self._weights:
             node.input[1] = self._weights[name]
             return []
-        rounded = self._rounder(self._constants.values(name), COLUMNS, node.input[0], node.output[0])
+        rounded = self._rounder(self._constants.values(name), _COLUMNS, node.input[0], node.output[0])
         node.input[1] = self._weights[name] = f"{name}_restored"
         return [self._restored(name, rounded.values.astype(np.int8), rounded.scales[0], 1)]
 
