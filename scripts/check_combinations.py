@@ -35,6 +35,8 @@ from xattn_edge.encoders import (
 from xattn_edge.fusion import FUSIONS, FusionConfig
 from xattn_edge.models import (
     Checkpoint,
+    CrossModalCaptionConfig,
+    CrossModalCaptionModel,
     CrossModalVqaConfig,
     CrossModalVqaModel,
     ModelConfig,
@@ -49,7 +51,7 @@ from xattn_edge.training.pixels import image_preprocessing
 from xattn_export import export_checkpoint, inspect_path, quantize_bundle
 from xattn_runtime.verify import verify_bundle
 
-TASKS = ("vqa", "sentiment", "retrieval")
+TASKS = ("vqa", "sentiment", "retrieval", "caption")
 WIDTH, SIDE_PX, VOCABULARY, LONGEST = 48, 32, 24, 10
 WORDS = ("[PAD]", "[UNK]", "[START]", "[END]", *(f"word{number}" for number in range(VOCABULARY - 4)))
 OPTIONS = {
@@ -89,6 +91,18 @@ def configuration(task: str, mechanism: str, options: str, fusion: str, image: s
             dropout=0.1,
             answers=("yes", "no", "red"),
         )
+    if task == "caption":
+        return CrossModalCaptionConfig(
+            image=image_encoder(image),
+            mechanism=how,
+            fusion=fusion_of(fusion, 2),
+            layers=1,
+            width=WIDTH,
+            dropout=0.1,
+            vocabulary=VOCABULARY,
+            max_tokens=LONGEST,
+            **{f"{name}_token_id": number for name, number in (("pad", 0), ("start", 2), ("end", 3))},
+        )
     if task == "sentiment":
         return SentimentConfig(
             text=text_encoder(text),
@@ -116,7 +130,9 @@ def combinations(tasks: tuple[str, ...]) -> Iterator[tuple[str, str, str, str, s
     for task in tasks:
         # Retrieval has no decision to fuse to: its two sides meet in one space.
         fusions = tuple(FUSIONS) if task != "retrieval" else ("none",)
-        yield from product([task], MECHANISMS, OPTIONS, fusions, IMAGE_ENCODERS, TEXT_ENCODERS)
+        # A caption has a decoder in the place of an encoder of text.
+        texts = TEXT_ENCODERS if task != "caption" else ("decoder",)
+        yield from product([task], MECHANISMS, OPTIONS, fusions, IMAGE_ENCODERS, texts)
 
 
 def train_a_step(model: torch.nn.Module) -> None:
@@ -126,6 +142,9 @@ def train_a_step(model: torch.nn.Module) -> None:
     mask = torch.ones_like(ids)
     if isinstance(model, CrossModalVqaModel):
         loss = F.cross_entropy(model(pixels, ids, mask), torch.tensor([0, 1, 2]))
+    elif isinstance(model, CrossModalCaptionModel):
+        logits = model(pixels, ids[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     elif isinstance(model, SentimentModel):
         speech, frames = torch.randn(3, 20, SPEECH.bands), torch.randn(3, 2, 3, SIDE_PX, SIDE_PX)
         ones = [torch.ones(3, count, dtype=torch.int64) for count in (20, 2)]

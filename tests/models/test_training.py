@@ -215,4 +215,15 @@ def test_a_combination_that_cannot_be(small, tmp_path):
     with pytest.raises(UserError, match=r"mechanism: expected one of .*, found 'telepathy'"):
         train("vqa", tmp_path / "new", steps=1, combination=Combination(mechanism="telepathy"))
     with pytest.raises(UserError, match="leave --mechanism and its like out"):
-        train("caption", tmp_path / "new", steps=1, combination=Combination())
+        train("retrieval", tmp_path / "new", steps=1, combination=Combination())
+    with pytest.raises(UserError, match="two-way: mechanism: expected text_to_image, as a caption grows word by word"):
+        train("caption", tmp_path / "new", steps=1, combination=Combination(mechanism="two_way"))
+
+
+def test_a_captioner_of_other_parts_is_trained(small, tmp_path):
+    combination = Combination(weighting="hard", fusion="dynamic", layers=1)
+    report = train("caption", tmp_path / "new", steps=2, combination=combination)
+    checkpoint = load_checkpoint(tmp_path / "new")
+    assert checkpoint.name == "emoji-caption-text-to-image-hard-dynamic"
+    assert checkpoint.config.fusion.name == "dynamic" and len(checkpoint.model.layers) == 1
+    assert report.evaluation["metric"] == "exact_match"

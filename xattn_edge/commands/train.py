@@ -36,18 +36,21 @@ def train(
         Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="What reads the question (vqa).")
     ] = None,
     mechanism: Annotated[
-        str | None, typer.Option("--mechanism", help="How question and picture read each other (vqa).")
+        str | None, typer.Option("--mechanism", help="How text and picture read each other (vqa; caption knows one).")
     ] = None,
     similarity: Annotated[
-        str | None, typer.Option("--similarity", help="dot, scaled_dot, cosine or additive (vqa).")
+        str | None, typer.Option("--similarity", help="dot, scaled_dot, cosine or additive (vqa, caption).")
     ] = None,
-    weighting: Annotated[str | None, typer.Option("--weighting", help="soft or hard (vqa).")] = None,
+    weighting: Annotated[str | None, typer.Option("--weighting", help="soft or hard (vqa, caption).")] = None,
     fusion: Annotated[
-        str | None, typer.Option("--fusion", help="How both become an answer (vqa); see docs/mechanisms.md.")
+        str | None,
+        typer.Option(
+            "--fusion", help="How both become an answer or the next word (vqa, caption); see docs/mechanisms.md."
+        ),
     ] = None,
     hops: Annotated[int | None, typer.Option("--hops", min=1, help="Of --mechanism multi_hop.")] = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="How often question and picture read each other (vqa).")
+        int | None, typer.Option("--layers", min=1, help="How often text and picture read each other (vqa, caption).")
     ] = None,
     eye: Annotated[
         Path | None,
@@ -73,6 +76,7 @@ def train(
       xattn-edge train caption -o checkpoints/emoji-caption --seed 1
       xattn-edge train retrieval -o checkpoints/emoji-retrieval --eye checkpoints/emoji-caption
       xattn-edge train vqa -o runs/hops --mechanism multi_hop --hops 3
+      xattn-edge train caption -o runs/hard --weighting hard --fusion dynamic
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_edge.training import Combination

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from xattn_edge.models.caption import CaptionModel
 from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
 from xattn_edge.models.cross_modal import CrossModalVqaModel
+from xattn_edge.models.cross_modal_caption import CrossModalCaptionModel
+from xattn_edge.models.cross_modal_config import CrossModalCaptionConfig, CrossModalVqaConfig
 from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
 from xattn_edge.models.sentiment import SentimentConfig, SentimentModel
 from xattn_edge.models.vqa import VqaModel
@@ -42,7 +44,16 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-Model = VqaModel | CaptionModel | CrossModalVqaModel | RetrievalModel | SentimentModel
+Model = VqaModel | CaptionModel | CrossModalVqaModel | CrossModalCaptionModel | RetrievalModel | SentimentModel
+
+_MODELS: Mapping[type[ModelConfig], Callable[[Any], Model]] = {
+    VqaConfig: VqaModel,
+    CaptionConfig: CaptionModel,
+    CrossModalVqaConfig: CrossModalVqaModel,
+    CrossModalCaptionConfig: CrossModalCaptionModel,
+    RetrievalConfig: RetrievalModel,
+    SentimentConfig: SentimentModel,
+}
 
 
 @dataclass(frozen=True)
@@ -63,13 +74,7 @@ class Checkpoint:
 
 def build_model(config: ModelConfig) -> Model:
     """A model of this configuration with random weights."""
-    if isinstance(config, VqaConfig):
-        return VqaModel(config)
-    if isinstance(config, RetrievalConfig):
-        return RetrievalModel(config)
-    if isinstance(config, SentimentConfig):
-        return SentimentModel(config)
-    return CaptionModel(config) if isinstance(config, CaptionConfig) else CrossModalVqaModel(config)
+    return _MODELS[type(config)](config)
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:

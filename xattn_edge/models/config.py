@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 
 from xattn_edge.encoders import TEXT_ENCODERS, ImageEncoder
 from xattn_edge.encoders.image import check_feature_map
-from xattn_edge.models.cross_modal_config import CrossModalVqaConfig
+from xattn_edge.models.cross_modal_config import CrossModalCaptionConfig, CrossModalVqaConfig
 from xattn_edge.models.retrieval import RetrievalConfig
 from xattn_edge.models.sentiment import SentimentConfig
 
@@ -78,7 +78,9 @@ class CaptionConfig(_ImageConfig):
     end_token_id: int
 
 
-ModelConfig = VqaConfig | CaptionConfig | CrossModalVqaConfig | RetrievalConfig | SentimentConfig
+ModelConfig = (
+    VqaConfig | CaptionConfig | CrossModalVqaConfig | CrossModalCaptionConfig | RetrievalConfig | SentimentConfig
+)
 
 
 def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
@@ -87,10 +89,10 @@ def config_from_dict(task: str, values: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ValueError: an unknown task, a missing, unknown or impossible value.
     """
-    vqa = CrossModalVqaConfig if "mechanism" in values else VqaConfig
+    combined = "mechanism" in values
     kinds: dict[str, type[ModelConfig]] = {
-        "vqa": vqa,
-        "caption": CaptionConfig,
+        "vqa": CrossModalVqaConfig if combined else VqaConfig,
+        "caption": CrossModalCaptionConfig if combined else CaptionConfig,
         "retrieval": RetrievalConfig,
         "sentiment": SentimentConfig,
     }

@@ -1,4 +1,4 @@
-"""Visual question answering as a combination: mechanism × fusion × encoders, typed and frozen."""
+"""Visual question answering and captioning as a combination: mechanism × fusion × encoders, typed and frozen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from xattn_edge.attention import MechanismConfig
 from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import FusionConfig
 
-__all__ = ["CrossModalVqaConfig"]
+__all__ = ["CrossModalCaptionConfig", "CrossModalVqaConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,3 +53,53 @@ class CrossModalVqaConfig:
             )
         if self.fusion.weights is not None and len(self.fusion.weights) != 2:
             raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(self.fusion.weights)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossModalCaptionConfig:
+    """Pictures described word by word.
+
+    image: the encoder. mechanism: how a word reads the picture; its heads are also those of self-attention. layers: of
+        the decoder, each with weights of its own. fusion: how what has been said and what has been seen become the next
+        word. width: of all tokens. vocabulary: number of token ids. max_tokens: positions of the decoder, the start
+        token among them.
+
+    Raises:
+        ValueError: parts that do not go together; says which and why.
+    """
+
+    image: ImageEncoderConfig
+    mechanism: MechanismConfig
+    fusion: FusionConfig
+    layers: int
+    width: int
+    dropout: float
+    vocabulary: int
+    max_tokens: int
+    pad_token_id: int
+    start_token_id: int
+    end_token_id: int
+
+    def __post_init__(self) -> None:
+        if self.mechanism.name != "text_to_image":
+            raise ValueError(
+                f"mechanism: expected text_to_image, as a caption grows word by word and the picture is read once "
+                f"before it, found {self.mechanism.name}, whose picture or words would read words that are yet to come"
+            )
+        for part, number in {"mechanism": self.heads, "image encoder": self.image.heads}.items():
+            if number < 1 or self.width % number:
+                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        if self.layers < 1:
+            raise ValueError(f"layers: expected at least 1, found {self.layers}")
+        if self.fusion.weights is not None and len(self.fusion.weights) != 2:
+            raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(self.fusion.weights)}")
+
+    @property
+    def heads(self) -> int:
+        """Of every attention in the decoder."""
+        return self.mechanism.options.heads
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the picture."""
+        return self.image.image_size_px

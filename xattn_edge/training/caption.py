@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from xattn_edge.data.emoji_names import scene_words
 from xattn_edge.data.vocabulary import END, PADDING, START, caption_tokenizer
 from xattn_edge.evaluation.floors import NearestPixels
 from xattn_edge.evaluation.metrics import caption_metrics
-from xattn_edge.models import CaptionConfig, CaptionModel
+from xattn_edge.models import CaptionConfig, CaptionModel, CrossModalCaptionModel, build_model
+from xattn_edge.training.combination import Combination
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 
@@ -37,19 +38,19 @@ class CaptionTask:
     two classifiers are thrown away afterwards.
     """
 
-    def __init__(self, recipe: Recipe, seed: int) -> None:
+    def __init__(self, recipe: Recipe, seed: int, combination: Combination | None = None) -> None:
         self._data = EmojiCaptions()
         self._recipe, self._seed = recipe, seed
         self.tokenizer: Tokenizer = caption_tokenizer([*self._data.training_captions(), *scene_words()])
-        self.config = CaptionConfig(
-            **recipe.model_size(),
-            vocabulary=self.tokenizer.get_vocab_size(),
-            decoder_layers=recipe.layers,
-            pad_token_id=PADDING,
-            start_token_id=START,
-            end_token_id=END,
+        vocabulary = self.tokenizer.get_vocab_size()
+        special: dict[str, Any] = {"pad_token_id": PADDING, "start_token_id": START, "end_token_id": END}
+        self.config = (
+            CaptionConfig(**recipe.model_size(), **special, vocabulary=vocabulary, decoder_layers=recipe.layers)
+            if combination is None
+            else combination.caption_config(recipe, vocabulary, **special)
         )
-        self.trained_model = CaptionModel(self.config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = cast(CaptionModel | CrossModalCaptionModel, build_model(self.config))
+        self.trained_model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.concept_classifier = nn.Linear(recipe.width, len(self._data.concepts))
         self.tone_classifier = nn.Linear(recipe.width, len(self._data.tones))
         self.model = nn.ModuleList([self.trained_model, self.concept_classifier, self.tone_classifier])

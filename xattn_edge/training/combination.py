@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 
 from xattn_edge.attention import AttentionOptions, MechanismConfig
 from xattn_edge.encoders import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import FusionConfig
-from xattn_edge.models import CrossModalVqaConfig
+from xattn_edge.models import CrossModalCaptionConfig, CrossModalVqaConfig
 from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import UserError
 
@@ -47,11 +49,9 @@ class Combination:
         self, recipe: Recipe, vocabulary: int, answers: tuple[str, ...], text_encoder: str = "lstm"
     ) -> CrossModalVqaConfig:
         """The model for questions about pictures, of the size of `recipe`; UserError for what does not go together."""
-        try:
+        with self._told():
             return CrossModalVqaConfig(
-                image=ImageEncoderConfig(
-                    name="cnn", image_size_px=recipe.image_size_px, channels=recipe.channels, blocks=recipe.blocks
-                ),
+                image=_image_encoder(recipe),
                 text=TextEncoderConfig(
                     name=text_encoder,
                     vocabulary=vocabulary,
@@ -66,5 +66,35 @@ class Combination:
                 dropout=recipe.dropout,
                 answers=answers,
             )
+
+    def caption_config(
+        self, recipe: Recipe, vocabulary: int, *, pad_token_id: int, start_token_id: int, end_token_id: int
+    ) -> CrossModalCaptionConfig:
+        """The model that describes pictures, of the size of `recipe`; UserError for what does not go together."""
+        with self._told():
+            return CrossModalCaptionConfig(
+                image=replace(_image_encoder(recipe), layers=recipe.image_layers, heads=recipe.heads),
+                mechanism=self.mechanism_config(recipe.heads),
+                fusion=self.fusion_config(modalities=2),
+                layers=self.layers,
+                width=recipe.width,
+                dropout=recipe.dropout,
+                vocabulary=vocabulary,
+                max_tokens=recipe.max_tokens,
+                pad_token_id=pad_token_id,
+                start_token_id=start_token_id,
+                end_token_id=end_token_id,
+            )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except ValueError as error:
             raise UserError(f"{self.label()}: {error}") from error
+
+
+def _image_encoder(recipe: Recipe) -> ImageEncoderConfig:
+    return ImageEncoderConfig(
+        name="cnn", image_size_px=recipe.image_size_px, channels=recipe.channels, blocks=recipe.blocks
+    )

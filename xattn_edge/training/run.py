@@ -72,7 +72,7 @@ def train(
         seed: of weights, batches and dropout.
         steps: optimizer steps, if not those of the recipe.
         text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
-        combination: mechanism and fusion of the model, for `vqa` alone; without it, the default's two layers of
+        combination: mechanism and fusion of the model, for `vqa` and `caption`; without it, the default's layers of
             cross-attention.
         eye: a checkpoint of captioning whose image encoder training begins with, for `retrieval` alone.
         threads: within an operator; if not given all cores but one, which makes the batches.
@@ -87,7 +87,7 @@ def train(
         raise UserError(f"unknown task {task!r}; expected one of {', '.join(RECIPES)}")
     if text_encoder is not None and task != "vqa":
         raise UserError(f"the task {task!r} has no text encoder; leave --text-encoder out")
-    if combination is not None and task != "vqa":
+    if combination is not None and task not in ("vqa", "caption"):
         raise UserError(f"the task {task!r} has a mechanism of its own; leave --mechanism and its like out")
     if eye is not None and task != "retrieval":
         raise UserError(f"the task {task!r} begins with random weights; leave --eye out")
@@ -99,15 +99,15 @@ def train(
     tell(TrainProgress(0, recipe.steps, None, "reading the data"))
     torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     torch.manual_seed(seed)
+    if combination is not None:
+        recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
     if task == "vqa":
-        if combination is not None:
-            recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
         return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
     if task == "retrieval":
         return _run(task, RetrievalTask(recipe, seed, eye), recipe, output, seed, tell)
     if task == "sentiment":
         return _run(task, SentimentTask(recipe, seed), recipe, output, seed, tell)
-    return _run(task, CaptionTask(recipe, seed), recipe, output, seed, tell)
+    return _run(task, CaptionTask(recipe, seed, combination), recipe, output, seed, tell)
 
 
 def _run(

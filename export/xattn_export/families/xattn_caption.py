@@ -1,7 +1,8 @@
-"""Captioning checkpoints of `xattn-edge train caption`: an image encoder and a decoder with cross-attention."""
+"""Captioning checkpoints of `xattn-edge train caption`: an image encoder and a decoder that attends to the picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_edge.models import CaptionModel, load_checkpoint
+from xattn_edge.models import Captioner, CaptionModel, CrossModalCaptionModel, load_checkpoint
 from xattn_edge.models.caption import DecoderLayer
+from xattn_edge.models.cross_modal_caption import CrossModalDecoderLayer
 from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
 from xattn_export.families.drawings import caption_pictures
 from xattn_export.families.xattn import (
@@ -23,7 +25,7 @@ from xattn_export.families.xattn import (
     pairs,
     unknown_token_id,
 )
-from xattn_runtime.contract import past_names, present_names
+from xattn_runtime.contract import cross_names, past_names, present_names
 from xattn_runtime.manifest import Decoding
 
 __all__ = ["XATTN_CAPTION"]
@@ -39,17 +41,13 @@ class DecoderGraph(nn.Module):
 
     def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """`caches` holds the past keys and values of every layer, then the cross keys and values."""
-        model = self.model
-        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
-        length, past_length = input_ids.shape[1], past[0].key.shape[2]
-        # Positions by lookup: a slice of the table would bind `past` and `length` to its size in the exported program.
-        positions = torch.arange(past_length, past_length + length, device=input_ids.device)
-        tokens = model.embedding(input_ids) + F.embedding(positions, model.position)
+        past, cross = _past_and_cross(caches, len(self.layers))
+        tokens = _embedded(self.model, input_ids, past[0])
         present = []
         for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
             tokens, layer_present = layer(tokens, layer_past, layer_cross)
             present.append(layer_present)
-        return *_head(cast(Tensor, model.head(model.norm(tokens[:, -1])))), *flatten(present)
+        return *_head(cast(Tensor, self.model.head(self.model.norm(tokens[:, -1])))), *flatten(present)
 
 
 class DecoderLayerGraph(nn.Module):
@@ -67,11 +65,44 @@ class DecoderLayerGraph(nn.Module):
         return self.cross(tokens + attended, context), present
 
 
+class CrossModalDecoderGraph(nn.Module):
+    """The same for a `CrossModalCaptionModel`."""
+
+    def __init__(self, model: CrossModalCaptionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.attentions = nn.ModuleList(
+            SelfAttentionGraph(cast(CrossModalDecoderLayer, layer).self_attention) for layer in model.layers
+        )
+
+    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """As `DecoderGraph.forward`."""
+        past, cross = _past_and_cross(caches, len(self.attentions))
+        tokens = _embedded(self.model, input_ids, past[0])
+        seen, present = tokens, []
+        for module, own, layer_past, layer_cross in zip(self.model.layers, self.attentions, past, cross, strict=True):
+            layer, attention = cast(CrossModalDecoderLayer, module), cast(SelfAttentionGraph, own)
+            attended, layer_present = attention.with_cache(layer.self_attention_norm(tokens), layer_past)
+            tokens, seen = layer.look(tokens + attended, layer_cross)
+            present.append(layer_present)
+        return *_head(self.model.decide(tokens[:, -1], seen[:, -1])), *flatten(present)
+
+
+class ContextGraph(nn.Module):
+    """Picture `[batch, 3, side, side]` to what the layers of a `CrossModalCaptionModel` read."""
+
+    def __init__(self, model: CrossModalCaptionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return flatten(self.model.encode_image(pixel_values))
+
+
 def _open(folder: Path) -> Source:
     checkpoint = load_checkpoint(folder)
-    model = cast(CaptionModel, checkpoint.model)
+    model = cast(Captioner, checkpoint.model)
     config = model.config
-    cross = [cast(DecoderLayer, layer).cross.attention for layer in model.layers]
     # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
     most_new_tokens = config.max_tokens - 1
 
@@ -86,7 +117,7 @@ def _open(folder: Path) -> Source:
         task="caption",
         license=checkpoint.license,
         weights=folder / "model.safetensors",
-        roles=(image_encoder_role(model, cross), _decoder_role(model)),
+        roles=_roles(model),
         image_steps=image_steps(checkpoint),
         tokenizer_json=checkpoint.tokenizer_json,
         unknown_token_id=unknown_token_id(checkpoint),
@@ -98,26 +129,58 @@ def _open(folder: Path) -> Source:
     )
 
 
-def _decoder_role(model: CaptionModel) -> Role:
+def _roles(model: Captioner) -> tuple[Role, Role]:
+    if isinstance(model, CrossModalCaptionModel):
+        image, options = model.config.image, model.config.mechanism.options
+        encoder = Role(
+            name="image_encoder",
+            module=ContextGraph(model),
+            reference=lambda pixel_values: flatten(model.encode_image(pixel_values)),
+            inputs=(TensorSpec("pixel_values", ("batch", 3, image.image_size_px, image.image_size_px), "normal"),),
+            outputs=tuple(cross_names(len(model.layers))),
+            attends=image.layers > 0,
+        )
+        return encoder, _decoder_role(model, CrossModalDecoderGraph(model), options.key_heads, image.side**2)
+    captioner = cast(CaptionModel, model)
+    cross = [cast(DecoderLayer, layer).cross.attention for layer in captioner.layers]
+    decoder = _decoder_role(model, DecoderGraph(captioner), captioner.config.heads, captioner.config.image_tokens)
+    return image_encoder_role(captioner, cross), decoder
+
+
+def _decoder_role(model: Captioner, graph: nn.Module, cross_heads: int, image_tokens: int) -> Role:
     config = model.config
-    layers, head_width = config.decoder_layers, config.width // config.heads
+    layers, head_width = len(model.layers), config.width // config.heads
 
     def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        logits, present = model.decode(input_ids, pairs(caches[: 2 * layers]), pairs(caches[2 * layers :]))
+        logits, present = model.decode(input_ids, *_past_and_cross(caches, layers))
         return *_head(logits[:, -1]), *flatten(present)
 
     return Role(
         name="decoder",
-        module=DecoderGraph(model),
+        module=graph,
         reference=reference,
         inputs=(
             TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocabulary),
             *(TensorSpec(name, ("batch", config.heads, "past", head_width), "normal") for name in past_names(layers)),
-            *cross_specs(layers, config.heads, config.image_tokens, head_width),
+            *cross_specs(layers, cross_heads, image_tokens, head_width),
         ),
         outputs=("logits", "next_token", "next_log_prob", *present_names(layers)),
         longest=config.max_tokens,
     )
+
+
+def _past_and_cross(caches: Sequence[Tensor], layers: int) -> tuple[list[KeyValue], list[KeyValue]]:
+    return pairs(caches[: 2 * layers]), pairs(caches[2 * layers :])
+
+
+def _embedded(model: Captioner, input_ids: Tensor, past: KeyValue) -> Tensor:
+    """Tokens of ids after `past`.
+
+    Positions by lookup: a slice of the table would bind `past` and `length` to its size in the exported program.
+    """
+    past_length = past.key.shape[2]
+    positions = torch.arange(past_length, past_length + input_ids.shape[1], device=input_ids.device)
+    return cast(Tensor, model.embedding(input_ids) + F.embedding(positions, model.position))
 
 
 def _head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
