@@ -8,7 +8,6 @@ again in Python. On a device with a memory of its own, greedy decoding leaves th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from xattn_runtime.contract import cross_names, past_names, prefix_names, presen
 from xattn_runtime.errors import BundleError
 from xattn_runtime.session import GraphSession, Tensor
 
-__all__ = ["DecoderStep", "FirstStep", "GreedyToken"]
+__all__ = ["DecoderStep", "FirstStep"]
 
 
 _NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
@@ -26,17 +25,6 @@ _NUMPY_DTYPES: Mapping[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
     "tensor(int8)": np.int8,
 }
-
-
-@dataclass(frozen=True)
-class GreedyToken:
-    """What the graph itself chooses for every row.
-
-    token_ids: int64 `[batch]`, the argmax. log_probs: float32 `[batch]`, its natural log-probability.
-    """
-
-    token_ids: NDArray[np.int64]
-    log_probs: NDArray[np.float32]
 
 
 class FirstStep:
@@ -76,7 +64,7 @@ class FirstStep:
 
     def prompt(self, image: Mapping[str, Tensor], token_ids: Sequence[int]) -> NDArray[np.int64]:
         """`token_ids` for every image, int64 `[batch, length]`."""
-        return np.tile(np.array(token_ids, dtype=np.int64), (_batch(image), 1))
+        return np.array([token_ids] * _batch(image), dtype=np.int64)
 
 
 class DecoderStep(FirstStep):
@@ -87,6 +75,8 @@ class DecoderStep(FirstStep):
         super().__init__(session)
         self._session = session
         self._present_names = present_names(session.layers("past"))
+        self._greedy_names = ("next_token", "next_log_prob", *self._present_names)
+        self._logits_names = ("logits", *self._present_names)
 
     def check_ids(self, token_ids: Iterable[int]) -> None:
         """BundleError where the decoder can never give one of `token_ids`."""
@@ -109,13 +99,14 @@ class DecoderStep(FirstStep):
         cross: Mapping[str, Tensor],
         *,
         hold: bool = False,
-    ) -> tuple[GreedyToken, dict[str, Tensor]]:
-        """One step over `input_ids`, int64 `[batch, length]`: the best token, and the cache for the next step.
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, Tensor]]:
+        """One step over `input_ids`, int64 `[batch, length]`: what the graph itself chooses for every row.
 
-        hold: whether the cache stays in the memory of the device, if it has one of its own.
+        That is the argmax, int64 `[batch]`, its natural log-probability, float32 `[batch]`, and the cache for the next
+        step. hold: whether the cache stays in the memory of the device, if it has one of its own.
         """
-        (token_ids, log_probs), past = self._run(("next_token", "next_log_prob"), input_ids, past, cross, hold=hold)
-        return GreedyToken(token_ids, log_probs), past
+        found = self._run(self._greedy_names, input_ids, past, cross, hold)
+        return found[0], found[1], dict(zip(self._past_names, found[2:], strict=True))
 
     def logits(
         self,
@@ -126,21 +117,19 @@ class DecoderStep(FirstStep):
         hold: bool = False,
     ) -> tuple[NDArray[np.float32], dict[str, Tensor]]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
-        (logits,), past = self._run(("logits",), input_ids, past, cross, hold=hold)
-        return logits, past
+        found = self._run(self._logits_names, input_ids, past, cross, hold)
+        return found[0], dict(zip(self._past_names, found[1:], strict=True))
 
     def _run(
         self,
-        wanted: tuple[str, ...],
+        outputs: Sequence[str],
         input_ids: NDArray[np.int64],
         past: Mapping[str, Tensor],
         cross: Mapping[str, Tensor],
-        *,
         hold: bool,
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+    ) -> list[Tensor]:
         inputs = {"input_ids": input_ids, **past, **cross}
-        found = self._session.run([*wanted, *self._present_names], inputs, self._present_names if hold else ())
-        return found[: len(wanted)], dict(zip(self._past_names, found[len(wanted) :], strict=True))
+        return self._session.run(outputs, inputs, self._present_names if hold else ())
 
 
 def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 from xattn_runtime._reading import show
@@ -68,7 +69,11 @@ class DecodingOptions:
         """Names of the options that ask for something."""
         return tuple(field.name for field in fields(self) if getattr(self, field.name) != field.default)
 
-    @property
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, list):  # so that equal options are one key
+            object.__setattr__(self, "stop", tuple(self.stop))
+
+    @cached_property
     def sampling(self) -> Sampling | None:
         """How tokens are drawn; None where none are."""
         asked = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
@@ -76,13 +81,15 @@ class DecodingOptions:
 
     def with_shortcuts(self, beams: int | None, max_new_tokens: int | None) -> DecodingOptions:
         """These and two that calls take by themselves as well; UserError where both are given and differ."""
+        if beams is None and max_new_tokens is None:
+            return self
         given = {"beams": beams, "max_new_tokens": max_new_tokens}
         for name, value in given.items():
             known = getattr(self, name)
             if value is not None and known is not None and known != value:
                 raise UserError(f"{name}: expected one number, found {show(value)} and, in the options, {show(known)}")
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        return replace(self, **asked) if asked else self
+        return replace(self, **asked)
 
     def asked(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
         """The settings of one call: `decoding`, a bundle's, as these options change it, with a prompt.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from xattn_runtime._reading import ObjectReader, show
@@ -69,7 +70,7 @@ class Decoding:
         barred = (*self.suppressed_token_ids, *self.begin_suppressed_token_ids, *self.bad_token_ids)
         return frozenset((*self.end_token_ids, *barred, *(token_id for token_id in forced if token_id is not None)))
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """Whether it is greedy, and nothing is ever done to the scores."""
         settings_of_scores = (

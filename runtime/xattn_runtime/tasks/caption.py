@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
 __all__ = ["Caption", "CaptionTask", "CaptionTiming", "ScoredText"]
+
+
+_AS_BUNDLED = DecodingOptions()
+# Checking what is asked of a small model takes as long as a tenth of a token, and most calls ask the same.
+_KNOWN = 64
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,13 @@ class CaptionTask(Closable):
             raise BundleError(f"{bundle.path}: expected a bundle for caption, found one for {bundle.manifest.task}")
         self.bundle = bundle
         self.settings = session_settings(provider, threads, bundle)
-        self._decoding = decoding
         session = open_generation(bundle, self.settings)
         self._encoder = ImageEncoder(bundle, self.settings)
         self._reader = open_reader(bundle, self.settings, self._encoder.session)
         giver = self._encoder.session if self._reader is None else self._reader.session
         self._generator = TextGenerator(bundle, self.settings, session, giver, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
+        self._known = lru_cache(_KNOWN)(partial(_asked, self._codec, decoding, self._reader is not None))
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of calls; ImageError where it cannot be used."""
@@ -192,7 +198,7 @@ class CaptionTask(Closable):
             return self.caption_batch(image, prompt, beams, max_new_tokens, options)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
-        options = (options or DecodingOptions()).with_shortcuts(beams, max_new_tokens)
+        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
         if not known:
             self._asked(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
@@ -215,7 +221,7 @@ class CaptionTask(Closable):
         options: DecodingOptions | None = None,
     ) -> list[Caption]:
         """The captions of several images, decoded together; each one's times are its share of the whole."""
-        options = (options or DecodingOptions()).with_shortcuts(beams, max_new_tokens)
+        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
         self._asked(WHOLE, prompt, options)
         if not images:
             return []
@@ -307,25 +313,26 @@ class CaptionTask(Closable):
 
         Ids begin with those of the prefix.
         """
-        found: dict[int, tuple[TokenSequence, ...]] = {}
-        for grid in dict.fromkeys(one.grid for one in encoded):
-            rows = [row for row, one in enumerate(encoded) if one.grid == grid]
+        groups: dict[Grid, list[int]] = {}
+        for row, one in enumerate(encoded):
+            groups.setdefault(one.grid, []).append(row)
+        found: dict[int, tuple[tuple[TokenSequence, ...], tuple[str, ...]]] = {}
+        for grid, rows in groups.items():
             asked = self._asked(grid, prompt, options)
             context = self._context(concatenate([encoded[row] for row in rows]), asked)
             best = self._generator.generate_best(context, asked.decoding, options.sampling, asked.stop, options.n_best)
-            found |= zip(rows, (tuple(one.after(asked.prefix_ids) for one in each) for each in best), strict=True)
-        return [(found[row], tuple(self._text(one, options) for one in found[row])) for row in range(len(encoded))]
+            for row, sequences in zip(rows, best, strict=True):
+                if asked.prefix_ids:
+                    sequences = tuple(one.after(asked.prefix_ids) for one in sequences)
+                found[row] = sequences, tuple(self._text(one, options) for one in sequences)
+        return [found[row] for row in range(len(encoded))]
 
     def _text(self, sequence: TokenSequence, options: DecodingOptions) -> str:
         return before_stop(self._codec.decode(sequence.token_ids), options.stop)
 
     def _asked(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _Asked:
-        ids = self._codec.encode_prompt(prompt, grid)
-        prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
-        read, fed = ((), ids) if self._reader is None else (ids, ())
-        decoding = options.asked(self._decoding, (*fed, *prefix))
-        stop = stop_at(lambda ids: self._codec.decode((*prefix, *ids)), options.stop)
-        return _Asked(decoding, read, prefix, stop)
+        ids = None if prompt is None else self._codec.encode_prompt(prompt, grid)
+        return self._known(grid, ids, options)
 
     def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:
         """What the decoder attends to, for all `images` of a batch."""
@@ -333,6 +340,22 @@ class CaptionTask(Closable):
             return images
         batch = len(next(iter(images.values())))
         return self._reader.read(images, [asked.read_ids] * batch)
+
+
+def _asked(
+    codec: TextCodec,
+    bundled: Decoding,
+    has_reader: bool,
+    grid: Grid,
+    prompt_ids: tuple[int, ...] | None,
+    options: DecodingOptions,
+) -> _Asked:
+    """The settings of one call with a prompt, or without one as the bundle says; it depends on nothing else."""
+    ids = codec.encode_prompt(None, grid) if prompt_ids is None else prompt_ids
+    prefix = () if options.prefix is None else codec.encode_prefix(options.prefix)
+    read, fed = (ids, ()) if has_reader else ((), ids)
+    decoding = options.asked(bundled, (*fed, *prefix))
+    return _Asked(decoding, read, prefix, stop_at(lambda said: codec.decode((*prefix, *said)), options.stop))
 
 
 def _caption(best: Sequence[TokenSequence], texts: Sequence[str], timing: CaptionTiming) -> Caption:
