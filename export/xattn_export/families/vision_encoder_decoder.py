@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xattn_export.families.base import Family, Generated, Role, Source
 from xattn_export.families.drawings import caption_pictures
@@ -77,13 +78,13 @@ def _open(folder: Path) -> Source:
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([[*decoding.prompt_token_ids, *prompt_ids]])
-        states = _states(model, pixel_values)
+        encoded = model.encoder(pixel_values=pixel_values)
 
         def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
-            return _stepwise_logits(model, states, prompt, token_ids)
+            return _forced_logits(model, _projected(model, encoded[0]), prompt, token_ids)
 
-        def generate(**settings: Any) -> Tensor:
-            return cast(Tensor, model.generate(pixel_values, decoder_input_ids=prompt, **settings))
+        def generate(**settings: Any) -> Any:
+            return model.generate(pixel_values, encoder_outputs=encoded, decoder_input_ids=prompt, **settings)
 
         return generated(generate, forced_logits, prompt_length=prompt.shape[1], end_token_ids=decoding.end_token_ids)
 
@@ -170,27 +171,36 @@ def _decoder_role(model: VisionEncoderDecoderModel, parts: DecoderParts, size_px
 
 def _states(model: VisionEncoderDecoderModel, pixel_values: Tensor) -> Tensor:
     """What the decoder attends to, `[batch, tokens, width]`."""
-    states = model.encoder(pixel_values=pixel_values)[0]
+    return _projected(model, model.encoder(pixel_values=pixel_values)[0])
+
+
+def _projected(model: VisionEncoderDecoderModel, states: Tensor) -> Tensor:
     return cast(Tensor, model.enc_to_dec_proj(states) if hasattr(model, "enc_to_dec_proj") else states)
 
 
 def _image_tokens(model: VisionEncoderDecoderModel, size_px: tuple[int, int]) -> int:
-    with torch.no_grad():
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):  # only its shape is computed
         return int(model.encoder(pixel_values=torch.zeros(1, 3, *size_px))[0].shape[1])
 
 
-def _stepwise_logits(
+def _forced_logits(
     model: VisionEncoderDecoderModel, states: Tensor, prompt: Tensor, token_ids: tuple[int, ...]
 ) -> Tensor:
-    """Logits `[len(token_ids) + 1, vocabulary]`, a token at a time, as `generate()` computes them.
+    """Logits `[len(token_ids) + 1, vocabulary]` along `token_ids`, as `generate()` computes them.
 
-    Positions that leave padding out are not the same for all tokens at once, should the model say a padding token.
+    In one pass, but where the ids hold the padding token: positions that leave padding out are then other ones a token
+    at a time.
     """
+    ids = torch.cat((prompt, torch.tensor([token_ids], dtype=torch.int64)), 1)
+    first = prompt.shape[1]
+    stepwise = model.config.decoder.pad_token_id in ids.tolist()[0]
+    singly = (ids[:, place : place + 1] for place in range(first, ids.shape[1]))
+    parts = (ids[:, :first], *singly) if stepwise else (ids,)
     cache, rows = encoder_decoder_cache([], []), []
-    for ids in (prompt, *(torch.tensor([[token_id]]) for token_id in token_ids)):
-        outputs = model.decoder(ids, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
-        rows.append(outputs.logits[0, -1])
-    return torch.stack(rows)
+    for part in parts:
+        outputs = model.decoder(part, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+        rows.append(outputs.logits[0])
+    return torch.cat(rows)[first - 1 :]
 
 
 VISION_ENCODER_DECODER = Family(
