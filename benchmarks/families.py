@@ -290,12 +290,18 @@ def command_line(bundle: Path, folder: Path) -> dict[str, float]:
     Image.linear_gradient("L").convert("RGB").save(picture)
     executable = Path(sys.executable).with_name("xattn-edge")
     arguments = [str(executable), "caption", str(picture), "--bundle", str(bundle), "--max-new-tokens", str(TOKENS)]
-    began = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)}: exit status {status}")
-    return {"seconds": time.perf_counter() - began, "peak_memory_mb": usage.ru_maxrss * 1024 / 1e6}
+    # A process begins with the peak of the one that started it: hence a small one in between.
+    program = (
+        "import os, subprocess, sys, time\nbegan = time.perf_counter()\n"
+        "process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
+        "_, status, usage = os.wait4(process.pid, 0)\nprint(time.perf_counter() - began, usage.ru_maxrss)\n"
+        "sys.exit(bool(status))"
+    )
+    found = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: failed")
+    seconds, peak_kib = found.stdout.split()
+    return {"seconds": float(seconds), "peak_memory_mb": int(peak_kib) * 1024 / 1e6}
 
 
 def folder_bytes(folder: Path) -> int:
