@@ -21,6 +21,7 @@ import openvino
 
 from xattn_export.engines.signature import DeclaredTensor, read_signature
 from xattn_runtime.bundle import open_bundle
+from xattn_runtime.loading import session_entries
 
 AXES = {"batch": 1, "past": 10, "length": 1, "regions": 36}
 DTYPES = {
@@ -85,7 +86,7 @@ def main() -> None:
                 continue
             path, rng = bundle.file(graph.file), np.random.default_rng(0)
             inputs = {tensor.name: sample(tensor, rng) for tensor in read_signature(path).inputs}
-            ours = in_onnxruntime(path, dict(bundle.manifest.session_options or {}), arguments.threads)
+            ours = in_onnxruntime(path, session_entries(bundle.manifest), arguments.threads)
             theirs = in_openvino(path, arguments.threads)
             times = [(milliseconds(ours, inputs), milliseconds(theirs, inputs)) for _ in range(arguments.rounds)]
             kept = times[len(times) // 4 :]

@@ -21,7 +21,7 @@ from xattn_runtime.manifest import LOWEST_OPSET, Manifest
 from xattn_runtime.processor import sums_int8_exactly
 from xattn_runtime.providers import CPU, RequestedProvider, load_onnxruntime, register_plugin
 
-__all__ = ["LoadedGraph", "SessionTuning", "load_graph"]
+__all__ = ["LoadedGraph", "SessionTuning", "load_graph", "session_entries"]
 
 _SEVERITY_FATAL = 4
 # Keeps int8 products exact on every x86 processor, at half the speed on those that are exact without it.
@@ -164,14 +164,20 @@ def _options(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(tuning.trace)
     # Several sessions share this process: threads that spin after a run take the cores from the next session.
-    entries = {**(manifest.session_options or {}), "session.force_spinning_stop": "1", **entries}
+    entries = {**session_entries(manifest), "session.force_spinning_stop": "1", **entries}
     if not tuning.spinning:
         entries["session.intra_op.allow_spinning"] = "0"
-    if sums_int8_exactly():
-        entries.pop(_WIDE_SUMS, None)
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     return options
+
+
+def session_entries(manifest: Manifest) -> dict[str, str]:
+    """What the bundle wants ONNX Runtime to be told on this processor, as configuration entries of a session."""
+    entries = dict(manifest.session_options or {})
+    if sums_int8_exactly():
+        entries.pop(_WIDE_SUMS, None)
+    return entries
 
 
 def _placement(path: Path, manifest: Manifest, requested: RequestedProvider, session: Any) -> Mapping[str, int]:

@@ -65,7 +65,7 @@ class ForeignEngine:
 
 
 @contextmanager
-def _reference(folder: Path) -> Iterator[_Load]:
+def _reference(folder: Path, options: Mapping[str, str]) -> Iterator[_Load]:
     try:
         from xattn_export.engines.reference import ReferenceGraph
     except ImportError as error:
@@ -76,7 +76,7 @@ def _reference(folder: Path) -> Iterator[_Load]:
 
 
 @contextmanager
-def _openvino(folder: Path) -> Iterator[_Load]:
+def _openvino(folder: Path, options: Mapping[str, str]) -> Iterator[_Load]:
     from xattn_export.engines.openvino import OpenVinoGraph
 
     try:
@@ -87,25 +87,25 @@ def _openvino(folder: Path) -> Iterator[_Load]:
 
 
 @contextmanager
-def _node(package: str, folder: Path) -> Iterator[_Load]:
+def _node(package: str, folder: Path, options: Mapping[str, str]) -> Iterator[_Load]:
     from xattn_export.engines.node import NodeGraph, NodeProcess
 
     process = NodeProcess(package, folder)
     try:
-        yield lambda path, signature: NodeGraph(process, path, signature)
+        yield lambda path, signature: NodeGraph(process, path, signature, options)
     finally:
         process.close()
 
 
 @contextmanager
-def _onnxruntime_node(folder: Path) -> Iterator[_Load]:
-    with _node("onnxruntime-node", folder) as load:
+def _onnxruntime_node(folder: Path, options: Mapping[str, str]) -> Iterator[_Load]:
+    with _node("onnxruntime-node", folder, options) as load:
         yield load
 
 
 @contextmanager
-def _onnxruntime_web(folder: Path) -> Iterator[_Load]:
-    with _node("onnxruntime-web", folder) as load:
+def _onnxruntime_web(folder: Path, options: Mapping[str, str]) -> Iterator[_Load]:
+    with _node("onnxruntime-web", folder, options) as load:
         yield load
 
 
@@ -118,13 +118,16 @@ ENGINES = {
 
 
 @contextmanager
-def open_engine(name: str, folder: Path | None = None) -> Iterator[ForeignEngine]:
+def open_engine(
+    name: str, folder: Path | None = None, options: Mapping[str, str] | None = None
+) -> Iterator[ForeignEngine]:
     """The engine called `name`, for as long as the context lasts.
 
-    folder: that has the `node_modules` for the two of Node; by default the current one.
+    folder: that has the `node_modules` for the two of Node; by default the current one. options: those of a session of
+    ONNX Runtime, which the two of Node heed.
     Raises UserError for a name that is none, DependencyError where the engine is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"--engine: expected one of {', '.join(ENGINES)}, found {name!r}")
-    with ENGINES[name](folder or Path.cwd()) as load:
+    with ENGINES[name](folder or Path.cwd(), options or {}) as load:
         yield ForeignEngine(name, load)

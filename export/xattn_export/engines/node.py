@@ -46,7 +46,7 @@ class NodeProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-            self.request({"path": None, "external": []})  # Node has read the file once it answers
+            self.request({"path": None, "external": [], "options": {}})  # Node has read the file once it answers
 
     def request(self, head: Mapping[str, Any], tensors: Sequence[Tensor] = ()) -> tuple[dict[str, Any], IO[bytes]]:
         """Send one; the head of the reply, and the stream that its tensors are to be read from.
@@ -82,11 +82,11 @@ class NodeProcess:
 class NodeGraph:
     """A graph that a `NodeProcess` holds."""
 
-    def __init__(self, process: NodeProcess, path: Path, signature: Signature) -> None:
-        """Load it; RuntimeError where ONNX Runtime refuses it."""
+    def __init__(self, process: NodeProcess, path: Path, signature: Signature, options: Mapping[str, str]) -> None:
+        """Load it with the session's `options`; RuntimeError where ONNX Runtime refuses it."""
         self._process, self._path = process, str(path.resolve())
         external = [{"name": name, "path": str(file)} for name, file in signature.external.items()]
-        process.request({"path": self._path, "external": external})
+        process.request({"path": self._path, "external": external, "options": dict(options)})
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`."""

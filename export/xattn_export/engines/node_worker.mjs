@@ -15,8 +15,8 @@ const arrays = {
 };
 const sessions = new Map();
 
-async function open({ path, external }) {
-  const options = { executionProviders: [inBrowser ? "wasm" : "cpu"], logSeverityLevel: 4 };
+async function open({ path, external, options: extra }) {
+  const options = { executionProviders: [inBrowser ? "wasm" : "cpu"], logSeverityLevel: 4, extra };
   if (inBrowser) options.externalData = external.map((file) => ({ path: file.name, data: readFileSync(file.path) }));
   sessions.set(path, await ort.InferenceSession.create(inBrowser ? readFileSync(path) : path, options));
   return [{}, []];

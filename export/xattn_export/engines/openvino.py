@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.processor import sums_int8_exactly
+
 __all__ = ["OpenVinoGraph"]
 
 Tensor = NDArray[Any]
@@ -23,6 +25,9 @@ class OpenVinoGraph:
 
         core = openvino.Core()
         exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+        if not sums_int8_exactly():
+            # OpenVINO would sum pairs of products of bytes in 16 bits, which can overflow: fixed ranges in float32.
+            exact["LP_TRANSFORMS_MODE"] = "NO"
         self._compiled = core.compile_model(core.read_model(path), "CPU", exact)
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ from xattn_export.generator import GENERATOR
 from xattn_export.whole import WHOLE, WHOLE_TEXT
 from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
+from xattn_runtime.loading import session_entries
 from xattn_runtime.manifest import ATTENTION_ROLE
 from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
@@ -135,7 +136,7 @@ def verify_in_engine(
     folder: as in `open_engine`, whose errors are raised too. Raises BundleError where the bundle itself is broken.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    with open_engine(engine, folder) as foreign:
+    with open_engine(engine, folder, session_entries(opened.manifest)) as foreign:
         count = default_threads() if threads is None else threads
         # Not all engines know strings: the graph that gives words is the one that gives token ids, and strings. That of
         # the attention is one of the others, with outputs that no answer is made of.
