@@ -2,12 +2,13 @@
 
     python benchmarks/profiler.py [--bundle emoji-caption.xattn] [--tries 100] [--state tries.jsonl]
 
-Bare loops take turns with the profiler in one process. Every try starts three new processes of the same
-bundle, two as they are and one in which every call waits for 10 % of its own time, busily; they take turns, as those of
-`profile` do. One profile then stands against each of the others: in the same rounds, as `--against BUNDLE` does, and
-against those of the next try, measured seconds later in other processes, as `--against JSON` does. So a profile is part
-of up to four comparisons, two of each kind. What is in --state is not measured again. Prints Markdown, then one JSON
-document; about 20 minutes where nothing else runs.
+Bare loops take turns with the profiler in one process. Every try profiles the same bundle three times, twice as it is
+and once so that every call waits for 10 % of its own time, busily; they take turns, as those of `profile` do, in
+PROCESSES new processes each, one after another. One profile then stands against each of the others: in the same rounds,
+as `--against BUNDLE` does, and against those of the next try, measured at another time in other processes, as
+`--against JSON` does. So a profile is part of up to four comparisons, two of each kind. What is in --state is not
+measured again: the program may be ended and started anew. Prints Markdown, then one JSON document; 100 tries take about
+half an hour where nothing else runs.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, cast
@@ -34,7 +34,7 @@ from xattn_runtime.session import open_session
 from xattn_runtime.tasks import CaptionTask, load
 
 DELAY = 0.1
-ROUNDS, TURN_SECONDS = 24, 0.1
+PROCESSES, ROUNDS, TURN_SECONDS = 4, 16, 0.03
 TOLERANCE = 0.05
 SIDES = {"plain": 0.0, "again": 0.0, "slowed": DELAY}
 COMPARISONS = ("same, in turns", "found, in turns", "same, apart", "found, apart")
@@ -83,7 +83,7 @@ def serve(bundle: Path, share: float) -> None:
     print("ready", flush=True)
     for _ in sys.stdin:
         turn = take_turn(passes, reference, TURN_SECONDS, 10**9)
-        print(json.dumps([turn["fast"]["total"], turn["reference_ms"]]), flush=True)
+        print(json.dumps([turn["typical"]["total"], turn["reference_ms"]]), flush=True)
 
 
 def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
@@ -100,31 +100,41 @@ def slowed(call: Callable[..., Any], share: float) -> Callable[..., Any]:
     return waiting
 
 
-@contextmanager
-def started(bundle: Path, share: float) -> Iterator[Callable[[], list[float]]]:
-    """A process of one side; calling it takes a turn."""
-    command = [sys.executable, __file__, f"--bundle={bundle}", f"--serve={share}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        orders, answers = cast("IO[str]", process.stdin), cast("IO[str]", process.stdout)
-        answers.readline()
+class Side:
+    """A process of one side."""
 
-        def turn() -> list[float]:
-            print(file=orders, flush=True)
-            return cast("list[float]", json.loads(answers.readline()))
+    def __init__(self, bundle: Path, share: float) -> None:
+        command = [sys.executable, __file__, f"--bundle={bundle}", f"--serve={share}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-        yield turn
-        orders.close()
+    def wait(self) -> None:
+        """Until it is warm."""
+        cast("IO[str]", self._process.stdout).readline()
+
+    def turn(self) -> tuple[float, float]:
+        """Milliseconds of a pass and of the reference."""
+        print(file=self._process.stdin, flush=True)
+        total_ms, reference_ms = json.loads(cast("IO[str]", self._process.stdout).readline())
+        return total_ms, reference_ms
+
+    def end(self) -> None:
+        """Let it end by itself."""
+        self._process.communicate()
 
 
 def one_try(bundle: Path) -> dict[str, Profile]:
     """A profile of each side, in the same rounds; who begins changes."""
-    rounds: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    with ExitStack() as stack:
-        turns = {side: stack.enter_context(started(bundle, share)) for side, share in SIDES.items()}
+    rounds: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+    for _ in range(PROCESSES):
+        sides = {side: Side(bundle, share) for side, share in SIDES.items()}
+        for one in sides.values():
+            one.wait()
         for number in range(ROUNDS):
-            order = list(turns)[number % len(turns) :] + list(turns)[: number % len(turns)]
-            for side in order:
-                rounds[side].append(turns[side]())
+            first = number % len(sides)
+            for side in [*sides][first:] + [*sides][:first]:
+                rounds[side].append(sides[side].turn())
+        for one in sides.values():
+            one.end()
     return {
         side: {
             "bundle": side,
@@ -132,8 +142,9 @@ def one_try(bundle: Path) -> dict[str, Profile]:
             "provider": "cpu",
             "threads": 1,
             "batch": 1,
-            "fast_rounds": {"total": [total for total, _ in found]},
+            "rounds": {"total": [total for total, _ in found]},
             "reference_ms": [reference for _, reference in found],
+            "process_rounds": PROCESSES * [ROUNDS],
         }
         for side, found in rounds.items()
     }
@@ -176,11 +187,11 @@ def main() -> None:
     if options.serve is not None:
         serve(bundle, options.serve)
         return
+    counts = counted(measured_tries(bundle, options.tries, options.state))
     found: dict[str, Any] = beside_bare_loops(bundle, options.turns)
     print("| | ratio |\n|---|---|")
     for name, value in found.items():
         print(f"| {name} | {value:.3f} |")
-    counts = counted(measured_tries(bundle, options.tries, options.state))
     print(f"\n| of {options.tries} | |\n|---|---|")
     for name, count in counts.items():
         print(f"| {name} | {count} |")

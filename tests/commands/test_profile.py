@@ -84,20 +84,24 @@ def test_the_older_bundle_takes_turns(invoke, stand_in, document: ProfileDocumen
     from dataclasses import replace
 
     asked: list[Any] = []
+    processes: list[int] = []
     (profile,) = document.profiles
     older = tmp_path / "older.xattn"
     older.mkdir()
 
     def measure(bundles: Any, *others: Any) -> ProfileDocument:
         asked.extend(bundles)
-        fast = {stage: [2.0, 2.0, 2.0] for stage in profile.fast_rounds}
-        new = replace(profile, bundle="a.xattn", fast_rounds=fast)
-        faster = {stage: [1.0, 1.0, 1.0] for stage in fast}
-        return replace(document, failures=(), profiles=(new, replace(profile, bundle=str(older), fast_rounds=faster)))
+        processes.append(others[3].processes)
+        beside = {"reference_ms": (1.0, 1.0, 1.0), "process_rounds": (3,)}
+        old, new = ({stage: [ms, ms, ms] for stage in profile.rounds} for ms in (1.0, 2.0))
+        slower = replace(profile, bundle="a.xattn", rounds=new, **beside)
+        return replace(
+            document, failures=(), profiles=(slower, replace(profile, bundle=str(older), rounds=old, **beside))
+        )
 
     stand_in("xattn_runtime.profile", profile_matrix=measure)
     result = invoke("profile", "a.xattn", "--against", older, "--json")
-    assert (result.exit_code, asked) == (1, [Path("a.xattn"), older])
+    assert (result.exit_code, asked, processes) == (1, [Path("a.xattn"), older], [4])
     values = json.loads(result.stdout)
     assert [one["bundle"] for one in values["profiles"]] == ["a.xattn"]
     assert {change["verdict"] for change in values["against"]} == {"worse"}

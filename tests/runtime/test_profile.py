@@ -25,6 +25,7 @@ from xattn_runtime.profile import (
 )
 from xattn_runtime.profile import contestant as contestants
 from xattn_runtime.profile import limits as limits_module
+from xattn_runtime.profile import turns as turns_module
 from xattn_runtime.profile.estimates import is_warm, quantile_interval, summarise
 from xattn_runtime.profile.floors import floor_ms
 from xattn_runtime.profile.limits import Limits, product_rate, read_bandwidth
@@ -50,8 +51,8 @@ def test_a_caption(caption_bundle: Path) -> None:
     assert calls[-1] == 1.0
     assert set(profile.stages) == {"preprocess", "encode", "decode", "total", "prefill", "step"}
     assert profile.passes == profile.stages["total"].n == 4
-    assert len(profile.reference_ms) == len(profile.fast_rounds["total"]) == len(profile.rounds["total"])
-    assert 0 < profile.fast_rounds["total"][0] <= 4 * profile.stages["total"].mean_ms
+    assert len(profile.reference_ms) == len(profile.rounds["total"]) == sum(profile.process_rounds)
+    assert 0 < profile.rounds["total"][0] <= 4 * profile.stages["total"].mean_ms
     assert (profile.threads, profile.provider, profile.task, profile.name) == (1, "cpu", "caption", "tiny-caption")
     parts = sum(profile.stages[stage].mean_ms for stage in ("preprocess", "encode", "decode"))
     assert profile.stages["total"].mean_ms >= parts
@@ -79,6 +80,63 @@ def test_the_matrix_takes_turns(caption_bundle: Path, vqa_bundle: Path, tmp_path
     if sys.platform == "linux":
         first = document.profiles[0]
         assert 10e6 < (first.working_set_bytes or 0) < (first.peak_bytes or 0)
+
+
+def test_several_processes_share_the_passes(caption_bundle: Path, vqa_bundle: Path, tmp_path: Path) -> None:
+    shares: list[float] = []
+    document = profile_matrix(
+        [caption_bundle, tmp_path / "none.xattn", vqa_bundle],
+        threads=[1],
+        options=replace(FEW, runs=5, processes=3),
+        progress=lambda text, share: shares.append(share),
+    )
+    assert [profile.passes for profile in document.profiles] == [5, 5]
+    for profile in document.profiles:
+        assert len(profile.process_rounds) == 3
+        assert min(profile.process_rounds) >= 1
+        assert len(profile.reference_ms) == sum(profile.process_rounds)
+    assert len(document.failures) == 1
+    assert shares == sorted(shares)
+
+
+class Clock:
+    """Stands for `time`: goes on only when something is done."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    process_time = perf_counter
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"), [(1.5, 99, 3), (3.5, 99, 6), (0.1, 99, 1), (0.5, 99, 2), (9.0, 2, 2)]
+)
+def test_a_turn_ends_when_all_inputs_had_as_many(
+    seconds: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+
+    class ThreeInputs:
+        next_picture = 0
+
+        def run(self) -> dict[str, list[float]]:
+            clock.now += 1
+            self.next_picture = (self.next_picture + 1) % 3
+            return {"total": [10.0 + self.next_picture]}
+
+    class Beside:
+        def measure(self) -> list[list[float]]:
+            return [[2.0, 2.0, 9.0], [8.0]]
+
+    monkeypatch.setattr(turns_module, "time", clock)
+    turn = turns_module.take_turn(ThreeInputs(), Beside(), seconds, most)  # type: ignore[arg-type]
+    assert turn["passes"] == expected
+    assert turn["reference_ms"] == pytest.approx(4.0)
+    if expected % 3 == 0:
+        assert turn["typical"]["total"] == pytest.approx(11.0)
 
 
 def test_captions_go_together(caption_bundle: Path, vqa_bundle: Path) -> None:

@@ -20,6 +20,9 @@ __all__ = ["app"]
 
 app = new_app()
 
+# Two processes of the same differ, which none of them can show.
+_PROCESSES_OF_A_GATE = 4
+
 
 @app.command()
 def profile(
@@ -46,6 +49,12 @@ def profile(
     precision: Annotated[
         float, typer.Option("--precision", help="Without --runs: how narrow the medians' intervals are to be.")
     ] = 0.02,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", min=1, help="Processes of each, one after another.  [default: 1; with --against 4]"
+        ),
+    ] = None,
     time_limit: Annotated[
         float, typer.Option("--time-limit", help="Seconds after which a process that does not answer is ended.")
     ] = 300.0,
@@ -86,9 +95,10 @@ def profile(
     \b
     Examples:
       xattn-edge profile shapes-vqa.xattn
-      xattn-edge profile fp32.xattn int8.xattn --threads 1,2 --time-budget 30 --json > before.json
+      xattn-edge profile fp32.xattn int8.xattn --threads 1,2 --time-budget 30 --html profile.html
+      xattn-edge profile int8.xattn --processes 4 --json > before.json
       xattn-edge profile int8.xattn --provider cpu --provider cuda --trace nodes.json
-      xattn-edge profile int8.xattn --against before.json --tolerance 0.05 --html profile.html
+      xattn-edge profile int8.xattn --against before.json --tolerance 0.05
       xattn-edge profile int8.xattn --against older/int8.xattn
       xattn-edge profile int8.xattn --host pi@raspberrypi --host-python ~/venv/bin/python --html profile.html
     """
@@ -103,7 +113,14 @@ def profile(
         if earlier in bundles:
             raise UserError(f"--against: expected an older bundle, found {earlier}, which is to be profiled itself")
         _check_outputs(html, trace)
-        options = ProfileOptions(runs, time_budget, precision, time_limit, [str(image) for image in images or []])
+        options = ProfileOptions(
+            runs,
+            time_budget,
+            precision,
+            time_limit,
+            [str(image) for image in images or []],
+            processes=processes or (1 if against is None else _PROCESSES_OF_A_GATE),
+        )
         traces: dict[Combination, Any] | None = None if trace is None else {}
         counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
         together = _numbers("--batch", batches or []) or [1]

@@ -1,17 +1,19 @@
-"""Whether what was profiled is slower than what was profiled before: each stage's fast passes.
+"""Whether what was profiled is slower than what was profiled before: each stage's time over that of the reference work.
 
-A machine that has become slower itself is no fault of the bundle: the reference work, timed in the same processes, says
-how much of the change is the machine's. Measured in the same rounds as the older bundle, nothing has to be taken out.
+A machine that has become slower itself is no fault of the bundle: it slows the reference down too, which every process
+runs before and after each of its turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
+from statistics import median
 from typing import Any, Literal
 
 from xattn_runtime.errors import UserError
-from xattn_runtime.profile.estimates import Shift, paired_shift, run_shift
+from xattn_runtime.profile.estimates import Shift, apart_shift, turns_shift
 
 __all__ = ["Change", "Verdict", "compare_bundles", "compare_documents", "judge"]
 
@@ -21,7 +23,7 @@ _KEYS = ("name", "provider", "threads", "batch")
 
 @dataclass(frozen=True)
 class Change:
-    """A stage then and now. shift: of the time, after machine_share, by which the machine was slower, was taken out."""
+    """A stage then and now. shift: of its time over the reference's; machine_share: by how much that one was slower."""
 
     name: str
     provider: str
@@ -46,7 +48,7 @@ def compare_documents(old: Mapping[str, Any], new: Mapping[str, Any], tolerance:
         tolerance: the share by which a stage may be slower; what is certain and larger is "worse".
 
     Raises:
-        UserError: nothing in common, fewer than 2 rounds, or a tolerance below 0.
+        UserError: nothing in common, fewer than 2 rounds in any process, or a tolerance below 0.
     """
     return _compared(old["profiles"], new["profiles"], tolerance, interleaved=False)
 
@@ -72,8 +74,8 @@ def _compared(
         _change(earlier, profile, stage, tolerance, interleaved=interleaved)
         for earlier, profile in pairs
         if earlier is not None
-        for stage, after in profile["fast_rounds"].items()
-        if min(len(earlier["fast_rounds"].get(stage, [])), len(after)) >= 2
+        for stage in profile["rounds"]
+        if _relative(earlier, stage) and _relative(profile, stage)
     ]
     if not found:
         raise UserError(
@@ -86,13 +88,22 @@ def _compared(
 def _change(
     earlier: Mapping[str, Any], profile: Mapping[str, Any], stage: str, tolerance: float, *, interleaved: bool
 ) -> Change:
-    then, after, machine = earlier["fast_rounds"][stage], profile["fast_rounds"][stage], 0.0
-    if interleaved:
-        shift = paired_shift(then, after)
-    else:
-        shift, machine = run_shift(then, after, earlier["reference_ms"], profile["reference_ms"])
+    compare = turns_shift if interleaved else apart_shift
+    shift = compare(_relative(earlier, stage), _relative(profile, stage))
+    machine = median(profile["reference_ms"]) / median(earlier["reference_ms"]) - 1
+    before_ms, after_ms = (median(one["rounds"][stage]) for one in (earlier, profile))
     which = (profile["name"], profile["provider"], profile["threads"], profile["batch"])
-    return Change(*which, stage, _middle(then), _middle(after), machine, shift, judge(shift, tolerance))
+    return Change(*which, stage, before_ms, after_ms, machine, shift, judge(shift, tolerance))
+
+
+def _relative(profile: Mapping[str, Any], stage: str) -> list[list[float]]:
+    """Of each process with at least 2 rounds, the stage over the reference in each; none where some lack the stage."""
+    times, reference = profile["rounds"].get(stage, []), profile["reference_ms"]
+    if len(times) != len(reference):
+        return []
+    relative = [time / beside for time, beside in zip(times, reference, strict=True)]
+    ends = list(accumulate(profile["process_rounds"], initial=0))
+    return [relative[begin:end] for begin, end in pairwise(ends) if end - begin >= 2]
 
 
 def judge(shift: Shift, tolerance: float) -> Verdict:
@@ -102,8 +113,3 @@ def judge(shift: Shift, tolerance: float) -> Verdict:
     if shift.high < 0 and -shift.share > tolerance:
         return "better"
     return "same"
-
-
-def _middle(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

@@ -72,7 +72,11 @@ class Contestant:
         )
         self._lines: Queue[bytes] = Queue()
         Thread(target=self._listen, args=(cast("IO[bytes]", self._process.stdout),), daemon=True).start()
-        self.ready: dict[str, Any] = self._answer("ready")
+        try:
+            self.ready: dict[str, Any] = self._answer("ready")
+        except KeyboardInterrupt:
+            self.end()
+            raise
 
     def order(self, do: str, **arguments: Any) -> Any:
         """What the worker answers to an order."""

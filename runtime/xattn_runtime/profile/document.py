@@ -22,7 +22,7 @@ from xattn_runtime.profile.sensors import Drift
 
 __all__ = ["SCHEMA", "Failure", "Floor", "Profile", "ProfileDocument", "read_document"]
 
-SCHEMA = "xattn-edge/profile/2"
+SCHEMA = "xattn-edge/profile/3"
 """The name and version of the JSON. What is added keeps the version; what changes its meaning raises it."""
 
 
@@ -43,10 +43,11 @@ class Floor:
 class Profile:
     """One bundle on one provider with so many threads and pictures at once.
 
-    rounds: stage → its median in each round, in milliseconds; fast_rounds: its fastest decile of each picture, and of
-    these the mean, which `--against` compares; reference_ms: that of a fixed piece of work, in the same process, by
-    which a slower machine is told from a slower bundle. load_cold_ms: in a fresh process, with the files out of
-    the page cache as far as the system obeys; load_warm_ms: again, in the same process. cpu_ms: of all threads, a pass.
+    rounds: stage → the median of each picture's passes, and of these the mean, in each round, in milliseconds, which
+    `--against` compares; reference_ms: that of fixed pieces of work, in the same process, by which a slower machine is
+    told from a slower bundle; process_rounds: how many of the rounds were each process's, one process after another.
+    load_cold_ms: in a fresh process, with the files out of the page cache as far as the system obeys; load_warm_ms:
+    again, in the same process. cpu_ms: of all threads, a pass.
     energy_j: a pass. peak_bytes: of the process, at most in loading and the first pass; steady_bytes: after the last
     round. working_set_bytes: what loading and the first pass added. metric: `name` and `value` of what the bundle
     last scored on held-out data, as its manifest says. tokens_per_second: generated tokens over decode.
@@ -65,8 +66,8 @@ class Profile:
     load_warm_ms: float
     stages: Mapping[str, StageTiming]
     rounds: Mapping[str, list[float]]
-    fast_rounds: Mapping[str, list[float]]
     reference_ms: tuple[float, ...]
+    process_rounds: tuple[int, ...]
     tokens_per_second: float | None
     cpu_ms: float
     energy_j: float | None

@@ -14,29 +14,24 @@ __all__ = [
     "Percentile",
     "Shift",
     "StageTiming",
-    "fast",
+    "apart_shift",
     "is_warm",
-    "mean_interval",
-    "paired_shift",
+    "median_interval",
     "quantile_interval",
     "ratio_shift",
-    "run_shift",
     "student_quantile",
     "summarise",
+    "turns_shift",
 ]
 
 CONFIDENCE = 0.95
 _WINDOW = 5
 _STILL_FALLING = 0.97
-# What others do on a machine only adds time: the fastest passes of a round, and the faster rounds, tell the most.
-_FAST, _SLOW_ROUNDS = 0.1, 0.25
 _MOST_ALIKE = 0.8
-# By how much two processes of the same differ, as a share, where nothing else does: it cannot be seen within one.
+# By what share the medians of processes of the same differ, and how many processes that knowledge is worth.
+_PROCESS_TO_PROCESS, _WORTH = 0.015, 4
+# By what share two runs of the same at different times differ, however many processes they have.
 _RUN_TO_RUN = 0.01
-# What makes rounds differ does so from run to run too, slower and so unseen: by at least this share of their spread.
-_SLOW_DRIFT = 0.5
-# How well the reference stands for a bundle: by what share of itself what it says may be wrong.
-_REFERENCE_DOUBT = 0.25
 
 
 @dataclass(frozen=True)
@@ -108,61 +103,38 @@ def is_warm(times_ms: Sequence[float]) -> bool:
     return median(last) >= _STILL_FALLING * median(before)
 
 
-def fast(times_ms: Sequence[float]) -> float:
-    """The fastest decile."""
-    return float(np.quantile(times_ms, _FAST))
-
-
-def mean_interval(rounds: Sequence[float]) -> float:
-    """Half the width of the 95 % interval of what `run_shift` compares, as a share of it; infinite below 2 rounds."""
+def median_interval(rounds: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the median of a process's rounds, as a share; infinite below 2 rounds."""
     if len(rounds) < 2:
         return math.inf
-    _, error, freedom = _typical(rounds)
-    return student_quantile(1 - (1 - CONFIDENCE) / 2, freedom) * error
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2) * _median(np.log(rounds))[1]
 
 
-def run_shift(
-    before: Sequence[float],
-    after: Sequence[float],
-    reference_before: Sequence[float] = (),
-    reference_after: Sequence[float] = (),
-) -> tuple[Shift, float]:
-    """By what share the rounds of one run are longer than those of another at another time, and the machine's part.
+def apart_shift(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Shift:
+    """By what share the rounds of one run's processes are longer than those of another's, measured at another time.
 
-    The logarithms of the faster three quarters of the rounds have a mean, whose error is Yuen's for trimmed means
-    (Biometrika 61, 1974), widened where rounds are like those before them, and by what processes differ. What the
-    reference's rounds say of the machine is taken out as far as it is more than twice its own error (a positive-part
-    James-Stein shrinkage), and adds to the interval what may be wrong in it.
-
-    Returns:
-        The shift, after the second value, the share by which the machine was slower, was taken out.
-
-    Raises:
-        ValueError: fewer than 2 rounds on a side.
+    Each side has a mean over its processes of their median logarithm (`_over_processes`), and both may differ by
+    _RUN_TO_RUN besides. ValueError: no process, or one with fewer than 2 rounds.
     """
-    change, error, freedom = _difference(before, after)
-    machine = 0.0
-    if min(len(reference_before), len(reference_after)) >= 2:
-        found, doubt, _ = _difference(reference_before, reference_after)
-        machine = found * max(0.0, 1 - (2 * doubt / found) ** 2) if found else 0.0
-        if machine:
-            error = math.sqrt(error**2 + doubt**2 + (_REFERENCE_DOUBT * machine) ** 2)
-    return _interval(change - machine, error, freedom), math.expm1(machine)
+    (one, error_one, freedom_one), (other, error_other, freedom_other) = (
+        _over_processes([np.log(_checked(rounds)) for rounds in side], _PROCESS_TO_PROCESS) for side in (before, after)
+    )
+    seen, total = error_one**2 + error_other**2, error_one**2 + error_other**2 + 2 * _RUN_TO_RUN**2
+    # Welch's degrees of freedom; what is known beforehand has no end of them.
+    freedom = total**2 / (error_one**4 / freedom_one + error_other**4 / freedom_other) if seen else math.inf
+    return _interval(other - one, math.sqrt(total), freedom)
 
 
-def paired_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
-    """By what share one is longer than the other, where both were measured in the same rounds: of the rounds' ratios.
+def turns_shift(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Shift:
+    """As `apart_shift`, where the processes of both were started in pairs that took turns: of the rounds' ratios.
 
-    The rounds that only one of them has are left out. ValueError: fewer than 2 rounds on a side.
+    Processes and rounds that only one of them has are left out.
     """
-    count = min(len(before), len(after))
-    if count < 2:
-        raise ValueError(f"expected at least 2 rounds on each side, found {len(before)} and {len(after)}")
-    # Others slow down the one as often as the other.
-    cut = int(_SLOW_ROUNDS * count / 2)
-    change, error, freedom = _trimmed(np.log(after[:count]) - np.log(before[:count]), cut, cut)
-    total = error**2 + 2 * _RUN_TO_RUN**2
-    return _interval(change, math.sqrt(total), total**2 / max(error**4 / freedom, 1e-9 * total**2))
+    pairs = []
+    for old, new in zip(before, after, strict=False):
+        count = min(len(old), len(new))
+        pairs.append(np.log(_checked(new[:count])) - np.log(_checked(old[:count])))
+    return _interval(*_over_processes(pairs, math.sqrt(2) * _PROCESS_TO_PROCESS))
 
 
 def ratio_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
@@ -177,41 +149,37 @@ def ratio_shift(before: Sequence[float], after: Sequence[float]) -> Shift:
     return _interval(fmean(ratios), stdev(ratios) / math.sqrt(len(ratios)), len(ratios) - 1)
 
 
-def _difference(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """Of two runs' logarithms: the difference, its standard error, and the degrees of freedom (Welch)."""
-    if min(len(before), len(after)) < 2:
-        raise ValueError(f"expected at least 2 rounds on each side, found {len(before)} and {len(after)}")
-    (one, error_one, freedom_one), (other, error_other, freedom_other) = _typical(before), _typical(after)
-    drift = [max(_RUN_TO_RUN, _SLOW_DRIFT * _spread(rounds)) for rounds in (before, after)]
-    total = error_one**2 + error_other**2 + drift[0] ** 2 + drift[1] ** 2
-    # What is known beforehand has no end of freedom.
-    freedom = total**2 / max(error_one**4 / freedom_one + error_other**4 / freedom_other, 1e-9 * total**2)
-    return other - one, math.sqrt(total), freedom
+def _checked(rounds: Sequence[float]) -> Sequence[float]:
+    if len(rounds) < 2:
+        raise ValueError(f"expected at least 2 rounds of each process, found {len(rounds)}")
+    return rounds
 
 
-def _spread(rounds: Sequence[float]) -> float:
-    """The standard deviation of the logarithms, from the faster half of them, as of a normal distribution."""
-    median_log, quick = np.quantile(np.log(rounds), (0.5, NormalDist().cdf(-1)))
-    return float(median_log - quick)
+def _over_processes(processes: Sequence[NDArray[np.float64]], spread: float) -> tuple[float, float, float]:
+    """The mean of the processes' medians, its standard error, and the degrees of freedom.
+
+    Few processes say little of how much they differ. So their variance is moderated by what is known beforehand, as if
+    _WORTH processes had shown it (Smyth, Stat. Appl. Genet. Mol. Biol. 3, 2004): `spread` and the medians' own errors.
+    """
+    if not processes:
+        raise ValueError("expected at least 1 process, found none")
+    medians, errors = zip(*map(_median, processes), strict=True)
+    centre, known = fmean(medians), spread**2 + fmean(error**2 for error in errors)
+    freedom = _WORTH + len(medians) - 1
+    variance = (_WORTH * known + sum((one - centre) ** 2 for one in medians)) / freedom
+    return centre, math.sqrt(variance / len(medians)), freedom
 
 
-def _typical(rounds: Sequence[float]) -> tuple[float, float, float]:
-    """The mean logarithm of all but the slowest quarter, its standard error, and the degrees of freedom."""
-    return _trimmed(np.log(rounds), 0, int(_SLOW_ROUNDS * len(rounds)))
-
-
-def _trimmed(values: NDArray[np.float64], low: int, high: int) -> tuple[float, float, float]:
-    """The mean without the `low` least and the `high` largest, its standard error, and the degrees of freedom."""
-    ordered = np.sort(values)[low : len(values) - high]
-    kept, clipped = len(ordered), np.clip(values, ordered[0], ordered[-1])
-    centred = clipped - clipped.mean()
+def _median(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The median and its standard error, as of a normal distribution, widened where values are like those before."""
+    middle = float(np.median(values))
+    spread = float(np.median(np.abs(values - middle))) / NormalDist().inv_cdf(0.75)
+    centred = np.clip(values - middle, -3 * spread, 3 * spread)
     power = float(centred @ centred)
     # Estimates of so few are too low by about 1 / n.
     alike = float(centred[1:] @ centred[:-1]) / power + 1 / len(values) if power else 0.0
     alike = min(max(alike, 0.0), _MOST_ALIKE)
-    inflation = (1 + alike) / (1 - alike)
-    error = math.sqrt(power / (kept * (kept - 1)) * inflation)
-    return float(ordered.mean()), error, max(1.0, kept / inflation - 1)
+    return middle, math.sqrt(math.pi / 2 / len(values) * (1 + alike) / (1 - alike)) * spread
 
 
 def _interval(difference: float, error: float, freedom: float) -> Shift:

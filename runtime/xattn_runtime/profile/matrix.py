@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from itertools import product
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from xattn_runtime import __version__
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.machine import describe_machine
 from xattn_runtime.profile.contestant import Combination, Contestant
 from xattn_runtime.profile.document import Failure, Profile, ProfileDocument
-from xattn_runtime.profile.estimates import mean_interval, quantile_interval, summarise
+from xattn_runtime.profile.estimates import median_interval, quantile_interval, summarise
 from xattn_runtime.profile.floors import find_floors
 from xattn_runtime.profile.limits import Limits, measure_limits
 from xattn_runtime.profile.nodes import GraphTime, summarise_graph
@@ -31,7 +34,7 @@ Progress = Callable[[str, float], None]
 Trace = dict[str, list[dict[str, Any]]]
 
 _LOGGER = logging.getLogger("xattn_runtime")
-_TURN_SECONDS = 0.25
+_TURN_SECONDS = 0.1
 _FEWEST_ROUNDS, _FEWEST_PASSES = 5, 20
 _MANY = 10**9
 _NODE_PASSES = 4
@@ -42,8 +45,9 @@ class ProfileOptions:
     """How much is measured.
 
     runs: passes of each combination; None measures until the medians are known to within `precision` of themselves, or
-    until all turns together have taken `time_budget_s`. time_limit_s: the most that a worker may take for one answer.
-    nodes: whether to look inside the graphs, and at the device's limits.
+    until all turns together have taken `time_budget_s`. processes: of each combination, one after another, which share
+    in that. time_limit_s: the most that a worker may take for one answer. nodes: whether to look inside the graphs, and
+    at the device's limits.
     """
 
     runs: int | None = None
@@ -52,6 +56,7 @@ class ProfileOptions:
     time_limit_s: float = 300.0
     images: Sequence[str] = ()
     nodes: bool = True
+    processes: int = 1
 
 
 @dataclass
@@ -63,12 +68,19 @@ class _Seen:
     passes: int = 0
     times: Times = field(default_factory=dict)
     rounds: dict[str, list[float]] = field(default_factory=dict)
-    fast_rounds: dict[str, list[float]] = field(default_factory=dict)
     reference_ms: list[float] = field(default_factory=list)
+    process_rounds: list[int] = field(default_factory=lambda: [0])
+    passes_before: int = 0
     cpu_ms: float = 0.0
     energy_j: float | None = None
     memory: dict[str, Any] = field(default_factory=dict)
     trace: Trace = field(default_factory=dict)
+
+    def begin(self, contestant: Contestant) -> None:
+        """Go on with a new process."""
+        self.contestant = contestant
+        self.process_rounds.append(0)
+        self.passes_before = self.passes
 
     def take(self, turn: Mapping[str, Any]) -> None:
         """Add a turn."""
@@ -79,19 +91,20 @@ class _Seen:
         for stage, measured in turn["times"].items():
             self.times.setdefault(stage, []).extend(measured)
             if stage != "tokens":
-                self.rounds.setdefault(stage, []).append(median(measured))
-                self.fast_rounds.setdefault(stage, []).append(turn["fast"][stage])
+                self.rounds.setdefault(stage, []).append(turn["typical"][stage])
         self.reference_ms.append(turn["reference_ms"])
+        self.process_rounds[-1] += 1
 
     def is_known(self, precision: float) -> bool:
-        """Whether the intervals of the median, and of what `--against` compares, are narrow enough."""
-        totals = sorted(self.times.get("total", []))
-        if len(totals) < _FEWEST_PASSES or len(self.rounds["total"]) < _FEWEST_ROUNDS:
+        """Whether the intervals of this process's median, and of what `--against` compares, are narrow enough."""
+        totals, count = sorted(self.times.get("total", [])[self.passes_before :]), self.process_rounds[-1]
+        if len(totals) < _FEWEST_PASSES or count < _FEWEST_ROUNDS:
             return False
         low, high = quantile_interval(totals, 0.5)
         if low is None or high is None or (high - low) / 2 > precision * median(totals):
             return False
-        return mean_interval(self.fast_rounds["total"]) <= precision
+        relative = np.divide(self.rounds["total"][-count:], self.reference_ms[-count:])
+        return median_interval(relative.tolist()) <= precision
 
 
 def profile_matrix(
@@ -140,8 +153,9 @@ def _measured(combinations: Sequence[Combination], options: ProfileOptions, prog
     _check(combinations, options)
     run = _Run(options, progress or (lambda text, share: None))
     with run.interruptible():
-        run.start(combinations)
-        run.measure()
+        for number in range(options.processes):
+            run.start(combinations, number)
+            run.measure(number)
         run.finish()
     return run
 
@@ -173,30 +187,38 @@ class _Run:
             for contestant in self._contestants:
                 contestant.end()
 
-    def start(self, combinations: Sequence[Combination]) -> None:
-        """Load and warm every one."""
-        for number, combination in enumerate(combinations):
-            self.progress(f"load {combination.bundle} on {combination.provider}", 0.2 * number / len(combinations))
+    def start(self, combinations: Sequence[Combination], process: int) -> None:
+        """Load and warm every one: the first process of each, or the next of those that have not failed."""
+        for contestant in self._contestants:
+            contestant.end()
+        known = {seen.contestant.combination: seen for seen in self.seen}
+        for number, combination in enumerate(known or combinations):
+            share = number / len(combinations) if process == 0 else 1.0
+            self._tell(f"load {combination.bundle} on {combination.provider}", process, 0.25 * share)
             with self._may_fail(combination):
                 contestant = Contestant(combination, self.options.images, self.options.time_limit_s)
                 self._contestants.append(contestant)
-                self.seen.append(_Seen(contestant, contestant.order("warm")))
+                warmup = contestant.order("warm")
+                if process == 0:
+                    self.seen.append(_Seen(contestant, warmup))
+                else:
+                    known[combination].begin(contestant)
 
-    def measure(self) -> None:
-        """Rounds in which each has its turn, until all is known or time is up."""
-        began = time.perf_counter()
+    def measure(self, process: int) -> None:
+        """Rounds in which each has its turn, until all is known or this process's share of the time is up."""
+        began, budget_s = time.perf_counter(), self.options.time_budget_s / self.options.processes
         number = 0
-        while going := [seen for seen in self.seen if not self._is_done(seen)]:
+        while going := [seen for seen in self.seen if not self._is_done(seen, process)]:
             elapsed = time.perf_counter() - began
-            if self.options.runs is None and number >= 2 and elapsed > self.options.time_budget_s:
+            if self.options.runs is None and number >= 2 and elapsed > budget_s:
                 break
             # Who is first changes, so that nobody always follows the same one.
             for seen in going[number % len(going) :] + going[: number % len(going)]:
                 with self._may_fail(seen.contestant.combination):
-                    left = _MANY if self.options.runs is None else self.options.runs - seen.passes
+                    left = _MANY if self.options.runs is None else self._runs(process) - seen.passes
                     seen.take(seen.contestant.order("turn", seconds=_TURN_SECONDS, passes=left))
             number += 1
-            self.progress(f"round {number}", 0.2 + 0.6 * self._share(elapsed))
+            self._tell(f"round {number}", process, 0.25 + 0.75 * self._share(elapsed / budget_s, process))
 
     def finish(self) -> None:
         """Memory; and, if asked for, the nodes and the device's limits."""
@@ -232,15 +254,25 @@ class _Run:
             version=__version__,
         )
 
-    def _is_done(self, seen: _Seen) -> bool:
+    def _is_done(self, seen: _Seen, process: int) -> bool:
         if self.options.runs is not None:
-            return seen.passes >= self.options.runs
-        return seen.is_known(self.options.precision)
+            return seen.passes >= self._runs(process)
+        # What several processes show is as sure together.
+        return seen.is_known(self.options.precision * self.options.processes**0.5)
 
-    def _share(self, elapsed: float) -> float:
+    def _runs(self, process: int) -> int:
+        """How many passes there are to be when this process has done its part."""
+        return math.ceil((self.options.runs or 0) * (process + 1) / self.options.processes)
+
+    def _share(self, of_budget: float, process: int) -> float:
         if self.options.runs is None:
-            return min(1.0, elapsed / self.options.time_budget_s)
-        return min((seen.passes / self.options.runs for seen in self.seen), default=1.0)
+            return min(1.0, of_budget)
+        part = self.options.runs / self.options.processes
+        return min((max(0.0, seen.passes / part - process) for seen in self.seen), default=1.0)
+
+    def _tell(self, text: str, process: int, share: float) -> None:
+        """Progress, of which all processes together make the first 0.8."""
+        self.progress(text, min(0.8, 0.8 * (process + min(1.0, share)) / self.options.processes))
 
     @contextmanager
     def _may_fail(self, combination: Combination) -> Iterator[None]:
@@ -283,8 +315,8 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
         load_warm_ms=ready["load_warm_ms"],
         stages=stages,
         rounds=seen.rounds,
-        fast_rounds=seen.fast_rounds,
         reference_ms=tuple(seen.reference_ms),
+        process_rounds=tuple(seen.process_rounds),
         tokens_per_second=1000.0 * sum(tokens) / decode if decode else None,
         cpu_ms=seen.cpu_ms / seen.passes,
         energy_j=None if seen.energy_j is None else seen.energy_j / seen.passes,
@@ -304,6 +336,7 @@ def _check(combinations: Sequence[Combination], options: ProfileOptions) -> None
         raise UserError("expected a bundle, a provider and a number of threads to profile, found none")
     numbers = {
         "runs": 1 if options.runs is None else options.runs,
+        "processes": options.processes,
         "batch": min(combination.batch for combination in combinations),
         "threads": min((one.threads for one in combinations if one.threads is not None), default=1),
     }

@@ -15,7 +15,7 @@ from xattn_runtime.bundle import MANIFEST_FILE, file_digest
 from xattn_runtime.device_profile import OptimizedGraphs, digests_of
 from xattn_runtime.errors import XattnError
 from xattn_runtime.profile.contestant import Combination, Contestant
-from xattn_runtime.profile.estimates import paired_shift
+from xattn_runtime.profile.estimates import turns_shift
 from xattn_runtime.providers import load_onnxruntime
 
 __all__ = ["OptimizedVerdict", "try_optimized"]
@@ -100,8 +100,8 @@ def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable
 
 def _judged(plain: _Side, kept: _Side, peaks: list[int | None] | None) -> tuple[str, float]:
     """Why they are not better, if so, and the share by which they load faster."""
-    loading = paired_shift(plain.loads_ms, kept.loads_ms)
-    running = paired_shift(plain.totals_ms, kept.totals_ms)
+    loading = turns_shift([plain.loads_ms], [kept.loads_ms])
+    running = turns_shift([plain.totals_ms], [kept.totals_ms])
     if loading.high >= 0:
         return "they do not surely load faster", -loading.share
     if running.low > 0 or running.share > _AS_FAST:

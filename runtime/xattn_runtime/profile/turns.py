@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from xattn_runtime.profile.estimates import fast
 from xattn_runtime.profile.passes import Passes, Times
-from xattn_runtime.profile.reference import Reference
+from xattn_runtime.profile.reference import Reference, typical_ms
 
 __all__ = ["take_turn"]
+
+# By how much longer than asked for a turn may be for every input to have had its pass as often.
+_STRETCH = 4
 
 
 def take_turn(
     passes: Passes, reference: Reference, seconds: float, most: int, joules: Callable[[], float] | None = None
 ) -> dict[str, Any]:
-    """Passes for so many seconds, at most `most`, at least one.
+    """Passes for so many seconds, at most `most`, at least one; and, if that is soon, until all inputs had as many.
 
     Returns:
-        `passes`; `times` of all stages, ms; `fast`, for each stage the mean over the pictures of the fastest decile;
+        `passes`; `times` of all stages, ms; `typical`, for each stage the mean over the pictures of the median;
         `reference_ms`, that of the reference; `cpu_ms`; `energy_j`, None without `joules`.
     """
     times: Times = {}
     by_picture: dict[str, dict[int, list[float]]] = {}
     # Before and after, not between: neither its time nor its energy is the bundle's.
-    reference_ms = reference.measure()
-    done, began = 0, time.perf_counter()
+    before = reference.measure()
+    first, done, began = passes.next_picture, 0, time.perf_counter()
     cpu, energy = time.process_time(), joules() if joules else 0.0
-    while done == 0 or (done < most and time.perf_counter() - began < seconds):
+
+    def is_over() -> bool:
+        elapsed = time.perf_counter() - began
+        return done >= most or elapsed >= (seconds if passes.next_picture == first else _STRETCH * seconds)
+
+    while done == 0 or not is_over():
         picture = passes.next_picture
         for stage, measured in passes.run().items():
             times.setdefault(stage, []).extend(measured)
@@ -40,8 +47,8 @@ def take_turn(
     return {
         "passes": done,
         "times": times,
-        "fast": {stage: fmean(map(fast, found.values())) for stage, found in by_picture.items()},
-        "reference_ms": fast(reference_ms + reference.measure()),
+        "typical": {stage: fmean(map(median, found.values())) for stage, found in by_picture.items()},
+        "reference_ms": typical_ms(before, reference.measure()),
         "cpu_ms": cpu_ms,
         "energy_j": energy_j,
     }

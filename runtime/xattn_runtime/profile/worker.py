@@ -1,8 +1,7 @@
 """The process in which one bundle runs on one provider: it obeys lines on its standard input, and answers with lines.
 
     {"do": "warm"}                            → {"warm": passes}
-    {"do": "turn", "seconds": s, "passes": n} → {"turn": {"passes", "times": {stage: [ms]}, "fast": {stage: ms},
-                                                           "reference_ms", "cpu_ms", "energy_j"}}
+    {"do": "turn", "seconds": s, "passes": n} → {"turn": what `take_turn` gives}
     {"do": "memory"}                          → {"memory": {…}}
     {"do": "load"}                            → {"load": ms} of loading once more
     {"do": "optimize", "folder": path}        → {"optimize": graphs written} and verified
@@ -120,7 +119,7 @@ class _Worker:
         return len(totals)
 
     def turn(self, seconds: float, passes: int) -> dict[str, Any]:
-        """Passes for so many seconds, at most `passes`, at least one."""
+        """Passes for so many seconds or a little more, at most `passes`, at least one."""
         if self._reference is None:
             self._reference = Reference(self._passes.task.settings.threads)
         return take_turn(self._passes, self._reference, seconds, passes, self._counter.read)
