@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -110,6 +111,7 @@ def staged_bundle(output: Path, *, overwrite: bool) -> Iterator[StagedBundle]:
     target = output.absolute()
     token = f"{os.getpid()}-{secrets.token_hex(4)}"
     staging = target.with_name(f".{target.name}.{token}.partial")
+    _sweep(target)
     try:
         staging.mkdir()
         yield StagedBundle(staging)
@@ -119,6 +121,26 @@ def staged_bundle(output: Path, *, overwrite: bool) -> Iterator[StagedBundle]:
         raise not_written(output, error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what processes that were killed left of `target`."""
+    for left in target.parent.iterdir():
+        found = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)-[0-9a-f]{{8}}\.partial", left.name)
+        if found and not _is_running(int(found[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere asking ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def not_written(path: Path, error: OSError) -> OutputError:

@@ -133,3 +133,19 @@ def test_a_name_that_is_too_long(tmp_path):
     ):
         pass
     assert names(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path, vqa_bundle):
+    dead = os.spawnlp(os.P_NOWAIT, "true", "true")
+    os.waitpid(dead, 0)
+    kept = [
+        f".new.xattn.{os.getppid()}-0123abcd.partial",
+        f".other.xattn.{dead}-0123abcd.partial",
+        ".new.xattn.partial",
+    ]
+    for name in (*kept, f".new.xattn.{dead}-0123abcd.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    with staged_bundle(tmp_path / "new.xattn", overwrite=False) as staged:
+        copy_into(staged, vqa_bundle)
+    assert names(tmp_path) == sorted(["new.xattn", *kept])
