@@ -5,7 +5,6 @@ The rows say which provider computes there, and that provider's own row (`xattn_
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from xattn_export.quantize.bundle import quantize_bundle
 from xattn_export.quantize.calibrate import golden_examples
 from xattn_export.quantize.options import Mode
 from xattn_export.quantize.report import QuantizeReport
+from xattn_runtime._reading import likely_meant
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.manifest import Attention, Task
@@ -148,9 +148,7 @@ def target_of(name: str) -> Target:
         if target.name == name:
             return target
     names = [target.name for target in TARGETS]
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"--target: expected one of {', '.join(names)}, found {name!r}{meant}")
+    raise UserError(f"--target: expected one of {', '.join(names)}, found {name!r}{likely_meant(name, names)}")
 
 
 def export_for_target(

@@ -5,14 +5,15 @@ It knows nothing of what the keys mean; `manifest.py` and `preprocess/steps.py` 
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from xattn_runtime.errors import BundleError
 
-__all__ = ["ObjectReader", "one_line", "show", "unsafe_path_reason"]
+__all__ = ["ObjectReader", "likely_meant", "one_line", "show", "unsafe_path_reason"]
 
 _SHOWN_CHARACTERS = 80
 
@@ -26,6 +27,12 @@ def show(value: object) -> str:
 def one_line(error: BaseException) -> str:
     """What `error` says, on one line; the name of its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def likely_meant(name: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` for the known name that `name` looks like, or nothing where it looks like none."""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def unsafe_path_reason(path: str) -> str | None:

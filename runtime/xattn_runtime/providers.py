@@ -6,14 +6,13 @@ It loads ONNX Runtime on first need and creates no session; `session.py` does. W
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xattn_runtime._reading import one_line, show
+from xattn_runtime._reading import likely_meant, one_line, show
 from xattn_runtime.errors import DependencyError, ProviderError
 
 if TYPE_CHECKING:
@@ -250,8 +249,7 @@ def parse_provider(text: str) -> RequestedProvider:
     row = next((row for row in PROVIDERS if row.name == name), None)
     if row is None and not (equals and name):
         known = [*(row.name for row in PROVIDERS), *CHOSEN_HERE]
-        close = difflib.get_close_matches(name.lower(), known, n=1)
-        meant = f"; did you mean {close[0]}?" if close else "; see `xattn-edge providers`"
+        meant = likely_meant(name, known) or "; see `xattn-edge providers`"
         raise ProviderError(f"provider: expected one of {', '.join(known)}, found {show(name)}{meant}")
     if equals and not Path(library).is_file():
         raise ProviderError(

@@ -95,6 +95,8 @@ def test_the_signature_of_a_graph(exported):
 def test_engines_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="--engine: expected one of onnx-reference, openvino"), open_engine("tvm"):
         pass
+    with pytest.raises(UserError, match=r"found 'openvin'; did you mean openvino\?"), open_engine("openvin"):
+        pass
     with pytest.raises(DependencyError, match="npm install"), open_engine("onnxruntime-node", tmp_path):
         pass
     monkeypatch.setenv("PATH", "")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from xattn_export.engines.signature import DeclaredTensor, Signature, read_signature
-from xattn_runtime._reading import one_line
+from xattn_runtime._reading import likely_meant, one_line
 from xattn_runtime.errors import BundleError, DependencyError, UserError
 
 __all__ = ["ENGINES", "ForeignEngine", "open_engine"]
@@ -128,6 +128,6 @@ def open_engine(
     Raises UserError for a name that is none, DependencyError where the engine is not installed.
     """
     if name not in ENGINES:
-        raise UserError(f"--engine: expected one of {', '.join(ENGINES)}, found {name!r}")
+        raise UserError(f"--engine: expected one of {', '.join(ENGINES)}, found {name!r}{likely_meant(name, ENGINES)}")
     with ENGINES[name](folder or Path.cwd(), options or {}) as load:
         yield ForeignEngine(name, load)
