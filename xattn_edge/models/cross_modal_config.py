@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from xattn_edge.attention import MechanismConfig
 from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import FusionConfig
 
-__all__ = ["CrossModalCaptionConfig", "CrossModalVqaConfig"]
+__all__ = ["CrossModalCaptionConfig", "CrossModalVqaConfig", "check_heads"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,7 @@ class CrossModalVqaConfig:
             "image encoder": self.image.heads,
             "text encoder": self.text.heads,
         }
-        for part, number in heads.items():
-            if number < 1 or self.width % number:
-                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        check_heads(self.width, heads)
         if self.text.name == "lstm" and self.width % 2:
             raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
         if self.layers < 1:
@@ -51,8 +50,7 @@ class CrossModalVqaConfig:
                 f"mechanism: window: expected a divisor of a side of {self.image.side} positions, which regions must "
                 f"fill, found {self.mechanism.window}"
             )
-        if self.fusion.weights is not None and len(self.fusion.weights) != 2:
-            raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(self.fusion.weights)}")
+        _check_two_weights(self.fusion)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +84,10 @@ class CrossModalCaptionConfig:
                 f"mechanism: expected text_to_image, as a caption grows word by word and the picture is read once "
                 f"before it, found {self.mechanism.name}, whose picture or words would read words that are yet to come"
             )
-        for part, number in {"mechanism": self.heads, "image encoder": self.image.heads}.items():
-            if number < 1 or self.width % number:
-                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        check_heads(self.width, {"mechanism": self.heads, "image encoder": self.image.heads})
         if self.layers < 1:
             raise ValueError(f"layers: expected at least 1, found {self.layers}")
-        if self.fusion.weights is not None and len(self.fusion.weights) != 2:
-            raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(self.fusion.weights)}")
+        _check_two_weights(self.fusion)
 
     @property
     def heads(self) -> int:
@@ -103,3 +98,15 @@ class CrossModalCaptionConfig:
     def image_size_px(self) -> int:
         """Side of the picture."""
         return self.image.image_size_px
+
+
+def check_heads(width: int, heads: Mapping[str, int]) -> None:
+    """Refuse the first of `heads`, by the part that has them, that does not divide `width`; ValueError says which."""
+    for part, number in heads.items():
+        if number < 1 or width % number:
+            raise ValueError(f"{part}: heads: expected a divisor of the width {width}, found {number}")
+
+
+def _check_two_weights(fusion: FusionConfig) -> None:
+    if fusion.weights is not None and len(fusion.weights) != 2:
+        raise ValueError(f"fusion: weights: expected 2, of text and image, found {len(fusion.weights)}")

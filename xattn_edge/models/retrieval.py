@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from xattn_edge.attention import MechanismConfig, Tokens
 from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.models.cross_modal import CrossModalLayer, masked_mean
+from xattn_edge.models.cross_modal_config import check_heads
 
 __all__ = ["RetrievalConfig", "RetrievalModel"]
 
@@ -44,9 +45,7 @@ class RetrievalConfig:
             "image encoder": self.image.heads,
             "text encoder": self.text.heads,
         }
-        for part, number in heads.items():
-            if number < 1 or self.width % number:
-                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        check_heads(self.width, heads)
         if self.text.name == "lstm" and self.width % 2:
             raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
         if self.mechanism.name == "hierarchical" and self.image.side % self.mechanism.window:

@@ -12,6 +12,7 @@ from xattn_edge.attention import MechanismConfig, Tokens
 from xattn_edge.encoders.configs import SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
 from xattn_edge.fusion import Fused, FusionConfig
 from xattn_edge.models.cross_modal import CrossModalLayer, masked_mean
+from xattn_edge.models.cross_modal_config import check_heads
 
 __all__ = ["MODALITIES", "SentimentConfig", "SentimentModel"]
 
@@ -46,9 +47,7 @@ class SentimentConfig:
             "speech encoder": self.speech.heads,
             "frame encoder": self.frames.heads,
         }
-        for part, number in heads.items():
-            if number < 1 or self.width % number:
-                raise ValueError(f"{part}: heads: expected a divisor of the width {self.width}, found {number}")
+        check_heads(self.width, heads)
         if self.text.name == "lstm" and self.width % 2:
             raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
         if self.layers < 0 or len(self.labels) < 2:
