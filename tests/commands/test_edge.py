@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,6 +103,18 @@ def test_ctrl_c_while_a_process_is_at_work(spawn, vqa_bundle):
     assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
     # What had been measured by then, if anything, is told.
     assert output == "" or output.startswith("bundle")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("after_s", [0.5, 4.0])
+def test_ctrl_c_in_tuning_leaves_the_folder_as_it_was(spawn, caption_copy, after_s):
+    before = sorted(caption_copy.parent.iterdir())
+    process = spawn("tune", caption_copy, "--time-budget", "600", start_new_session=True)
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    assert sorted(caption_copy.parent.iterdir()) == before
 
 
 def test_a_reader_that_goes_away_is_no_error(spawn, caption_bundle, picture):
