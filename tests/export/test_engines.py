@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from xattn_edge.commands._app import app
 from xattn_export import engines
+from xattn_export.decompose import decompose_attention
 from xattn_export.engines import ENGINES, open_engine
 from xattn_export.engines.signature import read_signature
 from xattn_export.engines.verify import verify_in_engine
@@ -197,3 +198,21 @@ def test_openvino_takes_one_channel_s_range_for_all_where_the_batch_is_dynamic(t
         with open_engine("openvino") as engine:
             found[batch] = engine.open(path, "channels").run(["y"], inputs)[0].ravel().tolist()
     assert found == {"1": [1, 2], "batch": [1, 1]}
+
+
+def test_openvino_agrees_on_rows_that_see_no_key_where_heads_are_48_wide(tmp_path):
+    """On AVX2 it goes wrong where sums of that width meet a column (docs/conformance.md)."""
+    text = (
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[batch, 2, n, 48] x, bool[batch, 1, n, n] mask)'
+        " => (float[batch, 2, n, 48] y) { y = Attention(x, x, x, mask) }"
+    )
+    model = decompose_attention(parser.parse_model(text), opset=21)
+    path = tmp_path / "attention.onnx"
+    path.write_bytes(model.SerializeToString())
+    mask = np.array([[[[True, True, False], [False, False, False], [True, True, True]]]])
+    inputs = {"x": np.random.default_rng(0).normal(size=(1, 2, 3, 48)).astype(np.float32), "mask": mask}
+    expected = onnxruntime.InferenceSession(model.SerializeToString()).run(None, inputs)[0]
+    with open_engine("openvino") as engine:
+        found = engine.open(path, "attention").run(["y"], inputs)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not found[:, :, 1].any() and found[:, :, 0].all()
