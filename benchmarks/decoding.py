@@ -119,6 +119,7 @@ def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
     found = {"caption, ms": 1000 * statistics.median(times["caption"]), "tokens": float(length)}
     if "whole" in times:
         found["whole graph / the runtime's caption"] = ratio(times, "whole", "caption")
+        found["whole graph / the runtime's loop, a step at a time"] = ratio(times, "whole", "both")
     found |= {
         "decoding / its session runs": statistics.median(shares["decode"]),
         "streaming, a step at a time / its session runs": statistics.median(shares["steps"]),

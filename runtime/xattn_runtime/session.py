@@ -270,12 +270,12 @@ def _device_failure(path: Path, provider: Provider, error: Exception) -> str:
 
 
 def _is_small(bundle: Bundle, role: str) -> bool:
-    """Whether the graph takes text and has few weights: one thread runs it faster than several."""
-    if role == "image_encoder":
+    """Whether the graph takes no pictures and has few weights: one thread runs it faster than several."""
+    if role == "image_encoder" or role in WHOLE_ROLES:
         return False
     files, graphs = bundle.manifest.files, bundle.manifest.graphs
-    # A generator has its weights in common with the decoder, a graph of the whole model with all the others.
-    givers = graphs if role in WHOLE_ROLES else (role, "decoder") if role == "generator" else (role,)
+    # A generator has its weights in common with the decoder.
+    givers = (role, "decoder") if role == "generator" else (role,)
     holders = {graphs[role].file, *(f"{graphs[giver].file}.data" for giver in givers)}
     size = sum(entry.bytes for path, entry in files.items() if path in holders)
     return size < _SMALLEST_SHARED_BYTES

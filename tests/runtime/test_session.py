@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from xattn_runtime import default_bundle
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.manifest import Manifest
@@ -123,3 +124,9 @@ def test_threads(caption_bundle: Path) -> None:
     assert load(caption_bundle, threads=2).settings.threads == 2
     with pytest.raises(ProviderError, match="threads: expected at least 1, found 0"):
         load(caption_bundle, threads=0)
+
+
+@pytest.mark.parametrize(("role", "threads"), [("image_encoder", 2), ("whole", 2), ("decoder", 1), ("generator", 1)])
+def test_of_a_small_bundle_only_what_takes_pictures_gets_several_threads(role: str, threads: int) -> None:
+    session = open_session(open_bundle(default_bundle("caption")), role, replace(SETTINGS, threads=2))
+    assert session._held.graph.get_session_options().intra_op_num_threads == threads
