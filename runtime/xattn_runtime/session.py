@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.contract import TensorContract, layers_of, role_contract
-from xattn_runtime.errors import BundleError, ProviderError
+from xattn_runtime.errors import BundleError, ProviderError, XattnError
 from xattn_runtime.loading import LoadedGraph, SessionTuning, load_graph
 from xattn_runtime.manifest import WHOLE_ROLES
 from xattn_runtime.providers import Provider, RequestedProvider, load_onnxruntime
@@ -178,6 +178,8 @@ class GraphSession:
             if self.memory is None or not (keep or any(not isinstance(value, np.ndarray) for value in inputs.values())):
                 return list(graph.run(list(outputs), dict(inputs)))
             return _run_bound(graph, self.memory, outputs, inputs, keep)
+        except XattnError:  # an engine's own, which says what is wrong
+            raise
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             on_device = self.settings.engine is None and self.settings.provider.device != "CPU"
             if on_device and type(error).__name__ not in _THE_INPUTS:

@@ -1,10 +1,12 @@
 """Every mode, on a whole bundle: standard operators, smaller, verified, and recorded."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
 from xattn_export.quantize.calibrate import golden_examples
@@ -158,3 +160,30 @@ def test_a_bundle_says_where_activations_are_bytes(made):
     said = {mode: open_bundle(path).manifest.quantization["int8_activations"] for mode, (path, _) in made.items()}
     both = ["image_encoder", "decoder"]
     assert said == {"int8": both, "int8-static": both, "int8-weight": both, "int4": both, "fp16": []}
+
+
+@pytest.mark.parametrize(
+    ("operator", "place", "message"),
+    [
+        ("MatMul", 1, r"^classifier: .*: expected finite activations, found NaN or infinity"),
+        ("LSTM", 1, r"^layer .*LSTM.*: expected finite weights, found NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_models_that_are_not_finite(exported, rewrite, tmp_path, operator, place, message, value):
+    """What a damaged recurrence gives is finite all the same on ONNX Runtime: its weights are looked at."""
+    source = tmp_path / "damaged.xattn"
+    shutil.copytree(exported["lstm"], source)
+    path = source / "graphs" / "classifier.onnx"
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    node = next(node for node in model.graph.node if node.op_type == operator and node.input[place] in weights)
+    tensor = weights[node.input[place]]
+    damaged = numpy_helper.to_array(tensor).copy()
+    damaged[(0,) * damaged.ndim] = value
+    tensor.CopyFrom(numpy_helper.from_array(damaged, tensor.name))
+    onnx.save(model, path)
+    rewrite(source, open_bundle(exported["lstm"]).manifest)
+    with pytest.raises(UserError, match=message):
+        quantize_bundle(source, tmp_path / "out.xattn")
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged.xattn"}

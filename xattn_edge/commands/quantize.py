@@ -43,9 +43,13 @@ def quantize(
         ),
     ] = None,
     rounding: Annotated[
-        Literal["nearest", "fitted", "hqq", "gptq"],
-        typer.Option("--rounding", help="How weights are rounded; gptq is the best and needs --data."),
-    ] = "fitted",
+        Literal["nearest", "fitted", "hqq", "gptq"] | None,
+        typer.Option(
+            "--rounding",
+            help="How weights are rounded; gptq is the best, and the slowest. Left out: gptq with --data other than "
+            "golden, else, and for auto, fitted.",
+        ),
+    ] = None,
     block: Annotated[
         int, typer.Option("--block", help="Weights that share a scale in int4 and int8-weight: 16, 32, 64 or 128.")
     ] = 32,
@@ -79,7 +83,9 @@ def quantize(
     ] = 99.99,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="What to calibrate on: a data set, a folder of pictures, or golden."),
+        typer.Option(
+            "--data", help="What to calibrate on: a data set, a folder of pictures, or golden (the inputs inside)."
+        ),
     ] = None,
     examples: Annotated[
         int | None,
@@ -89,8 +95,9 @@ def quantize(
         float | None, typer.Option("--budget", help="For auto: the share of the task's metric that may be lost.")
     ] = None,
     prefer: Annotated[
-        Literal["size", "speed", "memory"], typer.Option("--prefer", help="For auto: what is to be small.")
-    ] = "size",
+        Literal["size", "speed", "memory"] | None,
+        typer.Option("--prefer", help="For auto: what is to be small; without it size."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="For auto: draw what was measured into this .svg, too.")
     ] = None,
@@ -107,7 +114,7 @@ def quantize(
     Examples:
       xattn-edge quantize shapes-vqa.xattn -o shapes-vqa-int8.xattn --mode int8
       xattn-edge quantize blip.xattn -o blip-small.xattn --mode int8 --component decoder=int4
-      xattn-edge quantize blip.xattn -o blip-gptq.xattn --mode int4 --rounding gptq --data pictures/
+      xattn-edge quantize blip.xattn -o blip-gptq.xattn --mode int4 --data pictures/
       xattn-edge quantize shapes-vqa.xattn -o small.xattn --mode auto --budget 0.01 --data easy-vqa
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
@@ -116,7 +123,7 @@ def quantize(
         options = QuantizeOptions(
             block=block,
             symmetric=not asymmetric,
-            rounding=rounding,
+            rounding=rounding or ("fitted" if mode == "auto" or data in (None, "golden") else "gptq"),
             exact_activations=exact_activations,
             range_method=range_method,
             percentile=percentile,
@@ -127,10 +134,22 @@ def quantize(
         if mode == "auto":
             if component:
                 raise UserError("--mode auto: expected no --component beside it, as it chooses the modes, found one")
-            _search(console, bundle, output, options, data, examples or 300, budget, prefer, plot, overwrite=overwrite)
+            _search(
+                console,
+                bundle,
+                output,
+                options,
+                data,
+                examples or 300,
+                budget,
+                prefer or "size",
+                plot,
+                overwrite=overwrite,
+            )
             return
-        if budget is not None:
-            raise UserError(f"--budget: expected --mode auto beside it, found --mode {mode}")
+        for option, value in (("--budget", budget), ("--prefer", prefer), ("--plot", plot)):
+            if value is not None:
+                raise UserError(f"{option}: expected --mode auto beside it, found --mode {mode}")
         with console.progress() as progress:
             report = quantize_bundle(
                 bundle,

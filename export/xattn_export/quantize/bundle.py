@@ -81,7 +81,8 @@ def quantize_bundle(
 
     Raises:
         UserError: an unknown mode, component or option, a graph whose opset is too old for the mode, no examples where
-            they are needed, activations that are not finite, nothing to quantize, or `source` is quantized already.
+            they are needed, activations or weights that are not finite, nothing to quantize, or `source` is quantized
+            already.
         BundleError: `source` is no bundle, or is damaged.
         OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
         XattnError: the result is not standard, or every golden text changed.

@@ -17,8 +17,19 @@ from onnx import ModelProto, NodeProto
 
 from xattn_export.quantize.prepare import Constants, attributes
 from xattn_export.quantize.rounding import Grid, Rounded, Rounding, round_weights
+from xattn_runtime.errors import UserError
 
-__all__ = ["FEWEST_WEIGHTS", "Kind", "Layer", "Observed", "Rounder", "find_layers", "is_chosen", "layer_name"]
+__all__ = [
+    "FEWEST_WEIGHTS",
+    "Kind",
+    "Layer",
+    "Observed",
+    "Rounder",
+    "check_weights",
+    "find_layers",
+    "is_chosen",
+    "layer_name",
+]
 
 Kind = Literal["product", "convolution", "embedding", "recurrence"]
 
@@ -103,6 +114,20 @@ def find_layers(model: ModelProto, folder: Path | None = None) -> list[Layer]:
     folder: where weights lie that are beside the graph.
     """
     return list(_layers(model, Constants(model.graph, folder)))
+
+
+def check_weights(model: ModelProto, folder: Path | None = None) -> None:
+    """UserError where the weights of a layer are not finite: bytes would hide that.
+
+    folder: where weights lie that are beside the graph.
+    """
+    constants = Constants(model.graph, folder)
+    for layer in find_layers(model, folder):
+        if not np.isfinite(constants.values(layer.weights)).all():
+            raise UserError(
+                f"layer {layer.name}: expected finite weights, found NaN or infinity; the model itself is damaged: "
+                "train or export it again"
+            )
 
 
 def _layers(model: ModelProto, constants: Constants) -> Iterator[Layer]:
