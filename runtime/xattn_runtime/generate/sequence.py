@@ -35,10 +35,12 @@ def sequences_of(
     token_ids: NDArray[np.int64], log_probs: NDArray[np.float32], end_token_ids: Collection[int]
 ) -> list[Sequence]:
     """A greedily decoded batch, int64 and float32 `[batch, steps]`, as rows that stop at their first end token."""
-    return [_sequence(ids, row, end_token_ids) for ids, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True)]
-
-
-def _sequence(ids: list[int], log_probs: list[float], end_token_ids: Collection[int]) -> Sequence:
-    length = next((place for place, token_id in enumerate(ids) if token_id in end_token_ids), len(ids))
-    found = tuple(log_probs[: length + 1])
-    return Sequence(tuple(ids[:length]), found, sum(found) / len(found))
+    found = []
+    for ids, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True):
+        length = 0
+        # Right after a graph has run, a generator in place of this loop would take twice as long.
+        while length < len(ids) and ids[length] not in end_token_ids:
+            length += 1
+        kept = tuple(row[: length + 1])
+        found.append(Sequence(tuple(ids[:length]), kept, sum(kept) / len(kept)))
+    return found
