@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from xattn_export.families.graph_layers import attend, fuse_linears
+from xattn_export.families.graph_layers import attend, for_each_picture, fuse_linears
 
 if TYPE_CHECKING:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
@@ -28,10 +28,10 @@ class QueryEncoder(nn.Module):
         self.layers = nn.ModuleList(QueryLayer(layer) for layer in model.encoder.layer)
 
     def forward(self, image: Tensor) -> Tensor:
-        tokens = self.norm(self.queries).expand(image.shape[0], -1, -1)
+        tokens = for_each_picture(self.norm(self.queries), image)
         for layer in self.layers:
             tokens = layer(tokens, image)
-        return cast(Tensor, tokens)
+        return tokens
 
 
 class QueryLayer(nn.Module):

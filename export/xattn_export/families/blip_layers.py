@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.graph_layers import attend, attend_heads, attend_with_cache, fuse_linears, split_heads
+from xattn_export.families.graph_layers import (
+    attend,
+    attend_heads,
+    attend_with_cache,
+    for_each_picture,
+    fuse_linears,
+    split_heads,
+)
 
 if TYPE_CHECKING:
     from transformers.models.blip.modeling_blip import BlipVisionModel
@@ -34,7 +41,7 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         embeddings = self.embeddings
         patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = embeddings.class_embedding.expand(pixel_values.shape[0], -1, -1)
+        first = for_each_picture(embeddings.class_embedding, patches)
         tokens = torch.cat((first, patches), 1) + embeddings.position_embedding
         for layer in self.layers:
             tokens = layer(tokens)

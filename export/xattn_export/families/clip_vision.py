@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn_export.families.dual_encoder import EncoderLayer
+from xattn_export.families.graph_layers import for_each_picture
 
 __all__ = ["ClipVision"]
 
@@ -24,7 +25,7 @@ class ClipVision(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         embeddings = self.embeddings
         patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = embeddings.class_embedding.expand(pixel_values.shape[0], 1, -1)
+        first = for_each_picture(embeddings.class_embedding, patches)
         tokens = self.first_norm(torch.cat((first, patches), 1) + embeddings.position_embedding.weight)
         for layer in self.layers:
             tokens = layer(tokens)

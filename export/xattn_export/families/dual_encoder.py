@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from xattn_export.families.base import Role, Source, TensorSpec
 from xattn_export.families.drawings import captioned_pictures
-from xattn_export.families.graph_layers import attend, fuse_linears
+from xattn_export.families.graph_layers import attend, fuse_linears, normalized
 from xattn_export.families.hf import source_facts
 from xattn_export.families.hf_roles import image_encoder_role, image_steps
 from xattn_runtime.manifest import Similarity
@@ -73,7 +73,7 @@ class ImageEmbeddingGraph(nn.Module):
         self.features = features
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        return (F.normalize(self.features(pixel_values), dim=-1),)
+        return (normalized(self.features(pixel_values)),)
 
 
 class TextEmbeddingGraph(nn.Module):
@@ -84,7 +84,7 @@ class TextEmbeddingGraph(nn.Module):
         self.features = features
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
-        return (F.normalize(self.features(input_ids, attention_mask), dim=-1),)
+        return (normalized(self.features(input_ids, attention_mask)),)
 
 
 def dual_encoder_source(

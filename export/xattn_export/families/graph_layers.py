@@ -16,7 +16,16 @@ from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 
-__all__ = ["attend", "attend_heads", "attend_with_cache", "embed_with_image", "fuse_linears", "split_heads"]
+__all__ = [
+    "attend",
+    "attend_heads",
+    "attend_with_cache",
+    "embed_with_image",
+    "for_each_picture",
+    "fuse_linears",
+    "normalized",
+    "split_heads",
+]
 
 
 def attend(
@@ -132,6 +141,27 @@ def embed_with_image(
     rows = torch.arange(batch, device=input_ids.device)[:, None] * tokens
     image = F.embedding(rows + number, image_tokens.flatten(0, 1))
     return torch.where(is_image[..., None], image, words(input_ids))
+
+
+def for_each_picture(rows: Tensor, tokens: Tensor) -> Tensor:
+    """`rows` once for every picture of `tokens` `[batch, tokens, …]`.
+
+    No shape is read for it: OpenVINO would read it from the convolution of the pixels, and then, in int8-static, take
+    one channel's range for all (docs/conformance.md).
+
+    Args:
+        rows: `[1, length, width]`, or `[width]` of a single one.
+
+    Returns:
+        `[batch, length, width]`.
+    """
+    return rows + tokens[:, :1, :1] * 0.0
+
+
+def normalized(features: Tensor) -> Tensor:
+    """`features` of length 1 along the last axis, as `functional.normalize`, but without reading a shape."""
+    length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    return features / length.clamp_min(1e-12)
 
 
 def fuse_linears(*linears: nn.Linear) -> nn.Linear:

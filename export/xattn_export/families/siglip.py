@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xattn_export.families.base import Family, Source
 from xattn_export.families.blip_layers import padding_mask
 from xattn_export.families.dual_encoder import EncoderLayer, TextEncoder, dual_encoder_source
-from xattn_export.families.graph_layers import attend
+from xattn_export.families.graph_layers import attend, for_each_picture
 from xattn_export.families.hf import has_architecture, load_model
 from xattn_export.families.hf_text import read_json, special_token_of, tokenizer_json_of
 from xattn_runtime._reading import show
@@ -67,7 +67,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         key, value = self.key_value(tokens).chunk(2, -1)
-        query = self.query.expand(tokens.shape[0], -1, -1)
+        query = for_each_picture(self.query, tokens)
         pooled = self.output(attend(query, key, value, self.heads))[:, 0]
         return cast(Tensor, pooled + self.feed_forward(self.norm(pooled)))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.graph_layers import attend, fuse_linears
+from xattn_export.families.graph_layers import attend, for_each_picture, fuse_linears
 from xattn_runtime.errors import CheckpointError
 
 __all__ = ["ENCODERS", "check_encoder", "picture_size_px"]
@@ -30,12 +30,19 @@ class VitEncoder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.embeddings = model.embeddings
+        embeddings = model.embeddings
+        self.patches = embeddings.patch_embeddings
+        special = [embeddings.cls_token]
+        if model.config.model_type == "deit":
+            special.append(embeddings.distillation_token)
+        self.special = nn.Parameter(torch.cat(special, 1), requires_grad=False)
+        self.positions = embeddings.position_embeddings
         self.layers = nn.ModuleList(VitLayer(layer) for layer in model.layers)
         self.norm = model.layernorm
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        tokens = self.embeddings(pixel_values)
+        patches = self.patches(pixel_values)
+        tokens = torch.cat((for_each_picture(self.special, patches), patches), 1) + self.positions
         for layer in self.layers:
             tokens = layer(tokens)
         return cast(Tensor, self.norm(tokens))
