@@ -10,6 +10,7 @@ import html
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,12 @@ def check_heatmap(path: Path) -> None:
         )
     if path.is_dir():
         raise OutputError(f"{path}: expected a file to write, found a folder; name another")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: expected a folder to write in, found none at {path.parent}; name another")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path}: expected a folder to write in, found none at {path.parent}; make it or name another"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: expected a folder to write in, found {path.parent} closed to writing; name another")
 
 
 def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, head: int | None = None) -> None:
@@ -63,9 +68,11 @@ def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, hea
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise OutputError(f"{path}: expected a file that can be written, found {one_line(error)}") from error
+        reason = error.strerror or one_line(error)
+        raise OutputError(f"{path}: expected a file that can be written, found: {reason}; name another") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or nothing can be changed there
+            temporary.unlink()
 
 
 def draw_png(found: AttentionMap, layer: int | None = None, head: int | None = None) -> Image.Image:

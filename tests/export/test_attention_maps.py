@@ -1,6 +1,7 @@
 """Attention weights out of the graph are those of torch, in both forms and quantized, and are drawn as they are."""
 
 import dataclasses
+import errno
 import re
 from pathlib import Path
 
@@ -183,6 +184,22 @@ def test_places_that_cannot_be_written(bundles, picture, tmp_path, name, message
     assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "folder.png"}
     with pytest.raises(OutputError, match=message):
         write_heatmap(tmp_path / name, load(bundles / "lstm.xattn").attention(picture, QUESTION))
+
+
+def test_a_place_that_refuses_the_file(bundles, picture, tmp_path, monkeypatch):
+    found, out = load(bundles / "lstm.xattn").attention(picture, QUESTION), tmp_path / "map.png"
+
+    def refuse(self, content):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(OutputError) as refused:
+        write_heatmap(out, found)
+    assert str(refused.value) == f"{out}: expected a file that can be written, found: Permission denied; name another"
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(OutputError, match=f"expected a folder to write in, found {tmp_path} closed to writing"):
+        write_heatmap(out, found)
+    assert not out.exists()
 
 
 def test_the_command_line_draws(bundles, picture, tmp_path):
