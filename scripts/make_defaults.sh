@@ -11,13 +11,14 @@ trap 'rm -rf "$work"' EXIT
 cp -r "$checkout/checkpoints" "$work"
 cd "$work"
 declare -A extra=([emoji-caption]=--with-attention [shapes-vqa]=--with-attention)
+declare -A calibration=([emoji-caption]='--data emoji' [shapes-vqa]='--data easy-vqa')
 declare -A data=([emoji-caption]=emoji [emoji-retrieval]=emoji [sentiment]=sentiment [shapes-vqa]=easy-vqa)
 (($#)) || set -- "${!data[@]}"
 for name in "$@"; do
     SOURCE_DATE_EPOCH=$(git -C "$checkout" log -1 --format=%ct -- "checkpoints/$name")
     export SOURCE_DATE_EPOCH
     xattn-edge export "checkpoints/$name" -o "$name.xattn" ${extra[$name]:-}
-    xattn-edge quantize "$name.xattn" -o "$name-int8.xattn" --mode int8
+    xattn-edge quantize "$name.xattn" -o "$name-int8.xattn" --mode int8 ${calibration[$name]:-}
     xattn-edge evaluate "$name-int8.xattn" --data "${data[$name]}" --record
     target="$checkout/runtime/xattn_runtime/defaults/$name.xattn"
     rm -rf "$target"
