@@ -13,7 +13,7 @@ from xattn_edge.commands._split import TaskSplit
 from xattn_edge.evaluation.samples import Sample, Samples, halves
 from xattn_export.quantize import auto
 from xattn_export.quantize.auto import quantize_to_budget
-from xattn_export.quantize.measuring import Journal, Scores
+from xattn_export.quantize.measuring import Bench, Journal, Scores
 from xattn_export.quantize.plot import frontier_plot
 from xattn_export.quantize.search import Measured, Space, candidates, frontier
 from xattn_runtime.bundle import open_bundle
@@ -138,6 +138,21 @@ def test_a_choice_is_confirmed_on_what_the_search_has_not_seen(quick, exported, 
     with pytest.raises(XattnError, match=r"unseen: expected a mix that loses at most 10.00% .* with 50.00%"):
         quantize_to_budget(exported["lstm"], tmp_path / "out.xattn", calibration, unseen, budget=0.1)
     assert not (tmp_path / "out.xattn").exists()
+
+
+def test_what_fails_on_unseen_samples_stands_in_nobodys_way(quick, exported, tmp_path, monkeypatch):
+    """Both components in int8 are smaller and faster than either alone, which is taken all the same."""
+
+    def faster_by_every_int8(bench, small):
+        return 1 / [graph.precision for graph in small.manifest.graphs.values()].count("int8")
+
+    monkeypatch.setattr(Bench, "_time", faster_by_every_int8)
+    unseen = Planned("unseen", samples(), [1.0, 0.5, 0.95])
+    report = quantize_to_budget(
+        exported["lstm"], tmp_path / "out.xattn", Planned("seen", samples(), [1.0]), unseen, budget=0.1
+    )
+    assert len(report.chosen.components) == 1 and report.unseen_loss == pytest.approx(0.05)
+    assert report.chosen in report.frontier and all(len(one.components) == 1 for one in report.frontier)
 
 
 def test_budgets_that_cannot_be(quick, exported, tmp_path):

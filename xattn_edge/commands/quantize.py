@@ -47,7 +47,7 @@ def quantize(
         typer.Option(
             "--rounding",
             help="How weights are rounded; gptq is the best, and the slowest. Left out: gptq with --data other than "
-            "golden, else, and for auto, fitted.",
+            "golden, else fitted.",
         ),
     ] = None,
     block: Annotated[
@@ -123,7 +123,7 @@ def quantize(
         options = QuantizeOptions(
             block=block,
             symmetric=not asymmetric,
-            rounding=rounding or ("fitted" if mode == "auto" or data in (None, "golden") else "gptq"),
+            rounding=rounding or ("fitted" if data in (None, "golden") else "gptq"),
             exact_activations=exact_activations,
             range_method=range_method,
             percentile=percentile,

@@ -99,10 +99,9 @@ def quantize_to_budget(
         found.append(measured)
         if on_measured is not None:
             on_measured(measured)
-    ranked = frontier(found, budget, prefer)
-    if not ranked:
+    if not frontier(found, budget, prefer):
         raise XattnError(_impossible(found, budget))
-    report = _confirm(bundle, output, bench, unseen, found, ranked, budget, prefer, overwrite, command)
+    report = _confirm(bundle, output, bench, unseen, found, budget, prefer, overwrite, command)
     journal.path.unlink(missing_ok=True)
     return report
 
@@ -113,21 +112,25 @@ def _confirm(
     bench: Bench,
     unseen: Split,
     found: Sequence[Measured],
-    ranked: Sequence[Measured],
     budget: float,
     prefer: Prefer,
     overwrite: bool,
     command: str,
 ) -> AutoReport:
-    """Write the first of `ranked` that keeps to the budget on samples that the search has not seen."""
+    """Write the preferred mix that keeps to the budget on samples that the search has not seen.
+
+    What does not keep to it there stands in the way of no other.
+    """
     plain = unseen.scores(bundle)
-    nearest: tuple[float, Measured] | None = None
-    for chosen in ranked:
+    left, nearest = list(found), (math.inf, found[0])
+    while ranked := frontier(left, budget, prefer):
+        chosen = ranked[0]
         with bench.made(chosen.components) as small:
             scores = unseen.scores(small)
         loss = relative_loss(plain.mean, scores.mean)
         if loss > budget:
-            nearest = min(nearest or (loss, chosen), (loss, chosen), key=lambda pair: pair[0])
+            nearest = min(nearest, (loss, chosen), key=lambda pair: pair[0])
+            left.remove(chosen)
             continue
         report = AutoReport(
             bundle=output,
@@ -145,7 +148,7 @@ def _confirm(
         )
         bench.write(output, chosen.components, _search_record(report, bench.split.name), overwrite, command)
         return report
-    loss, chosen = nearest or (math.inf, ranked[0])
+    loss, chosen = nearest
     raise XattnError(
         f"{unseen.name}: expected a mix that loses at most {budget:.2%} on samples that the search has not seen, "
         f"found that {named(chosen.components)} comes nearest, with {loss:.2%}; allow a larger --budget, or give more "

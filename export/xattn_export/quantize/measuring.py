@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from xattn_export.quantize.bundle import quantize_bundle, write_quantized
 from xattn_export.quantize.calibrate import Example, Examples, run_example
-from xattn_export.quantize.options import Mode, Options
+from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.search import Components, Measured
 from xattn_export.quantize.statistics import calibrate, needs_examples
@@ -32,6 +32,7 @@ __all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "re
 
 SEARCHED_MODES: tuple[Mode, ...] = ("int8", "int8-weight", "int4")
 _TIMED = 12
+_CALIBRATED = 32
 # Other programs disturb single answers of a millisecond: several turns each, for as long as that takes little time.
 _TURNS, _SECONDS_OF_TURNS = 10, 5.0
 _MEMORY = """
@@ -117,6 +118,12 @@ class Journal:
             os.fsync(stream.fileno())
 
 
+@dataclass(frozen=True)
+class _Few:
+    name: str
+    items: Sequence[Example]
+
+
 class Bench:
     """Makes and measures bundles."""
 
@@ -144,6 +151,13 @@ class Bench:
         """Where bundles of mixes are made, one at a time."""
         return self._journal.path.with_suffix("")
 
+    def calibrated_on(self, plans: Mapping[str, GraphPlan]) -> Examples | None:
+        """The first of the split's examples, None where the plans need none."""
+        if not needs_examples(plans, self.options):
+            return None
+        examples = self.split.examples
+        return _Few(examples.name, examples.items[:_CALIBRATED])
+
     def made(self, components: Components) -> _Made:
         """A context with the bundle of this mix."""
         return _Made(self, components)
@@ -153,7 +167,7 @@ class Bench:
     ) -> None:
         """Write the bundle of this mix for good."""
         plans = make_plans(self.bundle, "fp32", components)
-        examples = self.split.examples if needs_examples(plans, self.options) else None
+        examples = self.calibrated_on(plans)
         seen = calibrate(self.bundle, plans, self.options, examples, lambda what, share: None)
         write_quantized(
             self.bundle,
@@ -218,7 +232,7 @@ class _Made:
         self._place.mkdir()
         path = self._place / "mix.xattn"
         plans = make_plans(bench.bundle, "fp32", self._components)
-        examples = bench.split.examples if needs_examples(plans, bench.options) else None
+        examples = bench.calibrated_on(plans)
         quantize_bundle(
             bench.bundle.path,
             path,

@@ -21,7 +21,7 @@ Components = Mapping[str, Mode]
 # Losses of components add up only roughly: mixes that are predicted to lose so many budgets are tried all the same.
 _HOPE = 2.0
 _MOST_TRIES = 12
-_ENOUGH = 4
+_ENOUGH = 6
 _RAISED = (1, 2, 4, 8, 16)
 # Times of one and the same bundle differ by as much from run to run.
 _SAME_TIME = 1.05

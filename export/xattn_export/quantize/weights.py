@@ -7,7 +7,7 @@ convolution from its fastest layout. An embedding is looked up as bytes, and onl
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,11 @@ def store_convolutions(model: ModelProto, folder: Path | None = None, *, only: C
             replacements[index] = [_from_half(node, weights, constants), node]
             continue
         values, scales = quantize_rows(weights)
-        replacements[index] = [*_restored(node, 1, values, scales, constants), node]
+        added = _restored(node, 1, values, scales, constants)
+        if weights.shape[2:] == (1, 1):
+            # OpenVINO would see a product of all positions in it, and forget its strides (docs/conformance.md).
+            added.append(_reshaped(node, 1, weights.shape, constants))
+        replacements[index] = [*added, node]
     replace_nodes(graph, replacements)
     constants.write_back()
     return len(replacements)
@@ -95,6 +99,14 @@ def _restored(
         helper.make_node("Cast", [stored], [as_float], name=as_float, to=TensorProto.FLOAT),
         helper.make_node("Mul", [as_float, scale], [restored], name=restored),
     ]
+
+
+def _reshaped(node: NodeProto, place: int, shape: Sequence[int], constants: Constants) -> NodeProto:
+    """The node that gives what `node` reads at `place` a shape, which `node` then reads."""
+    name = node.input[place]
+    sizes = constants.add(f"{name}_sizes", np.array(shape, np.int64))
+    node.input[place] = f"{name}_shaped"
+    return helper.make_node("Reshape", [name, sizes], [node.input[place]], name=node.input[place])
 
 
 def store_embeddings(model: ModelProto, folder: Path | None = None, *, only: Collection[str] | None = None) -> int:
