@@ -19,7 +19,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 from xattn_export.quantize.options import KeyValuePrecision
 from xattn_export.quantize.prepare import Constants, attributes, write_nodes
 
-__all__ = ["LARGEST_STORED", "StoredSeries", "is_turned", "series_of", "store_key_values", "stored_name"]
+__all__ = ["StoredSeries", "is_turned", "largest_stored", "series_of", "store_key_values", "stored_name"]
 
 _PASSED_ON: Mapping[str, str] = {
     "cross": "cross",
@@ -29,8 +29,9 @@ _PASSED_ON: Mapping[str, str] = {
     "present": "past",
 }
 _KEY_OR_VALUE = ("key", "value")
-LARGEST_STORED = 127
-"""Of int8, by magnitude, so that 0 lies in the middle."""
+_LARGEST_STORED = 127
+_LARGEST_ATTENDED = 64
+"""Of int8, by magnitude, of what attention multiplies with bytes: x86 without VNNI sums two products in 16 bits."""
 _LARGEST_BYTE = 255
 _TYPES: Mapping[KeyValuePrecision, int] = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}
 
@@ -63,6 +64,11 @@ def stored_name(name: str) -> str:
     """Under which name a key or value is known to all graphs: cache and prefix are one, `past_key_0` and so on."""
     series, rest = name.split("_", 1)
     return f"{_PASSED_ON[series]}_{rest}"
+
+
+def largest_stored(name: str) -> int:
+    """The largest magnitude of the bytes that the key or value `name` is stored as."""
+    return _LARGEST_STORED if stored_name(name).startswith("past_") else _LARGEST_ATTENDED
 
 
 def is_turned(model: ModelProto, name: str) -> bool:

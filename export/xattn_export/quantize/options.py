@@ -140,7 +140,7 @@ def has_int8_activations(plan: GraphPlan, options: Options) -> bool:
 def session_options(modes: frozenset[Mode], options: Options) -> dict[str, str]:
     """What ONNX Runtime must be told to compute graphs of these modes as they were measured."""
     needed: dict[str, str] = {}
-    if "int8-static" in modes or options.cross == "int8":
+    if "int8-static" in modes:
         needed |= _WIDE_SUMS
     if modes.intersection(_BLOCKED):
         needed[_ACCURACY_LEVEL] = "1" if options.exact_activations else "4"

@@ -13,7 +13,7 @@ from xattn_export.inspect import read_graph
 from xattn_export.quantize.calibrate import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.graph import Seen
 from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes, with_sums_of_squares
-from xattn_export.quantize.key_values import LARGEST_STORED, StoredSeries, is_turned, series_of, stored_name
+from xattn_export.quantize.key_values import StoredSeries, is_turned, largest_stored, series_of, stored_name
 from xattn_export.quantize.layers import Layer, Observed, find_layers
 from xattn_export.quantize.observe import ChannelMeans, ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
 from xattn_export.quantize.options import GraphPlan, KeyValuePrecision, Options
@@ -116,7 +116,7 @@ def _stored_series(
     if observer.peaks is None:
         raise UserError(f"{role}: {name}: expected calibration data that reaches it, found none that does; take others")
     if precision == "int8":
-        scales = np.where(observer.peaks > 0, observer.peaks / LARGEST_STORED, 1).astype(np.float32)
+        scales = np.where(observer.peaks > 0, observer.peaks / largest_stored(name), 1).astype(np.float32)
         return StoredSeries(precision, scales, is_turned(model, name))
     if observer.peaks.max() > FP16_LARGEST / 2:
         raise UserError(

@@ -44,11 +44,12 @@ def store_convolutions(model: ModelProto, folder: Path | None = None, *, only: C
             replacements[index] = [_from_half(node, weights, constants), node]
             continue
         values, scales = quantize_rows(weights)
-        added = _restored(node, 1, values, scales, constants)
         if weights.shape[2:] == (1, 1):
-            # OpenVINO would see a product of all positions in it, and forget its strides (docs/conformance.md).
-            added.append(_reshaped(node, 1, weights.shape, constants))
-        replacements[index] = [*added, node]
+            # Restored as rows: OpenVINO forgets the strides of what it sees to be a product (docs/conformance.md).
+            rows = _restored(node, 1, values[:, :, 0, 0], scales[:, :, 0, 0], constants)
+            replacements[index] = [*rows, _reshaped(node, 1, weights.shape, constants), node]
+        else:
+            replacements[index] = [*_restored(node, 1, values, scales, constants), node]
     replace_nodes(graph, replacements)
     constants.write_back()
     return len(replacements)
