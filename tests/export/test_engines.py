@@ -216,3 +216,39 @@ def test_openvino_agrees_on_rows_that_see_no_key_where_heads_are_48_wide(tmp_pat
         found = engine.open(path, "attention").run(["y"], inputs)[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not found[:, :, 1].any() and found[:, :, 0].all()
+
+
+STRIDED = """
+    <ir_version: 10, opset_import: ["" : 21]> g (float[batch, 2, 4, 4] x) => (float[batch, 2, 4] y)
+    <int8[2, 2, 1, 1] stored = {1, 2, 3, 4}, float one = {1}, int64[3] flat = {0, 2, 4}>
+    {
+        floats = Cast<to=1>(stored)
+        restored = Mul(floats, one)
+        c = Conv<strides=[2, 2], kernel_shape=[1, 1]>(x, restored)
+        y = Reshape(c, flat)
+    }
+"""
+STRIDED_ROWS = (
+    STRIDED.replace("int8[2, 2, 1, 1]", "int8[2, 2]")
+    .replace("<int8", "<int64[4] sizes = {2, 2, 1, 1}, int8")
+    .replace("c = Conv", "shaped = Reshape(restored, sizes) c = Conv")
+    .replace("(x, restored)", "(x, shaped)")
+)
+
+
+@pytest.mark.parametrize("text", [STRIDED, STRIDED_ROWS])
+def test_openvino_forgets_the_strides_of_a_product_at_every_position(text, tmp_path):
+    """Whose fault it is, in docs/conformance.md: not where the weights are restored as rows, and then shaped."""
+    model = parser.parse_model(text)
+    inputs = {"x": np.ones((1, 2, 4, 4), np.float32)}
+    expected = [[[3] * 4, [7] * 4]]
+    assert ReferenceEvaluator(model).run(None, inputs)[0].tolist() == expected
+    path = tmp_path / "strided.onnx"
+    path.write_bytes(model.SerializeToString())
+    with open_engine("openvino") as engine:
+        graph = engine.open(path, "strided")
+        if text is STRIDED_ROWS:
+            assert graph.run(["y"], inputs)[0].tolist() == expected
+        else:
+            with pytest.raises(RuntimeError, match=r"1\.2\.4\.4"):
+                graph.run(["y"], inputs)

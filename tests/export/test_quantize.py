@@ -202,6 +202,17 @@ def test_convolutions_are_stored_as_bytes_and_small_ones_left():
     assert np.abs(run(model, x=x) - expected).max() < 0.01 * np.abs(expected).max()
 
 
+def test_a_convolution_of_single_positions_is_stored_as_rows():
+    node = helper.make_node("Conv", ["x", "shortcut"], ["y"], name="one", strides=[2, 2])
+    model = graph_of([node], {"x": (TensorProto.FLOAT, [1, 64, 4, 4])}, [1, 64, 2, 2], shortcut=normal(64, 64, 1, 1))
+    x = normal(1, 64, 4, 4)
+    expected = run(model, x=x)
+    assert store_convolutions(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert list(next(tensor.dims for tensor in model.graph.initializer if tensor.name == "shortcut_int8")) == [64, 64]
+    assert np.abs(run(model, x=x) - expected).max() < 0.01 * np.abs(expected).max()
+
+
 def test_the_convolution_of_a_picture_is_stored_in_half_precision():
     node = helper.make_node("Conv", ["x", "patch"], ["y"], name="one", strides=[8, 8])
     model = graph_of([node], {"x": (TensorProto.FLOAT, [1, 3, 16, 16])}, [1, 64, 2, 2], patch=normal(64, 3, 8, 8))
