@@ -49,34 +49,34 @@ class Recipe:
 
 RECIPES = {
     "fp16": Recipe("fp16"),
-    "int8": Recipe("int8"),
     "int8, without data": Recipe("int8", has_data=False),
-    "int8, SmoothQuant": Recipe("int8", Options(smooth=0.5)),
-    "int8, GPTQ": Recipe("int8", Options(rounding="gptq")),
-    "int8, cross int8": Recipe("int8", Options(cross="int8")),
-    "int8-static, min-max": Recipe("int8-static"),
-    "int8-static, percentile": Recipe("int8-static", Options(range_method="percentile")),
-    "int8-static, entropy": Recipe("int8-static", Options(range_method="entropy")),
-    "int8-weight": Recipe("int8-weight"),
+    "int8, fitted": Recipe("int8"),
+    "int8": Recipe("int8", Options(rounding="gptq")),
+    "int8, SmoothQuant": Recipe("int8", Options(rounding="gptq", smooth=0.5)),
+    "int8, cross int8": Recipe("int8", Options(rounding="gptq", cross="int8")),
+    "int8-static, min-max": Recipe("int8-static", Options(rounding="gptq")),
+    "int8-static, percentile": Recipe("int8-static", Options(rounding="gptq", range_method="percentile")),
+    "int8-static, entropy": Recipe("int8-static", Options(rounding="gptq", range_method="entropy")),
+    "int8-weight": Recipe("int8-weight", Options(rounding="gptq")),
     "int4, to nearest": Recipe("int4", Options(rounding="nearest")),
-    "int4": Recipe("int4"),
     "int4, HQQ": Recipe("int4", Options(rounding="hqq")),
-    "int4, GPTQ": Recipe("int4", Options(rounding="gptq")),
-    "int4, GPTQ, asymmetric": Recipe("int4", Options(rounding="gptq", symmetric=False)),
+    "int4, fitted": Recipe("int4"),
+    "int4": Recipe("int4", Options(rounding="gptq")),
+    "int4, asymmetric": Recipe("int4", Options(rounding="gptq", symmetric=False)),
 }
 LARGE_RECIPES = {
     name: RECIPES[name]
     for name in (
         "fp16",
-        "int8",
         "int8, without data",
-        "int8, GPTQ",
+        "int8, fitted",
+        "int8",
         "int8-weight",
         "int4, to nearest",
-        "int4",
         "int4, HQQ",
-        "int4, GPTQ",
-        "int4, GPTQ, asymmetric",
+        "int4, fitted",
+        "int4",
+        "int4, asymmetric",
     )
 }
 SPEED_RECIPES = {
