@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import gc
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import onnx
 
 from xattn_export.attention_maps import write_attention
 from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
 from xattn_export.conformance import GraphFacts, examine, require_valid
-from xattn_export.external_weights import INSIDE_BYTES, WeightStore
+from xattn_export.external_weights import INSIDE_BYTES, WeightStore, weights_file
 from xattn_export.families import family_of
-from xattn_export.families.base import Source
+from xattn_export.families.base import Role, Source
 from xattn_export.families.hf_hub import hub_id, local_folder
 from xattn_export.generator import GENERATOR, LOOPED
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
@@ -25,6 +29,7 @@ from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.provenance import created_utc, versions, weights_digest
+from xattn_export.side_by_side import side_by_side
 from xattn_export.to_onnx import choose_opset, export_role
 from xattn_export.whole import left_out, write_wholes
 from xattn_runtime._reading import show
@@ -146,6 +151,9 @@ def export_checkpoint(
         for path, content in golden.files.items():
             staged.write(path, content)
         manifest = _manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance)
+        # Nothing below needs the model: verifying the bundle loads its weights once more.
+        del model, golden
+        _give_memory_back()
         if with_attention:
             manifest, facts, written = write_attention(staged, manifest)
             graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
@@ -154,7 +162,7 @@ def export_checkpoint(
             wholes = write_wholes(staged, manifest)
             manifest = wholes.stated(manifest)
             graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
-        elif model.task != "retrieval":
+        elif manifest.task != "retrieval":
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
         tell("verifying the bundle", 0.9)
@@ -163,7 +171,7 @@ def export_checkpoint(
     tell("done", 1.0)
     return ExportReport(
         bundle=output,
-        task=model.task,
+        task=manifest.task,
         attention=attention,
         opset=opset,
         bytes=staged.bytes,
@@ -219,24 +227,34 @@ class _Exported:
 def _export_roles(
     source: Source, attention: Attention, opset: int, inside_bytes: int, staged: StagedBundle, tell: Progress
 ) -> dict[str, _Exported]:
-    """Export one role after the other into the bundle, so that no two are in memory at once."""
-    weights = WeightStore(staged.folder / _GRAPHS_FOLDER, inside_bytes)
-    exported = {}
-    for number, role in enumerate(source.roles):
-        share = _GRAPHS_DONE / len(source.roles)
-        tell(f"exporting the {role.name}", share * (number + 0.1))
-        graph = export_role(role, attention, opset, weights)
-        facts, written = examine(graph), write_graph(staged, _graph_file(role.name), graph)
+    """Export all roles side by side, then compare one after the other with torch."""
+    folder = staged.folder / _GRAPHS_FOLDER
+    tell(f"exporting the {' and the '.join(role.name for role in source.roles)}", 0.1)
+    # Which of them is done first is left to chance, but not the bundle: so each has its weights in a folder of its own.
+    stores = [WeightStore(folder / f"of-{role.name}", inside_bytes) for role in source.roles]
+    found = side_by_side(
+        [partial(_export, role, attention, opset, store) for role, store in zip(source.roles, stores, strict=True)]
+    )
+    weights, exported = WeightStore(folder, inside_bytes), {}
+    for number, (role, (content, own)) in enumerate(zip(source.roles, found, strict=True)):
+        tell(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(found)))
+        file = _graph_file(role.name)
+        graph = weights.take_in(onnx.load_from_string(content), own, weights_file(f"{role.name}.onnx"))
+        shutil.rmtree(own.folder, ignore_errors=True)
+        facts, written = examine(graph), write_graph(staged, file, graph)
         del graph
-        _give_memory_back()
-        tell(f"comparing the {role.name} with torch", share * (number + 0.8))
-        exported[role.name] = _Exported(facts, written, check_parity(staged.folder / _graph_file(role.name), role))
+        exported[role.name] = _Exported(facts, written, check_parity(staged.folder / file, role))
         _give_memory_back()
     # Where scores are always changed, nothing is ever decoded in one run.
     if LOOPED in exported and source.decoding is not None and replace(source.decoding, beams=1).is_plain:
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
     return exported
+
+
+def _export(role: Role, attention: Attention, opset: int, weights: WeightStore) -> tuple[bytes, WeightStore]:
+    """The graph without the weights that `weights` took out of it, and these."""
+    return export_role(role, attention, opset, weights).SerializeToString(deterministic=True), weights
 
 
 def _fix_batch(staged: StagedBundle, file: str) -> None:

@@ -77,6 +77,23 @@ class WeightStore:
         self.take_out(loaded, file, shared=shared)
         return ir.serde.serialize_model(loaded)
 
+    def take_in(self, model: ModelProto, other: WeightStore, file: str) -> ModelProto:
+        """`model`, whose weights `other` took out into `file`, with its weights in this folder.
+
+        Those that a graph here holds too are named where they lie, and `file` is written without them.
+        Raises OSError where it cannot be written.
+        """
+        if self._places.keys().isdisjoint(other._places):
+            if other._places:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (other.folder / file).rename(self.folder / file)
+            self._places.update(other._places)
+            return model
+        loaded = ir.serde.deserialize_model(model)
+        ir.external_data.set_base_dir(loaded.graph, other.folder)
+        self.take_out(loaded, file, shared=True)
+        return ir.serde.serialize_model(loaded)
+
     def _place(self, stream: BinaryIO, file: str, tensor: ir.TensorProtocol) -> _Place:
         """Where the bytes of `tensor` lie: where they were put before, or from now on at the end of `stream`."""
         content = tensor.tobytes()

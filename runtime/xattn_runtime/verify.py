@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime._reading import one_line
-from xattn_runtime.bundle import Bundle
+from xattn_runtime.bundle import Bundle, open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.session import SessionSettings
 from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, load
+from xattn_runtime.tasks.encoding import session_settings
 from xattn_runtime.tasks.sentiment import read_sample
-from xattn_runtime.wholes import WholeVerdict, compare_wholes
+from xattn_runtime.wholes import WholeVerdict, compare_wholes, run_wholes
 
 __all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
 
@@ -104,14 +105,17 @@ class VerificationReport:
 def verify_bundle(
     bundle: str | os.PathLike[str] | Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None
 ) -> VerificationReport:
-    """Load `bundle`, run every golden case through the whole pipeline and judge it, then the graphs of the whole model.
+    """Run every golden case of `bundle` through the whole pipeline and judge it, and the graphs of the whole model.
 
     Raises what `load` raises, and BundleError for golden files that cannot be used; a case that fails raises nothing.
     """
-    task = load(bundle, provider, threads)
-    tolerance = task.bundle.manifest.golden.relative_rms
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    settings = session_settings(provider, threads, opened)
+    runs = run_wholes(opened, settings)
+    task = load(opened, settings)
+    tolerance = opened.manifest.golden.relative_rms
     verdicts = tuple(CaseVerdict(case, case.relative_rms <= tolerance and case.same_text) for case in measure(task))
-    return VerificationReport(str(task.bundle.path), task.settings.name, tolerance, verdicts, compare_wholes(task))
+    return VerificationReport(str(opened.path), settings.name, tolerance, verdicts, compare_wholes(task, runs))
 
 
 def measure(task: AnyTask) -> tuple[CaseMeasure, ...]:

@@ -27,12 +27,20 @@ from xattn_runtime.tasks.retrieval import RetrievalTask
 from xattn_runtime.tasks.sentiment import SentimentTask
 from xattn_runtime.tasks.vqa import Answer, VqaTask
 
-__all__ = ["WholeVerdict", "compare_wholes"]
+__all__ = ["WholeRun", "WholeVerdict", "compare_wholes", "run_wholes"]
 
 _MOST_CASES = 3
 # Where two tokens are nearer than that, as logarithms, rounding may choose either, and probabilities may differ so
 # much: so many times what the bundle allows, and between these.
 _TIES_OF_TOLERANCE, _LEAST_TIE, _MOST_TIE = 4.0, 0.01, 0.25
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """What the graph of a role gave for each of a few golden cases: the tensors by their names."""
+
+    role: str
+    found: tuple[Mapping[str, NDArray[Any]], ...]
 
 
 @dataclass(frozen=True)
@@ -62,26 +70,37 @@ class WholeVerdict:
         return self.difference is None
 
 
-def compare_wholes(
-    task: CaptionTask | VqaTask | RetrievalTask | SentimentTask,
-    settings: SessionSettings | None = None,
-    roles: Sequence[str] = WHOLE_ROLES,
-) -> tuple[WholeVerdict, ...]:
-    """Compare on a few golden cases those of `roles` that the task's bundle has.
+def run_wholes(bundle: Bundle, settings: SessionSettings, roles: Sequence[str] = WHOLE_ROLES) -> tuple[WholeRun, ...]:
+    """Run on a few golden cases those of `roles` that the bundle has, one after the other.
 
-    settings: for the graphs of the whole model, where those of the task are not meant.
-    Raises BundleError where a graph does not load or golden pictures cannot be read.
+    Each is given back before the next is loaded: best done before a task is loaded too, as every one of them holds all
+    the weights of the model.
+    Raises BundleError where a graph does not load or run or golden pictures cannot be read, ProviderError where the
+    provider refuses it.
     """
-    bundle, settings = task.bundle, settings or task.settings
     found = [role for role in roles if role in bundle.manifest.graphs]
-    if found and isinstance(task, VqaTask) and bundle.manifest.calibration is not None:
+    if not found or bundle.manifest.task in ("retrieval", "sentiment") or not settings.loops:
+        return ()
+    cases = [_case(bundle, number) for number in _numbers(bundle)]
+    return tuple(_run(bundle, open_session(bundle, role, settings), cases) for role in found)
+
+
+def compare_wholes(
+    task: CaptionTask | VqaTask | RetrievalTask | SentimentTask, runs: Sequence[WholeRun]
+) -> tuple[WholeVerdict, ...]:
+    """Compare what `run_wholes` gave with what `task`, of the same bundle, gives on the same cases."""
+    bundle = task.bundle
+    if isinstance(task, RetrievalTask | SentimentTask) or not runs:
+        return ()
+    if isinstance(task, VqaTask) and bundle.manifest.calibration is not None:
         # The graph of the whole model gives the model's own probabilities.
         task = VqaTask(replace(bundle, manifest=replace(bundle.manifest, calibration=None)), task.settings)
-    if isinstance(task, RetrievalTask | SentimentTask) or not found or not settings.loops:
-        return ()
-    numbers = range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))
-    cases = [_expected(task, *_case(bundle, number)) for number in numbers]
-    return tuple(_compare(task, open_session(bundle, role, settings), cases) for role in found)
+    cases = [_expected(task, *_case(bundle, number)) for number in _numbers(bundle)]
+    return tuple(_compare(task, run, cases) for run in runs)
+
+
+def _numbers(bundle: Bundle) -> range:
+    return range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))
 
 
 def _case(bundle: Bundle, number: int) -> tuple[NDArray[np.uint8], str | None]:
@@ -98,25 +117,36 @@ def _expected(task: CaptionTask | VqaTask, image: NDArray[np.uint8], question: s
     return _Case(image, question, encoded, answer)
 
 
-def _compare(task: CaptionTask | VqaTask, session: GraphSession, cases: Sequence[_Case]) -> WholeVerdict:
-    names, graphs = tuple(session.output_shapes), task.bundle.manifest.graphs
-    codec = TextCodec(task.bundle.file(task.bundle.manifest.tokenizer.file), task.bundle.manifest.tokenizer)
+def _run(bundle: Bundle, session: GraphSession, cases: Sequence[tuple[NDArray[np.uint8], str | None]]) -> WholeRun:
+    names, graphs = tuple(session.output_shapes), bundle.manifest.graphs
+    codec = _codec(bundle)
     special = "decoder" not in graphs or "text_encoder" in graphs
-    for case in cases:
-        inputs: dict[str, NDArray[Any]] = {"images": case.image[None]}
-        if case.question is not None and "questions" in session.input_shapes:
-            inputs["questions"] = np.array([case.question], dtype=object)
-        elif case.question is not None:
-            ids = codec.encode_question(case.question, special_tokens=special).ids
+    found = []
+    for image, question in cases:
+        inputs: dict[str, NDArray[Any]] = {"images": image[None]}
+        if question is not None and "questions" in session.input_shapes:
+            inputs["questions"] = np.array([question], dtype=object)
+        elif question is not None:
+            ids = codec.encode_question(question, special_tokens=special).ids
             inputs["input_ids"] = np.array([ids], np.int64)
-        found = dict(zip(names, session.run(names, inputs), strict=True))
+        found.append(dict(zip(names, session.run(names, inputs), strict=True)))
+    return WholeRun(session.role, tuple(found))
+
+
+def _compare(task: CaptionTask | VqaTask, run: WholeRun, cases: Sequence[_Case]) -> WholeVerdict:
+    codec = _codec(task.bundle)
+    for case, found in zip(cases, run.found, strict=True):
         if case.answer is not None and task.bundle.manifest.labels is not None:
             difference = _between_answers(task.bundle, task.bundle.manifest.labels, found, case.answer)
         else:
             difference = _between_tokens(task, codec, case, found)
         if difference is not None:
-            return WholeVerdict(session.role, len(cases), difference)
-    return WholeVerdict(session.role, len(cases), None)
+            return WholeVerdict(run.role, len(cases), difference)
+    return WholeVerdict(run.role, len(cases), None)
+
+
+def _codec(bundle: Bundle) -> TextCodec:
+    return TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
 
 
 def _tie(bundle: Bundle) -> float:

@@ -1,5 +1,6 @@
 """Large weights lie beside the graphs, each of them once, where every engine finds them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,29 @@ def test_a_tensor_of_two_graphs_is_stored_once(tmp_path):
             np.testing.assert_array_equal(found, wanted)
     inside = {tensor.name: tensor.data_location for tensor in read_graph(tmp_path / "one.onnx").graph.initializer}
     assert inside == {"a": TensorProto.EXTERNAL, "b": TensorProto.EXTERNAL, "c": TensorProto.DEFAULT}
+
+
+def test_weights_taken_out_apart_are_joined_with_each_of_them_once(tmp_path):
+    rng = np.random.default_rng(2)
+    shared, own, other = (rng.normal(size=LARGE).astype(np.float32) for _ in range(3))
+    joined = WeightStore(tmp_path, inside_bytes=0)
+    expected = {}
+    for name, weights in (("one", {"a": shared}), ("two", {"b": own, "c": shared}), ("three", {"d": other})):
+        apart = WeightStore(tmp_path / f"of-{name}", inside_bytes=0)
+        taken = model(**weights)
+        apart.take_out(taken, f"{name}.onnx.data")
+        found = joined.take_in(ir.to_proto(taken), apart, f"{name}.onnx.data")
+        shutil.rmtree(apart.folder)
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(found, path)
+        expected[path] = list(weights.values())
+    assert {path.name: path.stat().st_size for path in tmp_path.glob("*.data")} == {
+        f"{name}.onnx.data": shared.nbytes for name in ("one", "two", "three")
+    }
+    for path, weights in expected.items():
+        onnx.checker.check_model(str(path), full_check=True)
+        for found, wanted in zip(ReferenceEvaluator(str(path)).run(None, {}), weights, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(("count", "alignment"), [(2 * LARGE, 4096), (LARGE, 64)])

@@ -25,7 +25,7 @@ from xattn_runtime.providers import CPU
 from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
 from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
 from xattn_runtime.verify import measure
-from xattn_runtime.wholes import compare_wholes
+from xattn_runtime.wholes import compare_wholes, run_wholes
 
 __all__ = ["EngineReport", "GraphVerdict", "verify_in_engine"]
 
@@ -153,7 +153,7 @@ def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) ->
             largest, texts = None, _same_tokens(task, load(bundle, SessionSettings(CPU, threads)))
         elif role == WHOLE:
             ours = load(bundle, SessionSettings(CPU, threads))
-            verdict = compare_wholes(ours, SessionSettings(CPU, threads, engine=one), [role])[0]
+            verdict = compare_wholes(ours, run_wholes(bundle, SessionSettings(CPU, threads, engine=one), [role]))[0]
             if verdict.difference is not None:
                 raise BundleError(f"{role}: expected what the other graphs give, found {verdict.difference}")
             largest, texts = None, (verdict.cases, verdict.cases)

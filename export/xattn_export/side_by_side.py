@@ -1,0 +1,91 @@
+"""Several computations at once, each in a process forked from this one: they see the loaded model and copy nothing.
+
+torch's exporter keeps a single core busy, and afterwards holds on to weights that it has seen, which a process gives
+back at its end. It knows nothing of what is computed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import TypeVar, cast
+
+import torch
+
+from xattn_runtime._reading import one_line
+from xattn_runtime.errors import XattnError
+
+__all__ = ["side_by_side"]
+
+_Found = TypeVar("_Found")
+
+
+def side_by_side(works: Sequence[Callable[[], _Found]]) -> list[_Found]:
+    """What each of `works` gives, which must be something that can be pickled.
+
+    Where processes cannot be forked they are done in this one, one after the other. When one of them fails, or this
+    process is interrupted, all are ended.
+    Raises what the first of them that fails raises; XattnError where its process was ended from outside.
+    """
+    if not _can_fork():
+        return [work() for work in works]
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in works]
+    processes = [
+        context.Process(target=_do, args=(work, sender), daemon=True)
+        for work, (_, sender) in zip(works, pipes, strict=True)
+    ]
+    try:
+        for process, (_, sender) in zip(processes, pipes, strict=True):
+            with warnings.catch_warnings():
+                # Of locks that other threads may hold: torch computes on one thread there, and ONNX Runtime not at all.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            sender.close()
+        return [cast(_Found, _received(receiver)) for receiver, _ in pipes]
+    finally:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+
+def _can_fork() -> bool:
+    """Elsewhere than on Linux libraries do not survive it."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+def _do(work: Callable[[], object], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else that library prints a warning
+    torch.set_num_threads(1)
+    try:
+        found: object = work()
+    except Exception as error:  # raised again where the result is waited for
+        error.add_note(traceback.format_exc())
+        found = error
+    try:
+        sender.send(found)
+    except OSError:  # nobody waits for it any more
+        return
+    except Exception as error:  # what cannot be pickled
+        sender.send(XattnError(one_line(error)))
+
+
+def _received(receiver: Connection) -> object:
+    try:
+        found = receiver.recv()
+    except EOFError as error:
+        raise XattnError(
+            "expected a process that this one started to end by itself, found that it was ended; "
+            "is there enough memory?"
+        ) from error
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -1,0 +1,56 @@
+"""Computations in processes of their own: what they give and raise, and what is left of them."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from functools import partial
+
+import pytest
+import torch
+
+from xattn_export.side_by_side import side_by_side
+from xattn_runtime.errors import ImageError, XattnError
+
+forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
+
+
+def fail(error):
+    raise error
+
+
+def test_results_come_in_order_and_see_this_process_objects():
+    weights = torch.arange(5)
+    assert side_by_side([lambda number=number: int(weights[number]) for number in range(5)]) == list(range(5))
+
+
+@forks
+def test_each_is_a_process_of_its_own_on_one_thread():
+    found = side_by_side([lambda: (os.getpid(), torch.get_num_threads())] * 3)
+    assert len({process for process, _ in found} | {os.getpid()}) == 4
+    assert {threads for _, threads in found} == {1}
+
+
+def test_an_error_keeps_its_class_and_words_and_ends_the_others():
+    endless = threading.Event().wait if sys.platform == "linux" else int
+    with pytest.raises(ImageError, match=r"^cat\.png: torn\n"):
+        side_by_side([partial(fail, ImageError("cat.png: torn")), endless])
+    assert not multiprocessing.active_children()
+
+
+@forks
+def test_a_process_that_is_killed_is_an_error():
+    with pytest.raises(XattnError, match="it was ended; is there enough memory"):
+        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)])
+
+
+@forks
+def test_what_cannot_be_handed_over_is_an_error():
+    with pytest.raises(XattnError, match="pickle"):
+        side_by_side([threading.Lock])
+
+
+def test_without_forks_the_work_is_done_here(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert side_by_side([os.getpid]) == [os.getpid()]
