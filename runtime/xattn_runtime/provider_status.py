@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,7 +14,14 @@ from importlib.util import find_spec
 from typing import Any
 
 from xattn_runtime.errors import DependencyError, ProviderError
-from xattn_runtime.providers import PROVIDERS, Provider, RequestedProvider, load_onnxruntime, register_plugin
+from xattn_runtime.providers import (
+    PROVIDERS,
+    Provider,
+    RequestedProvider,
+    load_onnxruntime,
+    missing_system,
+    register_plugin,
+)
 
 __all__ = [
     "MachineStatus",
@@ -181,10 +187,8 @@ def _missing_package(row: Provider, onnxruntime: Any) -> str:
         return "no build of onnxruntime is installed"
     if row.package is None:
         return "no package on PyPI holds it"
-    if row.name == "coreml" and sys.platform != "darwin":
-        return "this is not macOS"
-    if row.name == "directml" and sys.platform != "win32":
-        return "this is not Windows"
+    if (system := missing_system(row)) is not None:
+        return f"this is not {system}"
     return f"{row.package} is not installed"
 
 

@@ -7,6 +7,7 @@ It loads ONNX Runtime on first need and creates no session; `session.py` does. W
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "RequestedProvider",
     "Wants",
     "load_onnxruntime",
+    "missing_system",
     "parse_provider",
     "register_plugin",
     "require_available",
@@ -79,6 +81,8 @@ class Provider:
     plugin_module: str | None = None
 
 
+# Providers of one operating system alone: its name for Python, and for people.
+_ONE_SYSTEM = {"coreml": ("darwin", "macOS"), "directml": ("win32", "Windows")}
 _BUILD = "build ONNX Runtime from source with --build_wheel and "
 _GOLDEN = "and `xattn-edge verify` passes"
 CPU = Provider(
@@ -277,9 +281,22 @@ def require_available(requested: RequestedProvider) -> None:
         return
     raise ProviderError(
         f"provider {row.name}: expected an ONNX Runtime with {row.onnxruntime_name}, found one with "
-        f"{', '.join(available)}; run {row.install_command} in an environment of its own, "
-        "as only one build of onnxruntime can be installed"
+        f"{', '.join(available)}; {_how_to_get(row)}"
     )
+
+
+def _how_to_get(row: Provider) -> str:
+    if (system := missing_system(row)) is not None:
+        return f"it runs on {row.platforms}; this is not {system}"
+    if row.package is None:
+        return f"no package on PyPI holds it: {row.install_command}"
+    return f"run {row.install_command} in an environment of its own, as only one build of onnxruntime can be installed"
+
+
+def missing_system(row: Provider) -> str | None:
+    """The operating system that the provider is for, where this is another one."""
+    platform, system = _ONE_SYSTEM.get(row.name, (sys.platform, None))
+    return None if sys.platform == platform else system
 
 
 def register_plugin(requested: RequestedProvider) -> tuple[Any, ...] | None:

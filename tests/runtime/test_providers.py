@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,6 +84,21 @@ def test_what_is_not_here_names_the_way_to_get_it(put_build: Any) -> None:
     put_build(build_of("CPUExecutionProvider"))
     with pytest.raises(ProviderError, match=r'provider cuda: .* run pip install "xattn-edge\[cuda\]"'):
         resolve_provider("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("xnnpack", "no package on PyPI holds it: build ONNX Runtime from source with --build_wheel and --use_xnnpack"),
+        ("coreml", "it runs on macOS, iOS; this is not macOS"),
+        ("directml", "it runs on Windows; any GPU with DirectX 12; this is not Windows"),
+    ],
+)
+def test_what_no_package_brings_here(put_build: Any, monkeypatch: pytest.MonkeyPatch, name: str, how: str) -> None:
+    put_build(build_of("CPUExecutionProvider"))
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(ProviderError, match=f"; {re.escape(how)}$"):
+        resolve_provider(name)
 
 
 def test_status_of_a_build_without_device_discovery(put_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
