@@ -9,11 +9,11 @@ import ctypes
 import ctypes.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from xattn_runtime.errors import DependencyError, ProviderError
+from xattn_runtime.packages import PackageConflict, conflict_over, onnxruntime_versions, package_conflict
 from xattn_runtime.providers import (
     PROVIDERS,
     Provider,
@@ -26,16 +26,13 @@ from xattn_runtime.providers import (
 __all__ = [
     "MachineStatus",
     "NvidiaDriver",
-    "PackageConflict",
     "ProviderStatus",
     "driver_complaint",
     "machine_status",
     "nvidia_driver",
-    "package_conflict",
     "provider_status",
 ]
 
-_MODULE_FILE = "onnxruntime/__init__.py"
 _CUDA_LIBRARIES = ("libcuda.so.1", "nvcuda.dll")
 _NAME_BYTES = 128
 
@@ -68,14 +65,6 @@ class NvidiaDriver:
 
 
 @dataclass(frozen=True)
-class PackageConflict:
-    """Distributions that have written the one module `onnxruntime` over each other, and the command that mends it."""
-
-    distributions: tuple[str, ...]
-    mend: str
-
-
-@dataclass(frozen=True)
 class MachineStatus:
     """All providers, with what they have in common: versions, the driver, and a conflict of packages if there is one.
 
@@ -103,16 +92,7 @@ def machine_status() -> MachineStatus:
     driver = nvidia_driver()
     build = None if onnxruntime is None else getattr(onnxruntime, "get_build_info", lambda: None)()
     providers = tuple(_status(row, onnxruntime, driver) for row in PROVIDERS)
-    return MachineStatus(providers, _versions(), build, driver, package_conflict())
-
-
-def package_conflict() -> PackageConflict | None:
-    """More than one distribution that owns the module `onnxruntime`: files of one lie over files of the other."""
-    owners = tuple(sorted(name for name, owns in _onnxruntime_distributions() if owns))
-    if len(owners) < 2:
-        return None
-    kept = next((name for name in owners if name != "onnxruntime"), owners[0])
-    return PackageConflict(owners, f"pip uninstall -y {' '.join(owners)} && pip install {kept}")
+    return MachineStatus(providers, onnxruntime_versions(), build, driver, package_conflict())
 
 
 def nvidia_driver() -> NvidiaDriver | None:
@@ -189,6 +169,8 @@ def _missing_package(row: Provider, onnxruntime: Any) -> str:
         return "no package on PyPI holds it"
     if (system := missing_system(row)) is not None:
         return f"this is not {system}"
+    if conflict_over(row.package) is not None:
+        return f"{row.package} is installed, and another onnxruntime over it"
     return f"{row.package} is not installed"
 
 
@@ -196,18 +178,3 @@ def _devices(row: Provider, onnxruntime: Any) -> tuple[str, ...]:
     """Kinds of device; empty on builds without `get_ep_devices`."""
     entries: Sequence[Any] = getattr(onnxruntime, "get_ep_devices", list)()
     return tuple(dict.fromkeys(entry.device.type.name for entry in entries if entry.ep_name == row.onnxruntime_name))
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name, _ in sorted(_onnxruntime_distributions())}
-
-
-def _onnxruntime_distributions() -> set[tuple[str, bool]]:
-    """Installed distributions called onnxruntime…, and whether each of them owns the module of that name."""
-    found = set()
-    for distribution in metadata.distributions():
-        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
-        if name == "onnxruntime" or name.startswith("onnxruntime-"):
-            files = distribution.files or ()
-            found.add((name, any(str(file) == _MODULE_FILE for file in files)))
-    return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xattn_runtime._reading import likely_meant, one_line, show
 from xattn_runtime.errors import DependencyError, ProviderError
+from xattn_runtime.packages import conflict_over
 
 if TYPE_CHECKING:
     from xattn_runtime.manifest import Attention
@@ -290,6 +291,8 @@ def _how_to_get(row: Provider) -> str:
         return f"it runs on {row.platforms}; this is not {system}"
     if row.package is None:
         return f"no package on PyPI holds it: {row.install_command}"
+    if (conflict := conflict_over(row.package)) is not None:
+        return f"{conflict}; run {conflict.mend}"
     return f"run {row.install_command} in an environment of its own, as only one build of onnxruntime can be installed"
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from xattn_runtime import packages, providers
 from xattn_runtime import provider_status as status_module
-from xattn_runtime import providers
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import DependencyError, ProviderError, VerificationError
+from xattn_runtime.packages import package_conflict
 from xattn_runtime.provider_choice import choose_provider
-from xattn_runtime.provider_status import NvidiaDriver, driver_complaint, machine_status, package_conflict
+from xattn_runtime.provider_status import NvidiaDriver, driver_complaint, machine_status
 from xattn_runtime.providers import PROVIDERS, parse_provider, resolve_provider, with_fallback
 from xattn_runtime.tasks import load
 
@@ -135,7 +136,7 @@ def test_what_is_left_of_two_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_provider("cpu")
 
 
-def test_two_builds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_builds_at_once(put_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def distribution(name: str, file: str) -> SimpleNamespace:
         return SimpleNamespace(metadata={"Name": name}, files=[Path(file)], version="1.0")
 
@@ -143,13 +144,16 @@ def test_two_builds_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         distribution("onnxruntime", "onnxruntime/__init__.py"),
         distribution("onnxruntime_qnn", "onnxruntime_qnn/__init__.py"),
     ]
-    monkeypatch.setattr(status_module.metadata, "distributions", lambda: installed)
+    monkeypatch.setattr(packages.metadata, "distributions", lambda: installed)
     assert package_conflict() is None
     installed.append(distribution("onnxruntime-gpu", "onnxruntime/__init__.py"))
     conflict = package_conflict()
     assert conflict is not None
     assert conflict.distributions == ("onnxruntime", "onnxruntime-gpu")
     assert conflict.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    put_build(build_of("CPUExecutionProvider"))
+    with pytest.raises(ProviderError, match=f"{conflict}; run {conflict.mend}"):
+        resolve_provider("cuda")
 
 
 @pytest.mark.parametrize(

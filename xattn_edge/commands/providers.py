@@ -36,10 +36,7 @@ def providers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False)
             return
         _print(console, found)
         if found.conflict is not None:
-            console.warn(
-                f"{' and '.join(found.conflict.distributions)} have written the module onnxruntime over each other; "
-                f"run {found.conflict.mend}"
-            )
+            console.warn(f"{found.conflict}; run {found.conflict.mend}")
 
 
 def _print(console: Console, found: MachineStatus) -> None:
