@@ -1,6 +1,6 @@
 """Ratios of decoding: the whole graph, the runtime's loop, beams, batches, encoded images, folders.
 
-    python benchmarks/decoding.py BUNDLE... [--pictures 1000] [--rounds 7]
+    python benchmarks/decoding.py BUNDLE... [--pictures 1000 [--side-px 128]] [--rounds 7]
 
 Bundles for captioning, best with the role `whole`, or for visual question answering. All variants of a bundle take
 turns in one process; each figure is the median of the rounds' ratios, since a shared machine drifts by a factor of two
@@ -28,7 +28,6 @@ from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask, load
 from xattn_runtime.tasks.encoding import PreparedImage
 
 PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
-SIDE_PX = 256
 BATCH = 8
 ANSWER_TOKENS = 4
 """Of an answer that is generated, at most, its end counted: weights that are random would never end one."""
@@ -36,11 +35,11 @@ QUESTION_WORDS = ("what color is the shape?", "word1 word2 word3 word4 word5")
 Run = Callable[[], object]
 
 
-def pictures(count: int) -> list[np.ndarray]:
+def pictures(count: int, side_px: int = 256) -> list[np.ndarray]:
     """Coarse coloured noise, uint8 `[side, side, 3]`."""
     rng = np.random.default_rng(0)
     cells = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    sides = (SIDE_PX, SIDE_PX)
+    sides = (side_px, side_px)
     return [np.asarray(Image.fromarray(each).resize(sides, Image.Resampling.BICUBIC)) for each in cells]
 
 
@@ -79,7 +78,7 @@ def counted_runs() -> Iterator[list[float]]:
         GraphSession.run = plain  # type: ignore[method-assign]
 
 
-def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
+def captioning(task: CaptionTask, rounds: int, count: int, side_px: int) -> dict[str, float]:
     one = np.asarray(Image.open(PICTURE).convert("RGB"))
     other = np.ascontiguousarray(one[:, ::-1])
     encoded = task.encode(one)
@@ -128,10 +127,10 @@ def captioning(task: CaptionTask, rounds: int, count: int) -> dict[str, float]:
         "throughput of 2 images / of 1": 2 * ratio(times, "caption", "two"),
         "throughput of 2 images / of 1, encoded before": 2 * ratio(times, "decode", "decode two"),
     }
-    return found | (folder(task, count) if count else {})
+    return found | (folder(task, count, side_px) if count else {})
 
 
-def folder(task: CaptionTask, count: int) -> dict[str, float]:
+def folder(task: CaptionTask, count: int, side_px: int) -> dict[str, float]:
     """Pictures from files to a file of captions, beside what the graphs take for the same pictures, ready in memory.
 
     Opening the pictures costs the cores time too: `of what the cores can do` is beside the processor time of opening
@@ -146,7 +145,7 @@ def folder(task: CaptionTask, count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
         place = Path(name) / "pictures"
         place.mkdir()
-        for number, picture in enumerate(pictures(count)):
+        for number, picture in enumerate(pictures(count, side_px)):
             Image.fromarray(picture).save(place / f"{number:05}.png")
         for number in range(3):
             began = time.process_time()
@@ -205,13 +204,14 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pictures", type=int, default=0, help="in the folder; 0 leaves it out")
+    parser.add_argument("--side-px", type=int, default=256, help="of the pictures in the folder; all are PNG")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     report = {}
     for path in arguments.bundles:
         task = load(open_bundle(path), threads=arguments.threads)
         if isinstance(task, CaptionTask):
-            found = captioning(task, arguments.rounds, arguments.pictures)
+            found = captioning(task, arguments.rounds, arguments.pictures, arguments.side_px)
         elif isinstance(task, VqaTask):
             found = answering(task, arguments.rounds)
         else:
