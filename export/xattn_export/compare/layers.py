@@ -107,7 +107,8 @@ class GraphPair:
             Layer(name, operators[name], self.sums[name].relative_rms) for name in self.names if name in self.sums
         ]
         if not layers:
-            return Component(self.role, self.runs, None, None, None, (), self.note or "no tensor has the same name")
+            nothing = "no example runs it" if self.names else "no tensor has the same name"
+            return Component(self.role, self.runs, None, None, None, (), self.note or nothing)
         parts = next((layer for layer in layers if layer.relative_rms > threshold), None)
         before = [_NOISE, *(layer.relative_rms for layer in layers)]
         jumps = max(zip(layers, before, strict=False), key=lambda pair: pair[0].relative_rms / max(pair[1], _NOISE))[0]
