@@ -16,6 +16,7 @@ from xattn_edge.commands._app import app
 from xattn_edge.evaluation.samples import Sample, Samples, calibration_samples
 from xattn_export import quantize_bundle
 from xattn_export.compare import compare_bundles
+from xattn_export.compare.layers import GraphPair
 from xattn_export.compare.page import page, thumbnail
 from xattn_runtime.bundle import file_digest, open_bundle
 from xattn_runtime.errors import UserError
@@ -97,6 +98,15 @@ def test_a_quantized_bundle(exported, tmp_path):
     assert decoder.parts_at is not None and decoder.runs > 3
 
 
+def test_integers_are_not_looked_into(exported, tmp_path):
+    bundle = open_bundle(exported["caption"])
+    pair = GraphPair.open("decoder", (bundle, bundle), ONE_THREAD, tmp_path)
+    operators = {name: node.op_type for node in pair.model.graph.node for name in node.output}
+    assert {"Range", "Shape"} <= set(operators.values())
+    looked_into = {operators[name] for name in pair.names}
+    assert "Attention" in looked_into and not {"Range", "Shape"} & looked_into
+
+
 def test_layers_that_nothing_ran_through(exported):
     report = compared(exported["lstm"], exported["lstm"], looked_into=0)
     assert {component.note for component in report.components.values()} == {"no example runs it"}
@@ -117,8 +127,9 @@ def test_the_command(exported, tmp_path):
         return CliRunner().invoke(app, ["compare", *map(str, arguments)], prog_name="xattn-edge")
 
     done = call(
-        bundle, "--provider", "cpu", "--provider", "cpu", "--data", tmp_path, "--html", tmp_path / "a.html", "--json"
-    )
+        bundle, "--provider", "cpu", "--provider", "cpu", "--fallback", "--data", tmp_path,
+        "--html", tmp_path / "a.html", "--json",
+    )  # fmt: skip
     assert done.exit_code == 0 and json.loads(done.stdout)["agreement"] == 1.0
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     assert "100.0% answered alike" in call(bundle, bundle).stdout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands._console import Console, command
-from xattn_edge.commands._options import Debug, Json, Quiet, Threads, new_app
+from xattn_edge.commands._options import Debug, Fallback, Json, Quiet, Threads, new_app
 from xattn_edge.commands._output import write_text
 from xattn_runtime.errors import UserError
 
@@ -35,6 +35,7 @@ def compare(
         list[str] | None,
         typer.Option("--provider", help="Provider of both; given twice, of the first and of the second."),
     ] = None,
+    fallback: Fallback = False,
     threads: Threads = None,
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, help="Relative error above which layers count as parted.")
@@ -58,9 +59,10 @@ def compare(
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_export.compare import compare_bundles
         from xattn_runtime.bundle import open_bundle
+        from xattn_runtime.providers import with_fallback
         from xattn_runtime.tasks.encoding import session_settings
 
-        names = _provider_names(bundles, providers or [])
+        names = [with_fallback(name, fallback) for name in _provider_names(bundles, providers or [])]
         opened = [open_bundle(path) for path in bundles]
         first, second = opened[0], opened[-1]
         settings = [session_settings(name, threads, each) for name, each in zip(names, (first, second), strict=True)]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from xattn_export.compare.report import Component, Layer
 from xattn_export.conformance import all_initializers
@@ -28,6 +28,7 @@ __all__ = ["GraphPair", "PairEngine"]
 
 # Errors this small are the order of sums.
 _NOISE = 1e-6
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
 @dataclass
@@ -69,7 +70,7 @@ class GraphPair:
         """Load both graphs with what they have in common as outputs; copies of them are put into `folder`."""
         files = [bundle.file(bundle.manifest.graphs[role].file) for bundle in bundles]
         models = [read_graph(file) for file in files]
-        computed = [[name for node in model.graph.node for name in node.output if name] for model in models]
+        computed = [_floating(model) for model in models]
         names = [name for name in dict.fromkeys(computed[0]) if name in set(computed[1])]
         sessions = [
             _session(model, names, file, bundle, setting, folder / f"{role}-{number}")
@@ -120,6 +121,17 @@ class GraphPair:
             one, other = first[name], second[name]
             if one.dtype.kind == other.dtype.kind == "f" and one.shape == other.shape:
                 self.sums.setdefault(name, _Sums()).add(one, other)
+
+
+def _floating(model: ModelProto) -> list[str]:
+    """Computed tensors, but for those that are known to hold no floating-point numbers, which are not compared."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    others = {
+        info.name
+        for info in (*inferred.value_info, *inferred.output)
+        if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, *_FLOATS)
+    }
+    return [name for node in model.graph.node for name in node.output if name and name not in others]
 
 
 @dataclass(frozen=True)
