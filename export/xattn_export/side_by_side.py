@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import TypeVar, cast
 
@@ -43,7 +45,7 @@ def side_by_side(works: Sequence[Callable[[], _Found]]) -> list[_Found]:
     ]
     try:
         for process, (_, sender) in zip(processes, pipes, strict=True):
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _interruption_deferred():
                 # Of locks that other threads may hold: torch computes on one thread there, and ONNX Runtime not at all.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
@@ -54,6 +56,22 @@ def side_by_side(works: Sequence[Callable[[], _Found]]) -> list[_Found]:
             if process.pid is not None:
                 process.terminate()
                 process.join()
+
+
+@contextmanager
+def _interruption_deferred() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: Python forgets what is raised while libraries set their locks after a fork."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    asked: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _can_fork() -> bool:

@@ -46,6 +46,15 @@ def test_a_process_that_is_killed_is_an_error():
 
 
 @forks
+def test_ctrl_c_in_the_midst_of_a_fork_is_not_forgotten():
+    interrupting = iter([True])
+    os.register_at_fork(after_in_parent=lambda: next(interrupting, False) and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side([threading.Event().wait] * 2)
+    assert not multiprocessing.active_children()
+
+
+@forks
 def test_what_cannot_be_handed_over_is_an_error():
     with pytest.raises(XattnError, match="pickle"):
         side_by_side([threading.Lock])
