@@ -24,7 +24,7 @@ from xattn_export.families.xattn_cross_modal import XATTN_CROSS_MODAL
 from xattn_export.families.xattn_retrieval import XATTN_RETRIEVAL
 from xattn_export.families.xattn_sentiment import XATTN_SENTIMENT
 from xattn_export.families.xattn_vqa import XATTN_VQA
-from xattn_runtime._reading import show
+from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 
 __all__ = ["FAMILIES", "family_of"]
@@ -81,7 +81,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "Transformers' save_pretrained wrote, or a hub id like organisation/name"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected readable JSON, found: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"{path}: expected readable JSON, found: {one_line(error)}; copy the file again"
+        ) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}; copy the file again")
     return config

@@ -193,7 +193,7 @@ def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
 def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{folder / 'config.json'}: expected the configuration of a {model_class.__name__}, found: "
-        f"{type(error).__name__}: {one_line(error)[:300]}"
+        f"{type(error).__name__}: {one_line(error)[:300]}; copy the file again from where the weights are from"
     )
 
 
@@ -241,4 +241,7 @@ def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
         try:
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # each setting has checks of its own
-            raise CheckpointError(f"{path}: expected settings of generate(), found: {one_line(error)[:300]}") from error
+            raise CheckpointError(
+                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+                "remove it, where the defaults are wanted"
+            ) from error

@@ -323,9 +323,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected readable JSON, found: {one_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: expected readable JSON, found: {one_line(error)}; copy the file again"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {show(content)}")
+        raise CheckpointError(f"{path}: expected a JSON object, found {show(content)}; copy the file again")
     return content
 
 

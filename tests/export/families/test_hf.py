@@ -216,6 +216,22 @@ BAD: dict[str, tuple[Damage, str]] = {
         lambda f: configure(f, text_config={"hidden_size": "wide"}),
         "config.json: expected the configuration of a BlipForConditionalGeneration, found: ",
     ),
+    "half a config.json": (
+        lambda f: (f / "config.json").write_text('{"model_type": "bl'),
+        "config.json: expected readable JSON, found: .*; copy the file again",
+    ),
+    "half a generation_config.json": (
+        lambda f: (f / "generation_config.json").write_text("{"),
+        r"generation_config.json: expected settings of generate\(\), found: .*; mend it, copy it again, or remove it",
+    ),
+    "no preprocessing": (
+        lambda f: (f / "processor_config.json").unlink(),
+        "expected preprocessor_config.json, or processor_config.json with an image_processor, found neither; save",
+    ),
+    "no tokenizer": (
+        lambda f: [path.unlink() for path in f.glob("tokenizer*")],
+        r"copy: expected a tokenizer \(tokenizer.json, .*\), found none; save",
+    ),
     "quantized weights": (
         lambda f: configure(f, quantization_config={"quant_method": "bitsandbytes"}),
         "quantization_config: expected full-precision weights, found .*bitsandbytes",
