@@ -1,15 +1,17 @@
 """Every mode, on a whole bundle: standard operators, smaller, verified, and recorded."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import numpy_helper, parser
 
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
 from xattn_export.quantize.calibrate import golden_examples
+from xattn_export.quantize.layers import check_weights
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.tasks import load
@@ -162,28 +164,77 @@ def test_a_bundle_says_where_activations_are_bytes(made):
     assert said == {"int8": both, "int8-static": both, "int8-weight": both, "int4": both, "fp16": []}
 
 
-@pytest.mark.parametrize(
-    ("operator", "place", "message"),
-    [
-        ("MatMul", 1, r"^classifier: .*: expected finite activations, found NaN or infinity"),
-        ("LSTM", 1, r"^layer .*LSTM.*: expected finite weights, found NaN or infinity"),
-    ],
-)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_models_that_are_not_finite(exported, rewrite, tmp_path, operator, place, message, value):
-    """What a damaged recurrence gives is finite all the same on ONNX Runtime: its weights are looked at."""
-    source = tmp_path / "damaged.xattn"
-    shutil.copytree(exported["lstm"], source)
-    path = source / "graphs" / "classifier.onnx"
-    model = onnx.load(path)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    node = next(node for node in model.graph.node if node.op_type == operator and node.input[place] in weights)
-    tensor = weights[node.input[place]]
-    damaged = numpy_helper.to_array(tensor).copy()
-    damaged[(0,) * damaged.ndim] = value
-    tensor.CopyFrom(numpy_helper.from_array(damaged, tensor.name))
-    onnx.save(model, path)
-    rewrite(source, open_bundle(exported["lstm"]).manifest)
-    with pytest.raises(UserError, match=message):
+@pytest.fixture
+def altered(exported, rewrite, tmp_path):
+    """The VQA bundle with a recurrence, a constant input of an operator of it made another; and that constant's name.
+
+    `altered(operator, place, change)`: `change` alters the values, float32, in place.
+    """
+
+    def make(operator, place, change):
+        source = tmp_path / "altered.xattn"
+        shutil.copytree(exported["lstm"], source)
+        path = source / "graphs" / "classifier.onnx"
+        model = onnx.load(path)
+        weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        node = next(node for node in model.graph.node if node.op_type == operator and node.input[place] in weights)
+        tensor = weights[node.input[place]]
+        values = numpy_helper.to_array(tensor).copy()
+        change(values)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, path)
+        rewrite(source, open_bundle(exported["lstm"]).manifest)
+        return source, tensor.name
+
+    return make
+
+
+@pytest.mark.parametrize(("mode", "value"), [("int8", np.nan), ("fp16", np.nan), ("fp16", np.inf)])
+@pytest.mark.parametrize(("operator", "place"), [("MatMul", 1), ("LSTM", 1), ("LSTM", 2), ("LayerNormalization", 1)])
+def test_weights_that_are_not_finite(altered, tmp_path, operator, place, mode, value):
+    """What a damaged recurrence gives is finite all the same on ONNX Runtime, and fp16 would carry the damage on."""
+
+    def damage(values):
+        values[(0,) * values.ndim] = value
+
+    source, name = altered(operator, place, damage)
+    with pytest.raises(UserError, match=f"^classifier: {re.escape(name)}: expected finite weights, found NaN or inf"):
+        quantize_bundle(source, tmp_path / "out.xattn", mode=mode, examples=golden_examples(open_bundle(source)))
+    assert {path.name for path in tmp_path.iterdir()} == {"altered.xattn"}
+
+
+def test_a_mask_may_hold_infinities(tmp_path):
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 23]> decoder (float[3] x) => (float[3] y) { y = Add(x, mask) }'
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -np.inf, -np.inf], np.float32), "mask"))
+    check_weights(model, "decoder", tmp_path)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([0, 1, -np.inf], np.float32), "mask"))
+    with pytest.raises(UserError, match="^decoder: mask: expected finite weights"):
+        check_weights(model, "decoder", tmp_path)
+
+
+def test_activations_that_are_not_finite(altered, tmp_path):
+    """Finite weights whose products are not."""
+    source, _ = altered("MatMul", 1, lambda values: values.fill(3e38))
+    with pytest.raises(UserError, match=r"^classifier: .*: expected finite activations, found NaN or infinity"):
         quantize_bundle(source, tmp_path / "out.xattn")
-    assert {path.name for path in tmp_path.iterdir()} == {"damaged.xattn"}
+    assert {path.name for path in tmp_path.iterdir()} == {"altered.xattn"}
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_recurrence_whose_weights_leave_half_precision_stays(altered, tmp_path, place):
+    """Its weights of the input, and of the state before."""
+
+    def enlarge(values):
+        values[(0,) * values.ndim] = 1e5
+
+    source, name = altered("LSTM", place, enlarge)
+    output = tmp_path / "out.xattn"
+    report = quantize_bundle(source, output, mode="fp16")
+    graph = onnx.load(output / "graphs" / "classifier.onnx").graph
+    recurrence = next(node for node in graph.node if node.op_type == "LSTM")
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert {types[recurrence.input[place]] for place in (1, 2)} == {onnx.TensorProto.FLOAT}
+    assert recurrence.input[place] == name
+    assert report.graphs["classifier"].layers.fp16_nodes > 0

@@ -23,6 +23,7 @@ from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
 from xattn_export.quantize.calibrate import Examples
 from xattn_export.quantize.graph import LayerCounts, Seen, quantize_graph
+from xattn_export.quantize.layers import check_weights
 from xattn_export.quantize.options import (
     GraphPlan,
     Mode,
@@ -31,7 +32,7 @@ from xattn_export.quantize.options import (
     precision_of,
     session_options,
 )
-from xattn_export.quantize.plans import make_plans
+from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.quantize.statistics import calibrate, needs_examples
 from xattn_export.whole import write_wholes
@@ -113,11 +114,17 @@ def quantize_bundle(
 
 
 def open_source(source: Path, output: Path, *, overwrite: bool) -> Bundle:
-    """The bundle to quantize, after checking that it can be and that `output` may be written."""
+    """The bundle to quantize, after checking that it can be and that `output` may be written.
+
+    Raises what `quantize_bundle` raises for these.
+    """
     _check_places(source, output)
     check_output(output, overwrite=overwrite)
     bundle = open_bundle(source)
     _check_precision(bundle)
+    for role in roles_of(bundle):
+        file = bundle.file(bundle.manifest.graphs[role].file)
+        check_weights(read_graph(file), role, file.parent)
     return bundle
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from xattn_export.generator import GENERATOR
+from xattn_export.quantize.half import STANDS_FOR_INFINITY
 from xattn_export.quantize.observe import Observer
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.errors import UserError
@@ -34,8 +35,6 @@ __all__ = ["Example", "Examples", "GraphProbe", "golden_examples", "largest_magn
 Tell = Callable[[str, float], None]
 _Tensors = Mapping[str, NDArray[Any]]
 _LARGEST = "_largest"
-# What masks are filled with where they do not hold infinity itself.
-_STANDS_FOR_INFINITY = 1e30
 
 
 class Example(Protocol):
@@ -239,7 +238,7 @@ def _with_maxima(model: ModelProto, tensors: Iterable[str]) -> tuple[ModelProto,
     scanned.CopyFrom(model)
     zero, limit = "scan.zero", "scan.limit"
     scanned.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
-    scanned.graph.initializer.append(helper.make_tensor(limit, TensorProto.FLOAT, [], [_STANDS_FOR_INFINITY]))
+    scanned.graph.initializer.append(helper.make_tensor(limit, TensorProto.FLOAT, [], [STANDS_FOR_INFINITY]))
     names = []
     for name in tensors:
         size, is_mask, kept = (f"{name}_{part}" for part in ("size", "is_mask", "kept"))

@@ -13,7 +13,7 @@ from xattn_export.quantize.blocks import quantize_blocks
 from xattn_export.quantize.convolutions import quantize_convolutions
 from xattn_export.quantize.half import convert_to_half
 from xattn_export.quantize.key_values import StoredSeries, store_key_values
-from xattn_export.quantize.layers import Observed, Rounder, check_weights, find_layers
+from xattn_export.quantize.layers import Observed, Rounder, find_layers
 from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.prepare import Constants, prepare_products
 from xattn_export.quantize.products import quantize_products
@@ -65,10 +65,7 @@ class Seen:
 
 
 def quantize_graph(model: ModelProto, plan: GraphPlan, options: Options, seen: Seen, folder: Path) -> LayerCounts:
-    """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. What became of its layers.
-
-    Raises UserError where weights that are to be bytes are not finite.
-    """
+    """Quantize `model`, whose weights may lie in `folder`, in place; then it holds them. What became of its layers."""
     stored = store_key_values(model, seen.key_values)
     if plan.mode == "fp16":
         kept = seen.overflowing | stored | {name for name, mode in plan.layers.items() if mode == "fp32"}
@@ -85,7 +82,6 @@ def _quantize_layers(
     model: ModelProto, plan: GraphPlan, options: Options, observed: Observed, folder: Path
 ) -> LayerCounts:
     prepare_products(model, folder)
-    check_weights(model, folder)
     names = _names_by_mode(model, plan, folder)
     tied = [pair for pair in find_tied(model, folder) if _is_shared(pair, names)]
     lookups, heads = {pair.lookup.name for pair in tied}, {pair.product.name for pair in tied}

@@ -18,10 +18,21 @@ from xattn_export.conformance import subgraphs
 from xattn_export.quantize.layers import layer_name
 from xattn_export.quantize.prepare import Constants, write_nodes
 
-__all__ = ["FP16_LARGEST", "convert_to_half", "float_tensors", "overflowing_nodes", "with_sums_of_squares"]
+__all__ = [
+    "FP16_LARGEST",
+    "STANDS_FOR_INFINITY",
+    "convert_to_half",
+    "float_tensors",
+    "largest_weights",
+    "overflowing_nodes",
+    "with_sums_of_squares",
+]
 
 FP16_LARGEST = 65504.0
 """The greatest number of half precision."""
+
+STANDS_FOR_INFINITY = 1e30
+"""What masks are filled with, where they do not hold infinity itself, is beyond."""
 
 _HALF = "tensor(float16)"
 # Half of the range is left for inputs other than those seen.
@@ -72,10 +83,25 @@ def _sum_of_squares(node: NodeProto, last: str) -> list[NodeProto]:
     return [*gather, helper.make_node("ReduceSumSquare", [together, last], [sums], keepdims=0)]
 
 
+def largest_weights(model: ModelProto, folder: Path | None = None) -> dict[str, float]:
+    """Constant → the largest magnitude in it; what masks are filled with is passed over.
+
+    folder: where weights lie that are beside the graph.
+    """
+    constants = Constants(model.graph, folder)
+    names = {name for node in model.graph.node for name in node.input if constants.is_float_of_any_rank(name)}
+    return {name: _largest(constants.values(name)) for name in names}
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    sizes = np.abs(values)
+    return float(sizes.max(initial=0, where=sizes < STANDS_FOR_INFINITY))
+
+
 def overflowing_nodes(model: ModelProto, largest: Mapping[str, float]) -> set[str]:
     """The nodes that must stay in fp32, by name, when the largest magnitudes of tensors are those given.
 
-    largest: of tensors of the graph, and of those that `with_sums_of_squares` adds.
+    largest: of tensors and weights of the graph, and of those that `with_sums_of_squares` adds.
     """
     found = set()
     for node in model.graph.node:

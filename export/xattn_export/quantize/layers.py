@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
-from xattn_export.quantize.prepare import Constants, attributes
+from xattn_export.conformance import all_initializers
+from xattn_export.quantize.prepare import Constants, attributes, constant_values
 from xattn_export.quantize.rounding import Grid, Rounded, Rounding, round_weights
 from xattn_runtime.errors import UserError
 
@@ -116,16 +117,19 @@ def find_layers(model: ModelProto, folder: Path | None = None) -> list[Layer]:
     return list(_layers(model, Constants(model.graph, folder)))
 
 
-def check_weights(model: ModelProto, folder: Path | None = None) -> None:
-    """UserError where the weights of a layer are not finite: bytes would hide that.
+def check_weights(model: ModelProto, role: str, folder: Path) -> None:
+    """UserError where a weight of the graph of `role` is not finite: bytes would hide that.
 
-    folder: where weights lie that are beside the graph.
+    Masks may hold infinities, and nothing but zeros beside them. folder: where weights lie that are beside the graph.
     """
-    constants = Constants(model.graph, folder)
-    for layer in find_layers(model, folder):
-        if not np.isfinite(constants.values(layer.weights)).all():
+    for tensor in all_initializers(model.graph):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = constant_values(tensor, str(folder))
+        is_finite = np.isfinite(values)
+        if not is_finite.all() and (np.isnan(values).any() or values[is_finite].any()):
             raise UserError(
-                f"layer {layer.name}: expected finite weights, found NaN or infinity; the model itself is damaged: "
+                f"{role}: {tensor.name}: expected finite weights, found NaN or infinity; the model itself is damaged: "
                 "train or export it again"
             )
 

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-__all__ = ["Constants", "attributes", "prepare_products", "replace_nodes", "write_nodes"]
+__all__ = ["Constants", "attributes", "constant_values", "prepare_products", "replace_nodes", "write_nodes"]
 
 
 class Constants:
@@ -64,11 +64,7 @@ class Constants:
                 tensor.CopyFrom(numpy_helper.from_array(self._array(name), name))
 
     def _array(self, name: str) -> NDArray[Any]:
-        tensor = self._tensors[name]
-        if tensor.data_location == TensorProto.EXTERNAL:
-            # Reading fills the message in; a copy leaves ours as it is.
-            tensor = TensorProto.FromString(tensor.SerializeToString())
-        return numpy_helper.to_array(tensor, self._folder)
+        return constant_values(self._tensors[name], self._folder)
 
     def sizes(self, name: str) -> list[int]:
         """The values of an int64 constant."""
@@ -88,6 +84,14 @@ class Constants:
         kept = [tensor for name, tensor in self._tensors.items() if name in read]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
+
+
+def constant_values(tensor: TensorProto, folder: str) -> NDArray[Any]:
+    """The values of a constant, which may lie in a file of `folder`, and stay there."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        # Reading fills the message in; a copy leaves ours as it is.
+        tensor = TensorProto.FromString(tensor.SerializeToString())
+    return numpy_helper.to_array(tensor, folder)
 
 
 def attributes(node: NodeProto) -> dict[str, object]:

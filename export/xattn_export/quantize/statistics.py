@@ -12,7 +12,13 @@ from xattn_export.generator import GENERATOR
 from xattn_export.inspect import read_graph
 from xattn_export.quantize.calibrate import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.graph import Seen
-from xattn_export.quantize.half import FP16_LARGEST, float_tensors, overflowing_nodes, with_sums_of_squares
+from xattn_export.quantize.half import (
+    FP16_LARGEST,
+    float_tensors,
+    largest_weights,
+    overflowing_nodes,
+    with_sums_of_squares,
+)
 from xattn_export.quantize.key_values import StoredSeries, is_turned, largest_stored, series_of, stored_name
 from xattn_export.quantize.layers import Layer, Observed, find_layers
 from xattn_export.quantize.observe import ChannelMeans, ChannelPeaks, ChannelProducts, HeadPeaks, Histogram, Observer
@@ -69,10 +75,13 @@ def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, te
     roles = [role for role, plan in plans.items() if plan.mode == "fp16"]
     if not roles:
         return {}
-    graphs = {role: read_graph(bundle.file(bundle.manifest.graphs[role].file)) for role in roles}
+    sources = {role: bundle.file(bundle.manifest.graphs[role].file) for role in roles}
+    graphs = {role: read_graph(source) for role, source in sources.items()}
     scanned = {role: with_sums_of_squares(graph) for role, graph in graphs.items()}
     tensors = {role: (graph, sorted(float_tensors(graph))) for role, graph in scanned.items()}
     largest = largest_magnitudes(bundle, examples, tensors, tell)
+    for role in roles:
+        largest[role] |= largest_weights(graphs[role], sources[role].parent)
     return {role: frozenset(overflowing_nodes(graphs[role], largest[role])) for role in roles}
 
 
