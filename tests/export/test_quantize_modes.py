@@ -210,7 +210,7 @@ def test_a_mask_may_hold_infinities(tmp_path):
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, -np.inf, -np.inf], np.float32), "mask"))
     check_weights(model, "decoder", tmp_path)
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([0, 1, -np.inf], np.float32), "mask"))
-    with pytest.raises(UserError, match="^decoder: mask: expected finite weights"):
+    with pytest.raises(UserError, match=r"^decoder: mask: expected finite weights"):
         check_weights(model, "decoder", tmp_path)
 
 
