@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 
@@ -141,18 +141,18 @@ def export_checkpoint(
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
         wanted = whole and model.task != "retrieval"
-        graphs = _export_roles(model, attention, opset, 0 if wanted else inside_bytes, staged, tell)
-        if static_batch and _STATIC in graphs:
-            _fix_batch(staged, _graph_file(_STATIC))
-        tell("computing golden cases", _GRAPHS_DONE)
         tokenizer = _tokenizer(model)
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
-        golden = make_golden(model, TextCodec(tokenizer_path, tokenizer), golden_images)
+        inside_bytes = 0 if wanted else inside_bytes
+        compute_golden = partial(make_golden, model, TextCodec(tokenizer_path, tokenizer), golden_images)
+        graphs, golden = _export_roles(model, attention, opset, inside_bytes, staged, compute_golden, tell)
+        if static_batch and _STATIC in graphs:
+            _fix_batch(staged, _graph_file(_STATIC))
         for path, content in golden.files.items():
             staged.write(path, content)
         manifest = _manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance)
         # Nothing below needs the model: verifying the bundle loads its weights once more.
-        del model, golden
+        del model, golden, compute_golden
         _give_memory_back()
         if with_attention:
             manifest, facts, written = write_attention(staged, manifest)
@@ -225,31 +225,47 @@ class _Exported:
 
 
 def _export_roles(
-    source: Source, attention: Attention, opset: int, inside_bytes: int, staged: StagedBundle, tell: Progress
-) -> dict[str, _Exported]:
-    """Export all roles side by side, then compare one after the other with torch."""
+    source: Source,
+    attention: Attention,
+    opset: int,
+    inside_bytes: int,
+    staged: StagedBundle,
+    compute_golden: Callable[[], GoldenSet],
+    tell: Progress,
+) -> tuple[dict[str, _Exported], GoldenSet]:
+    """Export all roles side by side, with the golden cases, and compare each role with torch as soon as it is there."""
     folder = staged.folder / _GRAPHS_FOLDER
-    tell(f"exporting the {' and the '.join(role.name for role in source.roles)}", 0.1)
+    tell(f"exporting the {' and the '.join(role.name for role in source.roles)}, computing golden cases", 0.1)
     # Which of them is done first is left to chance, but not the bundle: so each has its weights in a folder of its own.
     stores = [WeightStore(folder / f"of-{role.name}", inside_bytes) for role in source.roles]
-    found = side_by_side(
-        [partial(_export, role, attention, opset, store) for role, store in zip(source.roles, stores, strict=True)]
-    )
+    works: list[Callable[[], object]] = [
+        partial(_export, role, attention, opset, store) for role, store in zip(source.roles, stores, strict=True)
+    ]
     weights, exported = WeightStore(folder, inside_bytes), {}
-    for number, (role, (content, own)) in enumerate(zip(source.roles, found, strict=True)):
-        tell(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(found)))
-        file = _graph_file(role.name)
-        graph = weights.take_in(onnx.load_from_string(content), own, weights_file(f"{role.name}.onnx"))
-        shutil.rmtree(own.folder, ignore_errors=True)
-        facts, written = examine(graph), write_graph(staged, file, graph)
-        del graph
-        exported[role.name] = _Exported(facts, written, check_parity(staged.folder / file, role))
-        _give_memory_back()
+    with side_by_side([*works, compute_golden]) as found:
+        for number, role in enumerate(source.roles):
+            content, own = cast(tuple[bytes, WeightStore], next(found))
+            tell(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(works)))
+            exported[role.name] = _take(role, content, own, weights, staged)
+        tell("computing golden cases", _GRAPHS_DONE)
+        golden = cast(GoldenSet, next(found))
     # Where scores are always changed, nothing is ever decoded in one run.
     if LOOPED in exported and source.decoding is not None and replace(source.decoding, beams=1).is_plain:
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
-    return exported
+    return exported, golden
+
+
+def _take(role: Role, content: bytes, own: WeightStore, weights: WeightStore, staged: StagedBundle) -> _Exported:
+    """Write the exported graph, its weights moved from `own` to `weights`, and compare it with torch."""
+    file = _graph_file(role.name)
+    graph = weights.take_in(onnx.load_from_string(content), own, weights_file(f"{role.name}.onnx"))
+    shutil.rmtree(own.folder, ignore_errors=True)
+    facts, written = examine(graph), write_graph(staged, file, graph)
+    del graph
+    taken = _Exported(facts, written, check_parity(staged.folder / file, role))
+    _give_memory_back()
+    return taken
 
 
 def _export(role: Role, attention: Attention, opset: int, weights: WeightStore) -> tuple[bytes, WeightStore]:

@@ -28,6 +28,7 @@ _PAGE_BYTES = 4096
 # Smaller tensors are read, not mapped.
 _SMALLEST_MAPPED_BYTES = 64 * 2**10
 _UNMAPPED_ALIGNMENT_BYTES = 64
+_LEAST_SHARED = 1e-3
 
 _Place = tuple[str, int, int]
 
@@ -80,10 +81,12 @@ class WeightStore:
     def take_in(self, model: ModelProto, other: WeightStore, file: str) -> ModelProto:
         """`model`, whose weights `other` took out into `file`, with its weights in this folder.
 
-        Those that a graph here holds too are named where they lie, and `file` is written without them.
+        Those that a graph here holds too are named where they lie, and `file` is written without them; unless they are
+        a thousandth at most, such as biases that are zero, for which it is not worth it.
         Raises OSError where it cannot be written.
         """
-        if self._places.keys().isdisjoint(other._places):
+        shared_bytes = sum(self._places[digest][-1] for digest in self._places.keys() & other._places)
+        if shared_bytes <= _LEAST_SHARED * sum(length for _, _, length in other._places.values()):
             if other._places:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (other.folder / file).rename(self.folder / file)

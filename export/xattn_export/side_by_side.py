@@ -28,15 +28,17 @@ __all__ = ["side_by_side"]
 _Found = TypeVar("_Found")
 
 
-def side_by_side(works: Sequence[Callable[[], _Found]]) -> list[_Found]:
-    """What each of `works` gives, which must be something that can be pickled.
+@contextmanager
+def side_by_side(works: Sequence[Callable[[], _Found]]) -> Iterator[Iterator[_Found]]:
+    """What each of `works` gives, in their order and each as soon as it is there; it must be possible to pickle it.
 
-    Where processes cannot be forked they are done in this one, one after the other. When one of them fails, or this
-    process is interrupted, all are ended.
-    Raises what the first of them that fails raises; XattnError where its process was ended from outside.
+    Where processes cannot be forked they are done in this one, one after the other. All are ended at the end of the
+    block, also where it fails or is interrupted.
+    Asking for the next raises what that work raises; XattnError where its process was ended from outside.
     """
     if not _can_fork():
-        return [work() for work in works]
+        yield (work() for work in works)
+        return
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in works]
     processes = [
@@ -50,7 +52,7 @@ def side_by_side(works: Sequence[Callable[[], _Found]]) -> list[_Found]:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             sender.close()
-        return [cast(_Found, _received(receiver)) for receiver, _ in pipes]
+        yield (cast(_Found, _received(receiver)) for receiver, _ in pipes)
     finally:
         for process in processes:
             if process.pid is not None:

@@ -16,18 +16,23 @@ from xattn_runtime.errors import ImageError, XattnError
 forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
 
 
+def all_of(works):
+    with side_by_side(works) as found:
+        return list(found)
+
+
 def fail(error):
     raise error
 
 
 def test_results_come_in_order_and_see_this_process_objects():
     weights = torch.arange(5)
-    assert side_by_side([lambda number=number: int(weights[number]) for number in range(5)]) == list(range(5))
+    assert all_of([lambda number=number: int(weights[number]) for number in range(5)]) == list(range(5))
 
 
 @forks
 def test_each_is_a_process_of_its_own_on_one_thread():
-    found = side_by_side([lambda: (os.getpid(), torch.get_num_threads())] * 3)
+    found = all_of([lambda: (os.getpid(), torch.get_num_threads())] * 3)
     assert len({process for process, _ in found} | {os.getpid()}) == 4
     assert {threads for _, threads in found} == {1}
 
@@ -35,14 +40,22 @@ def test_each_is_a_process_of_its_own_on_one_thread():
 def test_an_error_keeps_its_class_and_words_and_ends_the_others():
     endless = threading.Event().wait if sys.platform == "linux" else int
     with pytest.raises(ImageError, match=r"^cat\.png: torn\n"):
-        side_by_side([partial(fail, ImageError("cat.png: torn")), endless])
+        all_of([partial(fail, ImageError("cat.png: torn")), endless])
+    assert not multiprocessing.active_children()
+
+
+@forks
+def test_the_first_is_there_before_the_last_is_done_and_the_end_of_the_block_ends_all():
+    with side_by_side([os.getpid, threading.Event().wait]) as found:
+        assert next(found) != os.getpid()
+        assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 
 
 @forks
 def test_a_process_that_is_killed_is_an_error():
     with pytest.raises(XattnError, match="it was ended; is there enough memory"):
-        side_by_side([lambda: os.kill(os.getpid(), signal.SIGKILL)])
+        all_of([lambda: os.kill(os.getpid(), signal.SIGKILL)])
 
 
 @forks
@@ -50,16 +63,16 @@ def test_ctrl_c_in_the_midst_of_a_fork_is_not_forgotten():
     interrupting = iter([True])
     os.register_at_fork(after_in_parent=lambda: next(interrupting, False) and signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        side_by_side([threading.Event().wait] * 2)
+        all_of([threading.Event().wait] * 2)
     assert not multiprocessing.active_children()
 
 
 @forks
 def test_what_cannot_be_handed_over_is_an_error():
     with pytest.raises(XattnError, match="pickle"):
-        side_by_side([threading.Lock])
+        all_of([threading.Lock])
 
 
 def test_without_forks_the_work_is_done_here(monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
-    assert side_by_side([os.getpid]) == [os.getpid()]
+    assert all_of([os.getpid]) == [os.getpid()]
