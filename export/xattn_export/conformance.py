@@ -20,6 +20,7 @@ from xattn_runtime._reading import one_line
 from xattn_runtime.errors import XattnError
 
 __all__ = [
+    "FLOATING",
     "STANDARD_DOMAIN",
     "GraphFacts",
     "all_initializers",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 STANDARD_DOMAIN = "ai.onnx"
+FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+"""Element types of floating-point numbers."""
+
 _INT8_OPERATORS = frozenset({"MatMulInteger", "ConvInteger", "DequantizeLinear", "QLinearMatMul", "QLinearConv"})
 _FLOATS: Mapping[int, str] = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 _BYTES = (TensorProto.INT8, TensorProto.UINT8)

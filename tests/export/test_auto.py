@@ -162,9 +162,28 @@ def test_budgets_that_cannot_be(quick, exported, tmp_path):
             quantize_to_budget(exported["lstm"], output, split, split, budget=budget)
     with pytest.raises(XattnError, match=r"expected a mix that loses at most 0.00%, found none"):
         quantize_to_budget(exported["lstm"], output, split, split, budget=0.0)
+    assert {path.name for path in tmp_path.iterdir()} == {".out.xattn.search.jsonl"}  # for a try with another budget
     nothing = Planned("made", samples(), [0.0])
     with pytest.raises(UserError, match="expected a bundle that scores above 0"):
         quantize_to_budget(exported["lstm"], tmp_path / "other.xattn", nothing, nothing, budget=0.1)
+
+
+def test_modes_that_fail_leave_nothing_but_what_was_measured(quick, exported, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise XattnError("no such kernel")
+
+    monkeypatch.setattr("xattn_export.quantize.measuring.quantize_bundle", fail)
+    split = Planned("made", samples(), [1.0])
+    with pytest.raises(XattnError, match="expected modes that this bundle can have, found none: no such kernel"):
+        quantize_to_budget(exported["lstm"], tmp_path / "out.xattn", split, split, budget=0.1)
+    assert {path.name for path in tmp_path.iterdir()} == {".out.xattn.search.jsonl"}
+
+
+def test_nothing_to_search(vqa_bundle, tmp_path):
+    split = Planned("made", samples(), [1.0])
+    with pytest.raises(UserError, match="expected layers that a search can make smaller, found none"):
+        quantize_to_budget(vqa_bundle, tmp_path / "out.xattn", split, split, budget=0.1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_journal_of_another_search_is_begun_anew(tmp_path):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from xattn_export.compare.report import Component, Layer
-from xattn_export.conformance import all_initializers
+from xattn_export.conformance import FLOATING, all_initializers
 from xattn_export.inspect import read_graph
 from xattn_runtime.bundle import Bundle
 from xattn_runtime.loading import load_graph
@@ -28,7 +28,6 @@ __all__ = ["GraphPair", "PairEngine"]
 
 # Errors this small are the order of sums.
 _NOISE = 1e-6
-_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
 @dataclass
@@ -129,7 +128,7 @@ def _floating(model: ModelProto) -> list[str]:
     others = {
         info.name
         for info in (*inferred.value_info, *inferred.output)
-        if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, *_FLOATS)
+        if info.type.tensor_type.elem_type not in (TensorProto.UNDEFINED, *FLOATING)
     }
     return [name for node in model.graph.node for name in node.output if name and name not in others]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
+from xattn_export.conformance import FLOATING
 from xattn_export.decompose.writer import Dimension
 from xattn_runtime.errors import XattnError
 
@@ -22,7 +23,6 @@ _ATTRIBUTES = frozenset(
         *("qk_matmul_output_mode", "left_window_size", "right_window_size"),
     }
 )
-_FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _settings(node: NodeProto, name: str) -> dict[str, float]:
     if settings.get("qk_matmul_output_mode", 0) not in (0, 1, 2, 3):
         found = settings["qk_matmul_output_mode"]
         raise XattnError(f"Attention {name}: expected a qk_matmul_output_mode of 0 to 3, found {found}")
-    if settings.get("softmax_precision", TensorProto.FLOAT) not in _FLOATING:
+    if settings.get("softmax_precision", TensorProto.FLOAT) not in FLOATING:
         found = settings["softmax_precision"]
         raise XattnError(f"Attention {name}: expected a floating-point softmax_precision, found element type {found}")
     return settings

@@ -81,17 +81,23 @@ def quantize_to_budget(
         progress: told what is being done; a search has no known length, so that the share is that of its first part.
 
     Raises:
-        UserError: a budget below 0 or not below 1, `source` quantized already, or scores that are all 0.
+        UserError: a budget below 0 or not below 1, `source` quantized already, nothing to quantize, or scores that
+            are all 0.
         XattnError: nothing within the budget; says what came nearest. What was measured stays for another try.
         OutputError: as `quantize_bundle`.
     """
     if not 0 <= budget < 1:
         raise UserError(f"--budget: expected a share of at least 0 and less than 1, such as 0.01, found {budget:g}")
     bundle = open_source(source, output, overwrite=overwrite)
+    roles = roles_of(bundle)
+    if not any(layers_of_role(bundle, role) for role in roles):
+        raise UserError(
+            f"{bundle.path}: expected layers that a search can make smaller, found none: all are small, or of kinds "
+            "that stay as they are; use the bundle as it is"
+        )
     journal = Journal.open(output, search_identity(bundle, calibration, options or Options()))
     bench = Bench(bundle, calibration, options or Options(), journal, progress or (lambda what, share: None))
     found: list[Measured] = []
-    roles = roles_of(bundle)
     space = Space(
         dict.fromkeys(roles, SEARCHED_MODES), lambda role: [layer.name for layer in layers_of_role(bundle, role)]
     )
@@ -99,9 +105,10 @@ def quantize_to_budget(
         found.append(measured)
         if on_measured is not None:
             on_measured(measured)
-    if not frontier(found, budget, prefer):
+    ranked = frontier(found, budget, prefer)
+    if not ranked:
         raise XattnError(_impossible(found, budget))
-    report = _confirm(bundle, output, bench, unseen, found, budget, prefer, overwrite, command)
+    report = _confirm(bundle, output, bench, unseen, found, ranked, budget, prefer, overwrite, command)
     journal.path.unlink(missing_ok=True)
     return report
 
@@ -112,18 +119,19 @@ def _confirm(
     bench: Bench,
     unseen: Split,
     found: Sequence[Measured],
+    ranked: Sequence[Measured],
     budget: float,
     prefer: Prefer,
     overwrite: bool,
     command: str,
 ) -> AutoReport:
-    """Write the preferred mix that keeps to the budget on samples that the search has not seen.
+    """Write the preferred mix, of those `ranked`, that keeps to the budget on samples that the search has not seen.
 
-    What does not keep to it there stands in the way of no other.
+    What does not keep to it there stands in the way of no other among `found`.
     """
     plain = unseen.scores(bundle)
     left, nearest = list(found), (math.inf, found[0])
-    while ranked := frontier(left, budget, prefer):
+    while ranked:
         chosen = ranked[0]
         with bench.made(chosen.components) as small:
             scores = unseen.scores(small)
@@ -131,6 +139,7 @@ def _confirm(
         if loss > budget:
             nearest = min(nearest, (loss, chosen), key=lambda pair: pair[0])
             left.remove(chosen)
+            ranked = frontier(left, budget, prefer)
             continue
         report = AutoReport(
             bundle=output,

@@ -30,7 +30,16 @@ from xattn_runtime.tasks.sentiment import read_sample
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Example", "Examples", "GraphProbe", "golden_examples", "largest_magnitudes", "observe", "run_example"]
+__all__ = [
+    "Example",
+    "Examples",
+    "GraphProbe",
+    "SomeExamples",
+    "golden_examples",
+    "largest_magnitudes",
+    "observe",
+    "run_example",
+]
 
 Tell = Callable[[str, float], None]
 _Tensors = Mapping[str, NDArray[Any]]
@@ -68,16 +77,18 @@ class _Golden:
 
 
 @dataclass(frozen=True)
-class _GoldenExamples:
+class SomeExamples:
+    """Examples that are at hand."""
+
     name: str
-    items: Sequence[_Golden]
+    items: Sequence[Example]
 
 
 def golden_examples(bundle: Bundle) -> Examples:
     """The golden inputs of a bundle: few, but every bundle has them."""
     cases = bundle.manifest.golden.cases
     items = [_Golden(bundle.file(case.image), case.question or case.query) for case in cases]
-    return _GoldenExamples("golden", items)
+    return SomeExamples("golden", items)
 
 
 def run_example(task: AnyTask, example: Example) -> None:

@@ -13,13 +13,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from xattn_export.quantize.bundle import quantize_bundle, write_quantized
-from xattn_export.quantize.calibrate import Example, Examples, run_example
+from xattn_export.quantize.calibrate import Example, Examples, SomeExamples, run_example
 from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.search import Components, Measured
@@ -118,12 +119,6 @@ class Journal:
             os.fsync(stream.fileno())
 
 
-@dataclass(frozen=True)
-class _Few:
-    name: str
-    items: Sequence[Example]
-
-
 class Bench:
     """Makes and measures bundles."""
 
@@ -156,11 +151,28 @@ class Bench:
         if not needs_examples(plans, self.options):
             return None
         examples = self.split.examples
-        return _Few(examples.name, examples.items[:_CALIBRATED])
+        return SomeExamples(examples.name, examples.items[:_CALIBRATED])
 
-    def made(self, components: Components) -> _Made:
-        """A context with the bundle of this mix."""
-        return _Made(self, components)
+    @contextmanager
+    def made(self, components: Components) -> Iterator[Bundle]:
+        """A bundle of this mix, beside the journal for as long as the context lasts; the source for no mix.
+
+        Its place has a fixed name, so that what a killed search left there is gone when it goes on.
+        """
+        if not components:
+            yield self.bundle
+            return
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.place.mkdir()
+        try:
+            path = self.place / "mix.xattn"
+            examples = self.calibrated_on(make_plans(self.bundle, "fp32", components))
+            quantize_bundle(
+                self.bundle.path, path, mode="fp32", components=components, options=self.options, examples=examples
+            )
+            yield open_bundle(path)
+        finally:
+            shutil.rmtree(self.place, ignore_errors=True)
 
     def write(
         self, output: Path, components: Components, search: Mapping[str, Any], overwrite: bool, command: str
@@ -212,39 +224,6 @@ class Bench:
                 turns.append([_seconds(task, example) for task in tasks])
             ratios.append(min(turn[1] for turn in turns) / min(turn[0] for turn in turns))
         return statistics.median(ratios)
-
-
-class _Made:
-    """A bundle of a mix, beside the journal for as long as the context lasts; the source for no mix.
-
-    Its place has a fixed name, so that what a killed search left there is gone when it goes on.
-    """
-
-    def __init__(self, bench: Bench, components: Components) -> None:
-        self._bench, self._components = bench, components
-        self._place = bench.place
-
-    def __enter__(self) -> Bundle:
-        bench = self._bench
-        if not self._components:
-            return bench.bundle
-        shutil.rmtree(self._place, ignore_errors=True)
-        self._place.mkdir()
-        path = self._place / "mix.xattn"
-        plans = make_plans(bench.bundle, "fp32", self._components)
-        examples = bench.calibrated_on(plans)
-        quantize_bundle(
-            bench.bundle.path,
-            path,
-            mode="fp32",
-            components=self._components,
-            options=bench.options,
-            examples=examples,
-        )
-        return open_bundle(path)
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._place, ignore_errors=True)
 
 
 def _seconds(task: AnyTask, example: Example) -> float:
