@@ -1,6 +1,6 @@
 """Ratios of decoding: the whole graph, the runtime's loop, beams, batches, encoded images, folders.
 
-    python benchmarks/decoding.py BUNDLE... [--pictures 1000 [--side-px 128]] [--rounds 7]
+    python benchmarks/decoding.py BUNDLE... [--pictures 1000 [--kind jpeg] [--side-px 128]] [--rounds 7]
 
 Bundles for captioning, best with the role `whole`, or for visual question answering. All variants of a bundle take
 turns in one process; each figure is the median of the rounds' ratios, since a shared machine drifts by a factor of two
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,22 @@ def counted_runs() -> Iterator[list[float]]:
         GraphSession.run = plain  # type: ignore[method-assign]
 
 
-def captioning(task: CaptionTask, rounds: int, count: int, side_px: int) -> dict[str, float]:
+def save_pictures(place: Path, count: int, kind: str, side_px: int) -> None:
+    """`count` pictures as files: noise as PNG or JPEG, or what the emoji set holds out, as much of each split."""
+    if kind == "emoji":
+        from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
+
+        emoji = EmojiCaptions()
+        splits = [islice(emoji.test_samples(split), -(-count // len(SPLITS))) for split in SPLITS]
+        found = [sample.pixels for sample in chain(*splits)][:count]
+    else:
+        found = pictures(count, side_px)
+    suffix = "jpg" if kind == "jpeg" else "png"
+    for number, picture in enumerate(found):
+        Image.fromarray(picture).save(place / f"{number:05}.{suffix}")
+
+
+def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: int) -> dict[str, float]:
     one = np.asarray(Image.open(PICTURE).convert("RGB"))
     other = np.ascontiguousarray(one[:, ::-1])
     encoded = task.encode(one)
@@ -127,10 +143,10 @@ def captioning(task: CaptionTask, rounds: int, count: int, side_px: int) -> dict
         "throughput of 2 images / of 1": 2 * ratio(times, "caption", "two"),
         "throughput of 2 images / of 1, encoded before": 2 * ratio(times, "decode", "decode two"),
     }
-    return found | (folder(task, count, side_px) if count else {})
+    return found | (folder(task, count, kind, side_px) if count else {})
 
 
-def folder(task: CaptionTask, count: int, side_px: int) -> dict[str, float]:
+def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, float]:
     """Pictures from files to a file of captions, beside what the graphs take for the same pictures, ready in memory.
 
     Opening the pictures costs the cores time too: `of what the cores can do` is beside the processor time of opening
@@ -145,8 +161,7 @@ def folder(task: CaptionTask, count: int, side_px: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
         place = Path(name) / "pictures"
         place.mkdir()
-        for number, picture in enumerate(pictures(count, side_px)):
-            Image.fromarray(picture).save(place / f"{number:05}.png")
+        save_pictures(place, count, kind, side_px)
         for number in range(3):
             began = time.process_time()
             ready = [many._encoder.prepare(file) for file in sorted(place.iterdir())]
@@ -162,8 +177,8 @@ def folder(task: CaptionTask, count: int, side_px: int) -> dict[str, float]:
             of_graphs.append(bare / spent)
             of_cores.append(least / spent)
     return {
-        f"throughput of a folder of {count:,} / of bare inference": statistics.median(of_graphs),
-        f"throughput of a folder of {count:,} / of what the cores can do": statistics.median(of_cores),
+        f"throughput of a folder of {count:,} ({kind}) / of bare inference": statistics.median(of_graphs),
+        f"throughput of a folder of {count:,} ({kind}) / of what the cores can do": statistics.median(of_cores),
     }
 
 
@@ -204,14 +219,20 @@ def main() -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--pictures", type=int, default=0, help="in the folder; 0 leaves it out")
-    parser.add_argument("--side-px", type=int, default=256, help="of the pictures in the folder; all are PNG")
+    parser.add_argument(
+        "--kind",
+        choices=("png", "jpeg", "emoji"),
+        default="png",
+        help="of the pictures in the folder: noise as PNG or JPEG, or the emoji of the test split, PNG of 96 px",
+    )
+    parser.add_argument("--side-px", type=int, default=256, help="of noise in the folder")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     report = {}
     for path in arguments.bundles:
         task = load(open_bundle(path), threads=arguments.threads)
         if isinstance(task, CaptionTask):
-            found = captioning(task, arguments.rounds, arguments.pictures, arguments.side_px)
+            found = captioning(task, arguments.rounds, arguments.pictures, arguments.kind, arguments.side_px)
         elif isinstance(task, VqaTask):
             found = answering(task, arguments.rounds)
         else:
