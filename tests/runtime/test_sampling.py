@@ -159,6 +159,9 @@ def test_candidates_have_the_likelihood_of_the_reference(
         (DecodingOptions(stop=("",)), "stop: expected texts that are not empty"),
         (DecodingOptions(min_new_tokens=13), "min_new_tokens: expected at most 12"),
         (DecodingOptions(early_stopping=True), "early_stopping: expected 2 beams or more"),
+        (DecodingOptions(max_new_tokens=2.5), "max_new_tokens: expected a whole number, found 2.5"),  # type: ignore[arg-type]
+        (DecodingOptions(beams="4"), "beams: expected a whole number, found '4'"),  # type: ignore[arg-type]
+        (DecodingOptions(temperature="hot"), "temperature: expected a number, found 'hot'"),  # type: ignore[arg-type]
     ],
 )
 def test_options_that_cannot_be_had(options: DecodingOptions, message: str) -> None:

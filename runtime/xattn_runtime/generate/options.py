@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any
 
 from xattn_runtime._reading import show
@@ -20,6 +21,10 @@ Stop = Callable[[Sequence[int]], bool]
 MOST_SAMPLES = 64
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OF_BEAMS = ("length_penalty", "early_stopping")
+_WHOLE_NUMBERS = (
+    "beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "top_k", "seed", "n_best",
+)  # fmt: skip
+_NUMBERS = ("length_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,10 @@ class DecodingOptions:
         return replace(decoding, **changed) if changed else decoding
 
     def _check_ranges(self) -> None:
+        for names, kind, expected in ((_WHOLE_NUMBERS, Integral, "a whole number"), (_NUMBERS, Real, "a number")):
+            for name in names:
+                if (value := getattr(self, name)) is not None and not isinstance(value, kind):
+                    raise UserError(f"{name}: expected {expected}, found {show(value)}")
         _check("min_new_tokens", self.min_new_tokens, "0 or more", lambda value: value >= 0)
         _check("length_penalty", self.length_penalty, "a number", math.isfinite)
         _check("repetition_penalty", self.repetition_penalty, "a number above 0", _above_zero)
