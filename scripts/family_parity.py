@@ -7,7 +7,7 @@ the tests on tiny models.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,20 @@ from xattn_runtime.tasks.encoding import session_settings
 
 __all__ = [
     "Agreement",
+    "Comparison",
     "Reference",
+    "agreement_of",
+    "compare_generated",
+    "compare_ids",
     "embedding_error",
     "generated_agreement",
+    "ids_of",
     "logits_error",
     "match_error",
     "noise_pictures",
     "pixel_error",
     "randomize",
 ]
-
-NOISE = 1e-3
-"""Of the size of the scores: a generated text that such noise changes is no fair comparison."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,32 @@ class Reference:
     question_ids: Callable[[str], Tensor] | None = None
 
 
+NOISE = 1e-3
+"""Of the size of the scores: where such noise changes what `generate()` gives, other ids are no fault."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A text's ids by `generate()`, whether a bundle gives them too, and if it does not, whether noise decides."""
+
+    token_ids: tuple[int, ...]
+    equal: bool
+    near_tie: bool
+
+
 @dataclass(frozen=True)
 class Agreement:
-    """Of `pictures` texts those that noise does not change, of these the ones with equal ids, and different texts."""
+    """Of `pictures` texts those with equal ids, those with other ids where noise decides, and how many differ."""
 
     pictures: int
-    compared: int
     equal: int
+    near_ties: int
     different_texts: int
+
+    @property
+    def compared(self) -> int:
+        """Texts that should be equal."""
+        return self.pictures - self.near_ties
 
 
 def noise_pictures(count: int, seed: int = 5) -> list[Image.Image]:
@@ -152,16 +172,59 @@ def generated_agreement(
     To a captioner `questions` are prompts.
     """
     task = load(bundle)
-    compared = equal = 0
-    texts = set()
-    for number, file in enumerate(files):
-        question = questions[number % len(questions)] if questions else None
-        expected, steady = _generate(reference, file, beams, question)
-        texts.add(expected)
-        if steady:
-            compared += 1
-            equal += _ids_of(task, file, beams, question) == expected
-    return Agreement(len(files), compared, equal, len(texts))
+    return agreement_of(
+        [
+            compare_generated(
+                task, reference, file, beams=beams, question=questions[number % len(questions)] if questions else None
+            )
+            for number, file in enumerate(files)
+        ]
+    )
+
+
+def compare_generated(
+    task: CaptionTask | VqaTask | RetrievalTask,
+    reference: Reference,
+    file: Path,
+    *,
+    beams: int = 1,
+    question: str | None = None,
+) -> Comparison:
+    """What `generate()` gives for a picture file, and whether the task does; a captioner's question is a prompt."""
+    with Image.open(file) as picture:
+        pixel_values = reference.pixels([picture])
+    question_ids = None if question is None or reference.question_ids is None else reference.question_ids(question)
+
+    def generate(**settings: Any) -> Tensor:
+        return reference.generate(pixel_values, question_ids, num_beams=beams, **settings)
+
+    found = ids_of(task, file, beams, question)
+    return compare_ids(generate, found, prompt_length=len(reference.start), ends=reference.ends)
+
+
+def compare_ids(
+    generate: Callable[..., Tensor], found: tuple[int, ...], *, prompt_length: int, ends: Collection[int]
+) -> Comparison:
+    """Compare ids with what `generate`, bound to its inputs, gives after a prompt and before an end token."""
+
+    def ids(*processors: object) -> tuple[int, ...]:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice on how to call generate()
+            given = generate(logits_processor=list(processors))[0, prompt_length:].tolist()
+        return tuple(given[: next((i for i, token in enumerate(given) if token in ends), len(given))])
+
+    expected = ids()
+    return Comparison(expected, found == expected, found != expected and ids(_noise) != expected)
+
+
+def agreement_of(comparisons: Sequence[Comparison]) -> Agreement:
+    """The sum of comparisons."""
+    return Agreement(
+        pictures=len(comparisons),
+        equal=sum(each.equal for each in comparisons),
+        near_ties=sum(each.near_tie for each in comparisons),
+        different_texts=len({each.token_ids for each in comparisons}),
+    )
 
 
 def embedding_error(
@@ -213,25 +276,6 @@ def _stepwise(
     return np.stack(rows, 1)
 
 
-def _generate(reference: Reference, file: Path, beams: int, question: str | None) -> tuple[tuple[int, ...], bool]:
-    """What `generate()` gives, and whether noise leaves it as it is."""
-    with Image.open(file) as picture:
-        pixel_values = reference.pixels([picture])
-    question_ids = None if question is None or reference.question_ids is None else reference.question_ids(question)
-
-    def ids(*processors: object) -> tuple[int, ...]:
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice on how to call generate()
-            found = reference.generate(pixel_values, question_ids, num_beams=beams, logits_processor=list(processors))[
-                0
-            ].tolist()
-        found = found[len(reference.start) :]
-        return tuple(found[: next((i for i, token in enumerate(found) if token in reference.ends), len(found))])
-
-    expected = ids()
-    return expected, ids(_noise) == expected
-
-
 def _noise(input_ids: Tensor, scores: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(input_ids.shape[1])
     allowed = scores[torch.isfinite(scores)]
@@ -239,9 +283,10 @@ def _noise(input_ids: Tensor, scores: Tensor) -> Tensor:
     return scores + size * torch.randn(scores.shape, generator=generator)
 
 
-def _ids_of(
+def ids_of(
     task: CaptionTask | VqaTask | RetrievalTask, file: Path, beams: int, question: str | None
 ) -> tuple[int, ...]:
+    """The ids that a task gives for a picture file, and a question or prompt."""
     if isinstance(task, CaptionTask):
         return task.caption(file, prompt=question, beams=beams).token_ids
     if isinstance(task, VqaTask) and question is not None:

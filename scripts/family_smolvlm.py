@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from family_parity import Agreement, randomize
+from family_parity import Comparison, compare_ids, ids_of, randomize
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -30,18 +30,18 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from xattn_export.families.hf_reference import generated
 from xattn_runtime.bundle import open_bundle
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.session import open_session
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 from xattn_runtime.tasks.encoding import session_settings
 
 __all__ = [
+    "BASE",
     "CHAT_TEMPLATE",
     "INSTRUCTION",
-    "agreement",
+    "compare_generated",
     "inputs_of",
     "logits_error",
     "model_of",
@@ -62,7 +62,7 @@ CHAT_TEMPLATE = (
 )
 """That of SmolVLM."""
 
-_BASE = {
+BASE = {
     "vision": {
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -119,7 +119,7 @@ def save_idefics3(
         tied: whether the head is the table of words.
         sizes: `text` and `vision`, what their configurations take by name; else as large as SmolVLM-256M.
     """
-    vision, text = sizes.get("vision", _BASE["vision"]), sizes.get("text", _BASE["text"])
+    vision, text = sizes.get("vision", BASE["vision"]), sizes.get("text", BASE["text"])
     tokenizer = _tokenizer(text["vocab_size"])
     ends = {"bos_token_id": 1, "eos_token_id": tokenizer.token_to_id("<end_of_utterance>"), "pad_token_id": 2}
     config_class, model_class = (
@@ -226,43 +226,22 @@ def logits_error(
     return float(np.abs(np.stack(rows, 1) - expected).max() / np.abs(expected).max())
 
 
-def agreement(
-    bundle: Path, folder: Path, files: Sequence[Path], questions: Sequence[str], *, beams: int = 1
-) -> Agreement:
-    """How often a bundle generates from picture files the very ids that `generate()` does.
+def compare_generated(
+    task: CaptionTask | VqaTask | RetrievalTask, processor: Any, model: Any, file: Path, question: str, *, beams: int
+) -> Comparison:
+    """As `family_parity.compare_generated`, of what `processor_of` and `model_of` give."""
+    with Image.open(file) as picture:
+        inputs = inputs_of(processor, picture, question)
 
-    Without `questions` it captions, for which the model is asked `INSTRUCTION`.
-    """
-    processor, model, task = processor_of(folder), model_of(folder), load(bundle)
-    compared = equal = 0
-    texts = set()
-    for number, file in enumerate(files):
-        question = questions[number % len(questions)] if questions else INSTRUCTION
-        with Image.open(file) as picture:
-            inputs = inputs_of(processor, picture, question)
+    def generate(**settings: Any) -> Any:
+        return model.generate(**inputs, num_beams=beams, **settings)
 
-        def generate(inputs: Any = inputs, **settings: Any) -> Any:
-            return model.generate(**inputs, num_beams=beams, **settings)
-
-        expected = generated(
-            generate,
-            lambda ids: torch.zeros(1, len(ids)),
-            prompt_length=inputs.input_ids.shape[1],
-            end_token_ids=(model.generation_config.eos_token_id,),
-        )
-        texts.add(expected.token_ids)
-        if expected.steady:
-            compared += 1
-            equal += _ids_of(task, file, question, beams) == expected.token_ids
-    return Agreement(len(files), compared, equal, len(texts))
-
-
-def _ids_of(task: Any, file: Path, question: str, beams: int) -> tuple[int, ...]:
-    if isinstance(task, CaptionTask):
-        return task.caption(file, beams=beams).token_ids
-    if isinstance(task, VqaTask):
-        return task.ask(file, question, beams=beams).token_ids
-    raise TypeError("expected a bundle that generates")
+    return compare_ids(
+        generate,
+        ids_of(task, file, beams, question),
+        prompt_length=inputs.input_ids.shape[1],
+        ends=(model.generation_config.eos_token_id,),
+    )
 
 
 def _tokenizer(size: int) -> Tokenizer:

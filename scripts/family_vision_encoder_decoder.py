@@ -39,12 +39,12 @@ def save_vit_gpt2(folder: Path, **sizes: Any) -> Path:
     return _save(folder, ViTConfig(**sizes.get("vision", {})), decoder, tokenizer, start=end, end=end, pad=end)
 
 
-def save_trocr(folder: Path) -> Path:
+def save_trocr(folder: Path, image_size: int = 384) -> Path:
     """The architecture of `microsoft/trocr-base-printed` in `folder`."""
     decoder = TrOCRConfig(d_model=1024, decoder_layers=12, cross_attention_hidden_size=768)
     special = ("<s>", "<pad>", "</s>", "<unk>")
     tokenizer = RobertaTokenizer(_numbered(special, decoder.vocab_size - 1, ("<mask>",)), [])
-    encoder = ViTConfig(image_size=384, qkv_bias=False)
+    encoder = ViTConfig(image_size=image_size, qkv_bias=False)
     return _save(folder, encoder, decoder, tokenizer, start=2, end=2, pad=1)
 
 
