@@ -223,6 +223,8 @@ def load_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C while its library was loaded
+            raise error.__cause__ from None
         raise DependencyError(
             f"onnxruntime: expected an installed build of it, found: {one_line(error)}; run {CPU.install_command}"
         ) from error

@@ -136,6 +136,16 @@ def test_what_is_left_of_two_builds(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_provider("cpu")
 
 
+def test_ctrl_c_while_onnxruntime_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "onnxruntime"
+    package.mkdir()
+    (package / "__init__.py").write_text('raise ImportError("initialization failed") from KeyboardInterrupt()\n')
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        resolve_provider("cpu")
+
+
 def test_two_builds_at_once(put_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def distribution(name: str, file: str) -> SimpleNamespace:
         return SimpleNamespace(metadata={"Name": name}, files=[Path(file)], version="1.0")
