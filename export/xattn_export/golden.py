@@ -28,6 +28,7 @@ from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
 from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
+from xattn_runtime.verify import least_lead
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
 
@@ -160,7 +161,7 @@ def _generated_cases(
         found = _generate(source, pixels.values, ids_of(question))
         text = codec.decode(found.token_ids) if found.steady else None
         tensors = {"logits": found.logits}
-        yield _Computed(0, b"", tensors, _lead(found.logits), text, question, found.token_ids)
+        yield _Computed(0, b"", tensors, least_lead(found.logits), text, question, found.token_ids)
 
 
 def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...]) -> Generated:
@@ -170,7 +171,7 @@ def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...
         raise XattnError(f"{source.name}: its family says not how it generates")
     token_ids = source.caption(pixel_values)
     logits = source.forced_logits(pixel_values, token_ids).numpy()
-    return Generated(token_ids, logits, steady=_lead(logits) >= _SAFE_LEAD)
+    return Generated(token_ids, logits, steady=least_lead(logits) >= _SAFE_LEAD)
 
 
 def _answer_cases(source: Source, codec: TextCodec, pixels: _Pixels, questions: Sequence[str]) -> Iterator[_Computed]:
@@ -194,7 +195,7 @@ def _chosen_cases(
         raise XattnError(f"{source.name}: its family says not what it answers with")
     for question in _known_questions(source, codec, questions):
         logits = answer(codec.encode_question(question).ids).numpy()
-        lead = _lead(logits)
+        lead = least_lead(logits)
         text = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
         yield _Computed(0, b"", {"logits": logits}, lead, text, question)
 
@@ -225,7 +226,7 @@ def _sentiment_cases(source: Source, codec: TextCodec, data: bytes, texts: Seque
             continue
         inputs = {name: torch.from_numpy(values) for name, values in read(sample)[0].items()}
         logits = source.label_logits(inputs).numpy()
-        lead = _lead(logits)
+        lead = least_lead(logits)
         label = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
         yield _Computed(0, b"", {"logits": logits}, lead, label, text)
 
@@ -256,13 +257,6 @@ def _surest(computed: Sequence[_Computed]) -> list[_Computed]:
     sure = [case for case in ranked if case.text is not None or case.query is not None]
     kept = sure[:_MOST_CASES] or ranked[:_FEWEST_CASES]
     return [case for case in computed if any(case is one for one in kept)]
-
-
-def _lead(logits: NDArray[np.float32]) -> float:
-    """By how much the best logit leads where it leads least, as a share of the logits' root-mean-square."""
-    rows = np.sort(np.atleast_2d(logits), axis=-1)
-    size = float(np.sqrt(np.mean((rows - rows.mean(-1, keepdims=True)) ** 2))) or 1.0
-    return float((rows[:, -1] - rows[:, -2]).min()) / size
 
 
 def _files(computed: Sequence[_Computed], other: str) -> GoldenSet:

@@ -23,7 +23,7 @@ from xattn_runtime.tasks.encoding import session_settings
 from xattn_runtime.tasks.sentiment import read_sample
 from xattn_runtime.wholes import WholeVerdict, compare_wholes, run_wholes
 
-__all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "measure", "relative_rms", "verify_bundle"]
+__all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "least_lead", "measure", "relative_rms", "verify_bundle"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,16 @@ def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[A
     if size == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     return difference / size
+
+
+def least_lead(logits: NDArray[np.floating[Any]]) -> float:
+    """By how much the best logit leads where it leads least, over the root-mean-square of all, each row's mean off.
+
+    logits: `[…, classes]`.
+    """
+    rows = np.sort(np.atleast_2d(logits), axis=-1)
+    size = float(np.sqrt(np.mean((rows - rows.mean(-1, keepdims=True)) ** 2))) or 1.0
+    return float((rows[..., -1] - rows[..., -2]).min()) / size
 
 
 def _measure_case(task: AnyTask, case: GoldenCase) -> CaseMeasure:

@@ -78,22 +78,40 @@ def test_a_changed_text_is_dropped_and_told(exported, tmp_path, monkeypatch):
 
     def first_changed(task):
         measures = real(task)
-        return (replace(measures[0], found_text="something else"), *measures[1:])
+        return (replace(measures[0], found_text="something else", relative_rms=1e-4), *measures[1:])
 
     monkeypatch.setattr(quantize, "measure", first_changed)
     report = quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
     cases = open_bundle(exported["lstm"]).manifest.golden.cases
     assert report.golden_cases == len(cases) - 1
-    assert len(report.dropped_cases) == 1
+    assert len(report.dropped_cases) == 1 and not report.near_ties
     assert "'something else'" in report.dropped_cases[0]
     assert not (tmp_path / "small.xattn" / cases[0].tensors).exists()
     assert verify_bundle(tmp_path / "small.xattn").passed
 
 
-def test_every_text_changed_is_an_error(exported, tmp_path, monkeypatch):
+def changed_all(monkeypatch, error):
+    """Every golden text is found another, with logits that differ by `error`."""
     real = quantize.measure
-    monkeypatch.setattr(quantize, "measure", lambda task: tuple(replace(one, found_text="x") for one in real(task)))
-    with pytest.raises(XattnError, match="quantization changes every one"):
+
+    def changed(task):
+        return tuple(replace(one, found_text="x", relative_rms=error) for one in real(task))
+
+    monkeypatch.setattr(quantize, "measure", changed)
+
+
+def test_near_ties_compare_logits_alone(exported, tmp_path, monkeypatch):
+    changed_all(monkeypatch, 0.5)
+    report = quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
+    cases = open_bundle(tmp_path / "small.xattn").manifest.golden.cases
+    assert report.golden_cases == len(report.near_ties) == len(cases) and not report.dropped_cases
+    assert {case.text for case in cases} == {None}
+    assert verify_bundle(tmp_path / "small.xattn").passed
+
+
+def test_every_text_changed_is_an_error(exported, tmp_path, monkeypatch):
+    changed_all(monkeypatch, 1e-4)
+    with pytest.raises(XattnError, match="found that every one changes"):
         quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
     assert list(tmp_path.iterdir()) == []
 

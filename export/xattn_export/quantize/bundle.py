@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 
 from xattn_export.attention_maps import write_attention
@@ -22,6 +21,7 @@ from xattn_export.graph_files import write_generator, write_graph
 from xattn_export.inspect import read_graph
 from xattn_export.provenance import created_utc, versions
 from xattn_export.quantize.calibrate import Examples
+from xattn_export.quantize.gate import judge_golden
 from xattn_export.quantize.graph import LayerCounts, Seen, quantize_graph
 from xattn_export.quantize.layers import check_weights
 from xattn_export.quantize.options import (
@@ -36,12 +36,11 @@ from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.quantize.statistics import calibrate, needs_examples
 from xattn_export.whole import write_wholes
-from xattn_runtime._reading import show
 from xattn_runtime.bundle import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import OutputError, UserError, XattnError
-from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, GoldenCase, Graph, Manifest
+from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.tasks import load
-from xattn_runtime.verify import CaseMeasure, measure, verify_bundle
+from xattn_runtime.verify import measure, verify_bundle
 
 __all__ = ["open_source", "quantize_bundle", "write_quantized"]
 
@@ -86,7 +85,7 @@ def quantize_bundle(
             already.
         BundleError: `source` is no bundle, or is damaged.
         OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
-        XattnError: the result is not standard, or every golden text changed.
+        XattnError: the result is not standard, or every golden text changed that the trained model was sure of.
     """
     tell, options = progress or (lambda what, share: None), options or Options()
     options.check()
@@ -156,18 +155,27 @@ def write_quantized(
             manifest = write_wholes(staged, manifest).stated(manifest)
         tell("measuring the loss", 0.7)
         manifest = staged.write_manifest(manifest)
-        kept, dropped = _measure(staged.folder)
-        largest = max(case.relative_rms for case in kept)
-        tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * largest)
-        cases = tuple(case for case in manifest.golden.cases if _key(case) in {_key(one) for one in kept})
-        _write_kept(staged, replace(manifest, golden=Golden(tolerance, cases)))
+        small = open_bundle(staged.folder)
+        judged = judge_golden(small, measure(load(small)), " and ".join(sorted(_all_modes(plans) - {"fp32"})))
+        tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * judged.largest_relative_rms)
+        _write_kept(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
         tell("verifying the bundle", 0.9)
         verify_bundle(staged.folder).raise_if_failed()
         after = staged.bytes
     tell("done", 1.0)
     before = sum(entry.bytes for entry in bundle.manifest.files.values())
-    notes = tuple(_note(case) for case in dropped)
-    return QuantizeReport(output, mode, before, after, reports, len(kept), largest, tolerance, notes)
+    return QuantizeReport(
+        bundle=output,
+        mode=mode,
+        bytes_before=before,
+        bytes_after=after,
+        graphs=reports,
+        golden_cases=len(judged.cases),
+        largest_relative_rms=judged.largest_relative_rms,
+        relative_rms=tolerance,
+        near_ties=judged.near_ties,
+        dropped_cases=judged.dropped,
+    )
 
 
 def _check_places(source: Path, output: Path) -> None:
@@ -287,28 +295,6 @@ def _manifest(
         evaluation=(),
         calibration=None,
     )
-
-
-def _measure(folder: Path) -> tuple[list[CaseMeasure], list[CaseMeasure]]:
-    """The golden cases that kept their text, and those that did not."""
-    measures = measure(load(folder))
-    kept = [case for case in measures if case.same_text and np.isfinite(case.relative_rms)]
-    dropped = [case for case in measures if case not in kept]
-    if not kept:
-        raise XattnError(
-            f"expected golden texts that stay as they are, found that quantization changes every one, such as "
-            f"{_note(dropped[0])}; this model loses too much in int8"
-        )
-    return kept, dropped
-
-
-def _key(case: CaseMeasure | GoldenCase) -> tuple[str, str | None]:
-    return case.image, case.question
-
-
-def _note(case: CaseMeasure) -> str:
-    question = f": {case.question}" if case.question else ""
-    return f"{case.image}{question}: {show(case.expected_text)} → {show(case.found_text)}"
 
 
 def _write_kept(staged: StagedBundle, manifest: Manifest) -> None:

@@ -34,7 +34,8 @@ class QuantizeReport:
     """A quantized bundle, its size beside the one it came from, and the loss on the golden cases.
 
     largest_relative_rms: over the kept cases, against the trained model. relative_rms: what the bundle allows.
-    dropped_cases: golden cases whose text changed, as `picture: question: before → after`.
+    near_ties: golden cases whose text changed as the trained model is unsure of it, and which compare logits alone.
+    dropped_cases: other golden cases whose text changed. Both as `picture: question: before → after`, and by how much.
     """
 
     bundle: Path
@@ -45,6 +46,7 @@ class QuantizeReport:
     golden_cases: int
     largest_relative_rms: float
     relative_rms: float
+    near_ties: tuple[str, ...]
     dropped_cases: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class QuantizeReport:
             **asdict(self),
             "bundle": str(self.bundle),
             "graphs": {role: graph.to_dict() for role, graph in self.graphs.items()},
+            "near_ties": list(self.near_ties),
             "dropped_cases": list(self.dropped_cases),
         }
         return values | {"ratio": self.bytes_after / self.bytes_before}

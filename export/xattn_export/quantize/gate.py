@@ -1,0 +1,77 @@
+"""Which golden cases a quantized bundle keeps: a changed text is a fault, unless the trained model was unsure of it.
+
+It judges what was measured, and runs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xattn_runtime._reading import show
+from xattn_runtime.bundle import Bundle
+from xattn_runtime.errors import XattnError
+from xattn_runtime.manifest import GoldenCase
+from xattn_runtime.verify import CaseMeasure, least_lead
+
+__all__ = ["Judged", "judge_golden"]
+
+# Errors of two logits differ by so much, as a multiple of the error of one, three times in a thousand.
+_DEVIATIONS = 3 * math.sqrt(2)
+# Logits that differ by more of their own size are no rounded ones, whatever they decide.
+_MOST_ROUNDING = 0.5
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The cases that are kept, and what is told of the others.
+
+    cases: near ties without their text, so that logits alone are compared. largest_relative_rms: over `cases`.
+    near_ties: those whose text changed where the trained model's best logit leads by less than errors of the measured
+    size turn. dropped: the others whose text changed, or whose logits are not finite.
+    """
+
+    cases: tuple[GoldenCase, ...]
+    largest_relative_rms: float
+    near_ties: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def judge_golden(bundle: Bundle, measures: Sequence[CaseMeasure], mode: str) -> Judged:
+    """Judge the golden cases of `bundle`, of which `measures` says in the same order what the smaller graphs compute.
+
+    mode: what was done, for the error. Raises XattnError where no case can be kept.
+    """
+    kept: list[tuple[GoldenCase, float]] = []
+    near_ties: list[str] = []
+    dropped: list[str] = []
+    for case, found in zip(bundle.manifest.golden.cases, measures, strict=True):
+        if found.same_text and math.isfinite(found.relative_rms):
+            kept.append((case, found.relative_rms))
+        elif found.relative_rms <= _MOST_ROUNDING and _lead(bundle, case) < _DEVIATIONS * found.relative_rms:
+            kept.append((replace(case, text=None), found.relative_rms))
+            near_ties.append(_note(bundle, case, found))
+        else:
+            dropped.append(_note(bundle, case, found))
+    if not kept:
+        raise XattnError(
+            f"{mode}: expected golden texts that stay as they are, found that every one changes, such as {dropped[0]}; "
+            "take a milder mode, for one graph with --component ROLE=MODE, or round the weights on --data"
+        )
+    largest = max(difference for _, difference in kept)
+    return Judged(tuple(case for case, _ in kept), largest, tuple(near_ties), tuple(dropped))
+
+
+def _lead(bundle: Bundle, case: GoldenCase) -> float:
+    with np.load(bundle.file(case.tensors), allow_pickle=False) as tensors:
+        return least_lead(tensors["logits"])
+
+
+def _note(bundle: Bundle, case: GoldenCase, found: CaseMeasure) -> str:
+    question = f": {case.question}" if case.question else ""
+    changed = "" if found.same_text else f" {show(found.expected_text)} → {show(found.found_text)},"
+    lead = "" if case.text is None else f", the best leads by {_lead(bundle, case):.2g}"
+    return f"{case.image}{question}:{changed} logits differ by {found.relative_rms:.2g} of their size{lead}"
