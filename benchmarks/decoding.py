@@ -155,7 +155,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
     from xattn_edge.commands._console import Console
     from xattn_edge.commands._many import caption_to_file, open_for_many
 
-    many, at_once = open_for_many(task.bundle, "cpu", None)
+    many, batches = open_for_many(task.bundle, "cpu", None)
     options, console = DecodingOptions(), Console(as_json=False, quiet=True)
     of_graphs, of_cores = [], []
     with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
@@ -172,7 +172,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
             bare = time.perf_counter() - began
             began = time.perf_counter()
             output = Path(name) / f"{number}.jsonl"
-            caption_to_file(console, many, [place], output, None, options, recursive=False, at_once=at_once)
+            caption_to_file(console, many, [place], output, None, options, recursive=False, batches=batches)
             spent = time.perf_counter() - began
             of_graphs.append(bare / spent)
             of_cores.append(least / spent)

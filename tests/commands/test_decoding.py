@@ -6,6 +6,10 @@ import time
 
 import pytest
 
+from xattn_edge.commands import _many
+from xattn_runtime import session
+from xattn_runtime.bundle import open_bundle
+
 
 def captions(invoke, bundle, pictures, *options):
     result = invoke("caption", *pictures, "-b", bundle, "--json", *options)
@@ -207,6 +211,15 @@ def test_a_folder_is_captioned_and_gone_on_with(spawn, invoke, caption_bundle, t
     assert (again.exit_code, again.stdout) == (0, "")
     assert again.stderr == f"{output}: 0 pictures captioned, 300 done before\n"
     assert output.read_bytes().splitlines() == lines
+
+
+def test_large_models_take_few_pictures_together(caption_bundle, monkeypatch):
+    bundle = open_bundle(caption_bundle)
+    monkeypatch.setattr(session, "default_threads", lambda: 3)
+    assert _many.open_for_many(bundle, "cpu", None)[1] == (8, 3)
+    assert _many.open_for_many(bundle, "cpu", 2)[1] == (8, 1)
+    monkeypatch.setattr(_many, "_SMALL_BYTES", 0)
+    assert _many.open_for_many(bundle, "cpu", None)[1] == (2, 1)
 
 
 def test_a_bad_picture_is_recorded_and_passed_over(invoke, caption_bundle, tmp_path, noise):

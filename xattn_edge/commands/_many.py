@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from xattn_edge.commands._console import Console, one_line, print_error
 from xattn_runtime.bundle import MANIFEST_FILE, file_digest
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from xattn_runtime.bundle import Bundle
     from xattn_runtime.tasks import Caption, CaptionTask, DecodingOptions
 
-__all__ = ["Picture", "caption_to_file", "open_for_many", "pictures_in"]
+__all__ = ["Batches", "Picture", "caption_to_file", "open_for_many", "pictures_in"]
 
-# The operators of larger graphs have work for several threads; and activations of several batches cost memory.
+# The operators of larger graphs have work for several threads and cores without many pictures, whose activations cost
+# memory: BLIP-base is as fast with two as with eight, in half the memory.
 _SMALL_BYTES = 64 * 2**20
+_BATCH, _BATCH_OF_LARGE = 8, 2
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,13 @@ class Picture:
 
     path: Path
     name: str
+
+
+class Batches(NamedTuple):
+    """How many pictures are captioned together, and on how many such batches the model is at work at once."""
+
+    size: int
+    at_once: int
 
 
 def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
@@ -59,8 +68,8 @@ def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
     return list(found.values())
 
 
-def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, int]:
-    """The bundle loaded to caption many pictures, and on how many batches of them it is to work at once.
+def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, Batches]:
+    """The bundle loaded to caption many pictures, and in which batches it is to do so.
 
     Threads that share the operators of a small model wait for each other longer than they compute; so it gets one, and
     every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
@@ -69,9 +78,11 @@ def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[C
     from xattn_runtime.tasks import CaptionTask
 
     held = (entry.bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
-    if threads is None and provider == "cpu" and sum(held) < _SMALL_BYTES:
-        return CaptionTask(bundle, provider, threads=1), default_threads()
-    return CaptionTask(bundle, provider, threads), 1
+    is_small = sum(held) < _SMALL_BYTES
+    if provider == "cpu" and is_small and threads is None:
+        return CaptionTask(bundle, provider, threads=1), Batches(_BATCH, default_threads())
+    size = _BATCH if is_small or provider != "cpu" else _BATCH_OF_LARGE
+    return CaptionTask(bundle, provider, threads), Batches(size, 1)
 
 
 def caption_to_file(
@@ -83,7 +94,7 @@ def caption_to_file(
     options: DecodingOptions,
     *,
     recursive: bool,
-    at_once: int,
+    batches: Batches,
 ) -> None:
     """Caption the pictures that `output` has no line for, and add a line for each; those that are bad get one too.
 
@@ -97,7 +108,7 @@ def caption_to_file(
         bad = 0
         with console.progress() as tell:
             tell("captioning", (len(pictures) - len(waiting)) / len(pictures))
-            captions = task.caption_each([picture.path for picture in waiting], prompt, options, at_once=at_once)
+            captions = task.caption_each([picture.path for picture in waiting], prompt, options, *batches)
             for number, (picture, found) in enumerate(zip(waiting, captions, strict=True), 1):
                 _add(stream, _line(picture, found, made_by))
                 if isinstance(found, ImageError):

@@ -141,8 +141,8 @@ def caption(
             check_heatmap(heatmap)
         opened, asked = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
         if output is not None:
-            task, at_once = open_for_many(opened, asked, threads)
-            caption_to_file(console, task, images, output, prompt, options, recursive=recursive, at_once=at_once)
+            task, batches = open_for_many(opened, asked, threads)
+            caption_to_file(console, task, images, output, prompt, options, recursive=recursive, batches=batches)
             return
         task = CaptionTask(opened, asked, threads)
         if any(image.is_dir() for image in images):
