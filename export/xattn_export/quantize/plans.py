@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+
+from onnx import ModelProto
 
 from xattn_export.generator import GENERATOR
 from xattn_export.inspect import read_graph
 from xattn_export.quantize.blocks import LOWEST_OPSET
+from xattn_export.quantize.exposed import find_exposed
 from xattn_export.quantize.layers import Layer, find_layers
 from xattn_export.quantize.options import MODES, GraphPlan, Mode, Options
 from xattn_export.quantize.prepare import prepare_products
@@ -18,6 +22,8 @@ from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
 __all__ = ["layers_of_role", "make_plans", "roles_of"]
 
 _BLOCKED: tuple[Mode, ...] = ("int8-weight", "int4")
+# What int8-static is for wants all in bytes.
+_KEEPS_EXPOSED: tuple[Mode, ...] = ("int8", *_BLOCKED)
 
 
 def roles_of(bundle: Bundle) -> list[str]:
@@ -27,16 +33,21 @@ def roles_of(bundle: Bundle) -> list[str]:
 
 def layers_of_role(bundle: Bundle, role: str) -> list[Layer]:
     """The layers of a graph of `bundle` that can have a mode of their own."""
+    return find_layers(*_prepared(bundle, role))
+
+
+def _prepared(bundle: Bundle, role: str) -> tuple[ModelProto, Path]:
+    """A graph of `bundle` as quantization handles it, and where its weights lie."""
     source = bundle.file(bundle.manifest.graphs[role].file)
     model = read_graph(source)
     prepare_products(model, source.parent)
-    return find_layers(model, source.parent)
+    return model, source.parent
 
 
 def make_plans(
     bundle: Bundle, mode: Mode, components: Mapping[str, Mode], options: Options | None = None
 ) -> dict[str, GraphPlan]:
-    """Role → plan.
+    """Role → plan. Where nothing else is asked for the few layers that `find_exposed` finds stay fp32.
 
     components: role or role/layer → mode, for those that are to have another one than `mode`. options: what may be
     asked for beside modes.
@@ -58,6 +69,9 @@ def make_plans(
     plans = {role: GraphPlan(modes.get(role, mode), layers[role]) for role in roles}
     for role, plan in plans.items():
         _check_layers(bundle, role, plan)
+        if plan.mode in _KEEPS_EXPOSED:
+            for exposed in find_exposed(*_prepared(bundle, role)):
+                layers[role].setdefault(exposed.name, "fp32")
     stores = options is not None and (options.cross, options.cache) != ("fp32", "fp32")
     if not stores and all(plan.modes == {"fp32"} for plan in plans.values()):
         raise UserError(
