@@ -336,8 +336,8 @@ def test_a_configuration_without_a_processors_name_takes_the_models(tmp_path: Pa
 
 
 WRONG: list[tuple[dict[str, Any] | str, str]] = [
-    ("{", "preprocessor_config.json: expected JSON, found: "),
-    ("[1]", "preprocessor_config.json: expected an object, found [1]"),
+    ("{", "preprocessor_config.json: expected readable JSON, found: "),
+    ("[1]", "preprocessor_config.json: expected a JSON object, found [1]"),
     ({}, "image_processor_type: expected the name of an image processor, found None"),
     ({"image_processor_type": "Qwen2VLImageProcessor"}, "expected one of BeitImageProcessor, "),
     ({"image_processor_type": ["x"]}, "image_processor_type: expected the name of an image processor, found ['x']"),

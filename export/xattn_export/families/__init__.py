@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from xattn_export.families.clip import CLIP
 from xattn_export.families.florence2 import FLORENCE2
 from xattn_export.families.git import GIT
 from xattn_export.families.idefics3 import IDEFICS3
+from xattn_export.families.json_files import read_present_json
 from xattn_export.families.lxmert import LXMERT
 from xattn_export.families.siglip import SIGLIP
 from xattn_export.families.vilt import VILT
@@ -24,7 +24,7 @@ from xattn_export.families.xattn_cross_modal import XATTN_CROSS_MODAL
 from xattn_export.families.xattn_retrieval import XATTN_RETRIEVAL
 from xattn_export.families.xattn_sentiment import XATTN_SENTIMENT
 from xattn_export.families.xattn_vqa import XATTN_VQA
-from xattn_runtime._reading import one_line, show
+from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 
 __all__ = ["FAMILIES", "family_of"]
@@ -71,19 +71,11 @@ def _said_of(config: Mapping[str, Any]) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_present_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
         raise CheckpointError(
             f"{folder}: expected the folder of a checkpoint, found {found}; name one that `xattn-edge train` or "
             "Transformers' save_pretrained wrote, or a hub id like organisation/name"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected readable JSON, found: {one_line(error)}; copy the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(config).__name__}; copy the file again")
-    return config

@@ -24,7 +24,7 @@ from xattn_export.families.blip_layers import VisionEncoder
 from xattn_export.families.drawings import caption_pictures, question_pictures
 from xattn_export.families.hf import has_architecture, load_model, source_facts
 from xattn_export.families.hf_roles import image_encoder_role, image_steps
-from xattn_export.families.hf_text import read_json
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Task

@@ -6,7 +6,6 @@ attends to what it makes of both. https://arxiv.org/abs/2311.06242
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +31,7 @@ from xattn_export.families.hf_roles import (
     presents,
     text_encoder_role,
 )
+from xattn_export.families.json_files import read_json
 from xattn_export.families.text_decoders import CrossKeys, DecoderGraph, DecoderParts
 from xattn_runtime._reading import show
 from xattn_runtime.contract import cross_names
@@ -201,7 +201,7 @@ def _positions(davit: Davit, projector: Any) -> Tensor:
 def _check_kind(folder: Path) -> None:
     """Refuse what only looks like a Florence-2 of Transformers, before anything is loaded."""
     path = folder / "config.json"
-    text = json.loads(path.read_text(encoding="utf-8")).get("text_config")
+    text = read_json(path).get("text_config")
     kind = text.get("model_type", "bart") if isinstance(text, dict) else None
     if kind != "bart":
         raise CheckpointError(

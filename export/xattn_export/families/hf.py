@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from xattn_export.families.hf_weights import find_weights, read_tensors
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 
@@ -175,8 +176,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _refuse_quantized(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if quantization := config.get("quantization_config"):
+    if quantization := read_json(folder / "config.json").get("quantization_config"):
         raise CheckpointError(
             f"{folder / 'config.json'}: quantization_config: expected full-precision weights, found "
             f"{show(quantization)}; export the checkpoint that it was made from, and quantize the bundle"

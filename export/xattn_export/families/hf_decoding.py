@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xattn_export.families.hf_text import read_json
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import ObjectReader, show
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.generate.settings import MOST_BEAMS, Decoding, EarlyStopping

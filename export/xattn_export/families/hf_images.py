@@ -6,7 +6,6 @@ silent; it imports none of them, and knows no model.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.preprocess.steps import (
@@ -107,7 +107,7 @@ def image_steps_of(folder: Path) -> tuple[Step, ...]:
 def _configuration(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The image processor's settings and the file they are from."""
     path = folder / "processor_config.json"
-    if path.is_file() and isinstance(nested := _read(path).get("image_processor"), dict):
+    if path.is_file() and isinstance(nested := read_json(path).get("image_processor"), dict):
         return path, nested
     path = folder / "preprocessor_config.json"
     if not path.is_file():
@@ -115,17 +115,7 @@ def _configuration(folder: Path) -> tuple[Path, dict[str, Any]]:
             f"{folder}: expected preprocessor_config.json, or processor_config.json with an image_processor, found "
             "neither; save the processor into the folder with save_pretrained"
         )
-    return path, _read(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: expected JSON, found: {one_line(error)}; copy the file again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected an object, found {show(values)}; copy the file again")
-    return values
+    return path, read_json(path)
 
 
 def _processor_name(folder: Path, path: Path, values: Mapping[str, Any]) -> str:
@@ -135,7 +125,7 @@ def _processor_name(folder: Path, path: Path, values: Mapping[str, Any]) -> str:
         name = older.replace("FeatureExtractor", "ImageProcessor")
     model = folder / "config.json"
     if name is None and model.is_file():
-        name = _OF_MODEL_TYPE.get(str(_read(model).get("model_type")))
+        name = _OF_MODEL_TYPE.get(str(read_json(model).get("model_type")))
     if not isinstance(name, str):
         raise CheckpointError(
             f"{path}: image_processor_type: expected the name of an image processor, found {show(name)}; "

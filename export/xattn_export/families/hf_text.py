@@ -18,10 +18,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from xattn_export.families.hf import quiet_transformers
 from xattn_export.families.hf_sentencepiece import siglip_tokenizer
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["cleans_up_spaces", "read_json", "special_token_of", "tokenizer_json_of"]
+__all__ = ["cleans_up_spaces", "special_token_of", "tokenizer_json_of"]
 
 _PLACES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _OTHERS = ("additional_special_tokens", "extra_special_tokens")
@@ -314,21 +315,6 @@ def _guarded(path: Path, build: Callable[[], Tokenizer]) -> Tokenizer:
         raise CheckpointError(
             f"{path}: expected a tokenizer, found: {one_line(error)}; copy it again, or save a tokenizer.json beside it"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty where there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected readable JSON, found: {one_line(error)}; copy the file again"
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {show(content)}; copy the file again")
-    return content
 
 
 _BERT_CLASSES = (

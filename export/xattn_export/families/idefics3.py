@@ -30,9 +30,9 @@ from xattn_export.families.hf_roles import (
     image_encoder_role,
     pairs,
 )
-from xattn_export.families.hf_text import read_json
 from xattn_export.families.idefics3_layers import ImageTokens
 from xattn_export.families.idefics3_prompt import check_picture_text, picture_text
+from xattn_export.families.json_files import read_json
 from xattn_export.families.llama_decoder import LlamaDecoder, check_llama
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError

@@ -16,7 +16,7 @@ from PIL import Image
 
 from xattn_export.families.chat_prompt import QUESTIONS, question_template_of
 from xattn_export.families.hf import quiet_transformers
-from xattn_export.families.hf_text import read_json
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.pipeline import Pipeline

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from xattn_export.families.base import GoldenPicture, Role, TensorSpec
 from xattn_export.families.drawings import question_pictures
 from xattn_export.families.graph_layers import attend, fuse_linears
-from xattn_export.families.hf_text import read_json
+from xattn_export.families.json_files import read_json
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.regions import RegionSpec
 

@@ -18,7 +18,8 @@ from xattn_export.families.blip_layers import padding_mask
 from xattn_export.families.dual_encoder import EncoderLayer, TextEncoder, dual_encoder_source
 from xattn_export.families.graph_layers import attend, for_each_picture
 from xattn_export.families.hf import has_architecture, load_model
-from xattn_export.families.hf_text import read_json, special_token_of, tokenizer_json_of
+from xattn_export.families.hf_text import special_token_of, tokenizer_json_of
+from xattn_export.families.json_files import read_json
 from xattn_runtime._reading import show
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.manifest import Similarity

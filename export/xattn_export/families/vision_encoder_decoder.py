@@ -6,7 +6,6 @@ ViT-GPT2 and TrOCR (https://arxiv.org/abs/2109.10282) are the best known. The en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +28,7 @@ from xattn_export.families.hf_roles import (
     pairs,
     presents,
 )
+from xattn_export.families.json_files import read_json
 from xattn_export.families.text_decoders import DECODERS, CrossKeys, DecoderGraph, DecoderParts
 from xattn_export.families.vision_encoders import ENCODERS, check_encoder, picture_size_px
 from xattn_runtime._reading import show
@@ -104,7 +104,7 @@ def _open(folder: Path) -> Source:
 def _check_kinds(folder: Path) -> None:
     """Refuse encoders and decoders that there is no graph for, by name, before anything is loaded."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     for part, known in (("encoder", ENCODERS), ("decoder", DECODERS)):
         _check_kind(path, part, config.get(part), known)
     decoder = config["decoder"]

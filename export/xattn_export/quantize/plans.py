@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnx import ModelProto
@@ -68,9 +68,12 @@ def make_plans(
             modes[role] = wanted
     plans = {role: GraphPlan(modes.get(role, mode), layers[role]) for role in roles}
     for role, plan in plans.items():
-        _check_layers(bundle, role, plan)
+        if not plan.layers and plan.mode not in _KEEPS_EXPOSED:
+            continue
+        graph = _prepared(bundle, role)
+        _check_layers(role, plan, [layer.name for layer in find_layers(*graph)])
         if plan.mode in _KEEPS_EXPOSED:
-            for exposed in find_exposed(*_prepared(bundle, role)):
+            for exposed in find_exposed(*graph):
                 layers[role].setdefault(exposed.name, "fp32")
     stores = options is not None and (options.cross, options.cache) != ("fp32", "fp32")
     if not stores and all(plan.modes == {"fp32"} for plan in plans.values()):
@@ -86,10 +89,7 @@ def _check_mode(what: str, mode: object) -> None:
         raise UserError(f"{what}: expected one of {', '.join(MODES)}, found {show(mode)}")
 
 
-def _check_layers(bundle: Bundle, role: str, plan: GraphPlan) -> None:
-    if not plan.layers:
-        return
-    known = [layer.name for layer in layers_of_role(bundle, role)]
+def _check_layers(role: str, plan: GraphPlan, known: Sequence[str]) -> None:
     for layer, mode in plan.layers.items():
         if layer not in known and plan.mode != "fp16":
             some = ", ".join(known[:5]) + (" …" if len(known) > 5 else "")
