@@ -65,9 +65,10 @@ def _git(size: int = 224) -> Callable[[Path], Path]:
     return lambda folder: family_git.save_git(folder, _words(30522), size)
 
 
-def _blip2(size: int = 224, **vision: int) -> Callable[[Path], Path]:
-    # All 32 layers would take 10 GB more, and nothing in them is different.
-    return lambda folder: family_blip2.save_blip2(folder, size, vision=vision, text={"num_hidden_layers": 4})
+def _blip2(language: str = "opt", size: int = 224, **vision: int) -> Callable[[Path], Path]:
+    # All of OPT's layers would take 10 GB more, all of T5's 9, and nothing in them is different.
+    text = {"opt": {"num_hidden_layers": 4}, "t5": {"num_layers": 4, "num_decoder_layers": 4}}[language]
+    return lambda folder: family_blip2.save_blip2(folder, size, language, vision=vision, text=text)
 
 
 def _smolvlm(tile_px: int) -> Callable[[Path], Path]:
@@ -100,12 +101,16 @@ def _sizes(make: Callable[[int], Callable[[Path], Path]], *sizes_px: int) -> dic
     return {str(size): make(size) for size in sizes_px}
 
 
+def _blip2_sizes(language: str) -> dict[str, Callable[[Path], Path]]:
+    return _sizes(lambda size: _blip2(language, size, num_hidden_layers=4), 233, 300)
+
+
 _PAIR = generates(family_vision_encoder_decoder.captioner)
 _CLASSIFIES = "retrieval, zero-shot classification"
 _OVER_REGIONS = "question answering over regions"
 _ANSWERS = "question answering"
 _BLIP2_SIZE = "ViT-g 224 px, 4 of OPT-2.7b's 32 layers"
-_BLIP2_SIZES = _sizes(lambda size: _blip2(size, num_hidden_layers=4), 233, 300)
+_BLIP2_T5_SIZE = "ViT-g 224 px, 4 and 4 of Flan-T5-xl's 24 and 24 layers"
 FAMILIES: tuple[Entry, ...] = (
     Entry(
         "VisionEncoderDecoder",
@@ -131,15 +136,18 @@ FAMILIES: tuple[Entry, ...] = (
             ("retrieval", BlipForImageTextRetrieval, embeds(family_blip.embedder, family_blip.matcher)),
         )
     ),
-    Entry("BLIP-2", "captioning", _BLIP2_SIZE, _blip2(), generates(family_blip2.captioner), _BLIP2_SIZES),
-    Entry(
-        "BLIP-2",
-        "question answering by prompt",
-        _BLIP2_SIZE,
-        _blip2(),
-        generates(family_blip2.answerer, QUESTIONS),
-        _BLIP2_SIZES,
-        asked="vqa",
+    Entry("BLIP-2", "captioning", _BLIP2_SIZE, _blip2(), generates(family_blip2.captioner), _blip2_sizes("opt")),
+    *(
+        Entry(
+            "BLIP-2",
+            "question answering by prompt",
+            size,
+            _blip2(language),
+            generates(family_blip2.answerer, QUESTIONS),
+            _blip2_sizes(language),
+            asked="vqa",
+        )
+        for language, size in (("opt", _BLIP2_SIZE), ("t5", _BLIP2_T5_SIZE))
     ),
     Entry("GIT", "captioning", "base, 224 px", _git(), generates(family_git.captioner), _sizes(_git, 250, 333)),
     Entry(
