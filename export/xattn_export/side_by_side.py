@@ -6,6 +6,7 @@ back at its end. It knows nothing of what is computed.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -47,7 +48,7 @@ def side_by_side(works: Sequence[Callable[[], _Found]]) -> Iterator[Iterator[_Fo
     ]
     try:
         for process, (_, sender) in zip(processes, pipes, strict=True):
-            with warnings.catch_warnings(), _interruption_deferred():
+            with warnings.catch_warnings(), _interruption_deferred(), _garbage_kept():
                 # Of locks that other threads may hold: torch computes on one thread there, and ONNX Runtime not at all.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
@@ -76,6 +77,18 @@ def _interruption_deferred() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No cycles are collected: a session of ONNX Runtime among them waits in a fork for threads that are not there."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _can_fork() -> bool:
     """Elsewhere than on Linux libraries do not survive it."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
@@ -85,6 +98,8 @@ def _do(work: Callable[[], object], sender: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one ends it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else that library prints a warning
     torch.set_num_threads(1)
+    gc.freeze()  # what there was before the fork is never collected here
+    gc.enable()
     try:
         found: object = work()
     except Exception as error:  # raised again where the result is waited for

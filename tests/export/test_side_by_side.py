@@ -1,5 +1,6 @@
 """Computations in processes of their own: what they give and raise, and what is left of them."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -50,6 +51,40 @@ def test_the_first_is_there_before_the_last_is_done_and_the_end_of_the_block_end
         assert next(found) != os.getpid()
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
+
+
+class Session:
+    """What cannot be taken apart in a fork, and refers to itself."""
+
+    def __init__(self, taken_apart_in):
+        self.itself, self.taken_apart_in = self, taken_apart_in
+
+    def __del__(self):
+        self.taken_apart_in.append(os.getpid())
+
+
+@forks
+def test_what_this_process_has_not_collected_is_not_collected_in_the_others():
+    def collect():
+        own = []
+        Session(own)
+        gc.collect()
+        return places, own == [os.getpid()]
+
+    places, collects = [], gc.isenabled()
+    gc.disable()
+    try:
+        Session(places)
+        assert all_of([collect, collect]) == [([], True)] * 2
+        assert not gc.isenabled()
+        assert places == []
+        gc.enable()
+        all_of([int])
+        assert gc.isenabled()
+    finally:
+        (gc.enable if collects else gc.disable)()
+    gc.collect()
+    assert places == [os.getpid()]
 
 
 @forks

@@ -6,6 +6,7 @@ random generator. So a run that was killed and resumed ends with the very weight
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -157,8 +158,10 @@ class _Steps(Dataset[Batch]):
         return self._task.batch(self._steps[index])
 
 
-def _ignore_interrupts(_worker: int) -> None:
+def _begin_work(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Collecting what there was before a fork may end in a library that waits for its threads, which are not there.
+    gc.freeze()
 
 
 @contextmanager
@@ -169,7 +172,7 @@ def _prefetched(task: Task, steps: Sequence[int]) -> Iterator[Iterator[Batch]]:
         batch_size=None,
         num_workers=1,
         prefetch_factor=8,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_begin_work,
         multiprocessing_context="fork" if hasattr(signal, "SIGCHLD") else None,
     )
     # A generator of its own: the loader otherwise draws from the global one, once for each resumption.
