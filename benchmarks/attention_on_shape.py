@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn_edge.data.easy_vqa import EasyVqa
-from xattn_runtime.bundle import open_bundle
+from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.tasks import VqaTask
-from xattn_runtime.tasks.attending import Attender
+from xattn_runtime.tasks.shared.attention_maps import Attender
 
 _DIFFERENT = 24
 

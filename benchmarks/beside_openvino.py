@@ -20,8 +20,8 @@ import onnxruntime
 import openvino
 
 from xattn_export.engines.signature import DeclaredTensor, read_signature
-from xattn_runtime.bundle import open_bundle
-from xattn_runtime.loading import session_entries
+from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.execution.loading import session_entries
 
 AXES = {"batch": 1, "past": 10, "length": 1, "regions": 36}
 DTYPES = {

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from xattn_runtime.bundle import open_bundle
-from xattn_runtime.session import GraphSession, default_threads, open_session
+from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.execution.session import GraphSession, default_threads, open_session
 from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask, load
-from xattn_runtime.tasks.encoding import PreparedImage
+from xattn_runtime.tasks.shared.image_encoder import PreparedImage
 
 PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
 BATCH = 8
@@ -152,8 +152,8 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
     Opening the pictures costs the cores time too: `of what the cores can do` is beside the processor time of opening
     them and of the graphs, shared among the cores without a gap.
     """
-    from xattn_edge.commands._console import Console
-    from xattn_edge.commands._many import caption_to_file, open_for_many
+    from xattn_edge.commands.shared.console import Console
+    from xattn_edge.commands.shared.many import caption_to_file, open_for_many
 
     many, batches = open_for_many(task.bundle, "cpu", None)
     options, console = DecodingOptions(), Console(as_json=False, quiet=True)

@@ -240,7 +240,7 @@ def step_bytes(bundle: Path) -> int:
     """What a decoding step of an fp32 bundle reads: weights of products, and a picture's cross keys and values."""
     import onnx
 
-    from xattn_runtime.bundle import open_bundle
+    from xattn_runtime.bundle.folder import open_bundle
 
     opened = open_bundle(bundle)
     graph = onnx.load(opened.file(opened.manifest.graphs["decoder"].file), load_external_data=False).graph
@@ -258,7 +258,7 @@ def encoder_operations(bundle: Path) -> int:
     """What the image encoder of an fp32 bundle computes: its products with weights, and those of its attention."""
     import onnx
 
-    from xattn_runtime.bundle import open_bundle
+    from xattn_runtime.bundle.folder import open_bundle
 
     opened = open_bundle(bundle)
     graph = onnx.load(opened.file(opened.manifest.graphs["image_encoder"].file), load_external_data=False).graph
@@ -274,7 +274,7 @@ def encoder_operations(bundle: Path) -> int:
 def loading(bundle: Path, threads: int) -> float:
     """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
     program = (
-        "import sys, time, tokenizers\nfrom xattn_runtime.providers import load_onnxruntime\n"
+        "import sys, time, tokenizers\nfrom xattn_runtime.execution.providers import load_onnxruntime\n"
         "from xattn_runtime.tasks import load\nload_onnxruntime()\nbegan = time.perf_counter()\n"
         "load(sys.argv[1], threads=int(sys.argv[2]))\nprint(time.perf_counter() - began)"
     )

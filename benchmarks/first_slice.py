@@ -52,7 +52,7 @@ def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], s
     from tokenizers import Tokenizer
 
     from xattn_edge.models import load_checkpoint
-    from xattn_export.families.xattn import image_steps
+    from xattn_export.families.own.checkpoint import image_steps
     from xattn_runtime.preprocess.pipeline import Pipeline
 
     torch.set_num_threads(threads)

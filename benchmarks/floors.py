@@ -2,9 +2,10 @@
 
     python benchmarks/floors.py [--threads 1 2] [--rounds 20]
 
-The peak in float32 of `xattn_runtime.profile.limits` (ONNX Runtime's own kernels) over that of numpy's `@` (OpenBLAS),
-of the same size, on as many threads, best of all tries, in turns. Both are libraries of kernels: a processor for which
-one of them has none shows here. Each number of threads has a process of its own, as OpenBLAS reads it once. Prints
+The peak in float32 of `xattn_runtime.profiling.measure.limits` (ONNX Runtime's own kernels) over that of numpy's `@`
+(OpenBLAS), of the same size, on as many threads, best of all tries, in turns. Both are libraries of kernels: a
+processor for which one of them has none shows here. Each number of threads has a process of its own, as OpenBLAS reads
+it once. Prints
 Markdown, then one JSON document.
 """
 
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from xattn_runtime.session import default_threads
+from xattn_runtime.execution.session import default_threads
 
 ROWS, INNER, COLUMNS = 512, 768, 1536
 PRODUCTS_A_ROUND = 30
@@ -27,7 +28,7 @@ def compare(threads: int, rounds: int) -> dict[str, float]:
     """Operations a second of both, in this process."""
     import numpy as np
 
-    from xattn_runtime.profile.limits import product_rate
+    from xattn_runtime.profiling.measure.limits import product_rate
 
     generator = np.random.default_rng(0)
     left = generator.normal(size=(ROWS, INNER)).astype(np.float32)

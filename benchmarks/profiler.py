@@ -24,13 +24,13 @@ from itertools import pairwise, permutations
 from pathlib import Path
 from typing import IO, Any, cast
 
-from xattn_runtime.bundle import default_bundle
-from xattn_runtime.profile.against import compare_bundles, compare_documents
-from xattn_runtime.profile.estimates import is_warm
-from xattn_runtime.profile.passes import Passes
-from xattn_runtime.profile.reference import Reference
-from xattn_runtime.profile.turns import take_turn
-from xattn_runtime.session import open_session
+from xattn_runtime.bundle.folder import default_bundle
+from xattn_runtime.execution.session import open_session
+from xattn_runtime.profiling.measure.estimates import is_warm
+from xattn_runtime.profiling.measure.passes import Passes
+from xattn_runtime.profiling.measure.reference import Reference
+from xattn_runtime.profiling.measure.turns import take_turn
+from xattn_runtime.profiling.regression_gate import compare_bundles, compare_documents
 from xattn_runtime.tasks import CaptionTask, load
 
 DELAY = 0.1

@@ -113,7 +113,7 @@ def quantized(source: Path, output: Path, recipe: Recipe, data: str) -> float:
     """Make `output` of `source`, unless it is there; the seconds that it took."""
     from xattn_edge.evaluation.samples import calibration_samples
     from xattn_export import quantize_bundle
-    from xattn_runtime.bundle import open_bundle
+    from xattn_runtime.bundle.folder import open_bundle
 
     began = time.perf_counter()
     if not output.exists():
@@ -133,7 +133,7 @@ def quantized(source: Path, output: Path, recipe: Recipe, data: str) -> float:
 def logit_errors(bundle: Path) -> dict[str, float]:
     """Relative RMS of the logits on the golden inputs, against the trained model: the mean and the largest."""
     from xattn_runtime.tasks import load
-    from xattn_runtime.verify import measure
+    from xattn_runtime.verify.golden import measure
 
     errors = [case.relative_rms for case in measure(load(bundle))]
     return {"mean": statistics.mean(errors), "largest": max(errors)}
@@ -202,8 +202,8 @@ def prepare_speed(source: Path, work: Path, data: str) -> dict[str, Path]:
 def speed(bundles: Mapping[str, Path], rounds: int) -> dict[str, dict[str, float]]:
     """Medians in ms of a whole answer, and of its parts, at the threads that the runtime chooses; all take turns."""
     from xattn_edge.evaluation.samples import calibration_samples
-    from xattn_export.quantize.calibrate import run_example
-    from xattn_runtime.bundle import open_bundle
+    from xattn_export.quantize.calibration.examples import run_example
+    from xattn_runtime.bundle.folder import open_bundle
     from xattn_runtime.tasks import CaptionTask, VqaTask, load
 
     tasks = {name: load(path) for name, path in bundles.items()}

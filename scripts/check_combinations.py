@@ -49,7 +49,7 @@ from xattn_edge.models import (
 )
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_export import export_checkpoint, inspect_path, quantize_bundle
-from xattn_runtime.verify import verify_bundle
+from xattn_runtime.verify.golden import verify_bundle
 
 TASKS = ("vqa", "sentiment", "retrieval", "caption")
 WIDTH, SIDE_PX, VOCABULARY, LONGEST = 48, 32, 24, 10

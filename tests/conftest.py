@@ -23,7 +23,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from xattn_runtime import manifest as m
+from xattn_runtime.bundle import manifest as m
 from xattn_runtime.preprocess.steps import Flatten, Normalize, PadToSquare, Rescale, Resize
 
 # Tests that run side by side have a core each. Torch reads this when the first test module imports it.

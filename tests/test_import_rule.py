@@ -1,56 +1,75 @@
-"""Who may import whom, read from the source: layers look down, and the device never sees torch or onnx."""
+"""Who may import whom, read from the source, lazy imports too: rooms look down, and no two files need each other."""
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOTS = (CHECKOUT, CHECKOUT / "export", CHECKOUT / "runtime")
+PACKAGES = ("xattn_edge", "xattn_export", "xattn_runtime")
 
-MODEL_PARTS = ("attention", "fusion", "encoders", "models")
+MOST_FILES_OF_A_FOLDER = 15
+MOST_LINES_OF_A_FILE = 500
 
-# What each part may import of ours, besides itself.
-OURS = {
-    "xattn_edge": {"xattn_runtime"},
-    "xattn_edge.commands": {
-        "xattn_edge",
-        "xattn_edge.data",
-        "xattn_edge.evaluation",
-        "xattn_edge.report",
-        "xattn_edge.study",
-        "xattn_edge.training",
-        "xattn_export",
-        "xattn_runtime",
-    },
-    "xattn_edge.study": {
-        *(f"xattn_edge.{part}" for part in MODEL_PARTS),
-        "xattn_edge.data",
-        "xattn_edge.evaluation",
-        "xattn_edge.training",
-        "xattn_export",
-        "xattn_runtime",
-    },
-    "xattn_edge.training": {
-        *(f"xattn_edge.{part}" for part in MODEL_PARTS),
-        "xattn_edge.data",
-        "xattn_edge.evaluation",
-        "xattn_runtime",
-    },
-    "xattn_edge.evaluation": {"xattn_edge.data", "xattn_runtime"},
-    "xattn_edge.report": {"xattn_runtime"},
-    "xattn_edge.data": {"xattn_runtime"},
-    **{
-        f"xattn_edge.{part}": {*(f"xattn_edge.{other}" for other in MODEL_PARTS), "xattn_runtime"}
-        for part in MODEL_PARTS
-    },
-    "xattn_export": {*(f"xattn_edge.{part}" for part in MODEL_PARTS), "xattn_runtime"},
-    "xattn_runtime": set(),
-}
+# From the ground up. A room imports rooms of the lines above its own, and none of its own line but itself.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    (
+        "xattn_runtime.errors",
+        "xattn_runtime.version",
+    ),
+    ("xattn_runtime.json_reader", "xattn_runtime.files", "xattn_runtime.progress"),
+    ("xattn_runtime.preprocess",),
+    ("xattn_runtime.bundle",),
+    ("xattn_runtime.execution",),
+    ("xattn_runtime.generate", "xattn_runtime.retrieval"),
+    ("xattn_runtime.tasks.shared",),
+    ("xattn_runtime.tasks",),
+    ("xattn_runtime.verify",),
+    ("xattn_runtime.profiling.measure",),
+    ("xattn_runtime.profiling",),
+    ("xattn_runtime.profiling.remote",),
+    ("xattn_runtime",),
+    # The ground of xattn_edge: models in torch.
+    ("xattn_edge.attention",),
+    ("xattn_edge.encoders",),
+    ("xattn_edge.fusion",),
+    ("xattn_edge.models",),
+    ("xattn_export.graph",),
+    ("xattn_export.decompose", "xattn_export.bundle"),
+    ("xattn_export.whole",),
+    ("xattn_export.families.base",),
+    ("xattn_export.families.drawings",),
+    ("xattn_export.families.checkpoint_folder",),
+    ("xattn_export.families.layers",),
+    ("xattn_export.families.own", "xattn_export.families.transformers"),
+    ("xattn_export.families",),
+    ("xattn_export.side_by_side", "xattn_export.to_onnx", "xattn_export.golden"),
+    ("xattn_export.parity",),
+    ("xattn_export.quantize.passes",),
+    ("xattn_export.quantize.calibration",),
+    ("xattn_export.quantize",),
+    ("xattn_export.quantize.budget", "xattn_export.engines", "xattn_export.compare", "xattn_export.exporter"),
+    ("xattn_export.targets",),
+    ("xattn_export",),
+    # The roof of xattn_edge: what a workstation does with models and bundles.
+    ("xattn_edge.data", "xattn_edge.report"),
+    ("xattn_edge.evaluation",),
+    ("xattn_edge.training",),
+    ("xattn_edge.study",),
+    ("xattn_edge",),
+    ("xattn_edge.commands.shared",),
+    ("xattn_edge.commands.answers", "xattn_edge.commands.device", "xattn_edge.commands.models"),
+    ("xattn_edge.commands",),
+)
+RANKS = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}
 
-# What a part may import of others' packages, where that is limited.
+# Rooms that run where no torch is: what they may import of ours, besides lower rooms of their own list.
+WITHOUT_TORCH = ("xattn_edge.data", "xattn_edge.report", "xattn_edge.evaluation", "xattn_runtime")
+
+# What a room may import of others' packages, where that is limited.
 THIRD_PARTY = {
     "xattn_edge": set(),
     "xattn_edge.commands": {"rich", "typer"},
@@ -61,20 +80,23 @@ THIRD_PARTY = {
 }
 
 
-def part_of(module: str) -> str | None:
-    """The part of the house that a module belongs to, or None where it is not ours."""
-    return next((part for part in sorted(OURS, key=len, reverse=True) if f"{module}.".startswith(f"{part}.")), None)
-
-
-def sources() -> list[tuple[str, Path]]:
+def sources() -> dict[str, Path]:
     """Every module of ours with its file."""
-    found = []
+    modules = {}
     for root in ROOTS:
-        for package in ("xattn_edge", "xattn_export", "xattn_runtime"):
+        for package in PACKAGES:
             for path in sorted((root / package).rglob("*.py")):
                 parts = path.relative_to(root).with_suffix("").parts
-                found.append((".".join(parts[:-1] if parts[-1] == "__init__" else parts), path))
-    return found
+                modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+SOURCES = sources()
+
+
+def longest_prefix(module: str, prefixes: Mapping[str, object] | tuple[str, ...]) -> str | None:
+    """The longest of `prefixes` that is `module` or a package that it lies in."""
+    return next((each for each in sorted(prefixes, key=len, reverse=True) if f"{module}.".startswith(f"{each}.")), None)
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -84,21 +106,42 @@ def imported(path: Path) -> Iterator[str]:
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: expected an absolute import"
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                yield full if full in SOURCES else str(node.module)
 
 
-@pytest.mark.parametrize(("module", "path"), sources(), ids=lambda value: value if isinstance(value, str) else "")
+def imports_of_ours() -> dict[str, set[str]]:
+    """Module → modules of ours that it imports."""
+    return {
+        module: {name for name in imported(path) if name in SOURCES and name != module}
+        for module, path in SOURCES.items()
+    }
+
+
+@pytest.mark.parametrize(("module", "path"), SOURCES.items(), ids=lambda value: value if isinstance(value, str) else "")
 def test_imports(module, path):
-    part = part_of(module)
-    assert part is not None
+    room = longest_prefix(module, RANKS)
+    assert room is not None
     for name in imported(path):
         top = name.partition(".")[0]
-        if (target := part_of(name)) is not None:
-            allowed = {part, *OURS[part]}
-            assert target in allowed, f"{module} imports {name}; {part} may import only {sorted(allowed)} of ours"
-        elif top not in sys.stdlib_module_names and part in THIRD_PARTY:
-            allowed = THIRD_PARTY[part]
-            assert top in allowed, f"{module} imports {name}; {part} may import only {sorted(allowed)} of others"
+        limited = module if module in THIRD_PARTY else longest_prefix(module, tuple(sorted(THIRD_PARTY)[1:]))
+        if (target := longest_prefix(name, RANKS)) is not None:
+            assert target == room or RANKS[target] < RANKS[room], f"{module} imports {name}: {room} is below {target}"
+            if (device := longest_prefix(module, WITHOUT_TORCH)) is not None:
+                assert longest_prefix(name, WITHOUT_TORCH), f"{module} imports {name}, and {device} has no torch"
+        elif top not in sys.stdlib_module_names and limited is not None:
+            allowed = THIRD_PARTY[limited]
+            assert top in allowed, f"{module} imports {name}; {limited} may import only {sorted(allowed)} of others"
+
+
+def test_no_circle_of_files():
+    """Files are taken away that import none of those left; none may stay."""
+    left = imports_of_ours()
+    while free := {module for module, names in left.items() if not names & left.keys()}:
+        left = {module: names for module, names in left.items() if module not in free}
+    circle = {module: sorted(names & left.keys()) for module, names in left.items()}
+    assert not circle
 
 
 def test_the_runtime_names_no_training_library():
@@ -109,6 +152,24 @@ def test_the_runtime_names_no_training_library():
                 assert node.value not in ("torch", "onnx", "transformers"), f"{path}:{node.lineno}"
 
 
+def python_files() -> list[Path]:
+    """All of the checkout, tests and scripts too."""
+    folders = ("xattn_edge", "export", "runtime", "tests", "scripts", "benchmarks")
+    return [path for folder in folders for path in sorted((CHECKOUT / folder).rglob("*.py"))]
+
+
 def test_a_file_stays_small():
-    large = {str(path): lines for _, path in sources() if (lines := path.read_text().count("\n")) > 400}
-    assert not large
+    sizes = {str(path): path.read_text(encoding="utf-8").count("\n") for path in python_files()}
+    assert not {path: lines for path, lines in sizes.items() if lines > MOST_LINES_OF_A_FILE}
+
+
+def test_a_folder_stays_small():
+    folders: dict[Path, int] = {}
+    for path in python_files():
+        folders[path.parent] = folders.get(path.parent, 0) + 1
+    assert not {str(folder): files for folder, files in folders.items() if files > MOST_FILES_OF_A_FOLDER}
+
+
+def test_no_module_has_the_name_of_one_of_python():
+    names = {part for module in SOURCES for part in module.split(".")} - {"__main__"}
+    assert not names & sys.stdlib_module_names

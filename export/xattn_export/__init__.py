@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from xattn_export.bundle.inspection import InspectReport, inspect_path
+    from xattn_export.bundle.record import record_calibration, record_evaluation
     from xattn_export.exporter import ExportReport, export_checkpoint
-    from xattn_export.inspect import InspectReport, inspect_path
     from xattn_export.quantize import QuantizeOptions, QuantizeReport, quantize_bundle
-    from xattn_export.record import record_calibration, record_evaluation
 
 __all__ = [
     "ExportReport",
@@ -32,14 +32,14 @@ __all__ = [
 
 _MODULES = {
     "ExportReport": "exporter",
-    "InspectReport": "inspect",
+    "InspectReport": "bundle.inspection",
     "QuantizeOptions": "quantize",
     "QuantizeReport": "quantize",
     "export_checkpoint": "exporter",
-    "inspect_path": "inspect",
+    "inspect_path": "bundle.inspection",
     "quantize_bundle": "quantize",
-    "record_calibration": "record",
-    "record_evaluation": "record",
+    "record_calibration": "bundle.record",
+    "record_evaluation": "bundle.record",
 }
 
 

@@ -16,28 +16,37 @@ from typing import Any, cast
 
 import onnx
 
-from xattn_export.attention_maps import write_attention
-from xattn_export.bundle_writer import StagedBundle, check_output, staged_bundle
-from xattn_export.conformance import GraphFacts, examine, require_valid
-from xattn_export.external_weights import INSIDE_BYTES, WeightStore, weights_file
-from xattn_export.families import family_of
+from xattn_export.bundle.attention_role import write_attention
+from xattn_export.bundle.graph_files import write_generator, write_graph
+from xattn_export.bundle.inspection import read_graph
+from xattn_export.bundle.provenance import created_utc, versions, weights_digest
+from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_export.families.base import Role, Source
-from xattn_export.families.hf_hub import hub_id, local_folder
-from xattn_export.generator import GENERATOR, LOOPED
+from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
+from xattn_export.families.table import family_of
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
-from xattn_export.graph_files import write_generator, write_graph
-from xattn_export.inspect import read_graph
+from xattn_export.graph.conformance import GraphFacts, examine, require_valid
+from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, weights_file
+from xattn_export.graph.generator import GENERATOR, LOOPED
 from xattn_export.parity import RoleParity, check_parity
-from xattn_export.provenance import created_utc, versions, weights_digest
 from xattn_export.side_by_side import side_by_side
 from xattn_export.to_onnx import choose_opset, export_role
 from xattn_export.whole import left_out, write_wholes
-from xattn_runtime._reading import show
+from xattn_runtime.bundle.manifest import (
+    ATTENTION_ROLE,
+    Attention,
+    Golden,
+    Graph,
+    Manifest,
+    Provenance,
+    Task,
+    TokenizerSpec,
+)
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.machine import return_freed_memory
-from xattn_runtime.manifest import ATTENTION_ROLE, Attention, Golden, Graph, Manifest, Provenance, Task, TokenizerSpec
+from xattn_runtime.execution.machine import return_freed_memory
+from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.verify import VerificationReport, verify_bundle
+from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
 __all__ = ["ExportReport", "Progress", "export_checkpoint"]
 

@@ -20,15 +20,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from xattn_export.families.base import Generated, GoldenPicture, Source
+from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import QuestionError, XattnError
-from xattn_runtime.manifest import GoldenCase
 from xattn_runtime.preprocess.image import open_image
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
 from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
-from xattn_runtime.verify import least_lead
+from xattn_runtime.verify.golden import least_lead
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
 

@@ -19,10 +19,10 @@ from onnx import ModelProto
 
 from xattn_export.families.base import Role
 from xattn_export.to_onnx import example_tensor
-from xattn_runtime._reading import one_line
 from xattn_runtime.errors import XattnError
-from xattn_runtime.providers import load_onnxruntime
-from xattn_runtime.session import default_threads
+from xattn_runtime.execution.providers import load_onnxruntime
+from xattn_runtime.execution.session import default_threads
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["FP32_TOLERANCE", "RoleParity", "check_parity"]
 

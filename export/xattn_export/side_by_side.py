@@ -21,8 +21,8 @@ from typing import TypeVar, cast
 
 import torch
 
-from xattn_runtime._reading import one_line
 from xattn_runtime.errors import XattnError
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["side_by_side"]
 

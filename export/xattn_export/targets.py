@@ -1,6 +1,7 @@
 """Devices by name: what a bundle for each of them is made of, and whether a bundle would run there.
 
-The rows say which provider computes there, and that provider's own row (`xattn_runtime/providers.py`) what it takes.
+The rows say which provider computes there; what it takes is in that provider's own row, in
+`xattn_runtime/execution/providers.py`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,19 @@ from typing import Any
 
 from onnx import ModelProto
 
-from xattn_export.bundle_writer import check_output
-from xattn_export.conformance import examine
+from xattn_export.bundle.inspection import read_graph
+from xattn_export.bundle.writer import check_output
 from xattn_export.exporter import ExportReport, export_checkpoint
-from xattn_export.inspect import read_graph
+from xattn_export.graph.conformance import examine
 from xattn_export.quantize.bundle import quantize_bundle
-from xattn_export.quantize.calibrate import golden_examples
+from xattn_export.quantize.calibration.examples import golden_examples
 from xattn_export.quantize.options import Mode
 from xattn_export.quantize.report import QuantizeReport
-from xattn_runtime._reading import likely_meant
-from xattn_runtime.bundle import open_bundle
+from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.bundle.manifest import Attention, Task
 from xattn_runtime.errors import UserError
-from xattn_runtime.manifest import Attention, Task
-from xattn_runtime.providers import CPU, PROVIDERS, Provider, Wants
+from xattn_runtime.execution.providers import CPU, PROVIDERS, Provider, Wants
+from xattn_runtime.json_reader import likely_meant
 
 __all__ = ["TARGETS", "Fit", "Target", "TargetReport", "export_for_target", "fit_of", "target_of"]
 

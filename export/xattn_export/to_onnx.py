@@ -20,16 +20,16 @@ import torch
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
-from xattn_export.conformance import all_nodes, drop_unused_imports, examine, require_standard, require_valid
 from xattn_export.decompose import decompose_attention
-from xattn_export.external_weights import WeightStore, has_weights_outside, weights_file
 from xattn_export.families.base import Role, TensorSpec
-from xattn_export.generator import LOOPED
-from xattn_export.layer_names import name_by_layer
-from xattn_runtime._reading import one_line
-from xattn_runtime.contract import role_contract
+from xattn_export.graph.conformance import all_nodes, drop_unused_imports, examine, require_standard, require_valid
+from xattn_export.graph.external_weights import WeightStore, has_weights_outside, weights_file
+from xattn_export.graph.generator import LOOPED
+from xattn_export.graph.layer_names import name_by_layer
+from xattn_runtime.bundle.contract import role_contract
+from xattn_runtime.bundle.manifest import Attention
 from xattn_runtime.errors import UserError, XattnError
-from xattn_runtime.manifest import Attention
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
 

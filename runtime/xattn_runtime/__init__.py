@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xattn_runtime.bundle import Bundle, default_bundle, open_bundle
+    from xattn_runtime.bundle.folder import Bundle, default_bundle, open_bundle
+    from xattn_runtime.bundle.manifest import Manifest
     from xattn_runtime.errors import (
         AudioError,
         BundleError,
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
         VerificationError,
         XattnError,
     )
-    from xattn_runtime.manifest import Manifest
-    from xattn_runtime.profile import ProfileDocument, ProfileOptions, profile_matrix
-    from xattn_runtime.provider_status import ProviderStatus, provider_status
+    from xattn_runtime.execution.provider_status import ProviderStatus, provider_status
+    from xattn_runtime.profiling import ProfileDocument, ProfileOptions, profile_matrix
     from xattn_runtime.tasks import (
         Answer,
         Caption,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         VqaTask,
         load,
     )
-    from xattn_runtime.verify import VerificationReport, verify_bundle
+    from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
 __all__ = [
     "Answer",
@@ -93,10 +93,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "bundle": ("Bundle", "default_bundle", "open_bundle"),
-    "manifest": ("Manifest",),
-    "profile": ("ProfileDocument", "ProfileOptions", "profile_matrix"),
-    "provider_status": ("ProviderStatus", "provider_status"),
+    "bundle.folder": ("Bundle", "default_bundle", "open_bundle"),
+    "bundle.manifest": ("Manifest",),
+    "profiling": ("ProfileDocument", "ProfileOptions", "profile_matrix"),
+    "execution.provider_status": ("ProviderStatus", "provider_status"),
     "tasks": (
         "Answer",
         "Caption",
@@ -113,13 +113,13 @@ _MODULES = {
         "VqaTask",
         "load",
     ),
-    "verify": ("VerificationReport", "verify_bundle"),
+    "verify.golden": ("VerificationReport", "verify_bundle"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return import_module("xattn_runtime.version").installed_version()
     if name in __all__:
         module = next((module for module, names in _MODULES.items() if name in names), "errors")
         return getattr(import_module(f"xattn_runtime.{module}"), name)
@@ -128,12 +128,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("xattn-edge")
-    except PackageNotFoundError:
-        return "0+unknown"

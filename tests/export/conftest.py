@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from xattn_edge.models import CaptionConfig, CaptionModel, Checkpoint, VqaConfig, build_model, save_checkpoint
 from xattn_export import export_checkpoint, exporter
-from xattn_export.families import family_of
 from xattn_export.families.base import Role, Source
+from xattn_export.families.table import family_of
 from xattn_export.to_onnx import export_role
 
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from xattn_edge.commands._app import app
+from xattn_edge.commands.app import app
 from xattn_export.targets import TARGETS, export_for_target, fit_of, target_of
+from xattn_runtime.bundle.manifest import LOWEST_OPSET
 from xattn_runtime.errors import OutputError, UserError
-from xattn_runtime.manifest import LOWEST_OPSET
-from xattn_runtime.verify import verify_bundle
+from xattn_runtime.verify.golden import verify_bundle
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from xattn_export import to_onnx
-from xattn_export.conformance import examine
+from xattn_export.graph.conformance import examine
 from xattn_export.parity import check_parity
 from xattn_export.to_onnx import choose_opset, export_role
 from xattn_runtime.errors import UserError, XattnError

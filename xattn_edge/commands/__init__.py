@@ -14,7 +14,7 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of the console script `xattn-edge`; ends the process with 0, 1, 2, or 130 after Ctrl-C."""
     try:
-        from xattn_edge.commands._app import run
+        from xattn_edge.commands.app import run
 
         sys.exit(run())
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle import open_bundle
-from xattn_runtime.calibration import Calibration
+from xattn_runtime.bundle.calibration import Calibration
+from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import DataError, UserError
 from xattn_runtime.generate.processors import log_softmax
 from xattn_runtime.tasks import VqaTask

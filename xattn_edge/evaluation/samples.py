@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xattn_runtime.bundle import Bundle
+from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import DataError, UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from xattn_runtime.profile.estimates import student_quantile
+from xattn_runtime.profiling.measure.estimates import student_quantile
 
 __all__ = ["Effects", "Means", "Spread", "effects_of"]
 

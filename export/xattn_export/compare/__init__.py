@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from xattn_export.compare.layers import GraphPair, PairEngine
 from xattn_export.compare.report import Change, CompareReport, Component, Layer, TokenDifference
-from xattn_export.generator import GENERATOR
-from xattn_runtime.bundle import Bundle
+from xattn_export.graph.generator import GENERATOR
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.errors import UserError
-from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
-from xattn_runtime.session import SessionSettings
+from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
 from xattn_runtime.tasks.sentiment import read_sample
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
-from xattn_export.conformance import FLOATING
-from xattn_export.decompose.writer import Dimension
+from xattn_export.graph.conformance import FLOATING
+from xattn_export.graph.writer import Dimension
 from xattn_runtime.errors import XattnError
 
 __all__ = ["AttentionCall", "Operand", "read_call"]

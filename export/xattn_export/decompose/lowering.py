@@ -11,9 +11,9 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto
 from onnx.defs import OpSchema
 
-from xattn_export.conformance import STANDARD_DOMAIN, all_nodes
-from xattn_runtime._reading import one_line
+from xattn_export.graph.conformance import STANDARD_DOMAIN, all_nodes
 from xattn_runtime.errors import XattnError
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["default_opset", "lower_opset"]
 

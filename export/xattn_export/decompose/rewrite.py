@@ -10,14 +10,14 @@ import onnx.inliner
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
 
-from xattn_export.conformance import STANDARD_DOMAIN, all_nodes, examine, subgraphs
 from xattn_export.decompose.arithmetic import write_attention
 from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
-from xattn_export.decompose.writer import Constants, Names, Writer
-from xattn_runtime._reading import one_line
+from xattn_export.graph.conformance import STANDARD_DOMAIN, all_nodes, examine, subgraphs
+from xattn_export.graph.writer import Constants, Names, Writer
 from xattn_runtime.errors import XattnError
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["decompose_attention"]
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from xattn_export.engines.signature import DeclaredTensor, Signature, read_signature
-from xattn_runtime._reading import likely_meant, one_line
 from xattn_runtime.errors import BundleError, DependencyError, UserError
+from xattn_runtime.json_reader import likely_meant, one_line
 
 __all__ = ["ENGINES", "ForeignEngine", "open_engine"]
 

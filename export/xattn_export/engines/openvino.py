@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.processor import sums_int8_exactly
+from xattn_runtime.execution.processor import sums_int8_exactly
 
 __all__ = ["OpenVinoGraph"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from xattn_export.conformance import all_initializers
-from xattn_runtime._reading import one_line
+from xattn_export.graph.conformance import all_initializers
 from xattn_runtime.errors import BundleError
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["DeclaredTensor", "Signature", "read_signature"]
 

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 
 from xattn_export.engines import ForeignEngine, open_engine
-from xattn_export.generator import GENERATOR
+from xattn_export.graph.generator import GENERATOR
 from xattn_export.whole import WHOLE, WHOLE_TEXT
-from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.bundle.folder import Bundle, open_bundle
+from xattn_runtime.bundle.manifest import ATTENTION_ROLE
 from xattn_runtime.errors import BundleError, VerificationError
-from xattn_runtime.loading import session_entries
-from xattn_runtime.manifest import ATTENTION_ROLE
-from xattn_runtime.providers import CPU
-from xattn_runtime.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
+from xattn_runtime.execution.loading import session_entries
+from xattn_runtime.execution.providers import CPU
+from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
 from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
-from xattn_runtime.verify import measure
-from xattn_runtime.wholes import compare_wholes, run_wholes
+from xattn_runtime.verify.golden import measure
+from xattn_runtime.verify.wholes import compare_wholes, run_wholes
 
 __all__ = ["EngineReport", "GraphVerdict", "verify_in_engine"]
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xattn_runtime.contract import key_value_names
-from xattn_runtime.manifest import Decoding, Similarity, Task
+from xattn_runtime.bundle.contract import key_value_names
+from xattn_runtime.bundle.manifest import Decoding, Similarity, Task
 from xattn_runtime.preprocess.regions import RegionSpec
 from xattn_runtime.preprocess.speech import MelSpec
 from xattn_runtime.preprocess.steps import Step

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xattn_runtime._reading import show
-from xattn_runtime.bundle import Bundle
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import XattnError
-from xattn_runtime.manifest import GoldenCase
-from xattn_runtime.verify import CaseMeasure, least_lead
+from xattn_runtime.json_reader import show
+from xattn_runtime.verify.golden import CaseMeasure, least_lead
 
 __all__ = ["Judged", "judge_golden"]
 

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.quantize.biases import correct_biases
-from xattn_export.quantize.blocks import quantize_blocks
-from xattn_export.quantize.convolutions import quantize_convolutions
-from xattn_export.quantize.half import convert_to_half
-from xattn_export.quantize.key_values import StoredSeries, store_key_values
 from xattn_export.quantize.layers import Observed, Rounder, find_layers
 from xattn_export.quantize.options import GraphPlan, Mode, Options
-from xattn_export.quantize.prepare import Constants, prepare_products
-from xattn_export.quantize.products import quantize_products
-from xattn_export.quantize.rounding import Grid
-from xattn_export.quantize.smooth import smooth_products
-from xattn_export.quantize.static import quantize_static
-from xattn_export.quantize.tied import TiedPair, find_tied, share_tied
-from xattn_export.quantize.weights import store_convolutions, store_embeddings, store_recurrences
+from xattn_export.quantize.passes.biases import correct_biases
+from xattn_export.quantize.passes.blocks import quantize_blocks
+from xattn_export.quantize.passes.convolutions import quantize_convolutions
+from xattn_export.quantize.passes.half import convert_to_half
+from xattn_export.quantize.passes.key_values import StoredSeries, store_key_values
+from xattn_export.quantize.passes.prepare import Constants, prepare_products
+from xattn_export.quantize.passes.products import quantize_products
+from xattn_export.quantize.passes.rounding import Grid
+from xattn_export.quantize.passes.smooth import smooth_products
+from xattn_export.quantize.passes.static import quantize_static
+from xattn_export.quantize.passes.tied import TiedPair, find_tied, share_tied
+from xattn_export.quantize.passes.weights import store_convolutions, store_embeddings, store_recurrences
 
 __all__ = ["LayerCounts", "Seen", "quantize_graph"]
 

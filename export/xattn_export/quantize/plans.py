@@ -7,17 +7,17 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.generator import GENERATOR
-from xattn_export.inspect import read_graph
-from xattn_export.quantize.blocks import LOWEST_OPSET
-from xattn_export.quantize.exposed import find_exposed
+from xattn_export.bundle.inspection import read_graph
+from xattn_export.graph.generator import GENERATOR
 from xattn_export.quantize.layers import Layer, find_layers
 from xattn_export.quantize.options import MODES, GraphPlan, Mode, Options
-from xattn_export.quantize.prepare import prepare_products
-from xattn_runtime._reading import show
-from xattn_runtime.bundle import Bundle
+from xattn_export.quantize.passes.blocks import LOWEST_OPSET
+from xattn_export.quantize.passes.exposed import find_exposed
+from xattn_export.quantize.passes.prepare import prepare_products
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.errors import UserError
-from xattn_runtime.manifest import ATTENTION_ROLE, WHOLE_ROLES
+from xattn_runtime.json_reader import show
 
 __all__ = ["layers_of_role", "make_plans", "roles_of"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xattn_export.quantize.graph import LayerCounts
-from xattn_runtime.manifest import Precision
+from xattn_runtime.bundle.manifest import Precision
 
 __all__ = ["GraphReport", "QuantizeReport"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from xattn_export.decompose.writer import Writer
+from xattn_export.graph.writer import Writer
 from xattn_export.whole.decoded import write_joined
+from xattn_runtime.bundle.manifest import TokenizerSpec
 from xattn_runtime.errors import QuestionError
-from xattn_runtime.manifest import TokenizerSpec
 from xattn_runtime.preprocess.text import TextCodec
 
 __all__ = ["QuestionWords", "question_words", "write_question"]

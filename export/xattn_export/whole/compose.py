@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.conformance import all_nodes
-from xattn_export.decompose.writer import Constants, Names, Writer
+from xattn_export.graph.conformance import all_nodes
+from xattn_export.graph.writer import Constants, Names, Writer
 from xattn_export.whole.pixels import write_pixels
-from xattn_runtime.contract import past_names, prefix_names
-from xattn_runtime.manifest import Decoding, Manifest
+from xattn_runtime.bundle.contract import past_names, prefix_names
+from xattn_runtime.bundle.manifest import Decoding, Manifest
 
 __all__ = ["Composition", "compose", "new_composition"]
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
-from xattn_export.decompose.writer import Writer
-from xattn_runtime._reading import show
+from xattn_export.graph.writer import Writer
+from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
 
 __all__ = ["TokenTexts", "token_texts", "write_labels", "write_texts"]

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import show
-from xattn_runtime.contract import cross_names, past_names, prefix_names, present_names
+from xattn_runtime.bundle.contract import cross_names, past_names, prefix_names, present_names
 from xattn_runtime.errors import BundleError
-from xattn_runtime.session import GraphSession, Tensor
+from xattn_runtime.execution.session import GraphSession, Tensor
+from xattn_runtime.json_reader import show
 
 __all__ = ["DecoderStep", "FirstStep"]
 

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.execution.session import Tensor
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.options import Stop
 from xattn_runtime.generate.processors import log_softmax, processed, processors_at
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence
-from xattn_runtime.generate.settings import Decoding
-from xattn_runtime.session import Tensor
 
 __all__ = ["GreedyStep", "greedy", "greedy_steps"]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.execution.session import Tensor
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.processors import log_softmax
-from xattn_runtime.generate.settings import Decoding
-from xattn_runtime.session import Tensor
 
 __all__ = ["log_likelihoods"]
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.execution.session import GraphSession, Tensor
 from xattn_runtime.generate.decoder import FirstStep
 from xattn_runtime.generate.sequence import Sequence, sequences_of
-from xattn_runtime.generate.settings import Decoding
-from xattn_runtime.session import GraphSession, Tensor
 
 __all__ = ["GreedyLoop"]
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
-from xattn_runtime._reading import show
+from xattn_runtime.bundle.decoding import Decoding, EarlyStopping
 from xattn_runtime.errors import UserError
-from xattn_runtime.generate.settings import Decoding, EarlyStopping
+from xattn_runtime.json_reader import show
 
 __all__ = ["MOST_SAMPLES", "DecodingOptions", "Sampling", "Stop"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from xattn_runtime.generate.settings import Decoding
+from xattn_runtime.bundle.decoding import Decoding
 
 __all__ = [
     "Processor",

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.execution.session import Tensor
 from xattn_runtime.generate.beam import beam_search_best
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.greedy import greedy
 from xattn_runtime.generate.options import Sampling, Stop
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence
-from xattn_runtime.generate.settings import Decoding
-from xattn_runtime.session import Tensor
 
 __all__ = ["generate", "generate_best"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import ImageError
+from xattn_runtime.json_reader import one_line, show
 
 if TYPE_CHECKING:
     from PIL import Image

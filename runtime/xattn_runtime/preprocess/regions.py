@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import ObjectReader, one_line, show
 from xattn_runtime.errors import ImageError
+from xattn_runtime.json_reader import ObjectReader, one_line, show
 
 __all__ = ["MOST_REGIONS", "RegionReader", "RegionSpec", "read_region_spec"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import ObjectReader, one_line
 from xattn_runtime.errors import AudioError
+from xattn_runtime.json_reader import ObjectReader, one_line
 
 __all__ = ["AudioInput", "MelSpec", "log_mel", "mel_filters", "read_audio", "read_mel_spec"]
 

@@ -11,8 +11,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, cast
 
-from xattn_runtime._reading import ObjectReader
 from xattn_runtime.errors import BundleError
+from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.geometry import (
     Size,
     longest_edge_size,

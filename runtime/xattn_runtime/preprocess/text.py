@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from xattn_runtime._reading import one_line, show
 from xattn_runtime.errors import BundleError, QuestionError, UserError
+from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid, ImageLayout, TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]

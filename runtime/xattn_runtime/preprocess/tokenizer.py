@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from xattn_runtime._reading import ObjectReader
+from xattn_runtime.json_reader import ObjectReader
 
 __all__ = ["WHOLE", "Grid", "ImageLayout", "TokenizerSpec", "read_tokenizer"]
 

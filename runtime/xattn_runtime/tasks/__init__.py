@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 
-from xattn_runtime.bundle import Bundle, open_bundle
+from xattn_runtime.bundle.folder import Bundle, open_bundle
+from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.generate.options import DecodingOptions
-from xattn_runtime.session import SessionSettings
+from xattn_runtime.retrieval.index import PictureIndex, look_at_folder, open_index, update_index
+from xattn_runtime.retrieval.search import search_index
 from xattn_runtime.tasks.caption import Caption, CaptionTask, CaptionTiming, ScoredText
-from xattn_runtime.tasks.encoding import EncodedImage
-from xattn_runtime.tasks.index import PictureIndex, look_at_folder, open_index, update_index
 from xattn_runtime.tasks.retrieval import Classification, Match, RetrievalTask
-from xattn_runtime.tasks.search import search_index
 from xattn_runtime.tasks.sentiment import Sentiment, SentimentTask
-from xattn_runtime.tasks.streaming import StreamedToken
+from xattn_runtime.tasks.shared.image_encoder import EncodedImage
+from xattn_runtime.tasks.shared.streaming import StreamedToken
 from xattn_runtime.tasks.vqa import Answer, AnswerTiming, VqaTask
 
 __all__ = [

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle import Bundle
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, ImageError, UserError
+from xattn_runtime.execution.session import SessionSettings, Tensor
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
 from xattn_runtime.generate.options import DecodingOptions, Stop
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
-from xattn_runtime.generate.settings import Decoding
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
-from xattn_runtime.session import SessionSettings, Tensor
-from xattn_runtime.tasks.ahead import computed_ahead, prepared_ahead
-from xattn_runtime.tasks.attending import Attender, AttentionMap, words_of
-from xattn_runtime.tasks.closing import Closable
-from xattn_runtime.tasks.encoding import (
+from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
+from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.generation import TextGenerator, open_generation
+from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
     ImageEncoder,
     PreparedImage,
@@ -35,9 +35,9 @@ from xattn_runtime.tasks.encoding import (
     milliseconds_since,
     session_settings,
 )
-from xattn_runtime.tasks.generation import TextGenerator, open_generation
-from xattn_runtime.tasks.reading import open_reader
-from xattn_runtime.tasks.streaming import StreamedToken, TextStream, before_stop, stop_at
+from xattn_runtime.tasks.shared.prefetch import computed_ahead, prepared_ahead
+from xattn_runtime.tasks.shared.streaming import StreamedToken, TextStream, before_stop, stop_at
+from xattn_runtime.tasks.shared.text_encoder import open_reader
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput

@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime._reading import show
-from xattn_runtime.bundle import Bundle
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
-from xattn_runtime.manifest import Similarity
+from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.session import GraphSession, SessionSettings, Tensor, open_session
-from xattn_runtime.tasks.closing import Closable
-from xattn_runtime.tasks.encoding import EncodedImage, ImageEncoder, milliseconds_since, padded, session_settings
+from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.image_encoder import (
+    EncodedImage,
+    ImageEncoder,
+    milliseconds_since,
+    padded,
+    session_settings,
+)
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput

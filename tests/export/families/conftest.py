@@ -1,6 +1,5 @@
 """A factory of tiny models of Transformers' own classes: random weights of a sane size, saved as users save them."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,7 @@ import pytest
 from transformers import AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
-
-from family_parity import noise_pictures, randomize
+from tests.parity.parity import noise_pictures, randomize
 
 __all__ = ["bert_vocabulary", "noise_pictures", "processor_of", "randomize", "save_folder"]
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from small_families import SMALL_FAMILIES
 
+from tests.parity.small_families import SMALL_FAMILIES
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_export.engines.verify import verify_in_engine
-from xattn_export.quantize.calibrate import golden_examples
-from xattn_runtime.bundle import open_bundle
+from xattn_export.quantize.calibration.examples import golden_examples
+from xattn_runtime.bundle.folder import open_bundle
 
 
 @pytest.mark.parametrize("name", ["SigLIP", "ViT-GPT2"])

@@ -1,0 +1,1 @@
+"""Folders that `save_pretrained` of Transformers wrote, read as the data that a manifest holds."""

@@ -1,0 +1,216 @@
+"""What a Transformers folder says of decoding, as the manifest's `decoding`.
+
+It reads generation_config.json or, where there is none, the generation keys that older versions kept in config.json, as
+`GenerationConfig.from_model_config` does. A key that changes what `generate()` gives and that the runtime does not obey
+is an error that names it. https://huggingface.co/docs/transformers/main_classes/text_generation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_runtime.bundle.decoding import MOST_BEAMS, Decoding, EarlyStopping
+from xattn_runtime.errors import BundleError, CheckpointError
+from xattn_runtime.json_reader import ObjectReader, show
+
+__all__ = ["decoding_of"]
+
+_DEFAULT_NEW_TOKENS = 20
+_DECODERS = ("decoder", "generator", "text_config")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
+# Models whose first positions, as many as the padding token's id and one, stand for no token.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+
+_NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "do_sample": (
+        lambda value: value is not False,
+        "false, since what is supported is greedy decoding and beam search",
+    ),
+    "num_return_sequences": (lambda value: value != 1, "1"),
+    "num_beam_groups": (lambda value: value != 1, "1"),
+    "diversity_penalty": (lambda value: value != 0, "0"),
+    "penalty_alpha": (lambda value: value != 0, "0"),
+    "guidance_scale": (lambda value: value != 1, "1"),
+    "encoder_repetition_penalty": (lambda value: value != 1, "1"),
+    "encoder_no_repeat_ngram_size": (lambda value: value != 0, "0"),
+    "renormalize_logits": (lambda value: value is not False, "false"),
+    "remove_invalid_values": (lambda value: value is not False, "false"),
+    "token_healing": (lambda value: value is not False, "false"),
+    **dict.fromkeys(
+        (
+            "assistant_ensemble_weight",
+            "constraints",
+            "dola_layers",
+            "exponential_decay_length_penalty",
+            "force_words_ids",
+            "max_time",
+            "sequence_bias",
+            "stop_strings",
+            "watermarking_config",
+        ),
+        (lambda value: value not in ([], {}), "no such key"),
+    ),
+}
+"""Keys that change what is generated, when they do, and what the runtime takes."""
+
+
+def decoding_of(
+    folder: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    prompt_token_ids: Sequence[int] | None = None,
+    end_token_ids: Sequence[int] = (),
+    pad_token_id: int | None = None,
+    max_positions: int | None = None,
+    hidden_prompt_tokens: int = 0,
+) -> Decoding:
+    """How the model in `folder` decodes.
+
+    Args:
+        settings: of the generation config that the model's own `generate` goes by, where that is not the files'.
+        prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses instead of what the files
+            say, if it does. No prompt is one, too, where a text comes with every call.
+        max_positions: the most tokens that the decoder can hold, by default what its config says.
+        hidden_prompt_tokens: how many tokens `generate()` counts as prompt that the runtime is not given, such as the
+            places of image tokens.
+
+    Raises:
+        CheckpointError: a key has a wrong value, or changes the result and is not obeyed; no start or end token.
+    """
+    path, values = _generation_values(folder) if settings is None else (folder / "config.json", _stated(settings))
+    for key, (changes, expected) in _NOT_OBEYED.items():
+        if key in values and changes(values[key]):
+            raise CheckpointError(
+                f"{path}: {key}: expected {expected}, found {show(values[key])}; change the file to export the model"
+            )
+    if end_token_ids:
+        values["eos_token_id"] = list(end_token_ids)
+    if pad_token_id is not None:
+        values["pad_token_id"] = pad_token_id
+    positions = _positions(read_json(folder / "config.json")) if max_positions is None else max_positions
+    try:
+        decoding = _decoding(ObjectReader(values, str(path)), prompt_token_ids, positions, hidden_prompt_tokens)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    if decoding.max_new_tokens < 1:
+        prompt = len(decoding.prompt_token_ids)
+        raise CheckpointError(f"{folder}: expected more than {prompt} positions, the prompt's, found {positions}")
+    return decoding
+
+
+def _generation_values(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how to generate, and what it says; keys without a value left out."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        return path, _stated(read_json(path))
+    path = folder / "config.json"
+    config = read_json(path)
+    nested = next((part for name in _DECODERS if isinstance(part := config.get(name), dict) and part), {})
+    return path, _stated(nested) | _stated(config)
+
+
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """The most tokens that the decoder can hold, where the config says it."""
+    part = next((part for name in _DECODERS if isinstance(part := config.get(name), dict) and part), config)
+    most: int | None = next((part[key] for key in _POSITIONS if isinstance(part.get(key), int)), None)
+    if most is not None and part.get("model_type") in _POSITIONS_AFTER_PADDING:
+        return most - int(part.get("pad_token_id", 1)) - 1
+    return most
+
+
+def _decoding(
+    reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int | None, hidden: int
+) -> Decoding:
+    prompt = _start(reader) if prompt_token_ids is None else tuple(prompt_token_ids)
+    ends = _ids(reader, "eos_token_id")
+    if not ends:
+        reader.fail("eos_token_id", "a token that ends what is generated", list(ends))
+    new_tokens, max_length = _limits(reader, len(prompt), hidden)
+    if positions is not None:
+        new_tokens = min(new_tokens, positions - len(prompt))
+        max_length = None if max_length is None else min(max_length, positions)
+    new_only = "min_new_tokens" in reader
+    return Decoding(
+        prompt_token_ids=prompt,
+        end_token_ids=ends,
+        pad_token_id=_integer(reader, "pad_token_id", ends[0]),
+        max_new_tokens=new_tokens,
+        max_length=max_length,
+        max_positions=positions,
+        min_new_tokens=_integer(reader, "min_new_tokens", 0),
+        min_length=0 if new_only else max(0, _integer(reader, "min_length", 0) - hidden),
+        beams=_beams(reader),
+        length_penalty=reader.number("length_penalty") if "length_penalty" in reader else 1.0,
+        early_stopping=_early_stopping(reader),
+        repetition_penalty=reader.positive("repetition_penalty") if "repetition_penalty" in reader else 1.0,
+        no_repeat_ngram_size=_integer(reader, "no_repeat_ngram_size", 0),
+        forced_first_token_id=_forced(reader, "forced_bos_token_id"),
+        forced_last_token_id=_forced(reader, "forced_eos_token_id"),
+        suppressed_token_ids=_ids(reader, "suppress_tokens"),
+        begin_suppressed_token_ids=_ids(reader, "begin_suppress_tokens"),
+        bad_token_ids=_bad_tokens(reader),
+    )
+
+
+def _start(reader: ObjectReader) -> tuple[int, ...]:
+    key = "decoder_start_token_id" if "decoder_start_token_id" in reader else "bos_token_id"
+    return (reader.integer(key),)
+
+
+def _limits(reader: ObjectReader, prompt_length: int, hidden: int) -> tuple[int, int | None]:
+    """The most new tokens, and the most of prompt and new tokens together where that is stated."""
+    if "max_new_tokens" in reader:
+        return reader.integer("max_new_tokens", minimum=1), None
+    if "max_length" not in reader:
+        return _DEFAULT_NEW_TOKENS, None
+    max_length = reader.integer("max_length", minimum=prompt_length + hidden + 1) - hidden
+    return max_length - prompt_length, max_length
+
+
+def _integer(reader: ObjectReader, key: str, default: int) -> int:
+    return reader.integer(key) if key in reader else default
+
+
+def _ids(reader: ObjectReader, key: str) -> tuple[int, ...]:
+    """Token ids, given as one or as a list; none where there is no such key."""
+    if key not in reader:
+        return ()
+    return reader.integers(key) if isinstance(reader.raw(key), list) else (reader.integer(key),)
+
+
+def _forced(reader: ObjectReader, key: str) -> int | None:
+    ids = _ids(reader, key)
+    if len(ids) > 1:
+        reader.fail(key, "one token", list(ids))
+    if set(ids) & set(_ids(reader, "suppress_tokens")):
+        reader.fail(key, "a token that is not suppressed", ids[0])
+    return ids[0] if ids else None
+
+
+def _beams(reader: ObjectReader) -> int:
+    beams = reader.integer("num_beams", minimum=1) if "num_beams" in reader else 1
+    if beams > MOST_BEAMS:
+        reader.fail("num_beams", f"at most {MOST_BEAMS}", beams)
+    return beams
+
+
+def _early_stopping(reader: ObjectReader) -> EarlyStopping:
+    if "early_stopping" in reader and reader.raw("early_stopping") == "never":
+        return "never"
+    return reader.boolean("early_stopping") if "early_stopping" in reader else False
+
+
+def _bad_tokens(reader: ObjectReader) -> tuple[int, ...]:
+    if "bad_words_ids" not in reader:
+        return ()
+    words = reader.items("bad_words_ids", "a list of lists")
+    if not all(isinstance(word, list) and len(word) == 1 and isinstance(word[0], int) for word in words):
+        reader.fail("bad_words_ids", "words of one token each, since longer ones are not supported", words)
+    return tuple(word[0] for word in words if isinstance(word, list))

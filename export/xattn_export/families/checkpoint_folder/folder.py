@@ -1,0 +1,227 @@
+"""Folders that `save_pretrained` of Transformers made, in any version: what each family of its models begins with.
+
+It finds and checks weights, builds the model around them, and reads name and licence. Transformers is imported when a
+folder is opened, and never runs code that came with a model. It knows no architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
+from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
+from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import one_line, show
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["architecture", "has_architecture", "license_of", "load_model", "source_facts"]
+
+_Model = TypeVar("_Model", bound="PreTrainedModel")
+
+_NO_LICENSE = "NOASSERTION"
+# Of the hub's words for licences those whose SPDX identifier is not the same in capitals or as written.
+_SPDX = {
+    "agpl-3.0": "AGPL-3.0-only",
+    "apache-2.0": "Apache-2.0",
+    "bsd-2-clause": "BSD-2-Clause",
+    "bsd-3-clause": "BSD-3-Clause",
+    "gpl-2.0": "GPL-2.0-only",
+    "gpl-3.0": "GPL-3.0-only",
+    "lgpl-3.0": "LGPL-3.0-only",
+    "mpl-2.0": "MPL-2.0",
+    "unlicense": "Unlicense",
+    "zlib": "Zlib",
+}
+_SPDX_IN_CAPITALS = re.compile(r"mit|isc|wtfpl|(cc-by|cc0|bsl|ecl|epl|afl|osl|ofl|eupl|ms-pl)(-[a-z0-9.]+)*")
+
+
+class SourceFacts(TypedDict):
+    """Fields of a `Source` that are read in the same way for every family."""
+
+    name: str
+    license: str
+    tokenizer_json: str
+    unknown_token_id: int | None
+    clean_up_spaces: bool
+
+
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The class that a `config.json` of Transformers names, such as `BlipForQuestionAnswering`."""
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def has_architecture(config: Mapping[str, Any], *names: str) -> bool:
+    """Whether a `config.json` is that of a model of one of these classes."""
+    return architecture(config) in names
+
+
+def source_facts(folder: Path) -> SourceFacts:
+    """What a `Source` says of any folder of Transformers.
+
+    Raises:
+        CheckpointError: there is no tokenizer, or none that can be carried over.
+    """
+    tokenizer_json = tokenizer_json_of(folder)
+    return {
+        "name": _name(folder),
+        "license": license_of(folder),
+        "tokenizer_json": tokenizer_json,
+        "unknown_token_id": _unknown_token_id(tokenizer_json),
+        "clean_up_spaces": cleans_up_spaces(folder),
+    }
+
+
+def license_of(folder: Path) -> str:
+    """SPDX expression of the licence that the head of README.md states; `NOASSERTION` where there is none.
+
+    https://huggingface.co/docs/hub/model-cards#model-card-metadata, https://spdx.org/licenses/
+    """
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return _NO_LICENSE
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    stated = head and re.search(r"^license:\s*[\"']?([\w.+-]+)[\"']?\s*$", head[1], re.MULTILINE)
+    if not stated:
+        return _NO_LICENSE
+    word = stated[1].lower()
+    if word in ("other", "unknown"):
+        return _NO_LICENSE
+    spdx = word.upper() if _SPDX_IN_CAPITALS.fullmatch(word) else None
+    return _SPDX.get(word) or spdx or f"LicenseRef-{re.sub('[^A-Za-z0-9.-]', '-', stated[1])}"
+
+
+def load_model(
+    folder: Path, model_class: type[_Model], *, unused: Sequence[str] = ()
+) -> tuple[_Model, tuple[Path, ...]]:
+    """The model in `folder` in float32, in evaluation mode, and the files of its weights.
+
+    The weights stay mapped from their files where these hold float32.
+
+    Args:
+        model_class: of Transformers, as `architectures` of config.json names it.
+        unused: regular expressions of tensors that the export does not need; they may be missing, or be too many.
+
+    Raises:
+        CheckpointError: no weights, or damaged ones; a configuration that Transformers cannot build; tensors that are
+            missing, too many, or of other shapes than the configuration says.
+    """
+    _refuse_quantized(folder)
+    with quiet_transformers():
+        config = _config(folder, model_class)
+        weights = find_weights(folder)
+        tensors = read_tensors(weights)
+        _check_shapes(folder, model_class, config, tensors)
+        try:
+            model, info = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except Exception as error:  # what a wrong value leads to depends on the architecture
+            raise _unbuildable(folder, model_class, error) from error
+        _check_loaded(folder, model_class, info, unused)
+        _read_generation_config(folder, model)
+    return model.eval().requires_grad_(False), weights.files
+
+
+def _name(folder: Path) -> str:
+    """A bundle's name: that of the folder, in lower case; of a download, that of its repository."""
+    repository = next((part for part in folder.parts if part.startswith("models--")), None)
+    name = repository.rpartition("--")[2] if repository else folder.resolve().name
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
+
+
+def _unknown_token_id(tokenizer_json: str) -> int | None:
+    """The id of the token for unknown words, where the tokenizer's model has one among its words."""
+    model = json.loads(tokenizer_json)["model"]
+    unknown, vocabulary = model.get("unk_token"), model.get("vocab")
+    return vocabulary.get(unknown) if isinstance(vocabulary, dict) else None
+
+
+def _refuse_quantized(folder: Path) -> None:
+    if quantization := read_json(folder / "config.json").get("quantization_config"):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: quantization_config: expected full-precision weights, found "
+            f"{show(quantization)}; export the checkpoint that it was made from, and quantize the bundle"
+        )
+
+
+def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
+    try:
+        return model_class.config_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each configuration class has checks of its own
+        raise _unbuildable(folder, model_class, error) from error
+
+
+def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / 'config.json'}: expected the configuration of a {model_class.__name__}, found: "
+        f"{type(error).__name__}: {one_line(error)[:300]}; copy the file again from where the weights are from"
+    )
+
+
+def _check_shapes(folder: Path, model_class: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Compare shapes before anything is allocated: a wrong configuration may ask for any amount of memory."""
+    try:
+        with torch.device("meta"):
+            expected = model_class(config).state_dict()
+    except Exception as error:  # what a wrong value leads to depends on the architecture
+        raise _unbuildable(folder, model_class, error) from error
+    for name, tensor in tensors.items():
+        if name in expected and tensor.shape != expected[name].shape:
+            raise _mismatch(folder, name, tensor.shape, expected[name].shape)
+
+
+def _mismatch(folder: Path, name: str, found: Sequence[int], expected: Sequence[int]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(found)}; "
+        "weights and config.json are not of one model"
+    )
+
+
+def _check_loaded(
+    folder: Path, model_class: type[PreTrainedModel], info: Mapping[str, Any], unused: Sequence[str]
+) -> None:
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        raise _mismatch(folder, name, found, expected)
+    for key, words in (("missing_keys", "the tensor"), ("unexpected_keys", "no tensor")):
+        names = sorted(name for name in info[key] if not any(re.search(pattern, name) for pattern in unused))
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            found = "none" if key == "missing_keys" else "it"
+            raise CheckpointError(
+                f"{folder}: expected {words} {names[0]}{more} in the weights of a {model_class.__name__}, found "
+                f"{found}; weights and config.json are not of one model"
+            )
+
+
+def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
+    """What `from_pretrained` does with generation_config.json where it reads the folder itself."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if model.can_generate() and path.is_file():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # each setting has checks of its own
+            raise CheckpointError(
+                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+                "remove it, where the defaults are wanted"
+            ) from error

@@ -1,0 +1,38 @@
+"""Reading the JSON files of a checkpoint's folder, each of which holds one object."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import one_line, show
+
+__all__ = ["read_json", "read_present_json"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, empty where there is no such file; CheckpointError where it holds something else."""
+    try:
+        return read_present_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def read_present_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; CheckpointError where it holds something else.
+
+    Raises FileNotFoundError or NotADirectoryError where there is no such file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: expected readable JSON, found: {one_line(error)}; copy the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {show(content)}; copy the file again")
+    return content

@@ -1,0 +1,1 @@
+"""Checkpoints that `xattn-edge train` wrote."""

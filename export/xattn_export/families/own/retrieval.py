@@ -1,0 +1,155 @@
+"""Retrieval checkpoints of `xattn-edge train retrieval`: two encoders, and cross-attention that looks again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn_edge.attention import Tokens
+from xattn_edge.encoders import LstmTextEncoder
+from xattn_edge.models import RetrievalModel, load_checkpoint
+from xattn_export.families.base import Family, Role, Source, TensorSpec
+from xattn_export.families.drawings import captioned_pictures
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, unknown_token_id
+from xattn_export.families.own.vqa import LstmGraph
+from xattn_runtime.bundle.manifest import Similarity
+
+__all__ = ["XATTN_RETRIEVAL"]
+
+
+class ImageGraph(nn.Module):
+    """Picture `[batch, 3, side, side]` to its embedding, and to image tokens and their mask where these are read."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        image = self.model.encode_image(pixel_values)
+        embeddings = self.model.embed_image(image)
+        return (embeddings,) if self.model.matcher is None else (embeddings, image.features, image.mask.to(torch.int64))
+
+
+class TextGraph(nn.Module):
+    """Text, ids and mask `[batch, length]`, to its embedding, and to text tokens where these are read."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+        encoder = model.text_encoder
+        self.encoder = LstmGraph(encoder) if isinstance(encoder, LstmTextEncoder) else encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        text = self.encoder(input_ids, attention_mask)
+        embeddings = self.model.embed_text(text)
+        return (embeddings,) if self.model.matcher is None else (embeddings, text.features)
+
+
+class RerankGraph(nn.Module):
+    """Text tokens and image tokens to the logits `[batch, 1]` of a match."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.layers, self.matcher = model.layers, model.matcher
+        self.match = model.match
+
+    def forward(
+        self, text_tokens: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor]:
+        return (self.match(Tokens(text_tokens, attention_mask.bool()), Tokens(image_tokens, image_mask.bool())),)
+
+
+def _open(folder: Path) -> Source:
+    checkpoint = load_checkpoint(folder)
+    model = cast(RetrievalModel, checkpoint.model)
+    roles = (_image_role(model), _text_role(model))
+
+    def embed_text(token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        return model.embed_text(model.encode_text(input_ids, torch.ones_like(input_ids)))[0]
+
+    def match(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        text = model.encode_text(input_ids, torch.ones_like(input_ids))
+        return model.match(text, model.encode_image(pixel_values))[0, 0]
+
+    return Source(
+        name=checkpoint.name,
+        task="retrieval",
+        license=checkpoint.license,
+        weights=folder / "model.safetensors",
+        roles=roles if model.matcher is None else (*roles, _rerank_role(model)),
+        image_steps=image_steps(checkpoint),
+        tokenizer_json=checkpoint.tokenizer_json,
+        unknown_token_id=unknown_token_id(checkpoint),
+        max_tokens=model.config.text.max_tokens,
+        pictures=captioned_pictures,
+        similarity=Similarity("softmax", scale=float(model.scale.detach())),
+        embed_image=lambda pixel_values: model.embed_image(model.encode_image(pixel_values))[0],
+        embed_text=embed_text,
+        match=None if model.matcher is None else match,
+    )
+
+
+def _image_role(model: RetrievalModel) -> Role:
+    image = model.config.image
+    graph = ImageGraph(model)
+    return Role(
+        name="image_encoder",
+        module=graph,
+        reference=lambda pixel_values: graph(pixel_values),
+        inputs=(TensorSpec("pixel_values", ("batch", 3, image.image_size_px, image.image_size_px), "normal"),),
+        outputs=("image_embeddings", *(() if model.matcher is None else ("image_tokens", "image_mask"))),
+        attends=image.layers > 0,
+    )
+
+
+def _text_role(model: RetrievalModel) -> Role:
+    text = model.config.text
+
+    def reference(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        tokens = model.encode_text(input_ids, attention_mask)
+        return (model.embed_text(tokens), *(() if model.matcher is None else (tokens.features,)))
+
+    return Role(
+        name="text_encoder",
+        module=TextGraph(model),
+        reference=reference,
+        inputs=(
+            TensorSpec("input_ids", ("batch", "length"), "token_ids", text.vocabulary),
+            TensorSpec("attention_mask", ("batch", "length"), "mask"),
+        ),
+        outputs=("text_embeddings", *(() if model.matcher is None else ("text_tokens",))),
+        longest=text.max_tokens,
+        attends=text.layers > 0,
+    )
+
+
+def _rerank_role(model: RetrievalModel) -> Role:
+    config = model.config
+    positions = config.image.side**2
+    graph = RerankGraph(model)
+    options = config.mechanism.options
+    by_products = options.weighting == "soft" and options.similarity != "additive"
+    return Role(
+        name="reranker",
+        module=graph,
+        reference=lambda *inputs: graph(*inputs),
+        inputs=(
+            TensorSpec("text_tokens", ("batch", "length", config.width), "normal"),
+            TensorSpec("attention_mask", ("batch", "length"), "mask"),
+            TensorSpec("image_tokens", ("batch", positions, config.width), "normal"),
+            TensorSpec("image_mask", ("batch", positions), "mask"),
+        ),
+        outputs=("match",),
+        longest=config.text.max_tokens,
+        attends=by_products and config.mechanism.name != "hierarchical",
+    )
+
+
+XATTN_RETRIEVAL = Family(
+    name="xattn-edge retrieval", recognises=lambda config: is_checkpoint(config, "retrieval"), open=_open
+)

@@ -1,0 +1,154 @@
+"""Sentiment checkpoints of `xattn-edge train sentiment`: one graph from text, speech and frames to labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from xattn_edge.encoders import LstmTextEncoder
+from xattn_edge.models import SentimentConfig, SentimentModel, load_checkpoint
+from xattn_export.families.base import Family, GoldenPicture, Role, Source, TensorSpec
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, unknown_token_id
+from xattn_export.families.own.vqa import LstmGraph
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.preprocess.speech import MelSpec
+
+__all__ = ["XATTN_SENTIMENT"]
+
+_TEXTS = ("a wonderful film, warm and funny", "dull and far too long")
+_GOLDEN_SECONDS = 0.7
+_GOLDEN_FRAMES = 3
+_INPUTS = ("input_ids", "attention_mask", "log_mel", "log_mel_mask", "frame_values", "frame_mask")
+
+
+class SentimentGraph(nn.Module):
+    """All inputs of the model to logits and probabilities, `[batch, labels]`."""
+
+    def __init__(self, model: SentimentModel) -> None:
+        super().__init__()
+        self.model = model
+        encoder = model.text_encoder
+        self.text_encoder = LstmGraph(encoder) if isinstance(encoder, LstmTextEncoder) else encoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        log_mel: Tensor,
+        log_mel_mask: Tensor,
+        frame_values: Tensor,
+        frame_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        text = self.text_encoder(input_ids, attention_mask)
+        speech = self.model.speech_encoder(log_mel, log_mel_mask.bool())
+        frames = self.model.frame_encoder(frame_values, frame_mask.bool())
+        logits = self.model.decide(text, speech, frames)
+        return logits, logits.softmax(-1)
+
+
+def _open(folder: Path) -> Source:
+    checkpoint = load_checkpoint(folder)
+    model = cast(SentimentModel, checkpoint.model)
+    config = model.config
+    try:
+        speech = MelSpec(**checkpoint.recipe["speech"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: recipe: expected how speech was cut, as `speech`, found: {error}"
+        ) from error
+
+    def label_logits(inputs: Mapping[str, Tensor]) -> Tensor:
+        return cast(Tensor, model(*(inputs[name] for name in _INPUTS))[0])
+
+    return Source(
+        name=checkpoint.name,
+        task="sentiment",
+        license=checkpoint.license,
+        weights=folder / "model.safetensors",
+        roles=(_role(model),),
+        image_steps=image_steps(checkpoint),
+        tokenizer_json=checkpoint.tokenizer_json,
+        unknown_token_id=unknown_token_id(checkpoint),
+        max_tokens=config.text.max_tokens,
+        pictures=lambda: _samples(speech, config.frames.picture.image_size_px),
+        labels=config.labels,
+        speech=speech,
+        longest_frames=config.frames.longest,
+        label_logits=label_logits,
+    )
+
+
+def _role(model: SentimentModel) -> Role:
+    config = model.config
+    side = config.frames.picture.image_size_px
+
+    def reference(*inputs: Tensor) -> tuple[Tensor, ...]:
+        logits = model(*inputs)
+        return logits, logits.softmax(-1)
+
+    return Role(
+        name="classifier",
+        module=SentimentGraph(model),
+        reference=reference,
+        inputs=(
+            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.text.vocabulary),
+            TensorSpec("attention_mask", ("batch", "length"), "mask", fewest=0),
+            TensorSpec("log_mel", ("batch", "frames", config.speech.bands), "normal"),
+            TensorSpec("log_mel_mask", ("batch", "frames"), "mask", fewest=0),
+            TensorSpec("frame_values", ("batch", "pictures", 3, side, side), "normal"),
+            TensorSpec("frame_mask", ("batch", "pictures"), "mask", fewest=0),
+        ),
+        outputs=("logits", "probabilities"),
+        longest=config.text.max_tokens,
+        attends=_attends(config),
+    )
+
+
+def _attends(config: SentimentConfig) -> bool:
+    """Whether the graph holds the operator `Attention`: self-attention anywhere, or soft attention by products."""
+    options = config.mechanism.options
+    by_products = options.weighting == "soft" and options.similarity != "additive"
+    own = config.text.layers + config.speech.layers + config.frames.layers + config.frames.picture.layers
+    return own > 0 or (by_products and config.layers > 0 and config.mechanism.name != "hierarchical")
+
+
+def _samples(spec: MelSpec, side_px: int) -> tuple[GoldenPicture, ...]:
+    """Texts alone, a sound alone, frames alone, and all together: export needs no data set."""
+    time = np.arange(int(_GOLDEN_SECONDS * spec.rate_hz)) / spec.rate_hz
+    sound = (0.3 * np.sin(2 * np.pi * (200 + 400 * time) * time) * np.hanning(len(time))).astype(np.float32)
+    spoken = {"samples": sound, "rate_hz": np.array(spec.rate_hz)}
+    seen = {"frames": np.stack([_face(number / _GOLDEN_FRAMES, side_px) for number in range(_GOLDEN_FRAMES)])}
+    return (
+        GoldenPicture(_npz({}), _TEXTS),
+        GoldenPicture(_npz(spoken)),
+        GoldenPicture(_npz(seen)),
+        GoldenPicture(_npz(spoken | seen), _TEXTS),
+    )
+
+
+def _face(bend: float, side_px: int) -> np.typing.NDArray[np.uint8]:
+    picture = Image.new("RGB", (side_px, side_px), (90, 140, 200))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((2, 2, side_px - 3, side_px - 3), fill=(250, 210, 60))
+    middle, height = side_px / 2, side_px * 0.3 * bend
+    draw.arc(
+        (middle * 0.5, middle * 1.2 - height, middle * 1.5, middle * 1.2 + height), 20, 160, fill=(0, 0, 0), width=2
+    )
+    return np.asarray(picture)
+
+
+def _npz(arrays: Mapping[str, np.typing.NDArray[np.generic]]) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    return stream.getvalue()
+
+
+XATTN_SENTIMENT = Family(
+    name="xattn-edge sentiment", recognises=lambda config: is_checkpoint(config, "sentiment"), open=_open
+)

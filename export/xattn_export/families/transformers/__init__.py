@@ -1,0 +1,1 @@
+"""Families of Transformers: one file or folder each."""

@@ -1,0 +1,294 @@
+"""BLIP: captioning, visual question answering by generation, and image-text retrieval.
+
+An image encoder (ViT) and a text model with cross-attention, which decodes captions and answers, and encodes questions
+and texts. https://arxiv.org/abs/2201.12086
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_edge.attention import KeyValue
+from xattn_export.families.base import Family, Generated, Role, Source, Symbol, key_value_specs
+from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.roles import (
+    decoder_role,
+    encoder_decoder_cache,
+    flatten,
+    head,
+    image_encoder_role,
+    image_steps,
+    pairs,
+    presents,
+    text_encoder_role,
+)
+from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.layers.common import split_heads
+from xattn_export.families.layers.text.blip import (
+    CrossProjections,
+    TextEmbeddings,
+    TextLayer,
+    VisionEncoder,
+    padding_mask,
+)
+from xattn_export.families.transformers.blip_retrieval import open_retriever
+from xattn_runtime.bundle.contract import cross_names, image_names
+from xattn_runtime.bundle.manifest import Decoding
+
+if TYPE_CHECKING:
+    from transformers import BlipForQuestionAnswering
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+__all__ = ["BLIP"]
+
+# What `generate()` does where nothing else is said; BLIP's own passes no settings of a checkpoint on to its decoder.
+_MAX_NEW_TOKENS = 20
+
+
+class ImageKeysGraph(nn.Module):
+    """Picture to the cross-attention keys and values of every layer of a text model."""
+
+    def __init__(self, vision: Any, text: BlipTextModel) -> None:
+        super().__init__()
+        self.vision = VisionEncoder(vision)
+        self.cross = CrossProjections(text)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", self.cross(self.vision(pixel_values)))
+
+
+class DecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, attending to a context; logits of the last position alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(model.bert)
+        self.layers = nn.ModuleList(TextLayer(layer) for layer in model.bert.encoder.layer)
+        self.head = model.cls
+
+    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        """`caches` holds the past keys and values of every layer, then the cross keys and values."""
+        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
+        tokens = self.embeddings(input_ids, past[0].key.shape[2])
+        present = []
+        for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
+            tokens, layer_present = cast(TextLayer, layer).with_cache(tokens, layer_past, layer_cross)
+            present.append(layer_present)
+        return *head(self.head(tokens[:, -1])), *flatten(present)
+
+
+class QuestionGraph(nn.Module):
+    """Question and image keys and values to the cross-attention keys and values of the answer's decoder."""
+
+    def __init__(self, model: BlipForQuestionAnswering) -> None:
+        super().__init__()
+        self.text = TextGraph(model.text_encoder)
+        self.cross = CrossProjections(model.text_decoder.bert)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, ...]:
+        return cast("tuple[Tensor, ...]", self.cross(self.text(input_ids, attention_mask, pairs(image))))
+
+
+class TextGraph(nn.Module):
+    """A text to the states of its tokens, attending to an image or to none."""
+
+    def __init__(self, model: BlipTextModel) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(model)
+        self.layers = nn.ModuleList(TextLayer(layer) for layer in model.encoder.layer)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image: list[KeyValue] | None = None) -> Tensor:
+        tokens, mask = self.embeddings(input_ids), padding_mask(attention_mask)
+        for number, layer in enumerate(self.layers):
+            tokens = layer(tokens, mask, None if image is None else image[number])
+        return cast(Tensor, tokens)
+
+
+def _open_captioner(folder: Path) -> Source:
+    from transformers import BlipForConditionalGeneration
+
+    model, weights = load_model(folder, BlipForConditionalGeneration)
+    decoder, side_px = model.text_decoder, _side_px(model)
+    layers = model.config.text_config.num_hidden_layers
+    decoding = _decoding(model.config.text_config)
+    tokens = model.vision_model.embeddings.num_positions
+
+    def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
+        prompt = torch.tensor([[*decoding.prompt_token_ids, *prompt_ids]])
+
+        def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
+            ids = torch.cat((prompt, torch.tensor([token_ids], dtype=torch.int64)), 1)
+            return cast(Tensor, model(pixel_values, ids).logits[0, prompt.shape[1] - 1 :])
+
+        return generated(
+            partial(model.generate, pixel_values, _with_end(prompt)),
+            forced_logits,
+            prompt_length=prompt.shape[1],
+            end_token_ids=decoding.end_token_ids,
+        )
+
+    return Source(
+        **source_facts(folder),
+        task="caption",
+        weights=weights,
+        roles=(
+            _image_keys_role(model, decoder.bert, cross_names(layers)),
+            _decoder_role(model, tokens),
+        ),
+        image_steps=image_steps(folder, side_px, side_px),
+        max_tokens=_most_tokens(model),
+        pictures=caption_pictures,
+        decoding=decoding,
+        generate=generate,
+    )
+
+
+def _open_answerer(folder: Path) -> Source:
+    from transformers import BlipForQuestionAnswering
+
+    model, weights = load_model(folder, BlipForQuestionAnswering)
+    side_px, layers = _side_px(model), model.config.text_config.num_hidden_layers
+    decoding = _decoding(model.config.text_config)
+
+    def generate(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Generated:
+        question = torch.tensor([question_ids])
+
+        def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
+            ids = torch.tensor([[*decoding.prompt_token_ids, *token_ids]])
+            states = model.text_encoder(
+                question,
+                attention_mask=torch.ones_like(question),
+                encoder_hidden_states=model.vision_model(pixel_values)[0],
+            )
+            return cast(Tensor, model.text_decoder(ids, encoder_hidden_states=states[0]).logits[0])
+
+        return generated(
+            partial(model.generate, question, pixel_values, torch.ones_like(question)),
+            forced_logits,
+            prompt_length=len(decoding.prompt_token_ids),
+            end_token_ids=decoding.end_token_ids,
+        )
+
+    return Source(
+        **source_facts(folder),
+        task="vqa",
+        weights=weights,
+        roles=(
+            _image_keys_role(model, model.text_encoder, image_names(layers)),
+            _question_role(model),
+            _decoder_role(model, "context"),
+        ),
+        image_steps=image_steps(folder, side_px, side_px),
+        max_tokens=_most_tokens(model),
+        pictures=question_pictures,
+        decoding=decoding,
+        generate=generate,
+    )
+
+
+def _image_keys_role(model: Any, text: BlipTextModel, outputs: list[str]) -> Role:
+    attentions = [layer.crossattention.self for layer in text.encoder.layer]
+
+    def reference(pixel_values: Tensor) -> tuple[Tensor, ...]:
+        return _keys_and_values(attentions, model.vision_model(pixel_values)[0])
+
+    size_px = (_side_px(model), _side_px(model))
+    return image_encoder_role(ImageKeysGraph(model.vision_model, text), reference, size_px, outputs)
+
+
+def _question_role(model: BlipForQuestionAnswering) -> Role:
+    config = model.config.text_config
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    attentions = [layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer]
+    tokens = model.vision_model.embeddings.num_positions
+
+    def reference(input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, ...]:
+        states = model.text_encoder(
+            input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=_known_states(config, image[0]),
+            past_key_values=encoder_decoder_cache([], pairs(image)),
+        )
+        return _keys_and_values(attentions, states[0])
+
+    return text_encoder_role(
+        QuestionGraph(model),
+        reference,
+        config.vocab_size,
+        _most_tokens(model),
+        cross_names(layers),
+        key_value_specs("image", layers, heads, tokens, config.hidden_size // heads),
+    )
+
+
+def _decoder_role(model: Any, cross_tokens: int | Symbol) -> Role:
+    config, decoder = model.config.text_config, model.text_decoder
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+
+    def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
+        past, cross = pairs(caches[: 2 * layers]), pairs(caches[2 * layers :])
+        cache = encoder_decoder_cache(past, cross)
+        logits = decoder(
+            input_ids, encoder_hidden_states=_known_states(config, caches[-1]), past_key_values=cache, use_cache=True
+        ).logits
+        return *head(logits[:, -1]), *presents(cache)
+
+    return decoder_role(
+        DecoderGraph(decoder),
+        reference,
+        vocabulary=config.vocab_size,
+        layers=layers,
+        kv_heads=heads,
+        head_width=config.hidden_size // heads,
+        longest=config.max_position_embeddings,
+        cross_heads=heads,
+        cross_tokens=cross_tokens,
+    )
+
+
+def _keys_and_values(attentions: list[Any], states: Tensor) -> tuple[Tensor, ...]:
+    """What each of the model's own cross-attentions makes of `states`, `key_0`, `value_0`, …"""
+    heads = attentions[0].num_attention_heads
+    return tuple(split_heads(part(states), heads) for each in attentions for part in (each.key, each.value))
+
+
+def _known_states(config: Any, keys: Tensor) -> Tensor:
+    """Stands for states whose keys and values are in the cache already: only its shape is looked at."""
+    return torch.zeros(keys.shape[0], keys.shape[2], config.encoder_hidden_size)
+
+
+def _decoding(config: Any) -> Decoding:
+    return Decoding(
+        prompt_token_ids=(config.bos_token_id,),
+        end_token_ids=(config.sep_token_id,),
+        pad_token_id=config.pad_token_id,
+        max_new_tokens=min(_MAX_NEW_TOKENS, config.max_position_embeddings - 1),
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _with_end(prompt: Tensor) -> Tensor:
+    """A prompt as the tokenizer gives it, with a last token that `generate()` takes off."""
+    return F.pad(prompt, (0, 1))
+
+
+def _side_px(model: Any) -> int:
+    return int(model.vision_model.embeddings.image_size)
+
+
+def _most_tokens(model: Any) -> int:
+    return int(model.config.text_config.max_position_embeddings)
+
+
+BLIP: tuple[Family, ...] = (
+    Family("BLIP captioning", lambda config: has_architecture(config, "BlipForConditionalGeneration"), _open_captioner),
+    Family("BLIP VQA", lambda config: has_architecture(config, "BlipForQuestionAnswering"), _open_answerer),
+    Family("BLIP retrieval", lambda config: has_architecture(config, "BlipForImageTextRetrieval"), open_retriever),
+)

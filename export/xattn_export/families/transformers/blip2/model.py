@@ -1,0 +1,113 @@
+"""BLIP-2: captioning, with a prompt or without, and visual question answering with the question as a prompt.
+
+An image encoder (ViT), a Q-Former whose learned queries find a few image tokens in what it gives, and a language model
+that reads these tokens before the text. https://arxiv.org/abs/2301.12597
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from xattn_export.families.base import Family, Role, Source
+from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
+from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.layers.text.blip import VisionEncoder
+from xattn_export.families.layers.vision.qformer import QueryEncoder
+from xattn_export.families.transformers.blip2.language import Language
+from xattn_export.families.transformers.blip2.opt import opt_language
+from xattn_export.families.transformers.blip2.t5 import t5_language
+from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import show
+
+if TYPE_CHECKING:
+    from transformers import Blip2ForConditionalGeneration
+
+__all__ = ["BLIP2"]
+
+_LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration, str], Language]] = MappingProxyType(
+    {"opt": opt_language, "t5": t5_language}
+)
+
+
+class ImageTokensGraph(nn.Module):
+    """Picture to the image tokens `[batch, queries, width]` that the language model reads."""
+
+    def __init__(self, model: Blip2ForConditionalGeneration) -> None:
+        super().__init__()
+        self.vision = VisionEncoder(model.vision_model)
+        self.queries = QueryEncoder(model.qformer, model.query_tokens)
+        self.projection = model.language_projection
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (self.projection(self.queries(self.vision(pixel_values))),)
+
+
+def _open(task: Task, folder: Path) -> Source:
+    from transformers import Blip2ForConditionalGeneration
+
+    language_of = _LANGUAGES[_text_model(folder)]
+    model, weights = load_model(folder, Blip2ForConditionalGeneration)
+    side_px = int(model.config.vision_config.image_size)
+    facts = source_facts(folder)
+    language = language_of(folder, model, facts["tokenizer_json"])
+    stated = {field.name: getattr(language, field.name) for field in fields(language)}
+    return Source(
+        **{**facts, **stated, "roles": (_image_tokens_role(model, side_px), *language.roles)},
+        task=task,
+        weights=weights,
+        image_steps=image_steps(folder, side_px, side_px),
+        pictures=caption_pictures if task == "caption" else question_pictures,
+    )
+
+
+def _image_tokens_role(model: Blip2ForConditionalGeneration, side_px: int) -> Role:
+    def reference(pixel_values: Tensor) -> tuple[Tensor]:
+        return (model.get_image_features(pixel_values).pooler_output,)
+
+    return image_encoder_role(ImageTokensGraph(model), reference, (side_px, side_px), ("image_tokens",))
+
+
+def _text_model(folder: Path) -> str:
+    """The language model's type, looked at before the weights are read: they may be many."""
+    path = folder / "config.json"
+    stated = read_json(path).get("text_config")
+    text = stated if isinstance(stated, dict) else {}
+    found = text.get("model_type", "opt")
+    if not isinstance(found, str) or found not in _LANGUAGES:
+        raise CheckpointError(
+            f"{path}: text_config.model_type: expected {' or '.join(_LANGUAGES)}, found {show(found)}; BLIP-2 with "
+            "other language models cannot be exported yet"
+        )
+    width, words = text.get("hidden_size"), text.get("word_embed_proj_dim")
+    if words not in (None, width):
+        raise CheckpointError(
+            f"{path}: text_config.word_embed_proj_dim: expected hidden_size, which is {show(width)}, found "
+            f"{show(words)}: image tokens have no place among words of another width"
+        )
+    layers, decoder_layers = text.get("num_layers"), text.get("num_decoder_layers")
+    if found == "t5" and decoder_layers not in (None, layers):
+        raise CheckpointError(
+            f"{path}: text_config.num_decoder_layers: expected num_layers, which is {show(layers)}, found "
+            f"{show(decoder_layers)}; T5 with an encoder and a decoder of unlike depth cannot be exported yet"
+        )
+    return found
+
+
+BLIP2: tuple[Family, ...] = (
+    Family(
+        "BLIP-2",
+        lambda config: has_architecture(config, "Blip2ForConditionalGeneration"),
+        partial(_open, "caption"),
+        also={"vqa": partial(_open, "vqa")},
+    ),
+)

@@ -1,0 +1,183 @@
+"""BLIP for image-text retrieval: two encoders whose embeddings are compared, and a text model that looks at a picture.
+
+The second, which tells whether text and picture belong together, is the text encoder again with its cross-attention,
+and a head of two logits (image-text matching); in a bundle it is the reranker. https://arxiv.org/abs/2201.12086
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_export.families.base import Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import load_model, source_facts
+from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps, pairs, text_encoder_role
+from xattn_export.families.drawings import captioned_pictures
+from xattn_export.families.layers.text.blip import (
+    CrossProjections,
+    TextEmbeddings,
+    TextLayer,
+    VisionEncoder,
+    padding_mask,
+)
+from xattn_runtime.bundle.manifest import Similarity
+
+if TYPE_CHECKING:
+    from transformers import BlipForImageTextRetrieval
+
+__all__ = ["open_retriever"]
+
+
+class ImageGraph(nn.Module):
+    """Picture to its embedding, of length 1, and to all its image tokens, none of them padding."""
+
+    def __init__(self, model: BlipForImageTextRetrieval) -> None:
+        super().__init__()
+        self.vision = VisionEncoder(model.vision_model)
+        self.projection = model.vision_proj
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = self.vision(pixel_values)
+        return F.normalize(self.projection(tokens[:, 0]), dim=-1), tokens, _all_there(tokens)
+
+
+class TextGraph(nn.Module):
+    """Text to its embedding, of length 1, and to its words with their positions, before any layer."""
+
+    def __init__(self, embeddings: TextEmbeddings, layers: nn.ModuleList, projection: nn.Module) -> None:
+        super().__init__()
+        self.embeddings, self.layers, self.projection = embeddings, layers, projection
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        words, mask = self.embeddings(input_ids), padding_mask(attention_mask)
+        tokens = words
+        for layer in self.layers:
+            tokens = layer(tokens, mask, None)
+        return F.normalize(self.projection(tokens[:, 0]), dim=-1), words
+
+
+class RerankGraph(nn.Module):
+    """Words and image tokens to the logit `[batch, 1]` that they belong together: that of yes over that of no."""
+
+    def __init__(self, model: BlipForImageTextRetrieval, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.cross, self.layers, self.head = CrossProjections(model.text_encoder), layers, model.itm_head
+
+    def forward(
+        self, text_tokens: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor]:
+        mask, image = padding_mask(attention_mask), pairs(self.cross(image_tokens))
+        seen = padding_mask(image_mask, text_tokens.shape[1])
+        tokens = text_tokens
+        for layer, context in zip(self.layers, image, strict=True):
+            tokens = layer(tokens, mask, context, seen)
+        return (_yes_over_no(self.head(tokens[:, 0])),)
+
+
+def open_retriever(folder: Path) -> Source:
+    """The model in `folder`; CheckpointError where it is damaged."""
+    from transformers import BlipForImageTextRetrieval
+
+    model, weights = load_model(folder, BlipForImageTextRetrieval)
+    side_px = int(model.vision_model.embeddings.image_size)
+    longest = int(model.config.text_config.max_position_embeddings)
+
+    def embed_text(token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        return _embed_texts(model, input_ids, torch.ones_like(input_ids))[0]
+
+    def match(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        given = model(input_ids, pixel_values, use_itm_head=True, attention_mask=torch.ones_like(input_ids))
+        return _yes_over_no(given.itm_score)[0, 0]
+
+    return Source(
+        **source_facts(folder),
+        task="retrieval",
+        weights=weights,
+        roles=_roles(model, side_px, longest),
+        image_steps=image_steps(folder, side_px, side_px),
+        max_tokens=longest,
+        pictures=captioned_pictures,
+        similarity=Similarity("cosine"),
+        embed_image=lambda pixel_values: _embed_images(model, pixel_values)[0],
+        embed_text=embed_text,
+        match=match,
+    )
+
+
+def _roles(model: Any, side_px: int, longest: int) -> tuple[Role, ...]:
+    text = model.config.text_config
+    embeddings = TextEmbeddings(model.text_encoder)
+    layers = nn.ModuleList(TextLayer(layer) for layer in model.text_encoder.encoder.layer)
+
+    def image(pixel_values: Tensor) -> tuple[Tensor, ...]:
+        tokens = model.vision_model(pixel_values)[0]
+        return _embed_images(model, pixel_values), tokens, _all_there(tokens)
+
+    def words(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return _embed_texts(model, input_ids, attention_mask), model.text_encoder.embeddings(input_ids)
+
+    def rerank(
+        text_tokens: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Row by row, each with those image tokens that its mask leaves: the model's own layers pass over the mask."""
+        states = [
+            model.text_encoder(
+                encoder_embeds=text_tokens[row : row + 1],
+                attention_mask=attention_mask[row : row + 1],
+                encoder_hidden_states=image_tokens[row : row + 1, seen.bool()],
+            )[0][:, 0]
+            for row, seen in enumerate(image_mask)
+        ]
+        return (_yes_over_no(model.itm_head(torch.cat(states))),)
+
+    positions, image_width = model.vision_model.embeddings.num_positions, model.config.vision_config.hidden_size
+    return (
+        image_encoder_role(
+            ImageGraph(model), image, (side_px, side_px), ("image_embeddings", "image_tokens", "image_mask")
+        ),
+        text_encoder_role(
+            TextGraph(embeddings, layers, model.text_proj),
+            words,
+            text.vocab_size,
+            longest,
+            ("text_embeddings", "text_tokens"),
+        ),
+        Role(
+            "reranker",
+            RerankGraph(model, layers),
+            rerank,
+            (
+                TensorSpec("text_tokens", ("batch", "length", text.hidden_size), "normal"),
+                TensorSpec("attention_mask", ("batch", "length"), "mask"),
+                TensorSpec("image_tokens", ("batch", positions, image_width), "normal"),
+                TensorSpec("image_mask", ("batch", positions), "mask"),
+            ),
+            ("match",),
+            longest,
+        ),
+    )
+
+
+def _embed_images(model: Any, pixel_values: Tensor) -> Tensor:
+    return F.normalize(model.vision_proj(model.vision_model(pixel_values)[0][:, 0]), dim=-1)
+
+
+def _embed_texts(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    states = model.text_encoder(input_ids, attention_mask=attention_mask)[0]
+    return F.normalize(model.text_proj(states[:, 0]), dim=-1)
+
+
+def _all_there(tokens: Tensor) -> Tensor:
+    """A mask int64 `[batch, tokens]` that hides none."""
+    return torch.ones_like(tokens[:, :, 0], dtype=torch.int64)
+
+
+def _yes_over_no(logits: Tensor) -> Tensor:
+    """The logit `[batch, 1]` of the probability that softmax makes of `[batch, 2]`, no and yes."""
+    return logits[:, 1:] - logits[:, :1]

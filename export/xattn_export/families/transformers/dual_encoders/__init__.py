@@ -1,0 +1,1 @@
+"""Two encoders into one embedding space: CLIP and SigLIP."""

@@ -1,0 +1,157 @@
+"""Models that put pictures and texts into one space, each by an encoder of its own: what CLIP and SigLIP share.
+
+An encoder layer around a checkpoint's own weights, and the source that two encoders make. It knows neither how states
+are pooled nor which tokens see each other; that is in `clip.py` and `siglip.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_export.families.base import Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import source_facts
+from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
+from xattn_export.families.drawings import captioned_pictures
+from xattn_export.families.layers.common import attend, fuse_linears, normalized
+from xattn_runtime.bundle.manifest import Similarity
+
+__all__ = ["EncoderLayer", "ImageEmbeddingGraph", "TextEmbeddingGraph", "TextEncoder", "dual_encoder_source"]
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then a feed-forward network, each on normalised tokens."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.self_attn
+        self.heads, self.scale = attention.num_heads, attention.scale
+        self.qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.attention_output = attention.out_proj
+        self.attention_norm = layer.layer_norm1
+        self.feed_forward = layer.mlp
+        self.feed_forward_norm = layer.layer_norm2
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`[batch, length, width]`; `mask` as for `attend`."""
+        query, key, value = self.qkv(self.attention_norm(tokens)).chunk(3, -1)
+        attended = attend(query, key, value, self.heads, mask=mask, scale=self.scale)
+        tokens = tokens + self.attention_output(attended)
+        return cast(Tensor, tokens + self.feed_forward(self.feed_forward_norm(tokens)))
+
+
+class TextEncoder(nn.Module):
+    """Token ids to states `[batch, length, width]`, normalised."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.words = model.embeddings.token_embedding
+        self.positions = model.embeddings.position_embedding
+        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in model.encoder.layers)
+        self.norm = model.final_layer_norm
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """`mask` as for `attend`."""
+        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
+        places = torch.arange(0, input_ids.shape[1], device=input_ids.device)
+        tokens = self.words(input_ids) + F.embedding(places, self.positions.weight)
+        for layer in self.layers:
+            tokens = layer(tokens, mask)
+        return cast(Tensor, self.norm(tokens))
+
+
+class ImageEmbeddingGraph(nn.Module):
+    """Picture to an embedding of length 1. `features`: `[batch, 3, height, width]` to `[batch, width]`."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        return (normalized(self.features(pixel_values)),)
+
+
+class TextEmbeddingGraph(nn.Module):
+    """Text to an embedding of length 1. `features`: ids and mask `[batch, length]` to `[batch, width]`."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor]:
+        return (normalized(self.features(input_ids, attention_mask)),)
+
+
+def dual_encoder_source(
+    folder: Path,
+    model: Any,
+    weights: tuple[Path, ...],
+    *,
+    image_features: nn.Module,
+    text_features: nn.Module,
+    similarity: Similarity,
+    ends_with: int | None = None,
+    pad_to: int | None = None,
+    pad_token_id: int = 0,
+) -> Source:
+    """The source of a model with Transformers' `get_image_features` and `get_text_features`.
+
+    Args:
+        image_features, text_features: the same two, re-expressed for export.
+        ends_with: the token that a text is pooled at.
+        pad_to, pad_token_id: as in the manifest's `tokenizer`.
+    """
+    side_px = int(model.config.vision_config.image_size)
+    text = model.config.text_config
+    embed_images = _embedder(model.get_image_features)
+    embed_texts = _embedder(model.get_text_features)
+
+    def embed_text(token_ids: tuple[int, ...]) -> Tensor:
+        input_ids = torch.tensor([token_ids])
+        return embed_texts(input_ids, torch.ones_like(input_ids))[0][0]
+
+    text_inputs = (
+        TensorSpec("input_ids", ("batch", "length"), "token_ids", text.vocab_size, ends_with=ends_with),
+        TensorSpec("attention_mask", ("batch", "length"), "mask"),
+    )
+    return Source(
+        **source_facts(folder),
+        task="retrieval",
+        weights=weights,
+        roles=(
+            image_encoder_role(
+                ImageEmbeddingGraph(image_features), embed_images, (side_px, side_px), ("image_embeddings",)
+            ),
+            Role(
+                "text_encoder",
+                TextEmbeddingGraph(text_features),
+                embed_texts,
+                text_inputs,
+                ("text_embeddings",),
+                text.max_position_embeddings,
+            ),
+        ),
+        image_steps=image_steps(folder, side_px, side_px),
+        max_tokens=text.max_position_embeddings,
+        pad_to=pad_to,
+        pad_token_id=pad_token_id,
+        pictures=captioned_pictures,
+        similarity=similarity,
+        embed_image=lambda pixel_values: embed_images(pixel_values)[0][0],
+        embed_text=embed_text,
+    )
+
+
+def _embedder(features: Callable[..., Any]) -> Callable[..., tuple[Tensor]]:
+    """What `features` gives, brought to length 1 as the model's own forward does before it compares."""
+
+    def embed(*inputs: Tensor) -> tuple[Tensor]:
+        found = features(*inputs).pooler_output
+        return (found / found.norm(dim=-1, keepdim=True),)
+
+    return embed

@@ -1,0 +1,80 @@
+"""What Florence2Processor of Transformers does with text, as data: prompts by name, and the tokenizer of a folder.
+
+It knows text alone, and no model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from xattn_export.families.checkpoint_folder.tokenizer import special_token_of
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import show
+
+__all__ = ["CAPTION", "PROMPTS", "text_around", "tokenizer_with_places"]
+
+CAPTION = "<CAPTION>"
+PROMPTS: Mapping[str, str] = MappingProxyType(
+    {
+        CAPTION: "What does the image describe?",
+        "<DETAILED_CAPTION>": "Describe in detail what is shown in the image.",
+        "<MORE_DETAILED_CAPTION>": "Describe with a paragraph what is shown in the image.",
+        "<OCR>": "What is the text in the image?",
+        "<OCR_WITH_REGION>": "What is the text in the image, with regions?",
+        "<OD>": "Locate the objects with category name in the image.",
+        "<DENSE_REGION_CAPTION>": "Locate the objects in the image, with their descriptions.",
+        "<REGION_PROPOSAL>": "Locate the region proposals in the image.",
+        "<CAPTION_TO_PHRASE_GROUNDING>": "Locate the phrases in the caption: {input}",
+        "<REFERRING_EXPRESSION_SEGMENTATION>": "Locate {input} in the image with mask",
+        "<REGION_TO_SEGMENTATION>": "What is the polygon mask of region {input}",
+        "<OPEN_VOCABULARY_DETECTION>": "Locate {input} in the image.",
+        "<REGION_TO_CATEGORY>": "What is the region {input}?",
+        "<REGION_TO_DESCRIPTION>": "What does the region {input} describe?",
+        "<REGION_TO_OCR>": "What text is in the region {input}?",
+    }
+)
+"""What the model is given for each of these words; `{input}` is what else the text says."""
+
+# What stands for no text. All other added tokens, places in the picture above all, are part of an answer.
+_WITHOUT_TEXT: Mapping[str, str] = MappingProxyType(
+    {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+        "image_token": "<image>",
+    }
+)
+
+
+def tokenizer_with_places(folder: Path, tokenizer_json: str) -> str:
+    """The tokenizer in `folder`, putting nothing around a text, and keeping places in the picture when it decodes.
+
+    Raises:
+        CheckpointError: it lacks a token that `text_around` writes.
+    """
+    content = json.loads(tokenizer_json)
+    content["post_processor"] = None
+    silent = {_word(folder, place) for place in _WITHOUT_TEXT}
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in silent
+    known = {token["content"] for token in content["added_tokens"]}
+    for place in ("bos_token", "eos_token"):
+        if (word := _word(folder, place)) not in known:
+            raise CheckpointError(f"{folder}: expected a tokenizer with {show(word)} as {place}, found none such")
+    return json.dumps(content, ensure_ascii=False)
+
+
+def text_around(folder: Path, text: str) -> str:
+    """`text` with the tokens that the processor writes before and after every one."""
+    return f"{_word(folder, 'bos_token')}{text}{_word(folder, 'eos_token')}"
+
+
+def _word(folder: Path, place: str) -> str:
+    return special_token_of(folder, place) or _WITHOUT_TEXT[place]

@@ -1,0 +1,172 @@
+"""Idefics3 and SmolVLM: visual question answering, and captioning, by a language model that reads image tokens.
+
+A picture is cut into tiles. An image encoder (SigLIP's) and a connector make a few tokens of each, which stand in the
+text between its words; a decoder of the Llama kind goes on from there. https://arxiv.org/abs/2408.12637,
+https://arxiv.org/abs/2504.05299
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn_export.families.base import Family, Generated, Role, Source
+from xattn_export.families.checkpoint_folder.decoding import decoding_of
+from xattn_export.families.checkpoint_folder.folder import architecture, has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.images import image_steps_of
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.roles import (
+    decoder_role,
+    dynamic_cache,
+    dynamic_presents,
+    flatten,
+    head,
+    image_encoder_role,
+    pairs,
+)
+from xattn_export.families.drawings import row_pictures
+from xattn_export.families.layers.common import embed_with_image
+from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
+from xattn_export.families.layers.vision.idefics3 import ImageTokens
+from xattn_export.families.transformers.idefics3_prompt import check_picture_text, picture_text
+from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import show
+from xattn_runtime.preprocess.pipeline import Pipeline
+
+__all__ = ["IDEFICS3"]
+
+_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+# Rotary positions are computed, not looked up: up to here a comparison sees what there is to see.
+_COMPARED_POSITIONS = 1024
+
+
+class DecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, image tokens in their places; logits of the last position alone."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.words = model.model.text_model.embed_tokens
+        self.decoder = LlamaDecoder(model.model.text_model)
+        self.head = model.lm_head
+        self.placeholder = int(model.config.image_token_id)
+
+    def forward(self, input_ids: Tensor, image_tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        cache = pairs(past)
+        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, cache[0].key.shape[2])
+        tokens, present = self.decoder(tokens, cache)
+        return *head(self.head(tokens[:, -1])), *flatten(present)
+
+
+def _open(task: Task, folder: Path) -> Source:
+    import transformers
+
+    config = read_json(folder / "config.json")
+    model_class = getattr(transformers, cast(str, architecture(config)))
+    model, weights = load_model(folder, model_class, unused=(r"\.position_ids$", r"\.rotary_emb\.inv_freq$"))
+    check_llama(folder / "config.json", model.config.text_config)
+    steps = image_steps_of(folder)
+    pipeline = Pipeline(steps)
+    side_px = pipeline.size_px[0]
+    tokens = _tokens_of_a_tile(folder, model, side_px)
+    facts = source_facts(folder)
+    text = picture_text(folder, tokens, tiled=pipeline.tiled)
+    positions = model.config.text_config.max_position_embeddings
+    check_picture_text(folder, text, facts["tokenizer_json"], pipeline, model.config)
+    decoding = decoding_of(folder, prompt_token_ids=(), max_positions=positions)
+
+    def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
+        prompt = torch.tensor([prompt_ids])
+        image = {"image": model.get_image_features(pixel_values if pipeline.tiled else pixel_values[:, None])}
+
+        def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
+            ids = torch.cat((prompt, torch.tensor([token_ids], dtype=torch.int64)), 1)
+            kept = len(token_ids) + 1
+            return cast(Tensor, model(ids, mm_encoder_outputs=image, use_cache=False, logits_to_keep=kept).logits[0])
+
+        return generated(
+            partial(model.generate, prompt, attention_mask=torch.ones_like(prompt), mm_encoder_outputs=image),
+            forced_logits,
+            prompt_length=prompt.shape[1],
+            end_token_ids=decoding.end_token_ids,
+        )
+
+    return Source(
+        **facts,
+        task=task,
+        weights=weights,
+        roles=(_image_role(model, side_px), _decoder_role(model)),
+        image_steps=steps,
+        max_tokens=positions - tokens - 1,
+        question_template=text.template,
+        caption_template=text.caption_template,
+        prompt_template=text.prompt_template,
+        image_layout=text.layout,
+        pictures=row_pictures,
+        decoding=decoding,
+        generate=generate,
+    )
+
+
+def _image_role(model: Any, side_px: int) -> Role:
+    def reference(pixel_values: Tensor) -> tuple[Tensor, ...]:
+        found = model.get_image_features(pixel_values[:, None]).pooler_output
+        return (torch.stack(found),)
+
+    return image_encoder_role(ImageTokens(model.model, side_px), reference, (side_px, side_px), ("image_tokens",))
+
+
+def _decoder_role(model: Any) -> Role:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    config, placeholder = model.config.text_config, int(model.config.image_token_id)
+
+    def reference(input_ids: Tensor, image_tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        cache = dynamic_cache(pairs(past))
+        # After a cache, a placeholder is a token like others.
+        is_read = not past[0].shape[2] and bool((input_ids == placeholder).any())
+        image = {"image": BaseModelOutputWithPooling(pooler_output=list(image_tokens))} if is_read else None
+        found = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, mm_encoder_outputs=image)
+        return *head(found.logits[:, -1]), *dynamic_presents(cache)
+
+    return decoder_role(
+        DecoderGraph(model),
+        reference,
+        vocabulary=config.vocab_size,
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_width=config.head_dim,
+        longest=min(config.max_position_embeddings, _COMPARED_POSITIONS),
+        image_width=config.hidden_size,
+        placeholder=placeholder,
+    )
+
+
+def _tokens_of_a_tile(folder: Path, model: Any, side_px: int) -> int:
+    """How many image tokens the model makes of a tile; CheckpointError where it can make none of one of this side."""
+    vision, factor = model.config.vision_config, int(model.config.scale_factor)
+
+    def fail(key: str, expected: str, found: object) -> NoReturn:
+        raise CheckpointError(f"{folder / 'config.json'}: {key}: expected {expected}, found {show(found)}")
+
+    if not isinstance(vision.patch_size, int) or not isinstance(vision.image_size, int):
+        fail("vision_config.patch_size, image_size", "a number of pixels", (vision.patch_size, vision.image_size))
+    patches = side_px // vision.patch_size
+    if patches < 1 or patches % factor:
+        fail("scale_factor", f"a divisor of the {patches} patches across a tile of {side_px} pixels", factor)
+    return (patches // factor) ** 2
+
+
+IDEFICS3: tuple[Family, ...] = (
+    Family(
+        "Idefics3, SmolVLM",
+        lambda config: has_architecture(config, *_ARCHITECTURES),
+        partial(_open, "vqa"),
+        also={"caption": partial(_open, "caption")},
+    ),
+)

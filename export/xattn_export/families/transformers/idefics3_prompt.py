@@ -1,0 +1,183 @@
+"""How the processors of Idefics3 and SmolVLM write a picture and a question, as data; and the proof that it is so.
+
+A picture is written as its tiles, row by row, and then the whole; each is a number of image tokens between marks.
+`Idefics3Processor` and `SmolVLMProcessor` write the same, of marks that SmolVLM's tokenizer may name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from xattn_export.families.checkpoint_folder.chat_prompt import QUESTIONS, question_template_of
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.preprocess.tokenizer import ImageLayout, TokenizerSpec
+
+__all__ = ["INSTRUCTION", "PictureText", "check_picture_text", "picture_text"]
+
+INSTRUCTION = "Can you describe this image?"
+"""What is asked for a caption: the question of SmolVLM's own documentation."""
+
+# Widths and heights of pictures that are cut in different ways, or not at all.
+_SHAPES_PX = ((1, 1), (64, 9), (9, 25), (30, 40))
+_NO_LIMIT = 1 << 30
+
+
+@dataclass(frozen=True)
+class PictureText:
+    """What is written around a picture and for it; and Transformers' own code that writes the same.
+
+    template: with `{image}` and `{question}` in it. layout: what is written for the picture.
+    ids: a question, rows and columns of tiles → the token ids of the processor. grid: a picture → rows and columns.
+    """
+
+    template: str
+    layout: ImageLayout
+    ids: Callable[[str, int, int], list[int]]
+    grid: Callable[[Image.Image], tuple[int, int]]
+
+    @property
+    def caption_template(self) -> str:
+        """For a caption: the instruction in the place of the question."""
+        return self.template.replace("{question}", INSTRUCTION)
+
+    @property
+    def prompt_template(self) -> str:
+        """For a caption with a prompt, which is an instruction of one's own."""
+        return self.template.replace("{question}", "{prompt}")
+
+
+def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
+    """What the processor in `folder` writes.
+
+    Args:
+        tokens: image tokens of a tile, as the model has them.
+        tiled: whether pictures are cut.
+
+    Raises:
+        CheckpointError: the processor is damaged, counts other image tokens, or has no chat template that can be
+            carried over.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
+
+    try:
+        with quiet_transformers():
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            pictures: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            settings, _ = Idefics3Processor.get_processor_dict(folder, local_files_only=True)
+            write, marks = _writer(folder, settings, tokenizer, pictures, tokens)
+    except Exception as error:  # each of its parts raises what it likes
+        raise CheckpointError(
+            f"{folder}: expected the processor of Idefics3 or SmolVLM, found: {type(error).__name__}: "
+            f"{one_line(error)[:300]}; save it into this folder with save_pretrained"
+        ) from error
+    if (stated := settings.get("image_seq_len", 169)) != tokens:
+        raise CheckpointError(
+            f"{folder / 'processor_config.json'}: image_seq_len: expected {tokens}, the image tokens that the model "
+            f"makes of a tile, found {show(stated)}; the two must agree"
+        )
+    fake, image, whole = marks
+    template = question_template_of(folder, settings.get("chat_template"), tokenizer.apply_chat_template, image)
+
+    def ids(question: str, rows: int, columns: int) -> list[int]:
+        text = template.replace("{image}", write(rows, columns)).replace("{question}", question)
+        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+        found: list[int] = tokenizer(text, add_special_tokens=not begun).input_ids
+        return found
+
+    def grid(picture: Image.Image) -> tuple[int, int]:
+        found = pictures(picture, return_row_col_info=True)
+        return found["rows"][0][0], found["cols"][0][0]
+
+    layout = ImageLayout(
+        token=image,
+        tokens=tokens,
+        whole=f"{fake}{whole}{{tokens}}{fake}",
+        tile=f"{fake}<row_{{row}}_col_{{column}}>{{tokens}}" if tiled else None,
+        row_end="\n" if tiled else "",
+        before_whole="\n" if tiled else "",
+    )
+    return PictureText(template, layout, ids, grid)
+
+
+def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pipeline: Pipeline, config: Any) -> None:
+    """CheckpointError unless the runtime makes of pictures and questions the very tokens that Transformers makes.
+
+    Args:
+        config: the model's, which must know these tokens, and the placeholder by the same number.
+    """
+    words, placeholder = config.text_config.vocab_size, config.image_token_id
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "tokenizer.json"
+        path.write_text(tokenizer_json, encoding="utf-8")
+        spec = TokenizerSpec(
+            path.name,
+            None,
+            max_tokens=_NO_LIMIT,
+            question_template=text.template,
+            prompt_template=text.prompt_template,
+            caption_template=text.caption_template,
+            image_layout=text.layout,
+        )
+        codec = TextCodec(path, spec)
+    for number, (width, height) in enumerate(_SHAPES_PX):
+        picture = Image.new("RGB", (width, height))
+        tiles = pipeline.tiles(picture)
+        with quiet_transformers():
+            grid = text.grid(picture)
+        for question in (QUESTIONS[number % len(QUESTIONS)], INSTRUCTION):
+            found = codec.encode_question(question, special_tokens=False, grid=(tiles.rows, tiles.columns)).ids
+            if list(found) != text.ids(question, *grid):
+                raise CheckpointError(
+                    f"{folder}: expected a processor whose prompts are texts beside each other, found one that writes "
+                    f"{show(question)} and a picture of {width} × {height} pixels otherwise; it cannot be carried over"
+                )
+            if max(found) >= words or found.count(placeholder) != text.layout.count(grid):
+                raise CheckpointError(
+                    f"{folder}: expected tokens below {words} with {placeholder} for an image token, as config.json "
+                    f"says, found tokens up to {max(found)}, and {placeholder} {found.count(placeholder)} times for "
+                    f"{text.layout.count(grid)}; config.json and the tokenizer are not of one model"
+                )
+
+
+def _writer(
+    folder: Path, settings: dict[str, Any], tokenizer: Any, pictures: Any, tokens: int
+) -> tuple[Callable[[int, int], str], tuple[str, str, str]]:
+    """What Transformers writes for rows and columns of tiles, and its three marks: around, of a token, of the whole."""
+    from transformers import Idefics3Processor
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    if _is_smolvlm(folder, settings):
+        # The class itself wants torchvision, for videos.
+        fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
+        image = getattr(tokenizer, "image_token", "<image>")
+        whole = getattr(tokenizer, "global_image_token", "<global-img>")
+
+        def spell(rows: int, columns: int) -> str:
+            return str(get_image_prompt_string(rows, columns, tokens, fake, image, whole))
+
+        return spell, (fake, image, whole)
+    processor = Idefics3Processor(pictures, tokenizer, image_seq_len=tokens)
+
+    def write(rows: int, columns: int) -> str:
+        return str(processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0))
+
+    return write, (processor.fake_image_token, processor.image_token, processor.global_image_tag)
+
+
+def _is_smolvlm(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the processor is SmolVLM's, or the model is where no processor is named."""
+    named = settings.get("processor_class") or read_json(folder / "preprocessor_config.json").get("processor_class")
+    if named:
+        return bool(named == "SmolVLMProcessor")
+    return read_json(folder / "config.json").get("model_type") == "smolvlm"

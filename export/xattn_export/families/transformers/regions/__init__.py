@@ -1,0 +1,1 @@
+"""Models that read regions found by an object detector: LXMERT and VisualBERT."""

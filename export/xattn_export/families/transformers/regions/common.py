@@ -1,0 +1,162 @@
+"""Models that are given regions of a picture, found by an object detector, in place of its pixels.
+
+What LXMERT and VisualBERT share: their layers, their roles, answers by name, and made-up regions for golden cases. What
+depends on the regions alone is the image encoder; it gives image tokens with a mask, since pictures of a batch may have
+different numbers of them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn_export.families.base import GoldenPicture, Role, TensorSpec
+from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.drawings import question_pictures
+from xattn_export.families.layers.common import attend, fuse_linears
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.preprocess.regions import RegionSpec
+
+__all__ = [
+    "SelfAttention",
+    "TextTokens",
+    "answer_role",
+    "full_mask",
+    "key_mask",
+    "labels_of",
+    "region_pictures",
+    "region_role",
+]
+
+_COUNTS = (7, 12, 3, 9)
+_SEED = 12
+_FILE = "labels.txt"
+
+
+class TextTokens(nn.Module):
+    """Token ids to vectors with their positions and the type of a text, normalised."""
+
+    def __init__(self, embeddings: Any) -> None:
+        super().__init__()
+        self.words, self.positions = embeddings.word_embeddings, embeddings.position_embeddings
+        self.kind = nn.Parameter(embeddings.token_type_embeddings.weight[0].detach(), requires_grad=False)
+        self.norm = embeddings.LayerNorm
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
+        places = torch.arange(0, input_ids.shape[1], device=input_ids.device)
+        return cast(Tensor, self.norm(self.words(input_ids) + self.kind + F.embedding(places, self.positions.weight)))
+
+
+class SelfAttention(nn.Module):
+    """Tokens attend to each other; added and normalised after."""
+
+    def __init__(self, attention: Any, output: nn.Module) -> None:
+        super().__init__()
+        self.heads = attention.num_attention_heads
+        self.qkv = fuse_linears(attention.query, attention.key, attention.value)
+        self.output = output
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """`[batch, length, width]`; `mask` as for `attend`."""
+        query, key, value = self.qkv(tokens).chunk(3, -1)
+        return cast(Tensor, self.output(attend(query, key, value, self.heads, mask=mask), tokens))
+
+
+def key_mask(mask: Tensor, queries: Tensor) -> Tensor:
+    """Int64 `[batch, keys]`, 1 for a token, to bool `[batch, 1, queries, keys]`, for queries `[batch, queries, …]`."""
+    return mask.to(torch.bool)[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
+
+
+def full_mask(tokens: Tensor) -> Tensor:
+    """Int64 ones `[batch, length]` for tokens `[batch, length, width]`."""
+    return torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+
+
+def region_role(
+    module: nn.Module, reference: Callable[..., tuple[Tensor, ...]], regions: RegionSpec, *, attends: bool
+) -> Role:
+    """Regions, `[batch, regions, width]` each, to `image_tokens` and `image_mask`."""
+    inputs = tuple(
+        TensorSpec(name, ("batch", "regions", width), "normal") for name, (_, width) in regions.arrays.items()
+    )
+    return Role("image_encoder", module, reference, inputs, ("image_tokens", "image_mask"), attends=attends)
+
+
+def answer_role(
+    module: nn.Module,
+    logits: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    *,
+    vocabulary: int,
+    width: int,
+    longest: int,
+    fewest: int = 1,
+) -> Role:
+    """Question, image tokens and the masks of both to logits and their softmax.
+
+    `logits`: the original model behind the same inputs. `fewest`: tokens of the shortest question.
+    """
+
+    def reference(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = logits(*inputs)
+        return found, found.softmax(-1)
+
+    inputs = (
+        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary),
+        TensorSpec("attention_mask", ("batch", "length"), "mask", fewest=fewest),
+        TensorSpec("image_tokens", ("batch", "regions", width), "normal"),
+        TensorSpec("image_mask", ("batch", "regions"), "mask"),
+    )
+    return Role("classifier", module, reference, inputs, ("logits", "probabilities"), longest)
+
+
+def labels_of(folder: Path, config: Any, answers: int) -> tuple[str, ...]:
+    """The answers by name: of labels.txt in the folder, a name a line, or else of config.json's `id2label`.
+
+    Raises:
+        CheckpointError: neither has as many names as the model has answers; a name that only numbers its answer, which
+            is what Transformers makes up where it was told none, is no name.
+    """
+    path = folder / _FILE
+    if path.is_file():
+        try:
+            names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path}: expected text in UTF-8, a name a line, found: {error}") from error
+        if len(names) != answers or not all(names) or len(set(names)) != answers:
+            raise CheckpointError(
+                f"{path}: expected {answers} different names, one a line in the order of the model's answers, found "
+                f"{len(names)} lines, {len(set(names) - {''})} of them different names"
+            )
+        return names
+    stated = read_json(folder / "config.json").get("id2label")
+    names = tuple(str(config.id2label.get(number)) for number in range(answers)) if stated else ()
+    made_up = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    if made_up or len(stated or ()) != answers or len(set(names)) != answers:
+        raise CheckpointError(
+            f"{folder}: expected names for the model's {answers} answers, in id2label of config.json or in {_FILE}, "
+            f"found none; write {_FILE} into the folder, a name a line in the order of the answers"
+        )
+    return names
+
+
+def region_pictures(regions: RegionSpec) -> tuple[GoldenPicture, ...]:
+    """Made-up regions as .npz files, with a question each."""
+    generator = np.random.default_rng(_SEED)
+    pictures = []
+    for count, picture in zip(_COUNTS, question_pictures(), strict=True):
+        features = generator.normal(size=(count, regions.feature_width)).astype(np.float32)
+        arrays = {"features": np.maximum(features, 0)}  # as after a detector's rectifier
+        if regions.box_width:
+            arrays["boxes"] = np.sort(generator.random((count, regions.box_width)), 1).astype(np.float32)
+        stream = io.BytesIO()
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        pictures.append(GoldenPicture(stream.getvalue(), picture.questions))
+    return tuple(pictures)

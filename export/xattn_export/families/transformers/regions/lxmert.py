@@ -1,0 +1,187 @@
+"""LXMERT: visual question answering over the regions of a picture, by choosing among answers.
+
+Text and regions each have an encoder of their own; then they attend to each other in both directions.
+https://arxiv.org/abs/1908.07490
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn_export.families.base import Family, Source
+from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.layers.common import attend, fuse_linears
+from xattn_export.families.transformers.regions.common import (
+    SelfAttention,
+    TextTokens,
+    answer_role,
+    full_mask,
+    key_mask,
+    labels_of,
+    region_pictures,
+    region_role,
+)
+from xattn_runtime.preprocess.regions import RegionSpec
+
+if TYPE_CHECKING:
+    from transformers import LxmertForQuestionAnswering
+
+__all__ = ["LXMERT"]
+
+
+class RegionGraph(nn.Module):
+    """Features `[batch, regions, width]` and boxes `[batch, regions, 4]` to `image_tokens` and `image_mask`."""
+
+    def __init__(self, model: LxmertForQuestionAnswering) -> None:
+        super().__init__()
+        encoder = model.lxmert.encoder
+        self.embed = encoder.visn_fc
+        self.layers = nn.ModuleList(Layer(layer) for layer in encoder.r_layers)
+
+    def forward(self, visual_features: Tensor, visual_boxes: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.embed(visual_features, visual_boxes)
+        for layer in self.layers:
+            tokens = layer(tokens, None)
+        return tokens, full_mask(tokens)
+
+
+class AnswerGraph(nn.Module):
+    """Question and image tokens to logits and probabilities, `[batch, answers]`."""
+
+    def __init__(self, model: LxmertForQuestionAnswering) -> None:
+        super().__init__()
+        encoder = model.lxmert.encoder
+        self.embed = TextTokens(model.lxmert.embeddings)
+        self.text_layers = nn.ModuleList(Layer(layer) for layer in encoder.layer)
+        self.cross_layers = nn.ModuleList(CrossLayer(layer) for layer in encoder.x_layers)
+        self.pool = model.lxmert.pooler
+        self.head = model.answer_head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        text, regions = self.embed(input_ids), image_tokens
+        for layer in self.text_layers:
+            text = layer(text, key_mask(attention_mask, text))
+        # What the last layer makes of the regions, nothing looks at: the exported graph is without it.
+        for layer in self.cross_layers:
+            text, regions = layer(text, attention_mask, regions, image_mask)
+        logits = self.head(self.pool(text))
+        return logits, logits.softmax(-1)
+
+
+class Layer(nn.Module):
+    """Self-attention and a feed-forward network."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.attention = SelfAttention(layer.attention.self, layer.attention.output)
+        self.intermediate, self.output = layer.intermediate, layer.output
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        tokens = self.attention(tokens, mask)
+        return cast(Tensor, self.output(self.intermediate(tokens), tokens))
+
+
+class CrossLayer(nn.Module):
+    """Text and regions attend to each other, by the same weights in both directions, and then each to itself."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        cross = layer.visual_attention
+        self.heads = cross.att.num_attention_heads
+        # Of each side, query, key and value are wanted: one product a side.
+        self.qkv = fuse_linears(cross.att.query, cross.att.key, cross.att.value)
+        self.cross_output = cross.output
+        self.text_attention = SelfAttention(layer.lang_self_att.self, layer.lang_self_att.output)
+        self.text_intermediate, self.text_output = layer.lang_inter, layer.lang_output
+        self.region_attention = SelfAttention(layer.visn_self_att.self, layer.visn_self_att.output)
+        self.region_intermediate, self.region_output = layer.visn_inter, layer.visn_output
+
+    def forward(self, text: Tensor, text_mask: Tensor, regions: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
+        text_query, text_key, text_value = self.qkv(text).chunk(3, -1)
+        region_query, region_key, region_value = self.qkv(regions).chunk(3, -1)
+        mask = key_mask(region_mask, text)
+        seen = self.cross_output(attend(text_query, region_key, region_value, self.heads, mask=mask), text)
+        mask = key_mask(text_mask, regions)
+        read = self.cross_output(attend(region_query, text_key, text_value, self.heads, mask=mask), regions)
+        text = self.text_attention(seen, key_mask(text_mask, text))
+        regions = self.region_attention(read, key_mask(region_mask, regions))
+        return (
+            self.text_output(self.text_intermediate(text), text),
+            self.region_output(self.region_intermediate(regions), regions),
+        )
+
+
+def _open(folder: Path) -> Source:
+    from transformers import LxmertForQuestionAnswering
+
+    model, weights = load_model(folder, LxmertForQuestionAnswering)
+    config = model.config
+    regions = RegionSpec(config.visual_feat_dim, config.visual_pos_dim)
+
+    def answer(inputs: Mapping[str, Tensor], question_ids: tuple[int, ...]) -> Tensor:
+        question = torch.tensor([question_ids])
+        found = model(question, inputs["visual_features"], inputs["visual_boxes"], torch.ones_like(question))
+        return cast(Tensor, found.question_answering_score[0])
+
+    return Source(
+        **source_facts(folder),
+        task="vqa",
+        weights=weights,
+        roles=(
+            region_role(RegionGraph(model), partial(_encode, model), regions, attends=config.r_layers > 0),
+            answer_role(
+                AnswerGraph(model),
+                partial(_answer, model),
+                vocabulary=config.vocab_size,
+                width=config.hidden_size,
+                longest=config.max_position_embeddings,
+            ),
+        ),
+        image_steps=(),
+        regions=regions,
+        max_tokens=config.max_position_embeddings,
+        pictures=partial(region_pictures, regions),
+        labels=labels_of(folder, config, config.num_qa_labels),
+        answer_regions=answer,
+    )
+
+
+def _encode(model: LxmertForQuestionAnswering, features: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's own region encoder."""
+    encoder = model.lxmert.encoder
+    tokens = encoder.visn_fc(features, boxes)
+    for layer in encoder.r_layers:
+        tokens = layer(tokens)[0]
+    return tokens, full_mask(tokens)
+
+
+def _answer(
+    model: LxmertForQuestionAnswering, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, mask: Tensor
+) -> Tensor:
+    """The model's own forward, with its region encoder passed by: it is given what that gave."""
+    encoder = model.lxmert.encoder
+    embed, layers = encoder.visn_fc, encoder.r_layers
+    encoder.visn_fc, encoder.r_layers = _PassedBy(), nn.ModuleList()
+    try:
+        found = model(input_ids, tokens, tokens, attention_mask, mask)
+    finally:
+        encoder.visn_fc, encoder.r_layers = embed, layers
+    return cast(Tensor, found.question_answering_score)
+
+
+class _PassedBy(nn.Module):
+    """Gives the features as they are."""
+
+    def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
+        return features
+
+
+LXMERT = Family("LXMERT VQA", lambda config: has_architecture(config, "LxmertForQuestionAnswering"), _open)

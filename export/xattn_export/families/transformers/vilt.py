@@ -1,0 +1,172 @@
+"""ViLT: visual question answering by choosing among answers.
+
+One transformer reads the words of the question and the patches of the picture together. What depends on the picture
+alone, its patches with their positions, is the image encoder; the transformer is the classifier.
+https://arxiv.org/abs/2102.03334
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from xattn_export.families.base import Family, GoldenPicture, Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.images import image_steps_of
+from xattn_export.families.drawings import question_pictures
+from xattn_export.families.layers.vision.vilt import AnswerGraph, Canvas, PatchGraph
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.preprocess.steps import Normalize, PadZeros, Rescale, ResizeToMultiple, Step
+
+if TYPE_CHECKING:
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+__all__ = ["VILT"]
+
+# Height and width of the pictures that the graphs are tried with, in one proportion each.
+_SHAPES_PX = ((96, 64), (64, 96), (80, 80), (32, 128))
+
+
+def _open(folder: Path) -> Source:
+    from transformers import ViltForQuestionAnswering
+
+    model, weights = load_model(folder, ViltForQuestionAnswering)
+    config, steps = model.config, image_steps_of(folder)
+    resize = _resize(folder, steps)
+    canvas = _canvas(folder, config, steps, resize)
+
+    def answer_logits(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Tensor:
+        question, picture = torch.tensor([question_ids]), _picture(pixel_values)
+        logits = model(question, torch.ones_like(question), pixel_values=picture, pixel_mask=_all(picture)).logits
+        return cast(Tensor, logits[0])
+
+    return Source(
+        **source_facts(folder),
+        task="vqa",
+        weights=weights,
+        roles=(_image_role(model, canvas, resize), _answer_role(model, canvas)),
+        image_steps=steps,
+        max_tokens=config.max_position_embeddings,
+        pictures=_pictures,
+        labels=tuple(config.id2label[number] for number in range(config.num_labels)),
+        answer_logits=answer_logits,
+    )
+
+
+def _image_role(model: ViltForQuestionAnswering, canvas: Canvas, resize: ResizeToMultiple) -> Role:
+    embeddings = model.vilt.embeddings
+
+    def reference(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = torch.zeros(pixel_values.shape[0], canvas.tokens, model.config.hidden_size)
+        mask = torch.zeros(tokens.shape[:2], dtype=torch.int64)
+        for row, one in enumerate(pixel_values[:, None]):
+            picture = _picture(one)
+            # Upstream gives the patches of a picture in random order, with their places.
+            found, _, (places, (_, width)) = embeddings.visual_embed(picture, _all(picture), max_image_length=-1)
+            order = (places[0] @ torch.tensor([width, 1])).argsort()
+            length = found.shape[1]
+            tokens[row, 0], tokens[row, 1:length], mask[row, :length] = found[0, 0], found[0, 1:][order], 1
+        return tokens, mask
+
+    pictures = tuple(resize.size_of(size) for size in _SHAPES_PX)
+    pixel_values = TensorSpec("pixel_values", ("batch", 3, *canvas.size_px), "picture", pictures=pictures)
+    outputs = ("image_tokens", "image_mask")
+    return Role("image_encoder", PatchGraph(model, canvas), reference, (pixel_values,), outputs, attends=False)
+
+
+def _answer_role(model: ViltForQuestionAnswering, canvas: Canvas) -> Role:
+    config = model.config
+
+    def reference(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(input_ids, attention_mask, image_embeds=tokens, pixel_mask=mask).logits
+        return logits, logits.sigmoid()
+
+    inputs = (
+        TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocab_size),
+        TensorSpec("attention_mask", ("batch", "length"), "mask"),
+        TensorSpec("image_tokens", ("batch", canvas.tokens, config.hidden_size), "normal"),
+        TensorSpec("image_mask", ("batch", canvas.tokens), "mask"),
+    )
+    outputs = ("logits", "probabilities")
+    return Role("classifier", AnswerGraph(model), reference, inputs, outputs, config.max_position_embeddings)
+
+
+def _picture(pixel_values: Tensor) -> Tensor:
+    """The picture `[1, 3, height, width]` on a canvas of zeros."""
+    there = (pixel_values != 0).any(1)[0]
+    return pixel_values[:, :, : int(there.any(1).sum()), : int(there.any(0).sum())]
+
+
+def _all(picture: Tensor) -> Tensor:
+    """A pixel mask of a picture that has no padding."""
+    return torch.ones(picture.shape[0], *picture.shape[2:], dtype=torch.int64)
+
+
+def _pictures() -> tuple[GoldenPicture, ...]:
+    """Question pictures in several proportions."""
+    pictures = []
+    for (height, width), picture in zip(_SHAPES_PX, question_pictures(), strict=True):
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(picture.png)).resize((width, height)).save(stream, "PNG")
+        pictures.append(GoldenPicture(stream.getvalue(), picture.questions))
+    return tuple(pictures)
+
+
+def _resize(folder: Path, steps: tuple[Step, ...]) -> ResizeToMultiple:
+    for step in steps:
+        if isinstance(step, ResizeToMultiple):
+            return step
+    raise CheckpointError(
+        f"{folder}: expected the image processor of ViLT, which resizes to multiples of a patch, found "
+        f"{', '.join(step.op for step in steps)}"
+    )
+
+
+def _canvas(folder: Path, config: ViltConfig, steps: tuple[Step, ...], resize: ResizeToMultiple) -> Canvas:
+    """What the processor gives, in patches; CheckpointError where a graph cannot compute what the model does of it."""
+    patch_px, side_px = config.patch_size, next(step.height_px for step in steps if isinstance(step, PadZeros))
+    if not isinstance(patch_px, int) or not isinstance(config.image_size, int):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: image_size, patch_size: expected a number each, found {config.image_size} and "
+            f"{patch_px}; pictures and patches must be squares"
+        )
+    if resize.multiple_px % patch_px:
+        raise CheckpointError(
+            f"{folder}: size_divisor: expected a multiple of the model's patch_size {patch_px}, found "
+            f"{resize.multiple_px}; the two must agree"
+        )
+    shortest, longest = (
+        side // resize.multiple_px * resize.multiple_px // patch_px for side in (resize.shortest_px, resize.longest_px)
+    )
+    if 0 <= config.max_image_length < shortest * longest:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: max_image_length: expected -1, or at least {shortest * longest}, the patches "
+            f"of the largest picture, found {config.max_image_length}; a random choice of patches cannot be exported"
+        )
+    if all(_can_be_zero(steps, channel) for channel in range(3)):
+        raise CheckpointError(
+            f"{folder}: image_mean, image_std: expected a normalisation that makes no color zero, found one that does; "
+            "zeros are what stands beside a picture"
+        )
+    return Canvas(side_px, patch_px, shortest * longest)
+
+
+def _can_be_zero(steps: tuple[Step, ...], channel: int) -> bool:
+    values = np.arange(256, dtype=np.float64)
+    for step in steps:
+        if isinstance(step, Rescale):
+            values = (values * step.factor).astype(np.float32)
+        elif isinstance(step, Normalize):
+            values = (values - np.float32(step.mean[channel])) / np.float32(step.std[channel])
+    return bool((values == 0).any())
+
+
+VILT: tuple[Family, ...] = (
+    Family("ViLT VQA", lambda config: has_architecture(config, "ViltForQuestionAnswering"), _open),
+)

@@ -1,0 +1,199 @@
+"""A budget in, the smallest or fastest bundle out: mixes of modes measured in the task's own metric, one confirmed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xattn_export.quantize.budget.measuring import (
+    SEARCHED_MODES,
+    Bench,
+    Journal,
+    Split,
+    named,
+    relative_loss,
+    search_identity,
+)
+from xattn_export.quantize.budget.search import Measured, Prefer, Space, candidates, frontier
+from xattn_export.quantize.bundle import open_source
+from xattn_export.quantize.options import Options
+from xattn_export.quantize.plans import layers_of_role, roles_of
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.errors import UserError, XattnError
+
+__all__ = ["AutoReport", "quantize_to_budget"]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class AutoReport:
+    """What was chosen, what it loses on samples that the search has not seen, and all that was measured.
+
+    budget, loss, unseen_loss, interval: shares of the fp32 bundle's score. interval: 95 %, by bootstrap over samples.
+    """
+
+    bundle: Path
+    metric: str
+    budget: float
+    prefer: Prefer
+    chosen: Measured
+    size_ratio: float
+    unseen: str
+    unseen_scores: tuple[float, float]
+    unseen_loss: float
+    interval: tuple[float, float]
+    frontier: tuple[Measured, ...]
+    measured: tuple[Measured, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "bundle": str(self.bundle)}
+
+
+def quantize_to_budget(
+    source: Path,
+    output: Path,
+    calibration: Split,
+    unseen: Split,
+    *,
+    budget: float,
+    prefer: Prefer = "size",
+    options: Options | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    on_measured: Callable[[Measured], None] | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> AutoReport:
+    """Make the bundle `output` of `source` that loses at most `budget` and is the smallest, fastest or leanest found.
+
+    Args:
+        calibration: split that mixes are measured on. unseen: split that the choice is confirmed on.
+        budget: the largest relative loss of the metric, such as 0.01.
+        prefer: what is to be small: the bundle's size, the time of an answer, or the peak memory.
+        options: how each mode does what it does.
+        on_measured: told every mix as soon as it is measured.
+        progress: told what is being done; a search has no known length, so that the share is that of its first part.
+
+    Raises:
+        UserError: a budget below 0 or not below 1, `source` quantized already, nothing to quantize, or scores that
+            are all 0.
+        XattnError: nothing within the budget; says what came nearest. What was measured stays for another try.
+        OutputError: as `quantize_bundle`.
+    """
+    if not 0 <= budget < 1:
+        raise UserError(f"--budget: expected a share of at least 0 and less than 1, such as 0.01, found {budget:g}")
+    bundle = open_source(source, output, overwrite=overwrite)
+    roles = roles_of(bundle)
+    if not any(layers_of_role(bundle, role) for role in roles):
+        raise UserError(
+            f"{bundle.path}: expected layers that a search can make smaller, found none: all are small, or of kinds "
+            "that stay as they are; use the bundle as it is"
+        )
+    journal = Journal.open(output, search_identity(bundle, calibration, options or Options()))
+    bench = Bench(bundle, calibration, options or Options(), journal, progress or (lambda what, share: None))
+    found: list[Measured] = []
+    space = Space(
+        dict.fromkeys(roles, SEARCHED_MODES), lambda role: [layer.name for layer in layers_of_role(bundle, role)]
+    )
+    for measured in candidates(space, budget, prefer, bench.measure):
+        found.append(measured)
+        if on_measured is not None:
+            on_measured(measured)
+    ranked = frontier(found, budget, prefer)
+    if not ranked:
+        raise XattnError(_impossible(found, budget))
+    report = _confirm(bundle, output, bench, unseen, found, ranked, budget, prefer, overwrite, command)
+    journal.path.unlink(missing_ok=True)
+    return report
+
+
+def _confirm(
+    bundle: Bundle,
+    output: Path,
+    bench: Bench,
+    unseen: Split,
+    found: Sequence[Measured],
+    ranked: Sequence[Measured],
+    budget: float,
+    prefer: Prefer,
+    overwrite: bool,
+    command: str,
+) -> AutoReport:
+    """Write the preferred mix, of those `ranked`, that keeps to the budget on samples that the search has not seen.
+
+    What does not keep to it there stands in the way of no other among `found`.
+    """
+    plain = unseen.scores(bundle)
+    left, nearest = list(found), (math.inf, found[0])
+    while ranked:
+        chosen = ranked[0]
+        with bench.made(chosen.components) as small:
+            scores = unseen.scores(small)
+        loss = relative_loss(plain.mean, scores.mean)
+        if loss > budget:
+            nearest = min(nearest, (loss, chosen), key=lambda pair: pair[0])
+            left.remove(chosen)
+            ranked = frontier(left, budget, prefer)
+            continue
+        report = AutoReport(
+            bundle=output,
+            metric=plain.metric,
+            budget=budget,
+            prefer=prefer,
+            chosen=chosen,
+            size_ratio=chosen.bytes / found[0].bytes,
+            unseen=unseen.name,
+            unseen_scores=(plain.mean, scores.mean),
+            unseen_loss=loss,
+            interval=_interval(plain.values, scores.values),
+            frontier=tuple(ranked),
+            measured=tuple(found),
+        )
+        bench.write(output, chosen.components, _search_record(report, bench.split.name), overwrite, command)
+        return report
+    loss, chosen = nearest
+    raise XattnError(
+        f"{unseen.name}: expected a mix that loses at most {budget:.2%} on samples that the search has not seen, "
+        f"found that {named(chosen.components)} comes nearest, with {loss:.2%}; allow a larger --budget, or give more "
+        "--examples"
+    )
+
+
+def _interval(plain: Sequence[float], found: Sequence[float]) -> tuple[float, float]:
+    """95 % of the loss over resamples of the samples, in pairs (Efron, 1979: the percentile method)."""
+    rng = np.random.default_rng(0)
+    one, other = np.asarray(plain), np.asarray(found)
+    rows = rng.integers(0, len(one), (_RESAMPLES, len(one)))
+    means = one[rows].mean(axis=1)
+    losses = (means - other[rows].mean(axis=1)) / np.where(means == 0, 1, means)
+    low, high = np.quantile(losses, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _search_record(report: AutoReport, calibration: str) -> dict[str, Any]:
+    return {
+        "metric": report.metric,
+        "budget": report.budget,
+        "prefer": report.prefer,
+        "measured": len(report.measured),
+        "calibration": {"data": calibration, "loss": report.chosen.loss},
+        "confirmed": {"data": report.unseen, "loss": report.unseen_loss, "interval": list(report.interval)},
+    }
+
+
+def _impossible(found: Sequence[Measured], budget: float) -> str:
+    tried = [one for one in found if one.components and one.failure is None]
+    if not tried:
+        return f"expected modes that this bundle can have, found none: {found[-1].failure}"
+    nearest = min(tried, key=lambda one: one.loss)
+    return (
+        f"expected a mix that loses at most {budget:.2%}, found none among {len(found)}: {named(nearest.components)} "
+        f"comes nearest, with {nearest.loss:.2%} and {nearest.bytes / found[0].bytes:.2f} of the size; allow a larger "
+        "--budget"
+    )

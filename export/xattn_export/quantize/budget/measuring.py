@@ -1,0 +1,260 @@
+"""Makes and measures the bundles of a search, and keeps what was measured beside the output.
+
+So a search that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from xattn_export.quantize.budget.search import Components, Measured
+from xattn_export.quantize.bundle import quantize_bundle, write_quantized
+from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
+from xattn_export.quantize.calibration.examples import Example, Examples, SomeExamples, run_example
+from xattn_export.quantize.options import GraphPlan, Mode, Options
+from xattn_export.quantize.plans import make_plans, roles_of
+from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
+from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.tasks import AnyTask, load
+
+__all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "relative_loss", "search_identity"]
+
+SEARCHED_MODES: tuple[Mode, ...] = ("int8", "int8-weight", "int4")
+_TIMED = 12
+_CALIBRATED = 32
+# Other programs disturb single answers of a millisecond: several turns each, for as long as that takes little time.
+_TURNS, _SECONDS_OF_TURNS = 10, 5.0
+_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, load
+task = load(sys.argv[1])
+for case in task.bundle.manifest.golden.cases[:2]:
+    image = task.bundle.file(case.image)
+    if isinstance(task, CaptionTask):
+        task.caption(image)
+    elif isinstance(task, RetrievalTask):
+        task.embed_images([image])
+    else:
+        task.ask(image, case.question)
+status = Path("/proc/self/status")  # Linux counts the peak of the process that started this one in its usage
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.exists() else None
+usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(int(peak[1]) / 1024 if peak else usage / (1024 * 1024 if sys.platform == "darwin" else 1024))
+"""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What each sample scored, the higher the better; the metric's value is their mean."""
+
+    metric: str
+    values: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        """The metric."""
+        return statistics.fmean(self.values)
+
+
+class Split(Protocol):
+    """Samples of a task, and what a bundle scores on them."""
+
+    @property
+    def name(self) -> str:
+        """For records."""
+
+    @property
+    def examples(self) -> Examples:
+        """To calibrate on, and to time answers with."""
+
+    def scores(self, bundle: Bundle) -> Scores:
+        """What `bundle` scores on each sample."""
+
+
+@dataclass
+class Journal:
+    """What has been measured, a line each, after a line that says of what."""
+
+    path: Path
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, output: Path, identity: Mapping[str, Any]) -> Journal:
+        """The journal of this search: where it was killed it goes on, a journal of another search is begun anew."""
+        path = output.resolve().parent / f".{output.name}.search.jsonl"
+        head = json.dumps({"search": identity}, sort_keys=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if lines[:1] != [head]:
+            path.write_text(head + "\n", encoding="utf-8")
+            return cls(path)
+        known = {}
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:  # the line that was being written when the search was killed
+                continue
+            known[_key(entry["components"])] = entry
+        return cls(path, known)
+
+    def add(self, measured: Measured) -> None:
+        """Keep a measurement."""
+        entry = asdict(measured)
+        self.known[_key(measured.components)] = entry
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+class Bench:
+    """Makes and measures bundles."""
+
+    def __init__(
+        self, bundle: Bundle, split: Split, options: Options, journal: Journal, tell: Callable[[str, float], None]
+    ) -> None:
+        self.bundle, self.split, self.options = bundle, split, options
+        self._journal, self._tell = journal, tell
+        self._plain: Scores | None = None
+        self._expected = 1 + len(SEARCHED_MODES) * len(roles_of(bundle))
+        self._done = 0
+
+    def measure(self, components: Components) -> Measured:
+        """The mix as it was measured before, or is now."""
+        self._tell(f"measuring {named(components)}", min(1.0, self._done / self._expected))
+        self._done += 1
+        if known := self._journal.known.get(_key(components)):
+            return Measured(**known)
+        measured = self._measure(components)
+        self._journal.add(measured)
+        return measured
+
+    @property
+    def place(self) -> Path:
+        """Where bundles of mixes are made, one at a time."""
+        return self._journal.path.with_suffix("")
+
+    def calibrated_on(self, plans: Mapping[str, GraphPlan]) -> Examples | None:
+        """The first of the split's examples, None where the plans need none."""
+        if not needs_examples(plans, self.options):
+            return None
+        examples = self.split.examples
+        return SomeExamples(examples.name, examples.items[:_CALIBRATED])
+
+    @contextmanager
+    def made(self, components: Components) -> Iterator[Bundle]:
+        """A bundle of this mix, beside the journal for as long as the context lasts; the source for no mix.
+
+        Its place has a fixed name, so that what a killed search left there is gone when it goes on.
+        """
+        if not components:
+            yield self.bundle
+            return
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.place.mkdir()
+        try:
+            path = self.place / "mix.xattn"
+            examples = self.calibrated_on(make_plans(self.bundle, "fp32", components))
+            quantize_bundle(
+                self.bundle.path, path, mode="fp32", components=components, options=self.options, examples=examples
+            )
+            yield open_bundle(path)
+        finally:
+            shutil.rmtree(self.place, ignore_errors=True)
+
+    def write(
+        self, output: Path, components: Components, search: Mapping[str, Any], overwrite: bool, command: str
+    ) -> None:
+        """Write the bundle of this mix for good."""
+        plans = make_plans(self.bundle, "fp32", components)
+        examples = self.calibrated_on(plans)
+        seen = calibrate(self.bundle, plans, self.options, examples, lambda what, share: None)
+        write_quantized(
+            self.bundle,
+            output,
+            plans,
+            self.options,
+            seen,
+            mode="auto",
+            examples=examples,
+            search=search,
+            overwrite=overwrite,
+            command=command,
+        )
+
+    def _measure(self, components: Components) -> Measured:
+        try:
+            with self.made(components) as small:
+                scores = self.split.scores(small)
+                size = sum(path.stat().st_size for path in small.path.rglob("*") if path.is_file())
+                ratio, memory = self._time(small) if components else 1.0, _peak_memory(small.path)
+        except XattnError as error:
+            return Measured(components, 0.0, math.inf, 0, math.inf, math.inf, str(error))
+        if self._plain is None:
+            self._plain = scores if not components else self.split.scores(self.bundle)
+            if not self._plain.mean:
+                raise UserError(
+                    f"{self.split.name}: expected a bundle that scores above 0, found 0: nothing can be lost"
+                )
+        return Measured(components, scores.mean, relative_loss(self._plain.mean, scores.mean), size, ratio, memory)
+
+    def _time(self, small: Bundle) -> float:
+        """The time of an answer as a multiple of the fp32 bundle's: the median over a few examples.
+
+        Both take turns, and of several answers to one example the fastest counts.
+        """
+        tasks = load(self.bundle), load(small)
+        ratios: list[float] = []
+        began = time.perf_counter()
+        for example in self.split.examples.items[:_TIMED]:
+            turns = [[_seconds(task, example) for task in tasks]]
+            while len(turns) < _TURNS and time.perf_counter() - began < _SECONDS_OF_TURNS:
+                turns.append([_seconds(task, example) for task in tasks])
+            ratios.append(min(turn[1] for turn in turns) / min(turn[0] for turn in turns))
+        return statistics.median(ratios)
+
+
+def _seconds(task: AnyTask, example: Example) -> float:
+    began = time.perf_counter()
+    run_example(task, example)
+    return time.perf_counter() - began
+
+
+def _peak_memory(bundle: Path) -> float:
+    """MB that a process of its own needs at most to answer two golden inputs."""
+    done = subprocess.run([sys.executable, "-c", _MEMORY, str(bundle)], capture_output=True, text=True)
+    if done.returncode:
+        raise XattnError(f"{bundle.name}: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout)
+
+
+def relative_loss(plain: float, found: float) -> float:
+    return (plain - found) / plain
+
+
+def search_identity(bundle: Bundle, split: Split, options: Options) -> dict[str, Any]:
+    return {
+        "source": file_digest(bundle.path / MANIFEST_FILE),
+        "data": [split.name, len(split.examples.items)],
+        "options": asdict(options),
+    }
+
+
+def named(components: Components) -> str:
+    return " ".join(f"{name}={mode}" for name, mode in components.items()) or "fp32"
+
+
+def _key(components: Components) -> str:
+    return json.dumps(dict(components), sort_keys=True)

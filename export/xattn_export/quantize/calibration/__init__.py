@@ -1,0 +1,1 @@
+"""Running examples through a bundle and observing the activations."""

@@ -1,0 +1,180 @@
+"""Opening a bundle: nothing of it is used before its manifest, paths, sizes and hashes are right.
+
+It knows files and the manifest, and no graph: ONNX Runtime sees a file only after `open_bundle` has returned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from xattn_runtime.bundle.manifest import FileEntry, Manifest, Task, parse
+from xattn_runtime.errors import BundleError
+from xattn_runtime.json_reader import one_line, show
+
+__all__ = ["MANIFEST_FILE", "Bundle", "default_bundle", "file_digest", "open_bundle", "parse_manifest_json"]
+
+MANIFEST_FILE = "manifest.json"
+_DEFAULT_NAMES: dict[Task, str] = {
+    "caption": "emoji-caption.xattn",
+    "retrieval": "emoji-retrieval.xattn",
+    "sentiment": "sentiment.xattn",
+    "vqa": "shapes-vqa.xattn",
+}
+_LARGE_FILE_BYTES = 16 * 2**20
+_MOST_HASHED_AT_ONCE = 4
+_MANIFEST_LIMIT_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, relative: str) -> Path:
+        """Where the listed file `relative` lies; BundleError where the manifest does not list it."""
+        if relative not in self.manifest.files:
+            raise BundleError(f"{self.path}: expected a file that {MANIFEST_FILE} lists, found {show(relative)}")
+        return self.path / relative
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """The bundle in the folder `path`, after checking schema version, paths, sizes and SHA-256 of every file.
+
+    Raises BundleError, one line that names the file, for anything missing, truncated, altered, linked or not listed.
+    """
+    folder = Path(path)
+    _check_folder(folder)
+    manifest_path = folder / MANIFEST_FILE
+    manifest = parse_manifest_json(_read_manifest(manifest_path), str(manifest_path))
+    _check_tree(folder, manifest)
+    _check_files(folder, manifest)
+    return Bundle(folder, manifest)
+
+
+def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
+    """The manifest written in `text`; BundleError where it is no JSON or no manifest. `file` stands in the errors."""
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(
+            f"{file}: expected a JSON document, found {one_line(error)}; copy the bundle again"
+        ) from error
+    return parse(data, file)
+
+
+def default_bundle(task: Task) -> Path:
+    """Folder of the bundle for `task` that came with this package; BundleError where there is none."""
+    from importlib import resources
+
+    if task not in _DEFAULT_NAMES:
+        raise BundleError(f"default bundle: expected a task of {', '.join(_DEFAULT_NAMES)}, found {show(task)}")
+    folder = Path(str(resources.files("xattn_runtime"))) / "defaults" / _DEFAULT_NAMES[task]
+    if not (folder / MANIFEST_FILE).is_file():
+        raise BundleError(
+            f"{folder}: expected the default bundle for {task}, found none; name a bundle with --bundle, "
+            "install xattn-edge from its wheel, or run scripts/make_defaults.sh in a checkout"
+        )
+    return folder
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, 64 lower-case hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    if not os.path.lexists(folder):
+        raise BundleError(f"{folder}: expected a bundle folder, found nothing; check the path")
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder}: expected a bundle folder, found a file; name the folder that holds {MANIFEST_FILE}"
+        )
+    if not os.path.lexists(folder / MANIFEST_FILE):
+        raise BundleError(f"{folder}: expected a bundle, found no {MANIFEST_FILE} in this folder; check the path")
+
+
+def _read_manifest(path: Path) -> bytes:
+    _check_regular(path)
+    try:
+        size = path.stat().st_size
+        if size > _MANIFEST_LIMIT_BYTES:
+            raise BundleError(f"{path}: expected at most {_MANIFEST_LIMIT_BYTES} bytes, found {size}")
+        return path.read_bytes()
+    except OSError as error:
+        _unreadable(path, error)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the number {name}")
+
+
+def _check_tree(folder: Path, manifest: Manifest) -> None:
+    """Refuse links, special files, and whatever the manifest does not list."""
+    listed = {MANIFEST_FILE, *manifest.files}
+    folders = {parent.as_posix() for path in manifest.files for parent in Path(path).parents}
+    for root, names, files in os.walk(folder, followlinks=False, onerror=_walk_failed):
+        for name in names + files:
+            path = Path(root) / name
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise BundleError(
+                    f"{path}: expected a file of the bundle, found a link; copy what it points to instead"
+                )
+            if relative not in (folders if name in names else listed):
+                raise BundleError(
+                    f"{path}: expected only what {MANIFEST_FILE} lists, found this besides; remove it or export again"
+                )
+
+
+def _walk_failed(error: OSError) -> NoReturn:
+    _unreadable(Path(error.filename or "bundle"), error)
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Check every file, the large ones side by side: hashing leaves the interpreter free."""
+    large = {path: entry for path, entry in manifest.files.items() if entry.bytes >= _LARGE_FILE_BYTES}
+    for relative, entry in manifest.files.items():
+        if relative not in large or len(large) == 1:
+            _check_file(folder / relative, entry)
+    if len(large) > 1:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(max_workers=_MOST_HASHED_AT_ONCE) as pool:
+            list(pool.map(lambda relative: _check_file(folder / relative, large[relative]), large))
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    _check_regular(path)
+    try:
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}; copy or export the bundle again")
+        digest = file_digest(path)
+    except OSError as error:
+        _unreadable(path, error)
+    if digest != entry.sha256:
+        raise BundleError(
+            f"{path}: expected SHA-256 {entry.sha256[:12]}…, found {digest[:12]}…: the file was altered; "
+            "copy or export the bundle again"
+        )
+
+
+def _check_regular(path: Path) -> None:
+    if path.is_symlink():
+        raise BundleError(f"{path}: expected a file of the bundle, found a link; copy what it points to instead")
+    if not path.exists():
+        raise BundleError(f"{path}: expected a file that {MANIFEST_FILE} lists, found nothing; copy the bundle again")
+    if not path.is_file():
+        raise BundleError(f"{path}: expected a regular file, found something else; copy the bundle again")
+
+
+def _unreadable(path: Path, error: OSError) -> NoReturn:
+    raise BundleError(f"{path}: expected a readable file, found {one_line(error)}; check its permissions") from error

@@ -1,0 +1,162 @@
+"""What `xattn-edge tune` found best for a bundle on a device: a small file beside the bundle, which loading obeys.
+
+It holds for the machine that it was made on, and where nobody asks for a number of threads. A folder beside it may keep
+the bundle's graphs as this machine's ONNX Runtime has optimized them, which spares it that work when it loads them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
+from xattn_runtime.errors import OutputError
+from xattn_runtime.execution.loading import SessionTuning
+from xattn_runtime.execution.machine import describe_machine
+from xattn_runtime.execution.providers import load_onnxruntime
+
+__all__ = [
+    "DeviceProfile",
+    "OptimizedGraphs",
+    "device_profile_path",
+    "digests_of",
+    "optimized_graphs_path",
+    "read_device_profile",
+    "remove_device_profile",
+    "write_device_profile",
+]
+
+_SCHEMA = "xattn-edge/device/1"
+
+
+@dataclass(frozen=True)
+class OptimizedGraphs:
+    """Graphs that ONNX Runtime has optimized for one processor: for this machine alone, and never to be shipped.
+
+    manifest_sha256: of the bundle that they were made from. onnxruntime: the version that made them. files: SHA-256 of
+    each file in the folder.
+    """
+
+    manifest_sha256: str
+    onnxruntime: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """cpu, cores: the machine's. provider, threads, spinning, arena: what to run with. goal: what it was chosen for.
+
+    gain: the share by which the goal's figure is below that of the defaults, measured in turns. optimized: graphs to
+    load in place of the bundle's own. load_gain: the share by which they load faster.
+    """
+
+    cpu: str
+    cores: int
+    provider: str
+    threads: int
+    spinning: bool
+    arena: bool
+    goal: str
+    gain: float
+    optimized: OptimizedGraphs | None = None
+    load_gain: float = 0.0
+
+    def tuning_of(self, bundle: Path) -> SessionTuning:
+        """For sessions of `bundle`."""
+        folder = None if self.optimized is None else optimized_graphs_path(bundle)
+        return SessionTuning(self.spinning, self.arena, optimized=folder)
+
+
+def device_profile_path(bundle: Path) -> Path:
+    """`NAME.xattn.device.json` beside the bundle."""
+    return bundle.with_name(f"{bundle.name}.device.json")
+
+
+def optimized_graphs_path(bundle: Path) -> Path:
+    """The folder `NAME.xattn.device` beside the bundle."""
+    return bundle.with_name(f"{bundle.name}.device")
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in `folder`; OSError where there is something else in it, such as a link."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise OSError(0, "expected nothing but files", str(path))
+        found[path.name] = file_digest(path)
+    return found
+
+
+def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
+    """What was found for `provider` on this very machine; None where nothing was, or the file cannot be used.
+
+    Its optimized graphs are left out unless this bundle and this version of ONNX Runtime made them and no byte of them
+    has changed since.
+    """
+    try:
+        values = json.loads(device_profile_path(bundle).read_text(encoding="utf-8"))
+        if values.pop("schema") != _SCHEMA:
+            return None
+        optimized = values.pop("optimized", None)
+        found = DeviceProfile(**values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    kinds = (str, int, str, int, bool, bool)
+    named = (found.cpu, found.cores, found.provider, found.threads, found.spinning, found.arena)
+    if not all(isinstance(value, kind) for value, kind in zip(named, kinds, strict=True)) or found.threads < 1:
+        return None
+    machine = describe_machine()
+    if (found.cpu, found.cores, found.provider) != (machine.cpu, machine.cores, provider):
+        return None
+    return replace(found, optimized=_unchanged(bundle, optimized))
+
+
+def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path | None = None) -> Path:
+    """Write it whole or not at all, with the graphs in the folder `optimized`; OutputError where that cannot be."""
+    path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
+    temporary, made = path.with_name(f".{path.name}.partial"), folder.with_name(f".{folder.name}.partial")
+    try:
+        temporary.write_text(json.dumps({"schema": _SCHEMA, **asdict(profile)}, indent=2) + "\n", encoding="utf-8")
+        if profile.optimized is not None and optimized is not None:
+            shutil.copytree(optimized, made)
+        # In between an older profile finds graphs that are gone or are not its own, and does without.
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+        if made.is_dir():
+            made.replace(folder)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; move the bundle") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return path
+
+
+def remove_device_profile(bundle: Path) -> bool:
+    """Remove it and its graphs; whether there was one. OutputError where it cannot be removed."""
+    path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
+    was_there = path.is_file()
+    try:
+        path.unlink(missing_ok=True)
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"{path}: expected to remove it, found: {error.strerror}; remove it by hand") from error
+    return was_there
+
+
+def _unchanged(bundle: Path, told: Any) -> OptimizedGraphs | None:
+    folder = optimized_graphs_path(bundle)
+    try:
+        known = OptimizedGraphs(**told)
+        made_here = known.onnxruntime == load_onnxruntime().__version__
+        made_from_this = made_here and known.manifest_sha256 == file_digest(bundle / MANIFEST_FILE)
+        same = made_from_this and not folder.is_symlink() and known.files == digests_of(folder)
+    except (OSError, TypeError):
+        return None
+    return known if same else None

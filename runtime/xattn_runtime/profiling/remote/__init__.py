@@ -1,0 +1,1 @@
+"""Profiling on another machine over ssh: the client here, what it sends, and the server there."""

@@ -1,0 +1,1 @@
+"""An index of embeddings in a file, and the search for the nearest of them."""

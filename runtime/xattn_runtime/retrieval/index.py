@@ -1,0 +1,298 @@
+"""An index: the embeddings of a folder of pictures in one file, which is mapped into memory and searched.
+
+```
+8 bytes     XATTNIDX
+8 bytes     length of the header, little-endian
+header      JSON: version, bundle, folder, width, files: [[name, bytes, mtime_ns], …]; blanks up to a multiple of 64
+embeddings  float32, little-endian, [files, width], each of length 1
+```
+
+It knows files and embeddings, and no graph. What another bundle embedded is another space, so that the index names its
+own by a digest of graphs, tokenizer and preprocessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
+from xattn_runtime.json_reader import one_line, show
+
+if TYPE_CHECKING:
+    from xattn_runtime.tasks.retrieval import RetrievalTask
+
+__all__ = [
+    "SUFFIXES",
+    "IndexReport",
+    "Indexed",
+    "PictureIndex",
+    "bundle_digest",
+    "look_at_folder",
+    "open_index",
+    "update_index",
+]
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
+"""Of the files of a folder that are pictures."""
+
+_MAGIC = b"XATTNIDX"
+_VERSION = 1
+_ALIGNED = 64
+_BATCH = 16
+_MOST_HEADER_BYTES = 2**30
+_MOST_NAMED = 3
+
+Embeddings = NDArray[np.float32]
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A picture of an index, and what its file was when it was embedded."""
+
+    name: str
+    bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class PictureIndex:
+    """An index, open: `embeddings` `[files, width]` are mapped from the file and read as they are needed."""
+
+    path: Path
+    folder: Path
+    files: tuple[Indexed, ...]
+    embeddings: Embeddings
+
+    def image(self, row: int) -> Path:
+        """Where the picture of a row lies."""
+        return self.folder / self.files[row].name
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What `update_index` did: pictures in the index, of them embedded now, gone from it, and those it cannot use."""
+
+    index: PictureIndex
+    embedded: int
+    removed: int
+    refused: tuple[ImageError, ...]
+
+
+def bundle_digest(bundle: Bundle) -> str:
+    """SHA-256 of what makes embeddings: graphs with their weights, tokenizer, preprocessing."""
+    manifest = bundle.manifest.to_dict()
+    golden = {path for case in bundle.manifest.golden.cases for path in (case.image, case.tensors)}
+    files = {path: entry["sha256"] for path, entry in manifest["files"].items() if path not in golden}
+    made_of = {"files": files, "preprocessing": manifest["preprocessing"], "tokenizer": manifest["tokenizer"]}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def open_index(path: Path, bundle: Bundle) -> PictureIndex:
+    """The index in the file `path`, which `bundle` must have made.
+
+    Raises:
+        IndexFileError: nothing there, another kind of file, a damaged one, or one that another bundle made.
+    """
+    try:
+        header, start = _read_header(path)
+        files = tuple(Indexed(str(name), int(size), int(time)) for name, size, time in header["files"])
+        width, made_by, folder = int(header["width"]), header["bundle"], Path(str(header["folder"]))
+        name, digest = str(made_by["name"]), str(made_by["digest"])
+        expected = start + 4 * len(files) * width
+        if path.stat().st_size != expected:
+            raise ValueError(f"{path.stat().st_size} bytes in place of {expected}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IndexFileError(
+            f"{path}: expected an index that `xattn-edge retrieve --index` wrote, found: {one_line(error)}; "
+            "remove it, or name another file"
+        ) from error
+    if digest != bundle_digest(bundle):
+        raise IndexFileError(
+            f"{path}: expected an index made by {bundle.path} ({bundle_digest(bundle)[:12]}…), found one made by the "
+            f"bundle {show(name)} ({digest[:12]}…), which embeds otherwise; name that bundle, or another index file"
+        )
+    embeddings: Embeddings = np.zeros((0, width), dtype=np.float32)
+    if files:
+        embeddings = np.memmap(path, dtype="<f4", mode="r", offset=start, shape=(len(files), width))
+    return PictureIndex(path, folder, files, embeddings)
+
+
+def update_index(task: RetrievalTask, folder: Path, path: Path, progress: Progress | None = None) -> IndexReport:
+    """Make the file `path` the index of the pictures in `folder`; what it holds already and is unchanged is kept.
+
+    Pictures that cannot be used are left out and reported. The file is replaced when all is done, or not at all.
+
+    Raises:
+        IndexFileError: `path` holds something else, or the index of another bundle or folder.
+        UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
+        OutputError: `path` cannot be written.
+    """
+    before = pictures_of(folder)
+    if path.parent.resolve() == folder.resolve() and path.suffix.lower() in SUFFIXES:
+        raise OutputError(f"{path}: expected a name that is not that of a picture, found {path.suffix}")
+    old = _old_index(path, task.bundle, folder)
+    rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
+    new = [file for file in before if file not in rows]
+    found, refused = _embed(task, folder, new, progress or _silent)
+    _check_unchanged(folder, before)
+    kept = [file for file in before if file in rows or file in found]
+    embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else found[file] for file in kept]
+    removed = len(set(rows) - set(before))
+    if old is None or new or removed:
+        _write(path, folder, task.bundle, kept, embeddings, task.width)
+    return IndexReport(open_index(path, task.bundle), len(found), removed, tuple(refused))
+
+
+def look_at_folder(task: RetrievalTask, folder: Path, progress: Progress | None = None) -> IndexReport:
+    """The same index in memory alone, of all pictures in `folder`.
+
+    Raises:
+        UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
+    """
+    files = pictures_of(folder)
+    found, refused = _embed(task, folder, files, progress or _silent)
+    _check_unchanged(folder, files)
+    embeddings = np.stack(list(found.values())) if found else np.zeros((0, task.width), dtype=np.float32)
+    return IndexReport(PictureIndex(folder, folder, tuple(found), embeddings), len(found), 0, tuple(refused))
+
+
+def _silent(_what: str, _share: float) -> None:
+    pass
+
+
+def pictures_of(folder: Path) -> list[Indexed]:
+    """The pictures that lie in a folder, by name.
+
+    Raises:
+        UserError: no folder, or none in it.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UserError(f"{folder}: expected a folder of pictures, found {found}; check the path")
+    files = _list(folder)
+    if not files:
+        raise UserError(
+            f"{folder}: expected pictures ({', '.join(sorted(SUFFIXES))}), found none; name the folder that has them"
+        )
+    return files
+
+
+def _list(folder: Path) -> list[Indexed]:
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            status = path.stat()
+            files.append(Indexed(path.name, status.st_size, status.st_mtime_ns))
+    return files
+
+
+def _old_index(path: Path, bundle: Bundle, folder: Path) -> PictureIndex | None:
+    if not os.path.lexists(path):
+        return None
+    old = open_index(path, bundle)
+    if old.folder != folder.resolve():
+        raise IndexFileError(
+            f"{path}: expected the index of {folder.resolve()}, found that of {old.folder}; name another index file"
+        )
+    return old
+
+
+def _embed(
+    task: RetrievalTask, folder: Path, files: Sequence[Indexed], tell: Progress
+) -> tuple[dict[Indexed, Embeddings], list[ImageError]]:
+    """Embeddings of the files that can be used, several a run, and why the others cannot."""
+    found: dict[Indexed, Embeddings] = {}
+    refused: list[ImageError] = []
+    for start in range(0, len(files), _BATCH):
+        tell("looking at pictures", start / len(files))
+        batch = files[start : start + _BATCH]
+        try:
+            found |= zip(batch, task.embed_images([folder / file.name for file in batch]), strict=True)
+        except ImageError:  # one by one, so that the others go on
+            for file in batch:
+                try:
+                    found[file] = task.embed_images([folder / file.name])[0]
+                except ImageError as error:
+                    refused.append(error)
+    return found, refused
+
+
+def _check_unchanged(folder: Path, before: Sequence[Indexed]) -> None:
+    try:
+        after = _list(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: changed while it was indexed: {one_line(error)}; run it again") from error
+    if after == list(before):
+        return
+    was, now = {file.name: file for file in before}, {file.name: file for file in after}
+    changes = {
+        "added": sorted(now.keys() - was.keys()),
+        "gone": sorted(was.keys() - now.keys()),
+        "altered": sorted(name for name in was.keys() & now.keys() if was[name] != now[name]),
+    }
+    said = "; ".join(
+        f"{len(names)} {kind} ({', '.join(map(show, names[:_MOST_NAMED]))}{', …' if names[_MOST_NAMED:] else ''})"
+        for kind, names in changes.items()
+        if names
+    )
+    raise UserError(
+        f"{folder}: expected a folder that stays as it is while it is indexed, found {said}; nothing was written: run "
+        "it again when the folder is at rest"
+    )
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and where the embeddings begin."""
+    with path.open("rb") as stream:
+        if stream.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError("another kind of file")
+        length = int.from_bytes(stream.read(8), "little")
+        if not 0 < length <= min(_MOST_HEADER_BYTES, path.stat().st_size):
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict) or header.get("version") != _VERSION:
+        raise ValueError("a header of another version")
+    return header, len(_MAGIC) + 8 + length
+
+
+def _write(
+    path: Path,
+    folder: Path,
+    bundle: Bundle,
+    files: Sequence[Indexed],
+    embeddings: Sequence[Embeddings],
+    width: int,
+) -> None:
+    header = {
+        "version": _VERSION,
+        "bundle": {"name": bundle.manifest.name, "digest": bundle_digest(bundle)},
+        "folder": str(folder.resolve()),
+        "width": width,
+        "files": [[file.name, file.bytes, file.mtime_ns] for file in files],
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNED)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(_MAGIC + len(text).to_bytes(8, "little") + text)
+            for row in embeddings:
+                stream.write(np.asarray(row, dtype="<f4").tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: expected a file that can be written, found {one_line(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What several tasks are made of: image encoder, text generation, prefetching, attention maps."""

@@ -1,0 +1,128 @@
+"""Text from what an encoder gave: in one run where the bundle has a graph for that and it suffices, else step by step.
+
+For captioning and for answers that are generated alike.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.errors import BundleError
+from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.generate.loop import GreedyLoop
+from xattn_runtime.generate.options import Sampling, Stop
+from xattn_runtime.generate.search import generate_best
+from xattn_runtime.generate.sequence import Sequence as TokenSequence
+from xattn_runtime.tasks.shared.image_encoder import check_key_values
+
+__all__ = ["TextGenerator", "open_generation"]
+
+_LOOP = "generator"
+_IMAGE_TOKENS = "image_tokens"
+
+
+def open_generation(bundle: Bundle, settings: SessionSettings) -> GraphSession:
+    """The graph that plain greedy decoding needs: the generator, or where none is there or can be run the decoder.
+
+    Best loaded before any other: while a generator is loaded, its weights are in memory twice.
+    """
+    looped = _LOOP in bundle.manifest.graphs and settings.loops
+    return open_session(bundle, _LOOP if looped else "decoder", settings)
+
+
+class TextGenerator:
+    """The decoder of a bundle, and its generator if it has one: then the decoder is loaded when it is first needed."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: SessionSettings,
+        session: GraphSession,
+        giver: GraphSession,
+        decoding: Decoding,
+    ) -> None:
+        """`session` is what `open_generation` gave, and `giver` the encoder that gives what is decoded.
+
+        Raises BundleError where a graph does not take what `giver` gives, where it lacks a token that the manifest's
+        decoding names, or where the image stands in the text and the manifest says not how.
+        """
+        self._bundle = bundle
+        self._settings = settings
+        self._giver = giver
+        self._decoding = decoding
+        self._loading = threading.Lock()
+        self._check(session)
+        has_loop = session.role == _LOOP
+        self._loop = GreedyLoop(session) if has_loop else None
+        self._decoder = None if has_loop else self._step(session)
+
+    @property
+    def decoder(self) -> DecoderStep:
+        """The decoder, a step at a time."""
+        with self._loading:
+            if self._decoder is None:
+                session = open_session(self._bundle, "decoder", self._settings)
+                self._check(session)
+                self._decoder = self._step(session)
+            return self._decoder
+
+    def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
+        """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.asked`."""
+        return [best[0] for best in self.generate_best(context, decoding)]
+
+    def generate_best(
+        self,
+        context: Mapping[str, Tensor],
+        decoding: Decoding,
+        sampling: Sampling | None = None,
+        stop: Stop | None = None,
+        n_best: int = 1,
+    ) -> list[tuple[TokenSequence, ...]]:
+        """The same with tokens that are drawn, words to stop at, and the `n_best` sequences of every row."""
+        if self._loop is not None and decoding.is_plain and sampling is None and stop is None:
+            return [(sequence,) for sequence in self._loop.generate(context, decoding)]
+        return generate_best(self.decoder, context, decoding, sampling, stop, n_best)
+
+    def forced_logits(
+        self, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+        past, cross = self.decoder.first_past(context), self.decoder.cross(context)
+        rows = []
+        for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):
+            logits, past = self.decoder.logits(np.array([fed], np.int64), past, cross)
+            rows.append(logits)
+        return np.concatenate(rows)
+
+    def _step(self, session: GraphSession) -> DecoderStep:
+        step = DecoderStep(session)
+        step.check_ids(self._decoding.generated_ids)
+        return step
+
+    def _check(self, session: GraphSession) -> None:
+        check_key_values(self._giver, session)
+        _check_layout(self._bundle, self._giver, session)
+
+
+def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
+    layout = bundle.manifest.tokenizer.image_layout
+    is_in_text = _IMAGE_TOKENS in decoder.input_shapes
+    if is_in_text != (layout is not None):
+        raise BundleError(
+            f"{decoder.path}: expected {'an' if is_in_text else 'no'} image_layout in the manifest's tokenizer, as the "
+            f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
+            "export it again"
+        )
+    given = giver.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
+    if layout is not None and isinstance(given, int) and given != layout.tokens:
+        raise BundleError(
+            f"{giver.path}: output {_IMAGE_TOKENS}: expected {layout.tokens} tokens, as the manifest's image_layout "
+            f"says, found {given}; export it again"
+        )

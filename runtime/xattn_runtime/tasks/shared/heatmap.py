@@ -1,0 +1,140 @@
+"""Draws an attention map: a panel a word over the picture as PNG, or a page of HTML to step through the words.
+
+It knows weights and pictures, and no model.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.errors import OutputError
+from xattn_runtime.json_reader import one_line
+from xattn_runtime.tasks.shared.attention_maps import AttentionMap
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["check_heatmap", "draw_html", "draw_png", "write_heatmap"]
+
+_PANEL_PX, _LABEL_PX, _MARGIN_PX = 224, 24, 8
+_MOST_IN_A_ROW = 6
+_SUFFIXES = (".png", ".html")
+# From nothing to the most, as 8-bit RGB: dark violet, red, orange, light yellow.
+_COLORS = np.array([[20, 11, 53], [132, 32, 107], [229, 89, 52], [246, 173, 25], [252, 255, 164]], np.float32)
+_OPAQUE = 0.65
+_LEAST = 1e-30
+
+
+def check_heatmap(path: Path) -> None:
+    """OutputError unless a heat map can be written to `path`, by its suffix and its folder."""
+    if path.suffix.lower() not in _SUFFIXES:
+        raise OutputError(
+            f"{path}: expected a name that ends in {' or '.join(_SUFFIXES)}, found {path.suffix or 'none'}"
+        )
+    if path.is_dir():
+        raise OutputError(f"{path}: expected a file to write, found a folder; name another")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"{path}: expected a folder to write in, found none at {path.parent}; make it or name another"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: expected a folder to write in, found {path.parent} closed to writing; name another")
+
+
+def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, head: int | None = None) -> None:
+    """Draw to `path`, PNG or HTML by its suffix; whole or not at all.
+
+    Raises OutputError where it cannot be written, UserError for a layer or head that there is not.
+    """
+    check_heatmap(path)
+    if path.suffix.lower() == ".png":
+        stream = io.BytesIO()
+        draw_png(found, layer, head).save(stream, "PNG")
+        content = stream.getvalue()
+    else:
+        content = draw_html(found, layer, head).encode()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise OutputError(f"{path}: expected a file that can be written, found: {reason}; name another") from error
+    finally:
+        with suppress(OSError):  # it is not there, or nothing can be changed there
+            temporary.unlink()
+
+
+def draw_png(found: AttentionMap, layer: int | None = None, head: int | None = None) -> Image.Image:
+    """A panel for each word: the picture, and over it where the word's attention lay, as strong as its own most."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = _enlarged(found.picture)
+    maps = found.mean(layer, head)
+    columns = max(1, min(_MOST_IN_A_ROW, len(maps)))
+    rows = max(1, -(-len(maps) // columns))
+    width, height = picture.width + _MARGIN_PX, picture.height + _LABEL_PX + _MARGIN_PX
+    canvas = Image.new("RGB", (columns * width + _MARGIN_PX, rows * height + _MARGIN_PX), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_LABEL_PX * 0.7)
+    for place, (word, weights) in enumerate(zip(found.words, maps, strict=True)):
+        left, top = _MARGIN_PX + place % columns * width, _MARGIN_PX + place // columns * height
+        canvas.paste(_over(picture, weights), (left, top))
+        draw.text((left, top + picture.height + 2), word, fill="black", font=font)
+    return canvas
+
+
+def draw_html(found: AttentionMap, layer: int | None = None, head: int | None = None) -> str:
+    """A page that needs nothing else: arrow keys or clicks step through the words, layers and heads are chosen."""
+    stream = io.BytesIO()
+    _enlarged(found.picture).save(stream, "PNG")
+    most = max(float(found.weights.max(initial=0.0)), _LEAST)
+    data = {
+        "words": found.words,
+        "shape": found.weights.shape,
+        "most": most,
+        "colors": _COLORS.astype(int).tolist(),
+        "opaque": _OPAQUE,
+        "layer": layer,
+        "head": head,
+        # 16 bits are finer than any screen shows.
+        "weights": base64.b64encode(np.rint(found.weights / most * 65535).astype("<u2").tobytes()).decode(),
+        "picture": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
+    }
+    found.mean(layer, head)  # refuses what there is not
+    page = (Path(__file__).parent / "heatmap.html").read_text(encoding="utf-8")
+    # Within a script "</" would end it.
+    return page.replace("$TITLE", html.escape(found.text)).replace("$DATA", json.dumps(data).replace("</", "<\\/"))
+
+
+def _enlarged(picture: NDArray[np.uint8]) -> Image.Image:
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    factor = _PANEL_PX / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _over(picture: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
+    """The picture with the weights `[rows, columns]` over it: the more, the lighter and the more opaque."""
+    from PIL import Image
+
+    share = weights / max(float(weights.max()), _LEAST)
+    grown = np.asarray(Image.fromarray(share).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    place = grown * (len(_COLORS) - 1)
+    low = np.minimum(place.astype(np.int64), len(_COLORS) - 2)
+    part = (place - low)[..., None]
+    color = _COLORS[low] * (1 - part) + _COLORS[low + 1] * part
+    alpha = _OPAQUE * grown[..., None]
+    mixed = np.asarray(picture, dtype=np.float32) * (1 - alpha) + color * alpha
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))

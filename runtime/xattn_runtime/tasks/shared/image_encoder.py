@@ -1,0 +1,300 @@
+"""What every task begins with: a bundle's preprocessing and image encoder, once an image.
+
+It knows pictures and what the image encoder gives for them; it does not know what is asked of them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.bundle.contract import key_value_names, layers_of
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.errors import BundleError, ImageError, ProviderError
+from xattn_runtime.execution.device_profile import read_device_profile
+from xattn_runtime.execution.providers import CHOSEN_HERE, CPU, RequestedProvider, parse_provider, require_available
+from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
+from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
+from xattn_runtime.preprocess.regions import RegionReader
+from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+
+if TYPE_CHECKING:
+    from xattn_runtime.preprocess.image import ImageInput
+
+    _Prepare = Callable[[ImageInput], Mapping[str, NDArray[np.float32]]]
+
+__all__ = [
+    "EncodedImage",
+    "ImageEncoder",
+    "PreparedImage",
+    "check_key_values",
+    "concatenate",
+    "milliseconds_since",
+    "padded",
+    "session_settings",
+]
+
+_ENCODER_BATCH = 16
+# Tiles are many and large: of all of a picture's at once, attention alone would take gigabytes.
+_TILES_OF_A_RUN = 4
+# Padding is masked out, so any id will do that every vocabulary has.
+_PAD_TOKEN_ID = 0
+# A series of keys and values that one graph gives, and as what the next one takes it.
+_TAKEN_AS = {"cross": "cross", "image": "image", "prefix": "past"}
+_IMAGE_TOKENS = ("image_tokens", "image_mask")
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as what the image encoder gives for it, and what that cost.
+
+    tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
+        image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
+    grid: how the picture was cut into tiles.
+    """
+
+    tensors: Mapping[str, Tensor]
+    preprocess_ms: float
+    encode_ms: float
+    grid: Grid = WHOLE
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image before the image encoder: its inputs, `[…]` without an axis for the batch, or its tiles."""
+
+    found: Any
+    preprocess_ms: float
+
+
+class ImageEncoder:
+    """Pictures to `EncodedImage`s."""
+
+    def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
+        """Load preprocessing and the image encoder; BundleError where the two do not fit."""
+        regions = bundle.manifest.regions
+        self._prepare: _Prepare
+        self._batch = _ENCODER_BATCH if regions is None else 1  # pictures have regions of any number
+        self._tiles: Callable[[ImageInput], Tiles] | None = None
+        if regions is None:
+            pipeline = Pipeline(bundle.manifest.image_steps)
+            self._prepare = lambda image: {"pixel_values": pipeline(image)}
+            self._tiles = pipeline.tiles if pipeline.tiled else None
+            shapes: dict[str, tuple[int | str, ...]] = {"pixel_values": ("batch", 3, *pipeline.size_px)}
+        else:
+            self._prepare = RegionReader(regions)
+            shapes = {name: ("batch", "regions", width) for name, (_, width) in regions.arrays.items()}
+        self.session = open_session(bundle, "image_encoder", settings)
+        self._outputs = tuple(self.session.output_shapes)
+        if self._tiles is not None:
+            self._batch = 1  # of several pictures in tiles the pixels alone would take gigabytes
+        if any(shape[0] == 1 for shape in self.session.input_shapes.values()):
+            self._batch = 1  # made for devices on which every axis has a size
+        self._check_inputs(shapes)
+        self._check_tiles(bundle)
+
+    def encode(self, image: ImageInput) -> EncodedImage:
+        """One image; ImageError where it cannot be used."""
+        return next(self.encode_many([image]))
+
+    def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
+        """The images in order, several a run; the times are each image's share of its run.
+
+        ImageError where one cannot be used, before any of its run is encoded; it says which of several that is.
+        """
+        for start in range(0, len(images), self._batch):
+            prepared = []
+            for number, image in enumerate(images[start : start + self._batch], start + 1):
+                try:
+                    prepared.append(self.prepare(image))
+                except ImageError as error:
+                    if len(images) == 1 or isinstance(image, str | os.PathLike):
+                        raise  # it is told apart
+                    raise ImageError(f"image {number} of {len(images)}: {error}") from error
+            yield from self.encode_prepared(prepared)
+
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """The image as the graph takes it; safe beside other calls, and of use in a thread of its own.
+
+        ImageError where it cannot be used.
+        """
+        began = time.perf_counter()
+        found = self._prepare(image) if self._tiles is None else self._tiles(image)
+        return PreparedImage(found, milliseconds_since(began))
+
+    def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
+        """What `prepare` gave, encoded as `encode_many` does."""
+        if self._tiles is not None:
+            yield from (self._encode_tiles(image.found, image.preprocess_ms) for image in images)
+            return
+        for start in range(0, len(images), self._batch):
+            yield from self._encode_batch(images[start : start + self._batch])
+
+    def _encode_batch(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
+        began = time.perf_counter()
+        inputs = {name: np.stack([image.found[name] for image in images]) for name in images[0].found}
+        tensors = self.session.run(self._outputs, inputs)
+        encode_ms = milliseconds_since(began)
+        return [
+            EncodedImage(
+                {name: tensor[row : row + 1] for name, tensor in zip(self._outputs, tensors, strict=True)},
+                image.preprocess_ms,
+                encode_ms / len(images),
+            )
+            for row, image in enumerate(images)
+        ]
+
+    def _encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
+        """One image in tiles, a few a run, whose image tokens stand one after the other."""
+        began = time.perf_counter()
+        starts = range(0, len(tiles.pixels), _TILES_OF_A_RUN)
+        runs = [
+            self.session.run(self._outputs, {"pixel_values": tiles.pixels[start : start + _TILES_OF_A_RUN]})[0]
+            for start in starts
+        ]
+        tokens = np.concatenate(runs)
+        joined = tokens.reshape(1, -1, tokens.shape[2])
+        grid = (tiles.rows, tiles.columns)
+        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
+
+    def _check_tiles(self, bundle: Bundle) -> None:
+        """BundleError unless pictures that are cut become image tokens, written as such in the text, and no others."""
+        layout = bundle.manifest.tokenizer.image_layout
+        is_written = layout is not None and layout.tile is not None
+        if (self._tiles is not None) != is_written or (is_written and self._outputs != _IMAGE_TOKENS[:1]):
+            raise BundleError(
+                f"{bundle.path}: expected preprocessing that ends in tiles together with an image_layout that has a "
+                f"tile and an image encoder that gives image_tokens alone, found {'' if self._tiles else 'no '}tiles, "
+                f"{'a' if is_written else 'no'} layout of tiles, and {', '.join(self._outputs)}; export it again"
+            )
+
+    def _check_inputs(self, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+        """BundleError unless the graph takes what the preprocessing gives."""
+        if self.session.input_shapes.keys() != shapes.keys():
+            raise BundleError(
+                f"{self.session.path}: expected the inputs {', '.join(shapes)}, as the preprocessing gives, found "
+                f"{', '.join(self.session.input_shapes)}; export it again"
+            )
+        for name, expected in shapes.items():
+            shape = self.session.input_shapes[name]
+            for found, wanted in zip(shape[1:], expected[1:], strict=True):
+                if isinstance(found, int) and found != wanted:
+                    raise BundleError(
+                        f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
+                        f"found {list(shape)}; export it again"
+                    )
+
+
+def session_settings(
+    provider: str | SessionSettings, threads: int | None, bundle: Bundle | None = None
+) -> SessionSettings:
+    """Checked settings for `bundle`; those that are given are taken as they are.
+
+    Without `threads`, what `xattn-edge tune` found for the bundle on this machine holds.
+
+    provider: as `parse_provider` reads it; `auto` and `arm` choose what proves itself on `bundle`, without one the CPU.
+    Raises ProviderError for a provider that is not here or a number of threads below 1.
+    """
+    if isinstance(provider, SessionSettings):
+        return provider
+    if threads is not None and threads < 1:
+        raise ProviderError(f"threads: expected at least 1, found {threads}")
+    count = default_threads() if threads is None else threads
+    if provider in CHOSEN_HERE:
+        requested = RequestedProvider(CPU) if bundle is None else _chosen(provider, bundle, count)
+    else:
+        requested = parse_provider(provider)
+        require_available(requested)
+    settings = SessionSettings(requested.provider, count, requested.fallback, requested.library)
+    if threads is not None or bundle is None:
+        return settings
+    tuned = read_device_profile(bundle.path, settings.name)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
+
+
+def _chosen(name: str, bundle: Bundle, threads: int) -> RequestedProvider:
+    from xattn_runtime.execution.provider_choice import choose_provider
+    from xattn_runtime.verify.golden import verify_bundle
+
+    return choose_provider(
+        name, bundle, lambda one: verify_bundle(bundle, SessionSettings(one.provider, threads)).raise_if_failed()
+    )
+
+
+def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
+    """BundleError unless `taker` takes the keys and values, or image tokens, that `giver` gives, and no others."""
+    for name in _IMAGE_TOKENS:
+        is_given = name in giver.output_shapes
+        if is_given != (name in taker.input_shapes):
+            expected, found_there, found = ("the", "it", "none") if is_given else ("no", "none", "one")
+            raise BundleError(
+                f"{taker.path}: expected {expected} input {name}, as {giver.path} gives {found_there}, "
+                f"found {found}; export again"
+            )
+        if is_given:
+            _check_axes(giver, name, taker, name)
+    for given_as, taken_as in _TAKEN_AS.items():
+        given = layers_of(given_as, giver.output_shapes)
+        taken = layers_of(taken_as, taker.input_shapes)
+        if given != taken and (given or taken_as != "past"):
+            raise BundleError(
+                f"{taker.path}: expected {given} layers of {taken_as}_key, as {giver.path} gives of {given_as}_key, "
+                f"found {taken}; export again"
+            )
+        names = zip(key_value_names(given_as, given), key_value_names(taken_as, given), strict=True)
+        for given_name, taken_name in names:
+            _check_axes(giver, given_name, taker, taken_name)
+
+
+def _check_axes(giver: GraphSession, given_name: str, taker: GraphSession, taken_name: str) -> None:
+    dtype, taken_dtype = giver.dtypes[given_name], taker.dtypes[taken_name]
+    if dtype != taken_dtype:
+        raise BundleError(
+            f"{taker.path}: input {taken_name}: expected {dtype}, as {giver.path} gives, found {taken_dtype}; "
+            "export again"
+        )
+    given, taken = giver.output_shapes[given_name], taker.input_shapes[taken_name]
+    for one, other in zip(given[1:], taken[1:], strict=True):
+        if isinstance(one, int) and isinstance(other, int) and one != other:
+            raise BundleError(
+                f"{taker.path}: input {taken_name}: expected {list(given)}, as {giver.path} gives, "
+                f"found {list(taken)}; export again"
+            )
+
+
+def concatenate(encoded: Sequence[EncodedImage]) -> dict[str, Tensor]:
+    """What the image encoder gave for several images, as one batch."""
+    if len(encoded) == 1:
+        return dict(encoded[0].tensors)
+    return {name: _joined([one.tensors[name] for one in encoded]) for name in encoded[0].tensors}
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """One batch; image tokens of different number, and their masks, are padded with zeros on the right."""
+    longest = max(tensor.shape[1] for tensor in tensors)
+    if any(tensor.shape[1] != longest for tensor in tensors):
+        pads = [[(0, 0), (0, longest - tensor.shape[1]), *[(0, 0)] * (tensor.ndim - 2)] for tensor in tensors]
+        tensors = [np.pad(tensor, pad) for tensor, pad in zip(tensors, pads, strict=True)]
+    return np.concatenate(tensors)
+
+
+def padded(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Token ids as `input_ids` and `attention_mask`, int64 `[batch, longest]`, padded on the right."""
+    longest = max(len(ids) for ids in texts)
+    input_ids = np.full((len(texts), longest), _PAD_TOKEN_ID, dtype=np.int64)
+    attention_mask = np.zeros((len(texts), longest), dtype=np.int64)
+    for row, ids in enumerate(texts):
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def milliseconds_since(began: float) -> float:
+    """Milliseconds from `began`, a `time.perf_counter()`, to now."""
+    return (time.perf_counter() - began) * 1000.0

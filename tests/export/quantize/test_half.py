@@ -1,0 +1,82 @@
+"""Half precision: what would overflow in it stays in float32."""
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, parser
+from onnx.reference import ReferenceEvaluator
+
+from xattn_export.quantize.passes.half import convert_to_half, overflowing_nodes, with_sums_of_squares
+
+NORMALIZATIONS = {
+    "LayerNormalization": "float[N, 96] y = LayerNormalization(x, scale)",
+    "RMSNormalization": "float[N, 96] y = RMSNormalization(x, scale)",
+    "of several axes": "float[N, 96] y = LayerNormalization <axis = 0> (x, scale)",
+    "ReduceL2": "float[N, 1] y = ReduceL2(x, axis)",
+    "GroupNormalization": "float[N, 96] y = GroupNormalization <num_groups = 2> (x, scale, scale)",
+}
+
+
+def normalization(kind: str) -> ModelProto:
+    """float32 `[N, 96]` → normalized."""
+    output, _, call = NORMALIZATIONS[kind].partition(" y = ")
+    model = parser.parse_model(
+        f'<ir_version: 10, opset_import: ["" : 23]> g (float[N, 96] x) => ({output} y)'
+        f" <int64[1] axis = {{1}}> {{ y = {call} }}"
+    )
+    model.graph.node[0].name = "norm"
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [96], np.ones(96, np.float32)))
+    return model
+
+
+def values(largest: float) -> np.ndarray:
+    """`[2, 96]`: a row that reaches ±largest, and a quiet one."""
+    row = np.linspace(-largest, largest, 96, dtype=np.float32)
+    return np.stack([row, row / 8])
+
+
+def seen(model: ModelProto, x: np.ndarray) -> dict[str, float]:
+    """Tensor → the largest magnitude, of all that is computed for `x`."""
+    scanned = with_sums_of_squares(model)
+    names = [name for node in scanned.graph.node for name in node.output]
+    del scanned.graph.output[:]
+    scanned.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names)
+    found = ReferenceEvaluator(scanned).run(None, {"x": x})
+    return {"x": float(np.abs(x).max())} | {
+        name: float(np.abs(value).max()) for name, value in zip(names, found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+def test_the_sum_of_squares_is_what_a_normalization_sums(kind):
+    x = values(10)
+    expected = {
+        "of several axes": (x**2).sum(),
+        "GroupNormalization": (x.reshape(2, 2, 48) ** 2).sum(-1).max(),
+    }.get(kind, (x**2).sum(-1).max())
+    assert seen(normalization(kind), x)["y_squares"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("largest", "kept"), [(16, set()), (72, {"norm"})])
+def test_a_normalization_stays_where_its_sum_of_squares_overflows(largest, kept):
+    """At ±72 every value, and its square, is within half precision: only the sum, 170,000, is not."""
+    model, x = normalization("LayerNormalization"), values(largest)
+    wanted = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    found = overflowing_nodes(model, seen(model, x))
+    assert found == kept
+    assert convert_to_half(model, found) == 1 - len(kept)
+    np.testing.assert_allclose(ReferenceEvaluator(model).run(None, {"x": x})[0], wanted, atol=4e-3)
+
+
+def test_without_the_scan_it_overflows():
+    """So the tests above compare with something: all in half precision, ONNX's own implementation gives zeros."""
+    model, x = normalization("LayerNormalization"), values(72)
+    convert_to_half(model, set())
+    with pytest.warns(RuntimeWarning, match="overflow"):
+        assert np.abs(ReferenceEvaluator(model).run(None, {"x": x})[0][0]).max() == 0
+
+
+def test_nothing_is_added_where_nothing_is_normalized():
+    model = parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
+    )
+    assert with_sums_of_squares(model) == model

@@ -1,0 +1,1 @@
+"""Commands that answer: caption, vqa, classify, retrieve, sentiment."""

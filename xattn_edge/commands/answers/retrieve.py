@@ -1,0 +1,141 @@
+"""`xattn-edge retrieve`: the pictures of a folder that are nearest to a text or a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from xattn_edge.commands.shared.console import Console, command, print_error
+from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from xattn_runtime.tasks import Match, PictureIndex, RetrievalTask
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def retrieve(
+    query: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="What to look for: words, or a picture file.")],
+    folder: Annotated[
+        Path | None, typer.Option("--in", help="Folder of pictures: PNG, JPEG, WebP, GIF or BMP.")
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option("--index", help="File that keeps what was seen of the pictures; made or brought up to date."),
+    ] = None,
+    bundle: BundleOption = None,
+    provider: Provider = "cpu",
+    fallback: Fallback = False,
+    threads: Threads = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Pictures to list.")] = 10,
+    rerank: Annotated[
+        int, typer.Option("--rerank", min=0, help="Look again at so many of the nearest, by cross-attention (text).")
+    ] = 0,
+    search: Annotated[
+        Literal["auto", "exact", "approximate"],
+        typer.Option("--search", help="Compare all, or only likely ones; auto: all, up to 100,000."),
+    ] = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find the pictures that fit a text or another picture.
+
+    With --index, the pictures of --in are looked at once: the next search looks
+    only at those that are new or altered, and without --in at none.
+
+    \b
+    Examples:
+      xattn-edge retrieve "red heart" --in pictures
+      xattn-edge retrieve "red heart" --in pictures --index pictures.xindex
+      xattn-edge retrieve picture.png --index pictures.xindex --top-k 3 --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug, output=index) as console:
+        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.errors import UserError
+        from xattn_runtime.execution.providers import with_fallback
+        from xattn_runtime.tasks import RetrievalTask, search_index
+
+        is_picture = _is_picture(query)
+        if is_picture and rerank:
+            raise UserError(f"rerank: expected a text to look again for, found the picture {query}; leave --rerank out")
+        opened = open_bundle(bundle or default_bundle("retrieval"))
+        task = RetrievalTask(opened, with_fallback(provider, fallback), threads)
+        if rerank and not task.reranks:
+            raise UserError(f"{opened.path}: expected a bundle that re-ranks, found none; leave --rerank out")
+        wanted = task.embed_images([Path(query)])[0] if is_picture else task.embed_texts([query])[0]
+        pictures = _indexed(console, task, folder, index)
+        if not pictures.files:
+            return
+        matches = search_index(task, pictures, wanted, max(top_k, rerank), search)
+        results = _results(pictures, matches, is_picture)
+        if rerank:
+            results = _looked_at_again(task, query, results, rerank)
+        _show(console, results[:top_k], {"query": query, "provider": task.settings.name, "bundle": str(opened.path)})
+
+
+def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> PictureIndex:
+    """The index in the file `index`, first brought up to date where there is a folder; else one in memory."""
+    from xattn_runtime.errors import UserError
+    from xattn_runtime.tasks import look_at_folder, open_index, update_index
+
+    if folder is None:
+        if index is None:
+            raise UserError("expected a folder of pictures or an index of one, found neither; use --in or --index")
+        return open_index(index, task.bundle)
+    with console.progress() as tell:
+        report = look_at_folder(task, folder, tell) if index is None else update_index(task, folder, index, tell)
+    for error in report.refused:
+        print_error(str(error))
+        console.exit_code = error.exit_code
+    if index is not None:
+        console.note(
+            f"{index}: {len(report.index.files)} pictures, {report.embedded} of them new or altered, "
+            f"{report.removed} gone"
+        )
+    return report.index
+
+
+def _results(pictures: PictureIndex, matches: Sequence[Match], is_picture: bool) -> list[dict[str, Any]]:
+    # What the model says of a text and a picture it does not say of two pictures.
+    return [
+        {
+            "image": str(pictures.image(match.index)),
+            "cosine": match.cosine,
+            "probability": None if is_picture else match.probability,
+        }
+        for match in matches
+    ]
+
+
+def _looked_at_again(task: RetrievalTask, text: str, results: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """The first `count` in the order of their scores by cross-attention, then the others."""
+    first = results[:count]
+    scores = task.rerank(text, [Path(each["image"]) for each in first], [each["cosine"] for each in first])
+    again = [{**result, "score": float(score)} for result, score in zip(first, scores, strict=True)]
+    return sorted(again, key=lambda result: -result["score"]) + results[count:]
+
+
+def _show(console: Console, results: Sequence[dict[str, Any]], made_by: dict[str, str]) -> None:
+    if console.as_json:
+        query, rest = made_by.pop("query"), made_by
+        console.document({"query": query, "results": list(results), **rest})
+    else:
+        console.table([(result["image"], result["cosine"]) for result in results])
+
+
+def _is_picture(query: str) -> bool:
+    """Whether a query is the path of a picture: by its suffix, or because there is such a file."""
+    from xattn_runtime.retrieval.index import SUFFIXES
+
+    try:
+        return Path(query).suffix.lower() in SUFFIXES or Path(query).is_file()
+    except OSError:  # a text too long for a path
+        return False

@@ -1,0 +1,83 @@
+"""`xattn-edge sentiment`: whether what somebody says is meant well, from words, sound and frames."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xattn_edge.commands.shared.console import command
+from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def sentiment(
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is said, in words.")] = None,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", help="WAV file of the speech: one channel of 16-bit PCM.")
+    ] = None,
+    frames: Annotated[
+        list[Path] | None, typer.Option("--frames", help="A picture of the speaker, again for each, or their folder.")
+    ] = None,
+    bundle: BundleOption = None,
+    provider: Provider = "cpu",
+    fallback: Fallback = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say whether something is said with approval, without, or neither.
+
+    Text, speech and frames may each be missing, but not all of them.
+
+    \b
+    Examples:
+      xattn-edge sentiment "a warm and funny film"
+      xattn-edge sentiment "it was all right" --audio speech.wav --json
+      xattn-edge sentiment --frames pictures
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.execution.providers import with_fallback
+        from xattn_runtime.tasks import SentimentTask
+
+        seen = _pictures(frames or [])
+        opened = open_bundle(bundle or default_bundle("sentiment"))
+        task = SentimentTask(opened, with_fallback(provider, fallback), threads)
+        found = task.rate(text, audio, seen)
+        if found.unknown_words:
+            console.warn(f"the model does not know {', '.join(found.unknown_words)}")
+        if not as_json:
+            console.table([(score.label, f"{score.probability:.1%}") for score in found.scores])
+            return
+        console.document(
+            {
+                "text": text,
+                "audio": None if audio is None else str(audio),
+                "frames": [str(path) for path in seen],
+                "sentiment": found.label,
+                "confidence": found.confidence,
+                "scores": [asdict(score) for score in found.scores],
+                "modalities": list(found.modalities),
+                "timing_ms": asdict(found.timing_ms),
+                "provider": task.settings.name,
+                "bundle": str(opened.path),
+            }
+        )
+
+
+def _pictures(paths: list[Path]) -> list[Path]:
+    """Pictures as they are named, and those of folders by name."""
+    from xattn_runtime.retrieval.index import pictures_of
+
+    found: list[Path] = []
+    for path in paths:
+        found += [path / file.name for file in pictures_of(path)] if path.is_dir() else [path]
+    return found

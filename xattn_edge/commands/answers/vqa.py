@@ -1,0 +1,143 @@
+"""`xattn-edge vqa`: a picture and questions about it to answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn_edge.commands.shared.console import Console, command
+from xattn_edge.commands.shared.heatmap import draw_heatmap
+from xattn_edge.commands.shared.input import read_lines
+from xattn_edge.commands.shared.options import (
+    BundleOption,
+    Debug,
+    Fallback,
+    Heatmap,
+    HeatmapHead,
+    HeatmapLayer,
+    Json,
+    Provider,
+    Quiet,
+    Threads,
+    new_app,
+)
+
+if TYPE_CHECKING:
+    from xattn_runtime.tasks import Answer
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def vqa(
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP; or .npz regions.")
+    ],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
+    bundle: BundleOption = None,
+    provider: Provider = "cpu",
+    fallback: Fallback = False,
+    threads: Threads = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to list with --json.")] = 5,
+    beams: Annotated[
+        int | None,
+        typer.Option("--beams", min=1, help="Sequences searched at once, where the bundle generates its answers."),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option("--answers", help="The only answers that may be given: a file with one a line, or a,b,c."),
+    ] = None,
+    heatmap: Heatmap = None,
+    layer: HeatmapLayer = None,
+    head: HeatmapHead = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Answer questions about a picture.
+
+    The picture is encoded once for all of them. With several questions,
+    --json prints {"image", "results": [...], "provider", "bundle"}.
+    A bundle of LXMERT or VisualBERT takes an .npz in place of the picture:
+    `features` [regions, width], and for LXMERT `boxes` [regions, 4].
+
+    \b
+    Examples:
+      xattn-edge vqa picture.png "what color is the shape?"
+      xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
+      xattn-edge vqa picture.png "what color is it?" --answers red,green,blue
+      xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.errors import UserError
+        from xattn_runtime.execution.providers import with_fallback
+        from xattn_runtime.tasks import VqaTask
+        from xattn_runtime.tasks.shared.heatmap import check_heatmap
+
+        if heatmap is not None:
+            if len(questions) > 1:
+                raise UserError("heatmap: expected one question, found several; ask one at a time")
+            check_heatmap(heatmap)
+        task = VqaTask(open_bundle(bundle or default_bundle("vqa")), with_fallback(provider, fallback), threads)
+        # A single question takes the picture itself, so that its times are those of the whole way.
+        picture = image if len(questions) == 1 else task.encode(image)
+        among = None if answers is None else _answers(answers)
+        results = []
+        for question, found in console.each(
+            questions, lambda question: task.ask(picture, question, top_k, beams, among)
+        ):
+            _warn_of_unknown_words(console, found)
+            if not as_json:
+                console.line(_text(console, question, found, several=len(questions) > 1))
+            results.append(_result(question, found))
+        if as_json and results:
+            said = results[0] if len(questions) == 1 else {"results": results}
+            console.document(
+                {"image": str(image), **said, "provider": task.settings.name, "bundle": str(task.bundle.path)}
+            )
+        if heatmap is not None and not console.exit_code:
+            draw_heatmap(console, heatmap, lambda: task.attention(image, questions[0]), layer, head)
+
+
+def _answers(given: str) -> list[str]:
+    """The lines of a file that are not blank, or what commas part."""
+    from xattn_runtime.errors import UserError
+
+    if not given.strip():
+        raise UserError("answers: expected a file or a list, found nothing")
+    try:
+        is_file = Path(given).is_file()
+    except OSError:  # a list too long for a path
+        is_file = False
+    if not is_file and "," not in given and Path(given).suffix == ".txt":
+        raise UserError(f"answers: expected a file or a list, found no file {given}; check the path")
+    parts = read_lines(Path(given), "answer") if is_file else given.split(",")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _text(console: Console, question: str, found: Answer, *, several: bool) -> str:
+    confidence = f"  ({found.confidence:.1%})" if console.is_terminal else ""
+    return f"{question}: {found.answer}{confidence}" if several else f"{found.answer}{confidence}"
+
+
+def _warn_of_unknown_words(console: Console, found: Answer) -> None:
+    if found.unknown_words:
+        words = ", ".join(repr(word) for word in found.unknown_words)
+        console.warn(f"the model does not know {words}; the answer may not fit the question")
+
+
+def _result(question: str, found: Answer) -> dict[str, Any]:
+    return {
+        "question": question,
+        "answer": found.answer,
+        "confidence": found.confidence,
+        "top": [{"answer": answer, "confidence": confidence} for answer, confidence in found.top],
+        "unknown_words": list(found.unknown_words),
+        "timing_ms": asdict(found.timing_ms),
+    }

@@ -1,0 +1,53 @@
+"""`xattn-edge providers`: the execution providers that are here, and how to get the others."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from xattn_edge.commands.shared.console import Console, command
+from xattn_edge.commands.shared.options import Debug, Json, Quiet, new_app
+
+if TYPE_CHECKING:
+    from xattn_runtime.execution.provider_status import MachineStatus
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def providers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """List execution providers, and how to get them.
+
+    "yes" means that nothing is known to be missing; `xattn-edge verify BUNDLE --provider NAME` proves it.
+
+    \b
+    Examples:
+      xattn-edge providers
+      xattn-edge providers --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.execution.provider_status import machine_status
+
+        found = machine_status()
+        if as_json:
+            console.document(asdict(found))
+            return
+        _print(console, found)
+        if found.conflict is not None:
+            console.warn(f"{found.conflict}; run {found.conflict.mend}")
+
+
+def _print(console: Console, found: MachineStatus) -> None:
+    rows = [("provider", "here", "devices", "what is missing", "how to get it")]
+    for status in found.providers:
+        here = "yes" if status.available else "no"
+        how = "-" if status.available else status.how_to_get
+        rows.append((status.name, here, ", ".join(status.devices) or "-", status.missing or "-", how))
+    console.table(rows)
+    for name, version in found.versions.items():
+        console.line(f"{name} {version}")
+    driver = found.nvidia
+    if driver is not None:
+        console.line(f"NVIDIA driver for CUDA {driver.cuda_version}: {', '.join(driver.devices) or 'no GPU'}")

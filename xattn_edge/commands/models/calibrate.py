@@ -1,0 +1,59 @@
+"""`xattn-edge calibrate`: makes the confidence of answers come true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xattn_edge.commands.shared.console import command
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands.shared.report import print_report
+
+__all__ = ["app"]
+
+app = new_app()
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that chooses its answers among labels.")],
+    data: Annotated[str, typer.Option("--data", help="Data set: easy-vqa.")],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only so many questions.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the temperature into the bundle's manifest.")] = False,
+    provider: Provider = "cpu",
+    fallback: Fallback = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fit a temperature that makes the confidence of answers come true.
+
+    It is fitted on every other picture of the test split, and its error is
+    measured on the pictures between. Answers stay as they are.
+
+    \b
+    Examples:
+      xattn-edge calibrate shapes-vqa.xattn --data easy-vqa
+      xattn-edge calibrate shapes-vqa.xattn --data easy-vqa --record --json
+    """
+    with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_edge.evaluation.calibration import calibrate as fit
+        from xattn_runtime.execution.providers import with_fallback
+
+        with console.progress() as progress:
+            found = fit(
+                bundle,
+                data,
+                provider=with_fallback(provider, fallback),
+                threads=threads,
+                limit=limit,
+                progress=progress,
+            )
+        if record:
+            from xattn_export import record_calibration
+
+            record_calibration(bundle, found)
+        print_report(console, {**found.to_dict(), "bundle": str(bundle), "recorded": record})

@@ -1,0 +1,1 @@
+"""What several commands share: the console, options, and files that they read and write."""

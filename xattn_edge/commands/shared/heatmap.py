@@ -1,0 +1,25 @@
+"""`--heatmap`: what the words looked at, into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xattn_edge.commands.shared.console import Console
+
+if TYPE_CHECKING:
+    from xattn_runtime.tasks.shared.attention_maps import AttentionMap
+
+__all__ = ["draw_heatmap"]
+
+
+def draw_heatmap(
+    console: Console, path: Path, attention: Callable[[], AttentionMap], layer: int | None, head: int | None
+) -> None:
+    """Write what `attention` gives to `path`, and say so."""
+    from xattn_runtime.tasks.shared.heatmap import write_heatmap
+
+    found = attention()
+    write_heatmap(path, found, layer, head)
+    console.note(f"{path}: {len(found.words)} words")

@@ -1,0 +1,209 @@
+"""Captions of many pictures into a file of JSON lines, which a run that was broken off goes on with.
+
+A line is written when its picture is done, whole or not at all: what is in the file is done, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from xattn_edge.commands.shared.caption_json import caption_json
+from xattn_edge.commands.shared.console import Console, one_line, print_error
+from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
+from xattn_runtime.errors import ImageError, OutputError, UserError
+
+if TYPE_CHECKING:
+    from xattn_runtime.bundle.folder import Bundle
+    from xattn_runtime.tasks import Caption, CaptionTask, DecodingOptions
+
+__all__ = ["Batches", "Picture", "caption_to_file", "open_for_many", "pictures_in"]
+
+# The operators of larger graphs have work for several threads and cores without many pictures, whose activations cost
+# memory: BLIP-base is as fast with two as with eight, in half the memory.
+_SMALL_BYTES = 64 * 2**20
+_BATCH, _BATCH_OF_LARGE = 8, 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, and what the file of captions calls it."""
+
+    path: Path
+    name: str
+
+
+class Batches(NamedTuple):
+    """How many pictures are captioned together, and on how many such batches the model is at work at once."""
+
+    size: int
+    at_once: int
+
+
+def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
+    """Pictures as they are named, and those of folders in the order of their paths; each file once.
+
+    Raises UserError for a folder without a picture, and for no picture at all.
+    """
+    from xattn_runtime.retrieval.index import SUFFIXES
+
+    found: dict[str, Picture] = {}
+    for place in places:
+        files = [place]
+        if place.is_dir():
+            files = sorted(
+                file
+                for file in (place.rglob("*") if recursive else place.iterdir())
+                if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+            )
+            if not files:
+                advice = "name another" if recursive else "name another, or use --recursive"
+                raise UserError(f"{place}: expected a folder with pictures, found none in it; {advice}")
+        found |= {file.as_posix(): Picture(file, file.as_posix()) for file in files}
+    return list(found.values())
+
+
+def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, Batches]:
+    """The bundle loaded to caption many pictures, and in which batches it is to do so.
+
+    Threads that share the operators of a small model wait for each other longer than they compute; so it gets one, and
+    every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
+    """
+    from xattn_runtime.execution.session import default_threads
+    from xattn_runtime.tasks import CaptionTask
+
+    held = (entry.bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
+    is_small = sum(held) < _SMALL_BYTES
+    if provider == "cpu" and is_small and threads is None:
+        return CaptionTask(bundle, provider, threads=1), Batches(_BATCH, default_threads())
+    size = _BATCH if is_small or provider != "cpu" else _BATCH_OF_LARGE
+    return CaptionTask(bundle, provider, threads), Batches(size, 1)
+
+
+def caption_to_file(
+    console: Console,
+    task: CaptionTask,
+    places: Sequence[Path],
+    output: Path,
+    prompt: str | None,
+    options: DecodingOptions,
+    *,
+    recursive: bool,
+    batches: Batches,
+) -> None:
+    """Caption the pictures that `output` has no line for, and add a line for each; those that are bad get one too.
+
+    Raises OutputError for a file that something else wrote, other settings wrote, or another process is writing.
+    """
+    pictures = pictures_in(places, recursive=recursive)
+    made_by = _made_by(task, prompt, options)
+    with _opened(output) as stream:
+        done = _done(stream, output, made_by)
+        waiting = [picture for picture in pictures if picture.name not in done]
+        bad = 0
+        with console.progress() as tell:
+            tell("captioning", (len(pictures) - len(waiting)) / len(pictures))
+            captions = task.caption_each([picture.path for picture in waiting], prompt, options, *batches)
+            for number, (picture, found) in enumerate(zip(waiting, captions, strict=True), 1):
+                _add(stream, _line(picture, found, made_by))
+                if isinstance(found, ImageError):
+                    bad += 1
+                    console.exit_code = found.exit_code
+                    print_error(str(found))
+                tell(f"captioning {picture.path.name}", (len(pictures) - len(waiting) + number) / len(pictures))
+        os.fsync(stream.fileno())
+    if console.as_json:
+        console.document(
+            {
+                "output": str(output),
+                "pictures": len(pictures),
+                "captioned": len(waiting) - bad,
+                "bad": bad,
+                "done_before": len(pictures) - len(waiting),
+                "provider": task.settings.name,
+                "bundle": str(task.bundle.path),
+            }
+        )
+    else:
+        before = f", {len(pictures) - len(waiting)} done before" if len(waiting) < len(pictures) else ""
+        refused = f", {bad} that cannot be used" if bad else ""
+        console.note(f"{output}: {len(waiting) - bad} pictures captioned{before}{refused}")
+
+
+def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) -> str:
+    """What a caption depends on: the bundle's name, and a digest of the bundle and of what was asked."""
+    asked = {name: getattr(options, name) for name in options.given} | {"prompt": prompt}
+    text = json.dumps([file_digest(task.bundle.path / MANIFEST_FILE), asked], sort_keys=True)
+    return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _line(picture: Picture, found: Caption | ImageError, made_by: str) -> bytes:
+    said: dict[str, Any] = {"error": str(found)} if isinstance(found, ImageError) else caption_json(found)
+    # A name that is no Unicode is written with \ud8xx, which JSON knows.
+    return json.dumps({"image": picture.name, **said, "made_by": made_by}).encode() + b"\n"
+
+
+def _add(stream: BinaryIO, line: bytes) -> None:
+    stream.write(line)
+    stream.flush()
+
+
+@contextmanager
+def _opened(output: Path) -> Iterator[BinaryIO]:
+    """The file, to be read and added to, by this process alone."""
+    try:
+        stream = output.open("a+b")
+    except OSError as error:
+        raise OutputError(
+            f"{output}: expected a file that can be written, found: {one_line(error.strerror or str(error))}; "
+            "name another"
+        ) from error
+    with stream:
+        _lock(stream, output)
+        yield stream
+
+
+def _lock(stream: BinaryIO, output: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # another system
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(f"{output}: expected to be the one that writes it, found another; wait for it") from error
+
+
+def _done(stream: BinaryIO, output: Path, made_by: str) -> set[str]:
+    """Names of the pictures that there are lines for; half a line at the end, from a killed run, is cut off."""
+    stream.seek(0)
+    content = stream.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+            name, maker = entry["image"], entry["made_by"]
+            if not isinstance(name, str) or not ("caption" in entry or "error" in entry):
+                raise ValueError("no caption of a picture")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise OutputError(
+                f"{output}: line {number}: expected a caption that this command wrote, found: {one_line(str(error))}; "
+                "name another file"
+            ) from error
+        if maker != made_by:
+            raise OutputError(
+                f"{output}: line {number}: expected captions of this bundle with these options ({made_by}), found some "
+                f"of {maker}; name another file"
+            )
+        done.add(name)
+    if not whole and content and not content.startswith(b'{"image": '):
+        raise OutputError(f"{output}: expected captions that this command wrote, found another file; name another")
+    stream.truncate(len(whole))
+    return done
