@@ -28,6 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("xattn_runtime.tasks.shared",),
     ("xattn_runtime.tasks",),
     ("xattn_runtime.verify",),
+    ("xattn_runtime.loader",),
     ("xattn_runtime.profiling.measure",),
     ("xattn_runtime.profiling",),
     ("xattn_runtime.profiling.remote",),

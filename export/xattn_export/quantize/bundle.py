@@ -40,7 +40,7 @@ from xattn_export.whole import write_wholes
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.errors import OutputError, UserError, XattnError
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 __all__ = ["open_source", "quantize_bundle", "write_quantized"]

@@ -27,7 +27,8 @@ from xattn_export.quantize.calibration.examples import Example, Examples, SomeEx
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError
-from xattn_runtime.tasks import AnyTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import AnyTask
 
 __all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "relative_loss", "search_identity"]
 
@@ -39,7 +40,8 @@ _TURNS, _SECONDS_OF_TURNS = 10, 5.0
 _MEMORY = """
 import re, resource, sys
 from pathlib import Path
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask
 task = load(sys.argv[1])
 for case in task.bundle.manifest.golden.cases[:2]:
     image = task.bundle.file(case.image)
