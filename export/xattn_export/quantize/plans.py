@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.layers import Layer, find_layers
 from xattn_export.quantize.options import MODES, GraphPlan, Mode, Options
 from xattn_export.quantize.passes.blocks import LOWEST_OPSET

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.calibration.examples import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.calibration.observers import (
     ChannelMeans,
