@@ -1,4 +1,4 @@
-"""The table of docs/families.md is what `tests/parity/check_families.py` prints, and the guide to a new family is true."""
+"""The table of docs/families.md is what `check_families.py` prints, and the guide to a new family is true."""
 
 import re
 import shlex
@@ -57,7 +57,8 @@ def test_its_command_lines_parse(document):
 
 def test_what_the_guide_names_is_there():
     """Files in some folder of the exporter, scripts or tests, and functions and classes in their source."""
-    sources = [path for part in ("export", "scripts", "runtime", "tests") for path in (CHECKOUT / part).rglob("*.py")]
+    folders = ("export", "scripts", "runtime", "tests")
+    sources = [path for folder in folders for path in (CHECKOUT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     words = set(re.findall(r"`([^`\n]+)`", GUIDE))
     files = {word for word in words if word.endswith(".py") and "NAME" not in word}

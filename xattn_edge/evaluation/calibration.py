@@ -16,6 +16,7 @@ from xattn_runtime.bundle.calibration import Calibration
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import DataError, UserError
 from xattn_runtime.generate.processors import log_softmax
+from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import VqaTask
 
@@ -81,7 +82,7 @@ def calibrate(
     opened = replace(opened, manifest=replace(opened.manifest, calibration=None))
     if opened.manifest.labels is None or opened.manifest.task != "vqa":
         raise UserError(f"{bundle}: expected a bundle that chooses its answers among labels, found none")
-    task = VqaTask(opened, provider, threads)
+    task = load(opened, provider, threads, task="vqa")
     places, logits, labels = _logits(task, data, opened.manifest.labels, limit, progress)
     fits = places % 2 == 0
     if not fits.any() or fits.all():

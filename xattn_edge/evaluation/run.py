@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from xattn_edge.evaluation.metrics import caption_metrics
 from xattn_runtime.errors import DataError, QuestionError, UserError
+from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress, silent
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask
 from xattn_runtime.tasks.sentiment import Sample
 
 if TYPE_CHECKING:

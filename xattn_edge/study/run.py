@@ -21,7 +21,7 @@ from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 __all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
 

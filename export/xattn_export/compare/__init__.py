@@ -19,8 +19,9 @@ from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.session import SessionSettings
+from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress, silent
-from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask
 from xattn_runtime.tasks.sentiment import read_sample
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from xattn_export.graph.external_weights import WeightStore, has_weights_outside
 from xattn_export.graph.reading import read_graph
 from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import verify_bundle
 
 LARGE = 80 * 128

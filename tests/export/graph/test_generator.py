@@ -24,7 +24,7 @@ from xattn_runtime.execution.session import SessionSettings, open_session
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.greedy import greedy
 from xattn_runtime.generate.loop import GreedyLoop
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
 DECODING = Decoding(prompt_token_ids=(2,), end_token_ids=(3,), pad_token_id=0, max_new_tokens=12)

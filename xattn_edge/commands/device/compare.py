@@ -61,12 +61,12 @@ def compare(
         from xattn_export.compare import compare_bundles
         from xattn_runtime.bundle.folder import open_bundle
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks.shared.image_encoder import session_settings
+        from xattn_runtime.verify.golden import chosen_settings
 
         names = [with_fallback(name, fallback) for name in _provider_names(bundles, providers or [])]
         opened = [open_bundle(path) for path in bundles]
         first, second = opened[0], opened[-1]
-        settings = [session_settings(name, threads, each) for name, each in zip(names, (first, second), strict=True)]
+        settings = [chosen_settings(name, threads, each) for name, each in zip(names, (first, second), strict=True)]
         samples = _samples(first, data, limit)
         with console.progress() as progress:
             report = compare_bundles(

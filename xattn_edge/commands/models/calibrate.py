@@ -1,4 +1,4 @@
-"""`xattn-edge calibrate`: makes the confidence of answers come true."""
+"""`xattn-edge calibrate`: fits confidences to accuracy."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ app = new_app()
 
 @app.command()
 def calibrate(
-    bundle: Annotated[
-        Path,
-        bundle_argument("Bundle that chooses its answers among labels."),
-    ],
+    bundle: Annotated[Path, bundle_argument("VQA bundle that chooses among labels.")],
     data: Annotated[str, typer.Option("--data", help="Data set: easy-vqa.")],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only so many questions.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first questions.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the temperature into the bundle's manifest.")] = False,
     provider: Provider = "cpu",
     fallback: Fallback = False,
@@ -32,10 +29,10 @@ def calibrate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fit a temperature that makes the confidence of answers come true.
+    """Fit a temperature so that confidence equals accuracy.
 
-    It is fitted on every other picture of the test split, and its error is
-    measured on the pictures between. Answers stay as they are.
+    It is fitted on every other image of the test split, and the calibration error
+    is measured on the images between. Answers do not change.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`xattn-edge data`: the data sets that `train` and `evaluate` read, and the bundles that came with this package."""
+"""`xattn-edge data`: fetches and lists data sets, and lists the bundles that came with this package."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _Name = Annotated[
 
 @app.command()
 def fetch(name: _Name, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Fetch a data set, and print where it lies.
+    """Fetch a data set and print its folder.
 
-    It goes into the user's cache, or into the folder that XATTN_EDGE_CACHE names.
+    It is stored in the user's cache, or in the folder that XATTN_EDGE_CACHE names.
 
     \b
     Examples:

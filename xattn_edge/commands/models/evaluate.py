@@ -1,4 +1,4 @@
-"""`xattn-edge evaluate`: how good a bundle is on a data set."""
+"""`xattn-edge evaluate`: measures a bundle on a data set."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluate(
     bundle: Annotated[Path, bundle_argument("Bundle to evaluate.")],
     data: Annotated[str, typer.Option("--data", help="Data set; see `xattn-edge data list`.")],
     split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only so many examples.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only the first examples.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the result into the bundle's manifest.")] = False,
     provider: Provider = "cpu",
     fallback: Fallback = False,
@@ -30,9 +30,7 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure how good a bundle is on a data set.
-
-    It needs no torch.
+    """Measure the task metric of a bundle on a data set, without torch.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`xattn-edge export`: a checkpoint to a bundle."""
+"""`xattn-edge export`: makes a bundle of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ app = new_app()
 @app.command()
 def export(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Checkpoint of `train` or of Transformers, or a hub id.")
+        Path, typer.Argument(metavar="SOURCE", help="Checkpoint folder of `train` or Transformers, or a hub id.")
     ],
     output: OutputOption,
     task: Annotated[
         Literal["caption", "vqa", "retrieval"] | None,
-        typer.Option("--task", help="What a model is for that can do several things, such as GIT."),
+        typer.Option("--task", help="Task to export, for models that can do several, such as GIT."),
     ] = None,
     attention: Annotated[
         Literal["standard", "decomposed"] | None,
         typer.Option(
             "--attention",
-            help="standard, the Attention operator, as it is without this; or MatMul and Softmax for older devices.",
+            help="standard: the Attention operator; decomposed: MatMul and Softmax, for older devices. "
+            "Default: standard.",
         ),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", min=1, help="Opset of ai.onnx; without it, the oldest that suffices.")
+        int | None, typer.Option("--opset", min=1, help="Opset of ai.onnx. Default: the oldest that suffices.")
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
             "--target",
-            help="Make it for raspberry-pi, jetson, android, browser, npu or server-cuda: form, opset, shapes and "
-            "precision, quantized where that is better there.",
+            help="Choose attention, opset, shapes and precision for a device: raspberry-pi, jetson, android, browser, "
+            "npu or server-cuda.",
         ),
     ] = None,
     whole: Annotated[
-        bool, typer.Option("--whole/--no-whole", help="Join the graphs into one as well: pixels in, words out.")
+        bool, typer.Option("--whole/--no-whole", help="Add one graph of the whole model: pixels in, words out.")
     ] = True,
     with_attention: Annotated[
-        bool, typer.Option("--with-attention", help="Write a graph for --heatmap too: what the text looked at.")
+        bool, typer.Option("--with-attention", help="Add the graph that --heatmap needs: attention weights.")
     ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a bundle of a trained model.
+    """Export a trained model to a bundle.
 
-    It holds standard ONNX operators only, and is compared with the model it came from.
-    SOURCE is a folder that `xattn-edge train` or save_pretrained of Transformers wrote,
-    or the id of such a model on the Hugging Face hub.
+    The bundle holds standard ONNX operators only and is compared with the trained
+    model. SOURCE is a folder that `xattn-edge train` or Transformers' save_pretrained
+    wrote, or the id of such a model on the Hugging Face hub.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`xattn-edge quantize`: a bundle to a smaller one."""
+"""`xattn-edge quantize`: makes a smaller bundle."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def quantize(
         Literal["int8", "int8-static", "int8-weight", "int4", "fp16", "fp32", "auto"],
         typer.Option(
             "--mode",
-            help="int8: products in 8 bits; int8-static: the same with calibrated ranges, for NPUs; int8-weight, int4: "
-            "only the weights in 8 or 4 bits, in blocks; fp16: half precision, for GPUs; fp32: as it is, beside "
-            "--component; auto: the mix that keeps to --budget.",
+            help="int8: 8-bit products with ranges computed at run time; int8-static: 8-bit products with calibrated "
+            "ranges, for NPUs; int8-weight, int4: 8-bit or 4-bit weights only; fp16: half precision, for GPUs; fp32: "
+            "unchanged, for use with --component; auto: search for the best mix within --budget.",
         ),
     ] = "int8",
     component: Annotated[
@@ -39,82 +39,82 @@ def quantize(
         typer.Option(
             "--component",
             metavar="ROLE[/LAYER]=MODE",
-            help="Another mode (also fp32) for one graph, or for one layer of a graph; repeat.",
+            help="Use another mode (fp32 too) for one graph or one of its layers. Can be repeated.",
         ),
     ] = None,
     rounding: Annotated[
         Literal["nearest", "fitted", "hqq", "gptq"] | None,
         typer.Option(
             "--rounding",
-            help="How weights are rounded; gptq is the best, and the slowest. Left out: gptq with --data other than "
-            "golden, else fitted.",
+            help="Method of rounding weights; gptq loses least and takes longest. Default: gptq if --data names "
+            "examples, else fitted.",
         ),
     ] = None,
     block: Annotated[
-        int, typer.Option("--block", help="Weights that share a scale in int4 and int8-weight: 16, 32, 64 or 128.")
+        int,
+        typer.Option("--block", help="Weights per scale in int4 and int8-weight: 16, 32, 64 or 128."),
     ] = 32,
     asymmetric: Annotated[
-        bool, typer.Option("--asymmetric", help="Give the blocks of int4 and int8-weight zero points, too.")
+        bool, typer.Option("--asymmetric", help="Store a zero point for each block of int4 and int8-weight.")
     ] = False,
     exact_activations: Annotated[
         bool,
-        typer.Option("--exact-activations", help="Multiply the weights of int4 and int8-weight with float32: slower."),
+        typer.Option("--exact-activations", help="Keep float32 activations in int4 and int8-weight (slower)."),
     ] = False,
     smooth: Annotated[
-        float, typer.Option("--smooth", help="SmoothQuant for int8: 0.5 is usual; 0 is none. Needs --data.")
+        float, typer.Option("--smooth", help="Strength of SmoothQuant in int8: 0 is off, 0.5 is usual. Needs --data.")
     ] = 0.0,
     cross_kv: Annotated[
         Literal["fp32", "fp16", "int8"],
         typer.Option(
             "--cross-kv",
-            help="Keys and values of cross-attention, from graph to graph; int8 is the fastest and needs --data.",
+            help="Precision of the cross-attention keys and values. int8 is the fastest and needs --data.",
         ),
     ] = "fp32",
     kv_cache: Annotated[
         Literal["fp32", "fp16", "int8"],
-        typer.Option("--kv-cache", help="Keys and values of the decoder's cache; int8 needs --data."),
+        typer.Option("--kv-cache", help="Precision of the decoder's key/value cache. int8 needs --data."),
     ] = "fp32",
     range_method: Annotated[
         Literal["min-max", "entropy", "percentile"],
-        typer.Option("--range", help="How int8-static finds the range of activations."),
+        typer.Option("--range", help="Method of choosing activation ranges in int8-static."),
     ] = "min-max",
     percentile: Annotated[
-        float, typer.Option("--percentile", help="With --range percentile: the share of values within the range.")
+        float, typer.Option("--percentile", help="Percentage of values within the range, for --range percentile.")
     ] = 99.99,
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data", help="What to calibrate on: a data set, a folder of pictures, or golden (the inputs inside)."
-        ),
+        typer.Option("--data", help="Calibrate on a data set, a folder of images, or golden (the bundle's own cases)."),
     ] = None,
     examples: Annotated[
         int | None,
-        typer.Option("--examples", min=1, help="How many examples to calibrate on; without it 32, for auto 300."),
+        typer.Option("--examples", min=1, help="Number of calibration examples. Default: 32; 300 for auto."),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option("--budget", help="For auto: the share of the task's metric that may be lost.")
+        float | None,
+        typer.Option("--budget", help="Largest relative loss of the metric, for auto, such as 0.01."),
     ] = None,
     prefer: Annotated[
         Literal["size", "speed", "memory"] | None,
-        typer.Option("--prefer", help="For auto: what is to be small; without it size."),
+        typer.Option("--prefer", help="What to minimize, for auto. Default: size."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="For auto: draw what was measured into this .svg, too.")
+        Path | None, typer.Option("--plot", help="Draw the measured mixes into this .svg file, for auto.")
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a bundle smaller and faster.
+    """Quantize a bundle: smaller and faster, with the loss measured.
 
-    It keeps to standard ONNX operators, and what is lost is measured and recorded.
+    The new bundle holds standard ONNX operators only and records its loss.
 
     \b
     Examples:
       xattn-edge quantize shapes-vqa.xattn -o shapes-vqa-int8.xattn --mode int8
       xattn-edge quantize blip.xattn -o blip-small.xattn --mode int8 --component decoder=int4
-      xattn-edge quantize blip.xattn -o blip-gptq.xattn --mode int4 --data pictures/
+      xattn-edge quantize blip.xattn -o blip-gptq.xattn --mode int4 --data photos/
       xattn-edge quantize shapes-vqa.xattn -o small.xattn --mode auto --budget 0.01 --data easy-vqa
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:

@@ -1,4 +1,4 @@
-"""`xattn-edge study`: which mechanism and which fusion, measured."""
+"""`xattn-edge study`: compares mechanisms and fusions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def study(
     output: OutputOption,
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--task", help="vqa or sentiment; without it, both."),
+        typer.Option("--task", help="vqa or sentiment. Default: both."),
     ] = None,
     combinations: Annotated[
         Literal["all", "axes"],
@@ -34,17 +34,17 @@ def study(
             help="all, or axes: every mechanism with one fusion, and every fusion with one mechanism.",
         ),
     ] = "all",
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trainings of each; 3 without it.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Of every training; 600 without it.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trainings of each. Default: 3.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of each training. Default: 600.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, few steps, along the axes: minutes instead of hours.")
+        bool, typer.Option("--quick", help="Use one seed, few steps and the axes only: minutes instead of hours.")
     ] = False,
     report_only: Annotated[
         bool,
-        typer.Option("--report-only", help="Train nothing: time and report what the folder holds, however much it is."),
+        typer.Option("--report-only", help="Train nothing: report the models in the folder, even if some are missing."),
     ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Markdown file to write; without it, report.md in the folder.")
+        Path | None, typer.Option("--report", help="Markdown file to write. Default: report.md in the folder.")
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")] = 1,
     as_json: Json = False,
@@ -53,8 +53,8 @@ def study(
 ) -> None:
     """Compare every mechanism and fusion under one budget.
 
-    Each is trained with several seeds, exported, quantized and timed. Run
-    again on the same folder, it goes on where it was stopped.
+    Each is trained with several seeds, exported, quantized and timed. Run again
+    on the same folder to resume.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`xattn-edge train`: data to a checkpoint."""
+"""`xattn-edge train`: trains a model into a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,47 +29,46 @@ def train(
         typer.Argument(metavar="TASK", help="vqa, caption, retrieval or sentiment."),
     ],
     output: OutputOption,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for weights, order and augmentation.")] = 0,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Steps to train; without it, those of the recipe.")
+        int | None, typer.Option("--steps", min=1, help="Training steps. Default: those of the recipe.")
     ] = None,
     text_encoder: Annotated[
-        Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="What reads the question (vqa).")
+        Literal["lstm", "transformer"] | None, typer.Option("--text-encoder", help="Encoder of the question (vqa).")
     ] = None,
     mechanism: Annotated[
-        str | None, typer.Option("--mechanism", help="How text and picture read each other (vqa; caption knows one).")
+        str | None,
+        typer.Option("--mechanism", help="Mechanism between text and image (vqa; caption has one)."),
     ] = None,
     similarity: Annotated[
-        str | None, typer.Option("--similarity", help="dot, scaled_dot, cosine or additive (vqa, caption).")
+        str | None,
+        typer.Option("--similarity", help="dot, scaled_dot, cosine or additive (vqa, caption)."),
     ] = None,
     weighting: Annotated[str | None, typer.Option("--weighting", help="soft or hard (vqa, caption).")] = None,
     fusion: Annotated[
         str | None,
-        typer.Option(
-            "--fusion", help="How both become an answer or the next word (vqa, caption); see docs/mechanisms.md."
-        ),
+        typer.Option("--fusion", help="Fusion of text and image (vqa, caption); see docs/mechanisms.md."),
     ] = None,
-    hops: Annotated[int | None, typer.Option("--hops", min=1, help="Of --mechanism multi_hop.")] = None,
+    hops: Annotated[int | None, typer.Option("--hops", min=1, help="Hops, for --mechanism multi_hop.")] = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="How often text and picture read each other (vqa, caption).")
+        int | None, typer.Option("--layers", min=1, help="Number of cross-modal layers (vqa, caption).")
     ] = None,
     eye: Annotated[
         Path | None,
-        typer.Option("--eye", help="Checkpoint of caption whose image encoder it begins with (retrieval)."),
+        typer.Option("--eye", help="Caption checkpoint to take the image encoder from (retrieval)."),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", min=1, help="Threads within an operator; without it, all cores but one."),
+        typer.Option("--threads", min=1, help="Threads within an operator. Default: all cores but one."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a model and report how good it is.
+    """Train a model and report its accuracy on the held-out split.
 
-    It reads the data of its recipe and reports on the held-out split.
-    An unfinished checkpoint at the output goes on where it stopped.
+    Training resumes from an unfinished checkpoint at the output.
 
     \b
     Examples:
@@ -105,7 +104,7 @@ def train(
 
 
 def _shown(console: Console, progress: Progress) -> Callable[[TrainProgress], None]:
-    """What training tells, as notes and as the bar."""
+    """A callback that shows messages as notes and steps on the progress bar."""
 
     def show(state: TrainProgress) -> None:
         if state.message:

@@ -76,14 +76,14 @@ def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[C
     every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
     """
     from xattn_runtime.execution.session import default_threads
-    from xattn_runtime.tasks import CaptionTask
+    from xattn_runtime.loader import load
 
     held = (entry.bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
     is_small = sum(held) < _SMALL_BYTES
     if provider == "cpu" and is_small and threads is None:
-        return CaptionTask(bundle, provider, threads=1), Batches(_BATCH, default_threads())
+        return load(bundle, provider, 1, task="caption"), Batches(_BATCH, default_threads())
     size = _BATCH if is_small or provider != "cpu" else _BATCH_OF_LARGE
-    return CaptionTask(bundle, provider, threads), Batches(size, 1)
+    return load(bundle, provider, threads, task="caption"), Batches(size, 1)
 
 
 def caption_to_file(

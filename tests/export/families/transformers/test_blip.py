@@ -25,8 +25,9 @@ from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4

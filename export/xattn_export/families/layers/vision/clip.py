@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_export.families.layers.clip import ClipLayer
 from xattn_export.families.layers.common import for_each_picture
-from xattn_export.families.transformers.dual_encoders.common import EncoderLayer
 
 __all__ = ["ClipVision"]
 
@@ -20,7 +20,7 @@ class ClipVision(nn.Module):
         super().__init__()
         self.embeddings = vision.embeddings
         self.first_norm = vision.pre_layrnorm
-        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in vision.encoder.layers)
+        self.layers = nn.ModuleList(ClipLayer(layer) for layer in vision.encoder.layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         embeddings = self.embeddings

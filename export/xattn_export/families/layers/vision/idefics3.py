@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.transformers.dual_encoders.common import EncoderLayer
+from xattn_export.families.layers.clip import ClipLayer
 
 __all__ = ["ImageTokens", "PixelShuffle"]
 
@@ -27,7 +27,7 @@ class ImageTokens(nn.Module):
         self.patches = vision.embeddings.patch_embedding
         positions = vision.embeddings.position_embedding
         self.positions = nn.Buffer(F.embedding(_places(vision.embeddings, side_px), positions.weight).detach())
-        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in vision.encoder.layers)
+        self.layers = nn.ModuleList(ClipLayer(layer) for layer in vision.encoder.layers)
         self.norm = vision.post_layernorm
         self.shuffle = PixelShuffle(side_px // vision.embeddings.patch_size, model.connector.scale_factor)
         self.projection = model.connector.modality_projection.proj

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from xattn_export.families.base import Family, Source
 from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model
 from xattn_export.families.layers.text.blip import padding_mask
+from xattn_export.families.layers.text.clip import ClipTextEncoder
 from xattn_export.families.layers.vision.clip import ClipVision
-from xattn_export.families.transformers.dual_encoders.common import TextEncoder, dual_encoder_source
+from xattn_export.families.transformers.dual_encoders.common import dual_encoder_source
 from xattn_runtime.bundle.manifest import Similarity
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -50,7 +51,7 @@ class TextFeatures(nn.Module):
     def __init__(self, model: CLIPModel, end_token_id: int | None) -> None:
         """`end_token_id`: None where it is the highest id of a text."""
         super().__init__()
-        self.text = TextEncoder(model.text_model)
+        self.text = ClipTextEncoder(model.text_model)
         self.projection = model.text_projection
         self.end_token_id = end_token_id
 

@@ -1,68 +1,25 @@
 """Models that put pictures and texts into one space, each by an encoder of its own: what CLIP and SigLIP share.
 
-An encoder layer around a checkpoint's own weights, and the source that two encoders make. It knows neither how states
-are pooled nor which tokens see each other; that is in `clip.py` and `siglip.py`.
+It knows neither how states are pooled nor which tokens see each other; that is in `clip.py` and `siglip.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xattn_export.families.base import Role, Source, TensorSpec
 from xattn_export.families.checkpoint_folder.folder import source_facts
 from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
 from xattn_export.families.drawings import captioned_pictures
-from xattn_export.families.layers.common import attend, fuse_linears, normalized
+from xattn_export.families.layers.common import normalized
 from xattn_runtime.bundle.manifest import Similarity
 
-__all__ = ["EncoderLayer", "ImageEmbeddingGraph", "TextEmbeddingGraph", "TextEncoder", "dual_encoder_source"]
-
-
-class EncoderLayer(nn.Module):
-    """Attention, then a feed-forward network, each on normalised tokens."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        attention = layer.self_attn
-        self.heads, self.scale = attention.num_heads, attention.scale
-        self.qkv = fuse_linears(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.attention_output = attention.out_proj
-        self.attention_norm = layer.layer_norm1
-        self.feed_forward = layer.mlp
-        self.feed_forward_norm = layer.layer_norm2
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`[batch, length, width]`; `mask` as for `attend`."""
-        query, key, value = self.qkv(self.attention_norm(tokens)).chunk(3, -1)
-        attended = attend(query, key, value, self.heads, mask=mask, scale=self.scale)
-        tokens = tokens + self.attention_output(attended)
-        return cast(Tensor, tokens + self.feed_forward(self.feed_forward_norm(tokens)))
-
-
-class TextEncoder(nn.Module):
-    """Token ids to states `[batch, length, width]`, normalised."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.words = model.embeddings.token_embedding
-        self.positions = model.embeddings.position_embedding
-        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in model.encoder.layers)
-        self.norm = model.final_layer_norm
-
-    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """`mask` as for `attend`."""
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(0, input_ids.shape[1], device=input_ids.device)
-        tokens = self.words(input_ids) + F.embedding(places, self.positions.weight)
-        for layer in self.layers:
-            tokens = layer(tokens, mask)
-        return cast(Tensor, self.norm(tokens))
+__all__ = ["ImageEmbeddingGraph", "TextEmbeddingGraph", "dual_encoder_source"]
 
 
 class ImageEmbeddingGraph(nn.Module):

@@ -17,9 +17,11 @@ from xattn_export.families.base import Family, Source
 from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.tokenizer import special_token_of, tokenizer_json_of
+from xattn_export.families.layers.clip import ClipLayer
 from xattn_export.families.layers.common import attend, for_each_picture
 from xattn_export.families.layers.text.blip import padding_mask
-from xattn_export.families.transformers.dual_encoders.common import EncoderLayer, TextEncoder, dual_encoder_source
+from xattn_export.families.layers.text.clip import ClipTextEncoder
+from xattn_export.families.transformers.dual_encoders.common import dual_encoder_source
 from xattn_runtime.bundle.manifest import Similarity
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -37,7 +39,7 @@ class ImageFeatures(nn.Module):
         super().__init__()
         vision = model.vision_model
         self.embeddings = vision.embeddings
-        self.layers = nn.ModuleList(EncoderLayer(layer) for layer in vision.encoder.layers)
+        self.layers = nn.ModuleList(ClipLayer(layer) for layer in vision.encoder.layers)
         self.norm = vision.post_layernorm
         self.pool = AttentionPool(vision.head)
 
@@ -78,7 +80,7 @@ class TextFeatures(nn.Module):
 
     def __init__(self, model: SiglipModel) -> None:
         super().__init__()
-        self.text = TextEncoder(model.text_model)
+        self.text = ClipTextEncoder(model.text_model)
         self.projection = model.text_model.head
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
