@@ -25,7 +25,8 @@ from PIL import Image
 
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.execution.session import GraphSession, default_threads, open_session
-from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask
 from xattn_runtime.tasks.shared.image_encoder import PreparedImage
 
 PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"

@@ -275,7 +275,7 @@ def loading(bundle: Path, threads: int) -> float:
     """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
     program = (
         "import sys, time, tokenizers\nfrom xattn_runtime.execution.providers import load_onnxruntime\n"
-        "from xattn_runtime.tasks import load\nload_onnxruntime()\nbegan = time.perf_counter()\n"
+        "from xattn_runtime.loader import load\nload_onnxruntime()\nbegan = time.perf_counter()\n"
         "load(sys.argv[1], threads=int(sys.argv[2]))\nprint(time.perf_counter() - began)"
     )
     arguments = [sys.executable, "-c", program, str(bundle), str(threads)]

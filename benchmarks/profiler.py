@@ -26,12 +26,13 @@ from typing import IO, Any, cast
 
 from xattn_runtime.bundle.folder import default_bundle
 from xattn_runtime.execution.session import open_session
+from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.estimates import is_warm
 from xattn_runtime.profiling.measure.passes import Passes
 from xattn_runtime.profiling.measure.reference import Reference
 from xattn_runtime.profiling.measure.turns import take_turn
 from xattn_runtime.profiling.regression_gate import compare_bundles, compare_documents
-from xattn_runtime.tasks import CaptionTask, load
+from xattn_runtime.tasks import CaptionTask
 
 DELAY = 0.1
 PROCESSES, ROUNDS, TURN_SECONDS = 4, 16, 0.03

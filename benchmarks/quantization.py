@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xattn_export.quantize.options import Mode, Options
+from xattn_export.quantize.base.options import Mode, Options
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TRAINED = {"shapes-vqa": "easy-vqa", "emoji-caption": "emoji"}
@@ -132,7 +132,7 @@ def quantized(source: Path, output: Path, recipe: Recipe, data: str) -> float:
 
 def logit_errors(bundle: Path) -> dict[str, float]:
     """Relative RMS of the logits on the golden inputs, against the trained model: the mean and the largest."""
-    from xattn_runtime.tasks import load
+    from xattn_runtime.loader import load
     from xattn_runtime.verify.golden import measure
 
     errors = [case.relative_rms for case in measure(load(bundle))]
@@ -204,7 +204,8 @@ def speed(bundles: Mapping[str, Path], rounds: int) -> dict[str, dict[str, float
     from xattn_edge.evaluation.samples import calibration_samples
     from xattn_export.quantize.calibration.examples import run_example
     from xattn_runtime.bundle.folder import open_bundle
-    from xattn_runtime.tasks import CaptionTask, VqaTask, load
+    from xattn_runtime.loader import load
+    from xattn_runtime.tasks import CaptionTask, VqaTask
 
     tasks = {name: load(path) for name, path in bundles.items()}
     example = calibration_samples(open_bundle(bundles["fp32"]), "golden", 1).items[0]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         XattnError,
     )
     from xattn_runtime.execution.provider_status import ProviderStatus, provider_status
+    from xattn_runtime.loader import load
     from xattn_runtime.profiling import ProfileDocument, ProfileOptions, profile_matrix
     from xattn_runtime.tasks import (
         Answer,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
         SentimentTask,
         StreamedToken,
         VqaTask,
-        load,
     )
     from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
@@ -95,6 +95,7 @@ __all__ = [
 _MODULES = {
     "bundle.folder": ("Bundle", "default_bundle", "open_bundle"),
     "bundle.manifest": ("Manifest",),
+    "loader": ("load",),
     "profiling": ("ProfileDocument", "ProfileOptions", "profile_matrix"),
     "execution.provider_status": ("ProviderStatus", "provider_status"),
     "tasks": (
@@ -111,7 +112,6 @@ _MODULES = {
         "SentimentTask",
         "StreamedToken",
         "VqaTask",
-        "load",
     ),
     "verify.golden": ("VerificationReport", "verify_bundle"),
 }

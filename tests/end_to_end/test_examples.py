@@ -18,7 +18,7 @@ from PIL import Image
 
 from xattn_export import export_checkpoint
 from xattn_runtime import default_bundle
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLES = CHECKOUT / "examples"

@@ -12,7 +12,7 @@ from xattn_edge.models import load_checkpoint
 from xattn_export import export_checkpoint, exporter
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, ImageError, OutputError, UserError, XattnError
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import verify_bundle
 
 

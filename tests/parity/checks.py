@@ -30,7 +30,7 @@ from tests.parity.parity import (
 )
 from xattn_export import export_checkpoint
 from xattn_runtime.bundle.manifest import Task
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 __all__ = ["FORMS", "QUESTIONS", "Check", "Entry", "Ledger", "check", "chooses", "embeds", "generates", "reads_tiles"]
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.execution.session import open_session
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.decoder import DecoderStep
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
-from xattn_runtime.tasks.shared.image_encoder import session_settings
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 
 __all__ = [
     "Agreement",

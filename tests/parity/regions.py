@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from tests.parity.parity import randomize
-from xattn_runtime.tasks import VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import VqaTask
 
 __all__ = ["answers_error", "save_lxmert", "save_visual_bert"]
 

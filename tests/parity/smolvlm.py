@@ -32,10 +32,10 @@ from transformers.processing_utils import ProcessorMixin
 from tests.parity.parity import Comparison, compare_ids, ids_of, randomize
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.execution.session import open_session
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
-from xattn_runtime.tasks.shared.image_encoder import session_settings
 
 __all__ = [
     "BASE",

@@ -13,7 +13,8 @@ from transformers import AutoProcessor, BertTokenizer, ViltConfig, ViltForQuesti
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from tests.parity.parity import randomize
-from xattn_runtime.tasks import VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import VqaTask
 
 __all__ = ["answers_error", "save_vilt"]
 

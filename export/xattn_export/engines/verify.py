@@ -23,7 +23,8 @@ from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.execution.loading import session_entries
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask
 from xattn_runtime.verify.golden import measure
 from xattn_runtime.verify.wholes import compare_wholes, run_wholes
 

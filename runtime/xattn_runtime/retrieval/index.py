@@ -16,20 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
+from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
-
-if TYPE_CHECKING:
-    from xattn_runtime.tasks.retrieval import RetrievalTask
+from xattn_runtime.progress import Progress, silent
+from xattn_runtime.retrieval.match import Embedder, Embeddings
 
 __all__ = [
     "SUFFIXES",
@@ -51,9 +50,6 @@ _ALIGNED = 64
 _BATCH = 16
 _MOST_HEADER_BYTES = 2**30
 _MOST_NAMED = 3
-
-Embeddings = NDArray[np.float32]
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def open_index(path: Path, bundle: Bundle) -> PictureIndex:
     return PictureIndex(path, folder, files, embeddings)
 
 
-def update_index(task: RetrievalTask, folder: Path, path: Path, progress: Progress | None = None) -> IndexReport:
+def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progress = silent) -> IndexReport:
     """Make the file `path` the index of the pictures in `folder`; what it holds already and is unchanged is kept.
 
     Pictures that cannot be used are left out and reported. The file is replaced when all is done, or not at all.
@@ -141,34 +137,30 @@ def update_index(task: RetrievalTask, folder: Path, path: Path, progress: Progre
     before = pictures_of(folder)
     if path.parent.resolve() == folder.resolve() and path.suffix.lower() in SUFFIXES:
         raise OutputError(f"{path}: expected a name that is not that of a picture, found {path.suffix}")
-    old = _old_index(path, task.bundle, folder)
+    old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
     new = [file for file in before if file not in rows]
-    found, refused = _embed(task, folder, new, progress or _silent)
+    found, refused = _embed(embedder, folder, new, progress)
     _check_unchanged(folder, before)
     kept = [file for file in before if file in rows or file in found]
     embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else found[file] for file in kept]
     removed = len(set(rows) - set(before))
     if old is None or new or removed:
-        _write(path, folder, task.bundle, kept, embeddings, task.width)
-    return IndexReport(open_index(path, task.bundle), len(found), removed, tuple(refused))
+        _write(path, folder, embedder.bundle, kept, embeddings, embedder.width)
+    return IndexReport(open_index(path, embedder.bundle), len(found), removed, tuple(refused))
 
 
-def look_at_folder(task: RetrievalTask, folder: Path, progress: Progress | None = None) -> IndexReport:
+def look_at_folder(embedder: Embedder, folder: Path, progress: Progress = silent) -> IndexReport:
     """The same index in memory alone, of all pictures in `folder`.
 
     Raises:
         UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
     """
     files = pictures_of(folder)
-    found, refused = _embed(task, folder, files, progress or _silent)
+    found, refused = _embed(embedder, folder, files, progress)
     _check_unchanged(folder, files)
-    embeddings = np.stack(list(found.values())) if found else np.zeros((0, task.width), dtype=np.float32)
+    embeddings = np.stack(list(found.values())) if found else np.zeros((0, embedder.width), dtype=np.float32)
     return IndexReport(PictureIndex(folder, folder, tuple(found), embeddings), len(found), 0, tuple(refused))
-
-
-def _silent(_what: str, _share: float) -> None:
-    pass
 
 
 def pictures_of(folder: Path) -> list[Indexed]:
@@ -209,7 +201,7 @@ def _old_index(path: Path, bundle: Bundle, folder: Path) -> PictureIndex | None:
 
 
 def _embed(
-    task: RetrievalTask, folder: Path, files: Sequence[Indexed], tell: Progress
+    embedder: Embedder, folder: Path, files: Sequence[Indexed], tell: Progress
 ) -> tuple[dict[Indexed, Embeddings], list[ImageError]]:
     """Embeddings of the files that can be used, several a run, and why the others cannot."""
     found: dict[Indexed, Embeddings] = {}
@@ -218,11 +210,11 @@ def _embed(
         tell("looking at pictures", start / len(files))
         batch = files[start : start + _BATCH]
         try:
-            found |= zip(batch, task.embed_images([folder / file.name for file in batch]), strict=True)
+            found |= zip(batch, embedder.embed_images([folder / file.name for file in batch]), strict=True)
         except ImageError:  # one by one, so that the others go on
             for file in batch:
                 try:
-                    found[file] = task.embed_images([folder / file.name])[0]
+                    found[file] = embedder.embed_images([folder / file.name])[0]
                 except ImageError as error:
                     refused.append(error)
     return found, refused
@@ -283,16 +275,10 @@ def _write(
     }
     text = json.dumps(header).encode()
     text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNED)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as stream:
+        with atomic_file(path) as temporary, temporary.open("wb") as stream:
             stream.write(_MAGIC + len(text).to_bytes(8, "little") + text)
             for row in embeddings:
                 stream.write(np.asarray(row, dtype="<f4").tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: expected a file that can be written, found {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xattn_runtime.errors import DependencyError, UserError
+from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
-from xattn_runtime.tasks.retrieval import Match, RetrievalTask
+from xattn_runtime.retrieval.match import Embedder, Embeddings, Match
 
 if TYPE_CHECKING:
     from xattn_runtime.retrieval.index import PictureIndex
@@ -28,8 +28,6 @@ EXACT_AT_MOST = 100_000
 
 _ROWS = 16_384
 
-Embeddings = NDArray[np.float32]
-
 
 def has_usearch() -> bool:
     """Whether `usearch` is installed."""
@@ -39,7 +37,7 @@ def has_usearch() -> bool:
 
 
 def search_index(
-    task: RetrievalTask, index: PictureIndex, query: Embeddings, top_k: int = 10, search: Search = "auto"
+    embedder: Embedder, index: PictureIndex, query: Embeddings, top_k: int = 10, search: Search = "auto"
 ) -> tuple[Match, ...]:
     """The `top_k` of `index` that are nearest to `query` `[width]`, the nearest first.
 
@@ -60,7 +58,7 @@ def search_index(
             f"{index.path}: comparing all of {len(index.files)} pictures; with "
             'pip install "xattn-edge[ann]" only the likely ones are'
         )
-    return task.rank(query, index.embeddings, top_k)
+    return embedder.rank(query, index.embeddings, top_k)
 
 
 def _parts(embeddings: Embeddings) -> Iterator[tuple[int, Embeddings]]:
@@ -101,13 +99,11 @@ def _graph(index: PictureIndex) -> Any:
 
 def _save(graph: Any, path: Path) -> None:
     """Kept for the next search; where nothing can be written, the next one makes it anew."""
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        graph.save(str(temporary))
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            graph.save(str(temporary))
     except (OSError, RuntimeError) as error:
         logging.getLogger("xattn_runtime").info(f"{path}: cannot be kept for the next search: {one_line(error)}")
-        temporary.unlink(missing_ok=True)
 
 
 def _graph_path(index: Path) -> Path:

@@ -18,6 +18,7 @@ from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, ImageError, UserError
 from xattn_runtime.execution.session import SessionSettings, Tensor
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
 from xattn_runtime.generate.options import DecodingOptions, Stop
 from xattn_runtime.generate.sampling import Sampler
@@ -33,7 +34,6 @@ from xattn_runtime.tasks.shared.image_encoder import (
     PreparedImage,
     concatenate,
     milliseconds_since,
-    session_settings,
 )
 from xattn_runtime.tasks.shared.prefetch import computed_ahead, prepared_ahead
 from xattn_runtime.tasks.shared.streaming import StreamedToken, TextStream, before_stop, stop_at

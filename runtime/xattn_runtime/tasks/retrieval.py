@@ -17,15 +17,16 @@ from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.retrieval.match import Embeddings, Match
 from xattn_runtime.tasks.shared.closing import Closable
 from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
     ImageEncoder,
     milliseconds_since,
     padded,
-    session_settings,
 )
 
 if TYPE_CHECKING:
@@ -39,22 +40,6 @@ TEMPLATE = "a photo of a {label}"
 _TEXT_BATCH = 64
 _IMAGE_OUTPUT, _TEXT_OUTPUT = "image_embeddings", "text_embeddings"
 _RERANKER = "reranker"
-
-Embeddings = NDArray[np.float32]
-"""float32 `[count, width]`, each of length 1."""
-
-
-@dataclass(frozen=True)
-class Match:
-    """A candidate's place among the candidates.
-
-    cosine: of its embedding and the query's.
-    probability: that the two belong together, where the model says one: among these candidates, or by themselves.
-    """
-
-    index: int
-    cosine: float
-    probability: float | None
 
 
 @dataclass(frozen=True)

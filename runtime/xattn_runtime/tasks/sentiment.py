@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.execution.session import SessionSettings, Tensor, open_session
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.json_reader import one_line
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.speech import AudioInput, MelSpec, log_mel, read_audio
 from xattn_runtime.preprocess.steps import Step
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.tasks.shared.closing import Closable
-from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, padded, session_settings
+from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, padded
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput

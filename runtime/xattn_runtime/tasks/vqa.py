@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.execution.session import SessionSettings
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
@@ -24,7 +25,7 @@ from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.tasks.shared.answering import Answerer, Chooser, Reply, Wanted, Writer
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.shared.closing import Closable
-from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageEncoder, milliseconds_since, session_settings
+from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageEncoder, milliseconds_since
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput

@@ -16,14 +16,25 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, VerificationError
+from xattn_runtime.execution.provider_choice import choose_provider
+from xattn_runtime.execution.providers import CHOSEN_HERE, RequestedProvider
 from xattn_runtime.execution.session import SessionSettings
+from xattn_runtime.execution.settings import checked_threads, session_settings, tuned_settings
 from xattn_runtime.json_reader import one_line
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, load
+from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, open_task
 from xattn_runtime.tasks.sentiment import read_sample
-from xattn_runtime.tasks.shared.image_encoder import session_settings
 from xattn_runtime.verify.wholes import WholeVerdict, compare_wholes, run_wholes
 
-__all__ = ["CaseMeasure", "CaseVerdict", "VerificationReport", "least_lead", "measure", "relative_rms", "verify_bundle"]
+__all__ = [
+    "CaseMeasure",
+    "CaseVerdict",
+    "VerificationReport",
+    "chosen_settings",
+    "least_lead",
+    "measure",
+    "relative_rms",
+    "verify_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -110,12 +121,24 @@ def verify_bundle(
     Raises what `load` raises, and BundleError for golden files that cannot be used; a case that fails raises nothing.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    settings = session_settings(provider, threads, opened)
+    settings = chosen_settings(provider, threads, opened)
     runs = run_wholes(opened, settings)
-    task = load(opened, settings)
+    task = open_task(opened, settings)
     tolerance = opened.manifest.golden.relative_rms
     verdicts = tuple(CaseVerdict(case, case.relative_rms <= tolerance and case.same_text) for case in measure(task))
     return VerificationReport(str(opened.path), settings.name, tolerance, verdicts, compare_wholes(task, runs))
+
+
+def chosen_settings(provider: str | SessionSettings, threads: int | None, bundle: Bundle) -> SessionSettings:
+    """As `session_settings`; `auto` and `arm` become the first provider on which `bundle` gives its golden outputs."""
+    if isinstance(provider, SessionSettings) or provider not in CHOSEN_HERE:
+        return session_settings(provider, threads, bundle)
+    count = checked_threads(threads)
+
+    def prove(requested: RequestedProvider) -> None:
+        verify_bundle(bundle, SessionSettings(requested.provider, count)).raise_if_failed()
+
+    return tuned_settings(choose_provider(provider, bundle, prove), threads, bundle)
 
 
 def measure(task: AnyTask) -> tuple[CaseMeasure, ...]:

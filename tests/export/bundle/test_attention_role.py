@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from xattn_edge.commands.app import app
 from xattn_edge.models import load_checkpoint
 from xattn_export import export_checkpoint, quantize_bundle
-from xattn_export.bundle.inspection import read_graph
+from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import load
 from xattn_runtime.tasks.shared.attention_maps import grid_of, words_of
 from xattn_runtime.tasks.shared.heatmap import draw_html, draw_png, write_heatmap
 

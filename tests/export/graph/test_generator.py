@@ -12,8 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from xattn_export import quantize_bundle
-from xattn_export.bundle.inspection import inspect_path
+from xattn_export import inspect_path, quantize_bundle
 from xattn_export.graph.conformance import all_initializers, require_standard
 from xattn_export.graph.generator import generator_graph
 from xattn_runtime.bundle.decoding import Decoding
@@ -25,7 +24,7 @@ from xattn_runtime.execution.session import SessionSettings, open_session
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.greedy import greedy
 from xattn_runtime.generate.loop import GreedyLoop
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
 DECODING = Decoding(prompt_token_ids=(2,), end_token_ids=(3,), pad_token_id=0, max_new_tokens=12)

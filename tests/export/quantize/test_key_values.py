@@ -15,7 +15,7 @@ from xattn_export.quantize.calibration.examples import golden_examples
 from xattn_export.quantize.passes.key_values import StoredSeries, is_turned, largest_stored, store_key_values
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, UserError
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 CASES = {"cross-fp16": ("fp16", "fp32"), "cross-int8": ("int8", "fp32"), "both-int8": ("int8", "int8")}

@@ -10,11 +10,11 @@ import pytest
 from onnx import numpy_helper, parser
 
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
+from xattn_export.quantize.base.layers import check_weights
 from xattn_export.quantize.calibration.examples import golden_examples
-from xattn_export.quantize.layers import check_weights
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 RATIOS = {"int8": 0.45, "int8-static": 0.45, "int8-weight": 0.45, "int4": 0.4, "fp16": 0.65}

@@ -20,6 +20,7 @@ from xattn_export.whole.decoded import token_texts, write_texts
 from xattn_export.whole.pixels import unwritable_step, write_pixels
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import VerificationError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.steps import (
     CenterCrop,
@@ -31,7 +32,6 @@ from xattn_runtime.preprocess.steps import (
     ResizeShortestEdge,
 )
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.tasks import load
 from xattn_runtime.verify.golden import verify_bundle
 
 CHECKOUT = Path(__file__).resolve().parents[3]

@@ -19,8 +19,9 @@ from tests.conftest import LAYERS, WIDTH, TinyModel, reference_pixels
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Graph, Manifest, parse
 from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
-from xattn_runtime.tasks import CaptionTask, load
+from xattn_runtime.tasks import CaptionTask
 
 START, END = 2, 3
 PROMPTS = {"<is>": "what is the cat", "<on>": "the {input} on"}

@@ -16,7 +16,7 @@ from xattn_runtime.errors import ProviderError
 from xattn_runtime.execution import loading
 from xattn_runtime.execution.providers import PROVIDERS, load_onnxruntime
 from xattn_runtime.execution.session import GraphSession, SessionSettings, open_session
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 ROWS = {row.name: row for row in PROVIDERS}
 

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.errors import DependencyError, ProviderError, VerificationError
+from xattn_runtime.errors import BundleError, DependencyError, ProviderError, VerificationError
 from xattn_runtime.execution import packages, providers
 from xattn_runtime.execution import provider_status as status_module
 from xattn_runtime.execution.packages import package_conflict
 from xattn_runtime.execution.provider_choice import choose_provider
 from xattn_runtime.execution.provider_status import NvidiaDriver, driver_complaint, machine_status
 from xattn_runtime.execution.providers import PROVIDERS, parse_provider, resolve_provider, with_fallback
-from xattn_runtime.tasks import load
+from xattn_runtime.execution.settings import session_settings
+from xattn_runtime.loader import load
+from xattn_runtime.verify.golden import verify_bundle
 
 ROWS = {row.name: row for row in PROVIDERS}
 
@@ -229,3 +231,12 @@ def test_arm(caption_bundle: Path, put_build: Any, monkeypatch: pytest.MonkeyPat
     assert choose_provider("arm", bundle, lambda requested: None).provider.name == "cpu"
     put_build(build_of("CPUExecutionProvider", "XnnpackExecutionProvider"))
     assert choose_provider("arm", bundle, lambda requested: None).provider.name == "xnnpack"
+
+
+def test_a_choice_of_provider_is_made_by_load_and_verify_alone(caption_bundle: Path) -> None:
+    opened = open_bundle(caption_bundle)
+    with pytest.raises(ProviderError, match="expected the name of one provider, found auto"):
+        session_settings("auto", None, opened)
+    assert verify_bundle(opened, "auto").provider == "cpu"
+    with pytest.raises(BundleError, match="expected a bundle for vqa, found one for caption"):
+        load(opened, task="vqa")

@@ -14,7 +14,7 @@ from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.execution.providers import PROVIDERS, resolve_provider
 from xattn_runtime.execution.session import SessionSettings, default_threads, open_session
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 
 Rewrite = Callable[[Path, Manifest], Manifest]
 SETTINGS = SessionSettings(resolve_provider("cpu"), 1)

@@ -20,8 +20,9 @@ from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import ObjectReader
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.tokenizer import ImageLayout, TokenizerSpec, read_tokenizer
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 
 WIDTH, TOKENS, END, PLACEHOLDER, VOCABULARY = 8, 4, 3, 15, 16
 RNG = np.random.default_rng(5)

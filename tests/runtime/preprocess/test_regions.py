@@ -13,8 +13,8 @@ import pytest
 from xattn_runtime.bundle import manifest as m
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, ImageError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.regions import MOST_REGIONS, RegionReader, RegionSpec
-from xattn_runtime.tasks import load
 
 WIDTH = 6
 READER = RegionReader(RegionSpec(WIDTH, 4))

@@ -20,10 +20,11 @@ from xattn_runtime.errors import BundleError, QuestionError
 from xattn_runtime.execution.session import open_session
 from xattn_runtime.generate import search
 from xattn_runtime.json_reader import ObjectReader
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.steps import Flatten, ResizeLongestEdge, Tile
 from xattn_runtime.preprocess.tokenizer import ImageLayout, read_tokenizer
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 
 __all__ = ["folder"]
 

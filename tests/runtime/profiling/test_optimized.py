@@ -28,11 +28,12 @@ from xattn_runtime.execution.device_profile import (
     write_device_profile,
 )
 from xattn_runtime.execution.machine import describe_machine
+from xattn_runtime.loader import load
 from xattn_runtime.profiling import optimized as trying
 from xattn_runtime.profiling.optimized import OptimizedVerdict, try_optimized
 from xattn_runtime.profiling.tune import tune_bundle
 from xattn_runtime.profiling.worker_process import Combination
-from xattn_runtime.tasks import CaptionTask, load
+from xattn_runtime.tasks import CaptionTask
 
 Rewrite = Callable[[Path, Manifest], Manifest]
 

@@ -17,13 +17,13 @@ from xattn_runtime.execution.device_profile import (
     write_device_profile,
 )
 from xattn_runtime.execution.machine import describe_machine
+from xattn_runtime.loader import load
 from xattn_runtime.profiling import tune as tuning
 from xattn_runtime.profiling.document import Profile
 from xattn_runtime.profiling.measure.estimates import summarise
 from xattn_runtime.profiling.optimized import OptimizedVerdict
 from xattn_runtime.profiling.tune import tune_bundle
 from xattn_runtime.profiling.worker_process import Combination
-from xattn_runtime.tasks import load
 
 
 def found(profile_of: Any) -> Any:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, ImageError, UserError
-from xattn_runtime.tasks import CaptionTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask
 
 WORDS = ["what", "is", "the", "red", "green", "cat", "dog", "of", "a", "on", "house"]
 

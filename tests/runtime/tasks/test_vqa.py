@@ -10,7 +10,8 @@ import pytest
 
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, QuestionError, UserError
-from xattn_runtime.tasks import VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import VqaTask
 
 LABELS = ["yes", "no", "red", "green", "two"]
 QUESTIONS = {"what is the cat": [4, 5, 6, 9], "dog": [10], "Is the house red": [5, 6, 14, 7], "a zebra": [12, 1]}

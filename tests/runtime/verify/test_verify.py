@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, VerificationError
-from xattn_runtime.tasks import load
+from xattn_runtime.loader import load
 from xattn_runtime.verify.golden import measure, relative_rms, verify_bundle
 
 

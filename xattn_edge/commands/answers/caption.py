@@ -114,7 +114,8 @@ def caption(
         from xattn_runtime.bundle.folder import default_bundle, open_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks import CaptionTask, DecodingOptions
+        from xattn_runtime.loader import load
+        from xattn_runtime.tasks import DecodingOptions
         from xattn_runtime.tasks.shared.heatmap import check_heatmap
 
         options = DecodingOptions(
@@ -145,7 +146,7 @@ def caption(
             task, batches = open_for_many(opened, asked, threads)
             caption_to_file(console, task, images, output, prompt, options, recursive=recursive, batches=batches)
             return
-        task = CaptionTask(opened, asked, threads)
+        task = load(opened, asked, threads, task="caption")
         if any(image.is_dir() for image in images):
             images = [picture.path for picture in pictures_in(images, recursive=recursive)]
         if stream:

@@ -47,12 +47,11 @@ def classify(
       xattn-edge classify picture.png --labels labels.txt --bundle clip.xattn --top-k 3 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_runtime.bundle.folder import open_bundle
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks import RetrievalTask
+        from xattn_runtime.loader import load
 
         names = [*(labels or ()), *(read_lines(labels_file, "label") if labels_file else ())]
-        task = RetrievalTask(open_bundle(bundle), with_fallback(provider, fallback), threads)
+        task = load(bundle, with_fallback(provider, fallback), threads, task="retrieval")
         found = task.classify(image, names, template)
         best = found.scores[:top_k]
         if as_json:

@@ -58,18 +58,18 @@ def retrieve(
       xattn-edge retrieve picture.png --index pictures.xindex --top-k 3 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=index) as console:
-        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.bundle.folder import default_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks import RetrievalTask, search_index
+        from xattn_runtime.loader import load
+        from xattn_runtime.tasks import search_index
 
         is_picture = _is_picture(query)
         if is_picture and rerank:
             raise UserError(f"rerank: expected a text to look again for, found the picture {query}; leave --rerank out")
-        opened = open_bundle(bundle or default_bundle("retrieval"))
-        task = RetrievalTask(opened, with_fallback(provider, fallback), threads)
+        task = load(bundle or default_bundle("retrieval"), with_fallback(provider, fallback), threads, task="retrieval")
         if rerank and not task.reranks:
-            raise UserError(f"{opened.path}: expected a bundle that re-ranks, found none; leave --rerank out")
+            raise UserError(f"{task.bundle.path}: expected a bundle that re-ranks, found none; leave --rerank out")
         wanted = task.embed_images([Path(query)])[0] if is_picture else task.embed_texts([query])[0]
         pictures = _indexed(console, task, folder, index)
         if not pictures.files:
@@ -78,7 +78,9 @@ def retrieve(
         results = _results(pictures, matches, is_picture)
         if rerank:
             results = _looked_at_again(task, query, results, rerank)
-        _show(console, results[:top_k], {"query": query, "provider": task.settings.name, "bundle": str(opened.path)})
+        _show(
+            console, results[:top_k], {"query": query, "provider": task.settings.name, "bundle": str(task.bundle.path)}
+        )
 
 
 def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> PictureIndex:

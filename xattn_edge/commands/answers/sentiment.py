@@ -44,13 +44,12 @@ def sentiment(
       xattn-edge sentiment --frames pictures
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.bundle.folder import default_bundle
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks import SentimentTask
+        from xattn_runtime.loader import load
 
         seen = _pictures(frames or [])
-        opened = open_bundle(bundle or default_bundle("sentiment"))
-        task = SentimentTask(opened, with_fallback(provider, fallback), threads)
+        task = load(bundle or default_bundle("sentiment"), with_fallback(provider, fallback), threads, task="sentiment")
         found = task.rate(text, audio, seen)
         if found.unknown_words:
             console.warn(f"the model does not know {', '.join(found.unknown_words)}")
@@ -68,7 +67,7 @@ def sentiment(
                 "modalities": list(found.modalities),
                 "timing_ms": asdict(found.timing_ms),
                 "provider": task.settings.name,
-                "bundle": str(opened.path),
+                "bundle": str(task.bundle.path),
             }
         )
 

@@ -74,17 +74,17 @@ def vqa(
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_runtime.bundle.folder import default_bundle, open_bundle
+        from xattn_runtime.bundle.folder import default_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks import VqaTask
+        from xattn_runtime.loader import load
         from xattn_runtime.tasks.shared.heatmap import check_heatmap
 
         if heatmap is not None:
             if len(questions) > 1:
                 raise UserError("heatmap: expected one question, found several; ask one at a time")
             check_heatmap(heatmap)
-        task = VqaTask(open_bundle(bundle or default_bundle("vqa")), with_fallback(provider, fallback), threads)
+        task = load(bundle or default_bundle("vqa"), with_fallback(provider, fallback), threads, task="vqa")
         # A single question takes the picture itself, so that its times are those of the whole way.
         picture = image if len(questions) == 1 else task.encode(image)
         among = None if answers is None else _answers(answers)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
-from xattn_edge.commands.shared.options import Debug, Fallback, Json, Quiet, Threads, new_app
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Quiet, Threads, bundle_argument, new_app
 from xattn_edge.commands.shared.output import write_text
 from xattn_runtime.errors import UserError
 
@@ -25,7 +25,8 @@ _MOST_SHOWN = 10
 @app.command()
 def compare(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE [OTHER]", help="Two bundles; or one, with two providers.")
+        list[Path],
+        bundle_argument("Two bundles; or one, with two providers.", metavar="BUNDLE [OTHER]"),
     ],
     data: Annotated[
         str, typer.Option("--data", help="A data set (its test split), a folder of pictures, or golden.")
@@ -60,12 +61,12 @@ def compare(
         from xattn_export.compare import compare_bundles
         from xattn_runtime.bundle.folder import open_bundle
         from xattn_runtime.execution.providers import with_fallback
-        from xattn_runtime.tasks.shared.image_encoder import session_settings
+        from xattn_runtime.verify.golden import chosen_settings
 
         names = [with_fallback(name, fallback) for name in _provider_names(bundles, providers or [])]
         opened = [open_bundle(path) for path in bundles]
         first, second = opened[0], opened[-1]
-        settings = [session_settings(name, threads, each) for name, each in zip(names, (first, second), strict=True)]
+        settings = [chosen_settings(name, threads, each) for name, each in zip(names, (first, second), strict=True)]
         samples = _samples(first, data, limit)
         with console.progress() as progress:
             report = compare_bundles(

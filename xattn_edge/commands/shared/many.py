@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from xattn_edge.commands.shared.caption_json import caption_json
 from xattn_edge.commands.shared.console import Console, one_line, print_error
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
+from xattn_runtime.files import sync
 
 if TYPE_CHECKING:
     from xattn_runtime.bundle.folder import Bundle
@@ -76,14 +76,14 @@ def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[C
     every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
     """
     from xattn_runtime.execution.session import default_threads
-    from xattn_runtime.tasks import CaptionTask
+    from xattn_runtime.loader import load
 
     held = (entry.bytes for name, entry in bundle.manifest.files.items() if name.startswith("graphs/"))
     is_small = sum(held) < _SMALL_BYTES
     if provider == "cpu" and is_small and threads is None:
-        return CaptionTask(bundle, provider, threads=1), Batches(_BATCH, default_threads())
+        return load(bundle, provider, 1, task="caption"), Batches(_BATCH, default_threads())
     size = _BATCH if is_small or provider != "cpu" else _BATCH_OF_LARGE
-    return CaptionTask(bundle, provider, threads), Batches(size, 1)
+    return load(bundle, provider, threads, task="caption"), Batches(size, 1)
 
 
 def caption_to_file(
@@ -117,7 +117,7 @@ def caption_to_file(
                     console.exit_code = found.exit_code
                     print_error(str(found))
                 tell(f"captioning {picture.path.name}", (len(pictures) - len(waiting) + number) / len(pictures))
-        os.fsync(stream.fileno())
+        sync(stream)
     if console.as_json:
         console.document(
             {

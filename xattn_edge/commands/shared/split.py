@@ -10,7 +10,8 @@ from xattn_edge.evaluation.samples import Sample, Samples
 from xattn_export.quantize.budget.measuring import Scores
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 
 __all__ = ["TaskSplit"]
 

@@ -19,15 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from xattn_export.quantize.base.options import GraphPlan, Mode, Options
 from xattn_export.quantize.budget.search import Components, Measured
 from xattn_export.quantize.bundle import quantize_bundle, write_quantized
 from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
 from xattn_export.quantize.calibration.examples import Example, Examples, SomeExamples, run_example
-from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError
-from xattn_runtime.tasks import AnyTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import AnyTask
 
 __all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "relative_loss", "search_identity"]
 
@@ -39,7 +40,8 @@ _TURNS, _SECONDS_OF_TURNS = 10, 5.0
 _MEMORY = """
 import re, resource, sys
 from pathlib import Path
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask
 task = load(sys.argv[1])
 for case in task.bundle.manifest.golden.cases[:2]:
     image = task.bundle.file(case.image)

@@ -24,7 +24,8 @@ from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, default_threads
-from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask
 from xattn_runtime.tasks.sentiment import read_sample
 
 if TYPE_CHECKING:

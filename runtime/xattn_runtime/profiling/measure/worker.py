@@ -33,15 +33,15 @@ from xattn_runtime.execution.loading import SessionTuning
 from xattn_runtime.execution.machine import memory_use
 from xattn_runtime.execution.providers import load_onnxruntime
 from xattn_runtime.execution.session import SessionSettings
+from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.estimates import is_warm
 from xattn_runtime.profiling.measure.nodes import read_trace
 from xattn_runtime.profiling.measure.passes import Passes
 from xattn_runtime.profiling.measure.reference import Reference
 from xattn_runtime.profiling.measure.sensors import find_energy_counter
 from xattn_runtime.profiling.measure.turns import take_turn
-from xattn_runtime.tasks import load
-from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, session_settings
-from xattn_runtime.verify.golden import verify_bundle
+from xattn_runtime.tasks.shared.image_encoder import milliseconds_since
+from xattn_runtime.verify.golden import chosen_settings, verify_bundle
 
 __all__ = ["serve"]
 
@@ -168,7 +168,7 @@ class _Worker:
 
 
 def _settings(options: argparse.Namespace) -> SessionSettings:
-    settings = session_settings(options.provider, options.threads, open_bundle(options.bundle))
+    settings = chosen_settings(options.provider, options.threads, open_bundle(options.bundle))
     if not options.no_spinning and not options.no_arena and options.optimized is None:
         return settings
     tuning = SessionTuning(not options.no_spinning, not options.no_arena, optimized=options.optimized)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.contract import key_value_names, layers_of
 from xattn_runtime.bundle.folder import Bundle
-from xattn_runtime.errors import BundleError, ImageError, ProviderError
-from xattn_runtime.execution.device_profile import read_device_profile
-from xattn_runtime.execution.providers import CHOSEN_HERE, CPU, RequestedProvider, parse_provider, require_available
-from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, default_threads, open_session
+from xattn_runtime.errors import BundleError, ImageError
+from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
@@ -37,7 +35,6 @@ __all__ = [
     "concatenate",
     "milliseconds_since",
     "padded",
-    "session_settings",
 ]
 
 _ENCODER_BATCH = 16
@@ -189,42 +186,6 @@ class ImageEncoder:
                         f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
                         f"found {list(shape)}; export it again"
                     )
-
-
-def session_settings(
-    provider: str | SessionSettings, threads: int | None, bundle: Bundle | None = None
-) -> SessionSettings:
-    """Checked settings for `bundle`; those that are given are taken as they are.
-
-    Without `threads`, what `xattn-edge tune` found for the bundle on this machine holds.
-
-    provider: as `parse_provider` reads it; `auto` and `arm` choose what proves itself on `bundle`, without one the CPU.
-    Raises ProviderError for a provider that is not here or a number of threads below 1.
-    """
-    if isinstance(provider, SessionSettings):
-        return provider
-    if threads is not None and threads < 1:
-        raise ProviderError(f"threads: expected at least 1, found {threads}")
-    count = default_threads() if threads is None else threads
-    if provider in CHOSEN_HERE:
-        requested = RequestedProvider(CPU) if bundle is None else _chosen(provider, bundle, count)
-    else:
-        requested = parse_provider(provider)
-        require_available(requested)
-    settings = SessionSettings(requested.provider, count, requested.fallback, requested.library)
-    if threads is not None or bundle is None:
-        return settings
-    tuned = read_device_profile(bundle.path, settings.name)
-    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
-
-
-def _chosen(name: str, bundle: Bundle, threads: int) -> RequestedProvider:
-    from xattn_runtime.execution.provider_choice import choose_provider
-    from xattn_runtime.verify.golden import verify_bundle
-
-    return choose_provider(
-        name, bundle, lambda one: verify_bundle(bundle, SessionSettings(one.provider, threads)).raise_if_failed()
-    )
 
 
 def check_key_values(giver: GraphSession, taker: GraphSession) -> None:

@@ -21,12 +21,13 @@ from tests.parity.parity import embedding_error, generated_agreement, logits_err
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
 from xattn_export.bundle.attention_role import attention_graph
-from xattn_export.bundle.inspection import read_graph
+from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4

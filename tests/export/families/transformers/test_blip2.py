@@ -26,8 +26,9 @@ from xattn_export.families.table import family_of
 from xattn_export.to_onnx import example_tensor
 from xattn_runtime.bundle.manifest import Decoding
 from xattn_runtime.errors import CheckpointError, QuestionError, UserError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.tokenizer import ImageLayout
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 
 TOLERANCE = 1e-4
 PROMPTS = ("a red", "the picture of a", "Photo:")

@@ -18,7 +18,8 @@ from xattn_export import export_checkpoint
 from xattn_export.families.layers.text.t5 import RelativeBias
 from xattn_export.families.table import family_of
 from xattn_runtime.errors import CheckpointError
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 
 TOLERANCE = 1e-4
 QUESTIONS = ("what color is the circle?", "is there a red square", "zebra, 42?")

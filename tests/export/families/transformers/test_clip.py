@@ -19,7 +19,8 @@ from tests.export.families.transformers.dual_encoders import (
 from xattn_export import export_checkpoint
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, QuestionError, UserError
-from xattn_runtime.tasks import RetrievalTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import RetrievalTask
 
 SIDE_PX = 32
 MOST_TOKENS = 48

@@ -23,7 +23,8 @@ from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4

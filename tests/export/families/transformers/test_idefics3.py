@@ -30,9 +30,10 @@ from xattn_export import export_checkpoint
 from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.tasks import CaptionTask, VqaTask, load
+from xattn_runtime.tasks import CaptionTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4

@@ -18,7 +18,8 @@ from transformers import (
 from tests.export.families.conftest import bert_vocabulary, randomize, save_folder
 from xattn_export import export_checkpoint
 from xattn_runtime.errors import CheckpointError, ImageError
-from xattn_runtime.tasks import VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import VqaTask
 from xattn_runtime.verify.golden import verify_bundle
 
 TOLERANCE = 1e-4

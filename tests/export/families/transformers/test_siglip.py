@@ -23,7 +23,8 @@ from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.tokenizer import tokenizer_json_of
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.tasks import RetrievalTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import RetrievalTask
 
 SIDE_PX = 32
 MOST_TOKENS = 64

@@ -14,7 +14,8 @@ from tests.export.families.conftest import bert_vocabulary, noise_pictures, proc
 from xattn_export import export_checkpoint
 from xattn_export.families.layers.vision.vilt import Canvas, PatchGraph
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.tasks import VqaTask, load
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import VqaTask
 
 TOLERANCE = 1e-4
 PATCH_PX = 16

@@ -35,9 +35,10 @@ from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Attention
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.execution.session import open_session
+from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.decoder import DecoderStep
-from xattn_runtime.tasks import CaptionTask, load
-from xattn_runtime.tasks.shared.image_encoder import session_settings
+from xattn_runtime.loader import load
+from xattn_runtime.tasks import CaptionTask
 
 TOLERANCE = 1e-4
 STEPS = 17

@@ -1,0 +1,55 @@
+"""The settings that a bundle runs with: its provider by name, its threads, and what `xattn-edge tune` wrote for it.
+
+`auto` and `arm` name no provider: `verify.golden.chosen_settings` replaces them by the one that proves itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.errors import ProviderError
+from xattn_runtime.execution.device_profile import read_device_profile
+from xattn_runtime.execution.providers import CHOSEN_HERE, RequestedProvider, parse_provider, require_available
+from xattn_runtime.execution.session import SessionSettings, default_threads
+
+__all__ = ["checked_threads", "session_settings", "tuned_settings"]
+
+
+def session_settings(
+    provider: str | SessionSettings, threads: int | None, bundle: Bundle | None = None
+) -> SessionSettings:
+    """Checked settings; `SessionSettings` are returned as they are.
+
+    provider: a name that `parse_provider` reads.
+    threads: within an operator; without them, what `xattn-edge tune` wrote for `bundle` on this machine, else the
+        cores, at most 4.
+    Raises ProviderError for a provider that is not installed, a number of threads below 1, and `auto` or `arm`.
+    """
+    if isinstance(provider, SessionSettings):
+        return provider
+    checked_threads(threads)
+    if provider in CHOSEN_HERE:
+        raise ProviderError(
+            f"provider: expected the name of one provider, found {provider}, which chooses among them; open the bundle "
+            "with `xattn_runtime.load`"
+        )
+    requested = parse_provider(provider)
+    require_available(requested)
+    return tuned_settings(requested, threads, bundle)
+
+
+def tuned_settings(requested: RequestedProvider, threads: int | None, bundle: Bundle | None) -> SessionSettings:
+    """Settings for a provider that is installed; without `threads`, as `xattn-edge tune` wrote for `bundle`."""
+    settings = SessionSettings(requested.provider, checked_threads(threads), requested.fallback, requested.library)
+    if threads is not None or bundle is None:
+        return settings
+    tuned = read_device_profile(bundle.path, settings.name)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
+
+
+def checked_threads(threads: int | None) -> int:
+    """`threads`, or by default the cores, at most 4; ProviderError below 1."""
+    if threads is not None and threads < 1:
+        raise ProviderError(f"threads: expected at least 1, found {threads}")
+    return default_threads() if threads is None else threads
