@@ -12,6 +12,7 @@ import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import DataError, UserError
+from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -24,7 +25,6 @@ DATA_TASKS = {"easy-vqa": "vqa", "emoji": "caption"}
 GOLDEN = "golden"
 """In place of a data set: the inputs that the bundle itself holds."""
 
-_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 # Of the endless stream of training samples, one that no training takes.
 _STREAM = 2**31
 
@@ -97,9 +97,9 @@ def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
 
 
 def _pictures(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)[:count]
+    paths = image_files(folder)[:count]
     if not paths:
-        raise DataError(f"{folder}: expected pictures ({', '.join(_PICTURES)}), found none")
+        raise DataError(f"{folder}: expected pictures ({', '.join(IMAGE_SUFFIXES)}), found none")
     texts = [case.question or case.query for case in bundle.manifest.golden.cases]
     return [Sample(path, text) for path, text in zip(paths, cycle(texts), strict=False)]
 

@@ -51,17 +51,13 @@ def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
 
     Raises UserError for a folder without a picture, and for no picture at all.
     """
-    from xattn_runtime.retrieval.index import SUFFIXES
+    from xattn_runtime.preprocess.image_files import image_files
 
     found: dict[str, Picture] = {}
     for place in places:
         files = [place]
         if place.is_dir():
-            files = sorted(
-                file
-                for file in (place.rglob("*") if recursive else place.iterdir())
-                if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-            )
+            files = image_files(place, recursive=recursive)
             if not files:
                 advice = "name another" if recursive else "name another, or use --recursive"
                 raise UserError(f"{place}: expected a folder with pictures, found none in it; {advice}")
