@@ -67,9 +67,9 @@ def check_parity(model: ModelProto | Path, role: Role, tolerance: float = FP32_T
         with torch.inference_mode():
             expected = [tensor.numpy() for tensor in role.reference(*inputs.values())]
         where = f"{role.name}: " + ", ".join(f"{name} {size}" for name, size in sizes.items())
-        found = _run(session, role, {name: tensor.numpy() for name, tensor in inputs.items()}, where)
+        outputs = _run(session, role, {name: tensor.numpy() for name, tensor in inputs.items()}, where)
         cases += 1
-        for name, error in _errors(role, found, expected, tolerance):
+        for name, error in _errors(role, outputs, expected, tolerance):
             if not error <= tolerance:
                 raise XattnError(
                     f"{where}: {name}: expected what torch computes within {tolerance:g}, found a difference of "
@@ -133,11 +133,11 @@ def _run(session: Any, role: Role, inputs: Mapping[str, NDArray[Any]], where: st
 
 
 def _errors(
-    role: Role, found: list[NDArray[Any]], expected: list[NDArray[Any]], tolerance: float
+    role: Role, outputs: list[NDArray[Any]], expected: list[NDArray[Any]], tolerance: float
 ) -> Iterator[tuple[str, float]]:
     """Every output with its error; infinite where the shape differs or a value is not finite."""
     by_name = dict(zip(role.outputs, expected, strict=True))
-    for name, values in zip(role.outputs, found, strict=True):
+    for name, values in zip(role.outputs, outputs, strict=True):
         if values.shape != by_name[name].shape or values.dtype != by_name[name].dtype:
             yield name, float("inf")
         elif np.issubdtype(values.dtype, np.integer):
@@ -146,19 +146,19 @@ def _errors(
             yield name, _value_error(values, by_name[name])
 
 
-def _value_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    if not found.size:
+def _value_error(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+    if not actual.size:
         return 0.0
-    if not np.isfinite(found).all():
+    if not np.isfinite(actual).all():
         return float("inf")
-    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+    return float(np.abs(actual - expected).max() / max(1.0, np.abs(expected).max()))
 
 
-def _token_error(found: NDArray[Any], expected: Mapping[str, NDArray[Any]], name: str, tolerance: float) -> float:
+def _token_error(actual: NDArray[Any], expected: Mapping[str, NDArray[Any]], name: str, tolerance: float) -> float:
     """0 where the tokens are the same, or as good: where two logits tie within the tolerance, either may win."""
-    if (found == expected[name]).all():
+    if (actual == expected[name]).all():
         return 0.0
     logits = expected["logits"]
-    chosen = np.take_along_axis(logits, found[:, None], axis=-1)[:, 0]
+    chosen = np.take_along_axis(logits, actual[:, None], axis=-1)[:, 0]
     lost = float((logits.max(-1) - chosen).max() / max(1.0, np.abs(logits).max()))
     return 0.0 if lost <= 2 * tolerance else float("inf")

@@ -26,11 +26,11 @@ from xattn_runtime.json_reader import one_line
 
 __all__ = ["side_by_side"]
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
 @contextmanager
-def side_by_side(works: Sequence[Callable[[], _Found]]) -> Iterator[Iterator[_Found]]:
+def side_by_side(works: Sequence[Callable[[], _Result]]) -> Iterator[Iterator[_Result]]:
     """What each of `works` gives, in their order and each as soon as it is there; it must be possible to pickle it.
 
     Where processes cannot be forked they are done in this one, one after the other. All are ended at the end of the
@@ -53,7 +53,7 @@ def side_by_side(works: Sequence[Callable[[], _Found]]) -> Iterator[Iterator[_Fo
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             sender.close()
-        yield (cast(_Found, _received(receiver)) for receiver, _ in pipes)
+        yield (cast(_Result, _received(receiver)) for receiver, _ in pipes)
     finally:
         for process in processes:
             if process.pid is not None:
@@ -101,12 +101,12 @@ def _do(work: Callable[[], object], sender: Connection) -> None:
     gc.freeze()  # what there was before the fork is never collected here
     gc.enable()
     try:
-        found: object = work()
+        result: object = work()
     except Exception as error:  # raised again where the result is waited for
         error.add_note(traceback.format_exc())
-        found = error
+        result = error
     try:
-        sender.send(found)
+        sender.send(result)
     except OSError:  # nobody waits for it any more
         return
     except Exception as error:  # what cannot be pickled
@@ -115,12 +115,12 @@ def _do(work: Callable[[], object], sender: Connection) -> None:
 
 def _received(receiver: Connection) -> object:
     try:
-        found = receiver.recv()
+        result = receiver.recv()
     except EOFError as error:
         raise XattnError(
             "expected a process that this one started to end by itself, found that it was ended; "
             "is there enough memory?"
         ) from error
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -216,21 +216,21 @@ def _reasons(
     graph: ModelProto, wants: Wants, precision: str, highest_opset: int, *, heeds_precision: bool = True
 ) -> list[str]:
     """Why a provider that wants this does not take the graph; empty where it does."""
-    facts, found = examine(graph), []
+    facts, reasons = examine(graph), []
     highest = min(wants.highest_opset, highest_opset)
     if not facts.standard:
-        found.append(f"it is not standard: {facts.offences[0]}")
+        reasons.append(f"it is not standard: {facts.offences[0]}")
     if facts.opset is not None and facts.opset > highest:
-        found.append(f"opset {facts.opset}, at most {highest}")
+        reasons.append(f"opset {facts.opset}, at most {highest}")
     if "Attention" in facts.operators and "standard" not in wants.attention:
-        found.append("the Attention operator, which is to be decomposed")
+        reasons.append("the Attention operator, which is to be decomposed")
     if heeds_precision and precision not in wants.precisions:
-        found.append(f"{precision}, expected {' or '.join(wants.precisions)}")
+        reasons.append(f"{precision}, expected {' or '.join(wants.precisions)}")
     if "Loop" in facts.operators and not wants.loops:
-        found.append("the operator Loop")
+        reasons.append("the operator Loop")
     if wants.static_shapes and (axes := _dynamic_axes(graph)):
-        found.append(f"axes without a size: {', '.join(axes)}")
-    return found
+        reasons.append(f"axes without a size: {', '.join(axes)}")
+    return reasons
 
 
 def _dynamic_axes(graph: ModelProto) -> list[str]:

@@ -27,13 +27,12 @@ from xattn_export.graph.external_weights import WeightStore, has_weights_outside
 from xattn_export.graph.generator import LOOPED
 from xattn_export.graph.layer_names import name_by_layer
 from xattn_runtime.bundle.contract import role_contract
-from xattn_runtime.bundle.manifest import Attention
+from xattn_runtime.bundle.manifest import LOWEST_OPSET, Attention
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.json_reader import one_line
 
-__all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
+__all__ = ["HIGHEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
 
-LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 HIGHEST_OPSET = 24
 # Sizes that differ from each other, from 1, and from what a graph may hold by chance.
 _EXAMPLE_SIZES: Mapping[str, int] = {
@@ -124,7 +123,7 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
 def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator) -> Tensor:
     """A new tensor of `spec`, with `sizes` for its symbols: sane and different from every other.
 
-    A mask has padding in every row but the first, of a different length each where there is room; the pictures of a
+    A mask has padding in every row but the first, of a different length each where there is room; the images of a
     batch are of one size after the other.
     """
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
@@ -140,8 +139,8 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
         lengths = torch.tensor([max(spec.fewest, length - row * max(1, length // 3)) for row in range(batch)])
         return (torch.arange(length)[None, :] < lengths[:, None]).to(torch.int64)
     values = torch.randn(shape, generator=generator)
-    for picture, (height, width) in zip(values, cycle(spec.sizes_px), strict=False):
-        picture[:, height:], picture[:, :, width:] = 0, 0
+    for image, (height, width) in zip(values, cycle(spec.sizes_px), strict=False):
+        image[:, height:], image[:, :, width:] = 0, 0
     return values
 
 
@@ -201,9 +200,9 @@ def _clean(model: ModelProto, role: Role) -> None:
 
 
 def _require_opset(model: ModelProto, role: Role, opset: int) -> None:
-    found = require_standard(model, role.name).opset
-    if found != opset:
-        raise XattnError(f"{role.name}: expected opset {opset}, found {found}: torch cannot export to it")
+    actual = require_standard(model, role.name).opset
+    if actual != opset:
+        raise XattnError(f"{role.name}: expected opset {opset}, found {actual}: torch cannot export to it")
 
 
 def _check(model: ModelProto, role: Role, attention: Attention, opset: int) -> None:
@@ -222,8 +221,8 @@ def _check_tensors(model: ModelProto, role: Role) -> None:
     """Inputs and outputs are the declared ones, in order, with their types and axes; every input is consumed."""
     graph = model.graph
     declared = tuple(spec.name for spec in role.inputs)
-    for kind, found, expected in (("inputs", graph.input, declared), ("outputs", graph.output, role.outputs)):
-        names = tuple(tensor.name for tensor in found)
+    for kind, actual, expected in (("inputs", graph.input, declared), ("outputs", graph.output, role.outputs)):
+        names = tuple(tensor.name for tensor in actual)
         if names != expected:
             raise XattnError(f"{role.name}: expected the {kind} {', '.join(expected)}, found {', '.join(names)}")
     consumed = {name for node in all_nodes(graph.node) for name in node.input}

@@ -74,8 +74,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         return read_present_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
-        found = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
+        kind = "a file" if folder.is_file() else "a folder without config.json" if folder.is_dir() else "nothing"
         raise CheckpointError(
-            f"{folder}: expected the folder of a checkpoint, found {found}; name one that `xattn-edge train` or "
+            f"{folder}: expected the folder of a checkpoint, found {kind}; name one that `xattn-edge train` or "
             "Transformers' save_pretrained wrote, or a hub id like organisation/name"
         ) from None

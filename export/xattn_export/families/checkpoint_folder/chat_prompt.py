@@ -1,4 +1,4 @@
-"""A checkpoint's chat template as data: what is written around one picture and one question.
+"""A checkpoint's chat template as data: what is written around one image and one question.
 
 The template is a program in Jinja. It is run by Transformers, in its sandbox, when the model is exported, and must then
 have done no more than put texts beside each other; the bundle holds these texts.
@@ -27,17 +27,17 @@ _MARK = "question-in-its-place"
 
 
 def question_template_of(folder: Path, template: object, render: Callable[..., str], image_token: str) -> str:
-    """What the chat template of `folder` writes for a picture and a question about it, up to where the answer begins.
+    """What the chat template of `folder` writes for an image and a question about it, up to where the answer begins.
 
     `{image}` and `{question}` stand for the two.
 
     Args:
         template: the template itself, or None where the folder has none.
         render: a conversation → its text, as `apply_chat_template` of the tokenizer, with its arguments by name.
-        image_token: what the template writes for the picture.
+        image_token: what the template writes for the image.
 
     Raises:
-        CheckpointError: there is no template; it fails; or it does more than to put picture and text in their places.
+        CheckpointError: there is no template; it fails; or it does more than to put image and text in their places.
     """
     if not isinstance(template, str):
         raise CheckpointError(
@@ -52,23 +52,23 @@ def question_template_of(folder: Path, template: object, render: Callable[..., s
             return render(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template may raise what it likes
             raise CheckpointError(
-                f"{folder}: chat_template: expected a text for one picture and one question, found: "
+                f"{folder}: chat_template: expected a text for one image and one question, found: "
                 f"{type(error).__name__}: {one_line(error)[:200]}"
             ) from error
 
     marked = text(_MARK)
-    found = marked.replace(image_token, "{image}").replace(_MARK, "{question}")
+    written = marked.replace(image_token, "{image}").replace(_MARK, "{question}")
     if any(part in marked for part in ("{image}", "{question}")) or not all(
-        found.count(part) == 1 for part in ("{image}", "{question}")
+        written.count(part) == 1 for part in ("{image}", "{question}")
     ):
         raise CheckpointError(
             f"{folder}: chat_template: expected one that writes {image_token} and the question once, found "
             f"{show(marked)}; it cannot be carried over"
         )
     for question in QUESTIONS:
-        if (other := text(question)) != found.replace("{image}", image_token).replace("{question}", question):
+        if (other := text(question)) != written.replace("{image}", image_token).replace("{question}", question):
             raise CheckpointError(
                 f"{folder}: chat_template: expected one that puts a question in its place, found one that makes "
                 f"{show(other)} of {show(question)}; it cannot be carried over"
             )
-    return found
+    return written

@@ -176,9 +176,9 @@ def _check_shapes(folder: Path, model_class: type[PreTrainedModel], config: Any,
             raise _mismatch(folder, name, tensor.shape, expected[name].shape)
 
 
-def _mismatch(folder: Path, name: str, found: Sequence[int], expected: Sequence[int]) -> CheckpointError:
+def _mismatch(folder: Path, name: str, actual: Sequence[int], expected: Sequence[int]) -> CheckpointError:
     return CheckpointError(
-        f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(found)}; "
+        f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(actual)}; "
         "weights and config.json are not of one model"
     )
 
@@ -186,16 +186,16 @@ def _mismatch(folder: Path, name: str, found: Sequence[int], expected: Sequence[
 def _check_loaded(
     folder: Path, model_class: type[PreTrainedModel], info: Mapping[str, Any], unused: Sequence[str]
 ) -> None:
-    for name, found, expected in sorted(info["mismatched_keys"]):
-        raise _mismatch(folder, name, found, expected)
+    for name, actual, expected in sorted(info["mismatched_keys"]):
+        raise _mismatch(folder, name, actual, expected)
     for key, words in (("missing_keys", "the tensor"), ("unexpected_keys", "no tensor")):
         names = sorted(name for name in info[key] if not any(re.search(pattern, name) for pattern in unused))
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            found = "none" if key == "missing_keys" else "it"
+            actual = "none" if key == "missing_keys" else "it"
             raise CheckpointError(
                 f"{folder}: expected {words} {names[0]}{more} in the weights of a {model_class.__name__}, found "
-                f"{found}; weights and config.json are not of one model"
+                f"{actual}; weights and config.json are not of one model"
             )
 
 

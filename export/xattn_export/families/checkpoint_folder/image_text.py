@@ -27,10 +27,10 @@ def with_image_token(tokenizer_json: str, token_id: int, folder: Path) -> str:
     if tokenizer.id_to_token(token_id) is not None:
         return tokenizer_json
     tokenizer.add_special_tokens([AddedToken(_IMAGE, normalized=False, special=True)])
-    if (found := tokenizer.token_to_id(_IMAGE)) != token_id:
+    if (actual_id := tokenizer.token_to_id(_IMAGE)) != token_id:
         raise CheckpointError(
             f"{folder}: expected a tokenizer with the token {token_id}, as config.json says of image tokens, found "
-            f"none, and {show(_IMAGE)} would be {found}; save the model's own processor into the folder"
+            f"none, and {show(_IMAGE)} would be {actual_id}; save the model's own processor into the folder"
         )
     return str(tokenizer.to_str())
 

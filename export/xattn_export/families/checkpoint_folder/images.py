@@ -44,7 +44,7 @@ _CLIP_STD: _Triple = (0.26862954, 0.26130258, 0.27577711)
 _HALF: _Triple = (0.5, 0.5, 0.5)
 _FILTERS: Mapping[int, Filter] = MappingProxyType({0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"})
 _TILED_LONGEST_PX = 4096
-# Written into configurations, and without effect on the pixels of one picture.
+# Written into configurations, and without effect on the pixels of one image.
 _WITHOUT_EFFECT = frozenset(
     {
         "_processor_class",
@@ -69,17 +69,17 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def image_steps_of(folder: Path) -> tuple[Step, ...]:
-    """What the checkpoint's image processor does to one picture.
+    """What the checkpoint's image processor does to one image.
 
     Read from `image_processor` in processor_config.json, else from preprocessor_config.json, as Transformers does; keys
     that are missing or null take the processor's own defaults. A processor that converts to RGB itself lays
     transparency over white; before one that does not, Transformers' `load_image` drops it.
 
-    ViLT's processor gives every picture a size of its own, and pads with zeros those that share a batch. A graph has
-    one size: the largest that it can give, so each picture is padded as it would be beside the widest and the tallest.
+    ViLT's processor gives every image a size of its own, and pads with zeros those that share a batch. A graph has
+    one size: the largest that it can give, so each image is padded as it would be beside the widest and the tallest.
 
     Raises CheckpointError for a missing or damaged file, a processor that is not known, a value that the processor does
-    not take, a key that is not understood, and a size that depends on the picture.
+    not take, a key that is not understood, and a size that depends on the image.
     """
     path, values = _configuration(folder)
     name = _processor_name(folder, path, values)
@@ -87,7 +87,7 @@ def image_steps_of(folder: Path) -> tuple[Step, ...]:
     if processor is None:
         raise CheckpointError(
             f"{path}: image_processor_type: expected one of {', '.join(_PROCESSORS)}, found {show(name)}; "
-            "pictures for this one cannot be prepared yet"
+            "images for this one cannot be prepared yet"
         )
     settings = _Settings(path, values)
     steps = processor.steps(settings, processor)
@@ -97,7 +97,7 @@ def image_steps_of(folder: Path) -> tuple[Step, ...]:
         size = output_size_px(steps, str(path))
     except BundleError as error:
         raise CheckpointError(
-            f"{path}: expected settings that give every picture the same size, found: {one_line(error)}"
+            f"{path}: expected settings that give every image the same size, found: {one_line(error)}"
         ) from error
     if any(side % size_divisor for side in size):
         settings.fail("size_divisor", f"a divisor of the size {size[0]} × {size[1]}")
@@ -158,20 +158,20 @@ class _Settings:
         return default if value is None else value
 
     def integer(self, key: str, default: int) -> int:
-        value = default if (found := self.get(key)) is None else found
+        value = default if (stated := self.get(key)) is None else stated
         if not _is_side(value):
             self.fail(key, f"an integer from 1 to {LARGEST_SIDE_PX}")
         return int(value)
 
     def number(self, key: str, default: float) -> float:
-        value = default if (found := self.get(key)) is None else found
+        value = default if (stated := self.get(key)) is None else stated
         if not _is_number(value) or value <= 0:
             self.fail(key, "a number above 0")
         return float(value)
 
     def triple(self, key: str, default: _Triple, *, positive: bool = False) -> _Triple:
         """A value a channel; one number stands for three."""
-        value = default if (found := self.get(key)) is None else found
+        value = default if (stated := self.get(key)) is None else stated
         values = list(value) if isinstance(value, list | tuple) else [value] * 3
         if len(values) != 3 or not all(map(_is_number, values)) or (positive and min(values) <= 0):
             self.fail(key, "3 numbers" + (" above 0" if positive else ""))
@@ -187,7 +187,7 @@ class _Settings:
 
     def size(self, key: str, default: Mapping[str, int], *, square: bool) -> dict[str, int]:
         """As `get_size_dict` in image_processing_utils.py: an integer is a square, or else the shortest edge."""
-        value = dict(default) if (found := self.get(key)) is None else found
+        value = dict(default) if (stated := self.get(key)) is None else stated
         if isinstance(value, list) and len(value) == 2:
             value = {"height": value[0], "width": value[1]}
         elif not isinstance(value, dict):
@@ -216,24 +216,24 @@ class _Settings:
 
 def _plain(settings: _Settings, processor: _Processor) -> tuple[Step, ...]:
     """Resize, centre crop, rescale, normalize, pad: `PilBackend._preprocess` in image_processing_backends.py."""
-    pictures: list[Step] = [_flatten(settings, processor)]
+    steps: list[Step] = [_flatten(settings, processor)]
     size, name = _size(settings, processor), settings.filter(processor.filter)
     if settings.flag("do_resize", True):
         if set(size) == {"height", "width"}:
-            pictures.append(Resize(size["height"], size["width"], name))
+            steps.append(Resize(size["height"], size["width"], name))
         elif set(size) in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
-            pictures.append(ResizeShortestEdge(size["shortest_edge"], name, size.get("longest_edge")))
+            steps.append(ResizeShortestEdge(size["shortest_edge"], name, size.get("longest_edge")))
         else:
             settings.fail("size", "height and width, or shortest_edge, with or without longest_edge")
     crop_size, pad_size = settings.get("crop_size"), settings.get("pad_size")
     if settings.flag("do_center_crop", processor.do_center_crop):
         if crop_size is None and processor.crop_size is None:
             settings.fail("crop_size", "height and width, as do_center_crop is true")
-        pictures.append(CenterCrop(*settings.fixed_size("crop_size", processor.crop_size or {})))
+        steps.append(CenterCrop(*settings.fixed_size("crop_size", processor.crop_size or {})))
     numbers = _numbers(settings, processor)
     if settings.flag("do_pad", False) and pad_size is not None:
         numbers.append(PadZeros(*settings.fixed_size("pad_size", {})))
-    return (*pictures, *numbers)
+    return (*steps, *numbers)
 
 
 def _to_multiples(settings: _Settings, processor: _Processor) -> tuple[Step, ...]:
@@ -243,7 +243,7 @@ def _to_multiples(settings: _Settings, processor: _Processor) -> tuple[Step, ...
     if set(size) != {"shortest_edge"}:
         settings.fail("size", "shortest_edge alone")
     if not settings.flag("do_resize", True):
-        settings.fail("do_resize", "true, as a graph takes pictures of one size")
+        settings.fail("do_resize", "true, as a graph takes images of one size")
     shortest = size["shortest_edge"]
     longest = int(1333 / 800 * shortest)
     multiple = settings.integer("size_divisor", 32)
@@ -255,24 +255,24 @@ def _to_multiples(settings: _Settings, processor: _Processor) -> tuple[Step, ...
 
 
 def _tiled(settings: _Settings, processor: _Processor) -> tuple[Step, ...]:
-    """`Idefics3ImageProcessorPil`: the longest edge to a size, then tiles of `max_image_size` and the whole picture."""
+    """`Idefics3ImageProcessorPil`: the longest edge to a size, then tiles of `max_image_size` and the whole image."""
     settings.get("do_pad")
     size, name = _size(settings, processor), settings.filter(processor.filter)
     tile = settings.size("max_image_size", {"longest_edge": 364}, square=False)
     if set(tile) != {"longest_edge"}:
         settings.fail("max_image_size", "longest_edge alone")
     side = tile["longest_edge"]
-    pictures: list[Step] = [_flatten(settings, processor)]
+    steps: list[Step] = [_flatten(settings, processor)]
     if settings.flag("do_resize", True):
         if set(size) == {"height", "width"}:
-            pictures.append(Resize(size["height"], size["width"], name))
+            steps.append(Resize(size["height"], size["width"], name))
         elif set(size) == {"longest_edge"} and size["longest_edge"] <= _TILED_LONGEST_PX:
-            pictures.append(ResizeLongestEdge(size["longest_edge"], name, multiple_px=2))
+            steps.append(ResizeLongestEdge(size["longest_edge"], name, multiple_px=2))
         else:
             settings.fail("size", f"longest_edge of at most {_TILED_LONGEST_PX}, or height and width")
     split = settings.flag("do_image_splitting", True)
-    pictures.append(Tile(side, name) if split else Resize(side, side, name))
-    return (*pictures, *_numbers(settings, processor))
+    steps.append(Tile(side, name) if split else Resize(side, side, name))
+    return (*steps, *_numbers(settings, processor))
 
 
 def _flatten(settings: _Settings, processor: _Processor) -> Flatten:
@@ -367,3 +367,15 @@ _OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
         "vit": "ViTImageProcessor",
     }
 )
+
+
+def image_steps(folder: Path, height_px: int, width_px: int) -> tuple[Step, ...]:
+    """The folder's image preprocessing, which must make images of the size that the model takes."""
+    steps = image_steps_of(folder)
+    size_px = output_size_px(steps)
+    if size_px != (height_px, width_px):
+        raise CheckpointError(
+            f"{folder}: expected image preprocessing to {height_px} × {width_px} pixels, as config.json says of the "
+            f"model, found {size_px[0]} × {size_px[1]}; the two must agree"
+        )
+    return steps

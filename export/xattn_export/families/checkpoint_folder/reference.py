@@ -34,10 +34,10 @@ def generated(
     prompt_length: int,
     end_token_ids: Collection[int],
 ) -> Generated:
-    """What a model generates for one picture, and whether it would on any device.
+    """What a model generates for one image, and whether it would on any device.
 
     Args:
-        generate: the model's `generate`, bound to picture and prompt; takes `logits_processor` and gives int64
+        generate: the model's `generate`, bound to image and prompt; takes `logits_processor` and gives int64
             `[1, length]` that begins with the prompt.
         forced_logits: ids without prompt → raw logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
     """
@@ -49,11 +49,11 @@ def generated(
         return tuple(ids[:end])
 
     leads = _Leads()
-    found = token_ids(leads)
-    steady = leads.least > _BEYOND_NOISE * NOISE or token_ids(_noise()) == found
+    ids = token_ids(leads)
+    steady = leads.least > _BEYOND_NOISE * NOISE or token_ids(_noise()) == ids
     with quiet_transformers(), torch.no_grad():
-        logits = forced_logits(found)
-    return Generated(found, logits.numpy(), steady)
+        logits = forced_logits(ids)
+    return Generated(ids, logits.numpy(), steady)
 
 
 class _Leads:

@@ -243,8 +243,8 @@ def _read_parts(folder: Path, kind: _Kind) -> _Parts:
     settings = read_json(folder / "tokenizer_config.json")
     stated = {**read_json(folder / "special_tokens_map.json"), **settings}
     special = dict(kind.special) | {place: stated[place] for place in _PLACES if stated.get(place) is not None}
-    given = settings.get("added_tokens_decoder")
-    added = {int(number): token for number, token in given.items()} if isinstance(given, dict) else {}
+    stated_tokens = settings.get("added_tokens_decoder")
+    added = {int(number): token for number, token in stated_tokens.items()} if isinstance(stated_tokens, dict) else {}
     listed = {number: token for token, number in read_json(folder / "added_tokens.json").items()}
     others = [token for key in _OTHERS if isinstance(stated.get(key), list) for token in stated[key]]
     marked = {_content(token) for token in (*special.values(), *others)}
@@ -289,10 +289,10 @@ def _with_tokens(model: Any, parts: _Parts) -> Tokenizer:
 def _add_tokens(tokenizer: Tokenizer, parts: _Parts) -> Tokenizer:
     for token_id, token in sorted(parts.added.items()):
         tokenizer.add_tokens([token])
-        if (found := tokenizer.token_to_id(token.content)) != token_id:
+        if (actual_id := tokenizer.token_to_id(token.content)) != token_id:
             raise CheckpointError(
                 f"{parts.folder}: expected the added token {show(token.content)} to have the id {token_id}, found "
-                f"{found}; these tokens were added to another vocabulary"
+                f"{actual_id}; these tokens were added to another vocabulary"
             )
     known = {token.content for token in parts.added.values()}
     tokenizer.add_tokens([token for token in (*parts.special.values(), *parts.others) if token.content not in known])

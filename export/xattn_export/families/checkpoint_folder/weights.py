@@ -46,9 +46,9 @@ def find_weights(folder: Path) -> WeightFiles:
         if (folder / f"{name}.index.json").is_file():
             return _sharded(folder, folder / f"{name}.index.json")
     other = next((name for name in _OTHERS if (folder / name).is_file()), None)
-    found = f"only {other}" if other else "none"
+    present = f"only {other}" if other else "none"
     raise CheckpointError(
-        f"{folder}: expected weights ({' or '.join(_NAMES)}, or an index of shards), found {found}; "
+        f"{folder}: expected weights ({' or '.join(_NAMES)}, or an index of shards), found {present}; "
         "save the model with save_pretrained, or download it again"
     )
 
@@ -62,16 +62,16 @@ def read_tensors(weights: WeightFiles) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for path in weights.files:
-        found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        read = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
         if weights.index is not None:
             promised = [name for name, file in weights.index.items() if file == path.name]
-            if missing := [name for name in promised if name not in found]:
+            if missing := [name for name in promised if name not in read]:
                 raise CheckpointError(
                     f"{path}: expected the tensor {missing[0]}{_and_more(missing)}, as the index says, found none; "
                     "download it again"
                 )
-        _check_finite(path, found)
-        tensors |= found
+        _check_finite(path, read)
+        tensors |= read
     return tensors
 
 

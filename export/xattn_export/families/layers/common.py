@@ -21,9 +21,11 @@ __all__ = [
     "attend_heads",
     "attend_with_cache",
     "embed_with_image",
-    "for_each_picture",
+    "for_each_image",
     "fuse_linears",
     "normalized",
+    "padding_mask",
+    "places",
     "split_heads",
 ]
 
@@ -143,8 +145,8 @@ def embed_with_image(
     return torch.where(is_image[..., None], image, words(input_ids))
 
 
-def for_each_picture(rows: Tensor, tokens: Tensor) -> Tensor:
-    """`rows` once for every picture of `tokens` `[batch, tokens, …]`.
+def for_each_image(rows: Tensor, tokens: Tensor) -> Tensor:
+    """`rows` once for every image of `tokens` `[batch, tokens, …]`.
 
     No shape is read for it: OpenVINO would read it from the convolution of the pixels, and then, in int8-static, take
     one channel's range for all (docs/conformance.md).
@@ -162,6 +164,23 @@ def normalized(features: Tensor) -> Tensor:
     """`features` of length 1 along the last axis, as `functional.normalize`, but without reading a shape."""
     length: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     return features / length.clamp_min(1e-12)
+
+
+def padding_mask(attention_mask: Tensor, queries: int | None = None) -> Tensor:
+    """Int64 `[batch, length]`, 1 for a token, to bool `[batch, 1, queries, length]`: every query sees all tokens.
+
+    queries: how many there are; by default the tokens themselves.
+    """
+    rows = attention_mask.shape[1] if queries is None else queries
+    return attention_mask.to(torch.bool)[:, None, None, :].expand(-1, 1, rows, -1)
+
+
+def places(tokens: Tensor, past: int = 0) -> Tensor:
+    """Numbers of the positions of new tokens `[batch, length, …]` after `past` others, `[length]`, for a lookup.
+
+    A slice of a table of positions would bind the lengths to the table's size in the exported program.
+    """
+    return torch.arange(past, past + tokens.shape[1], device=tokens.device)
 
 
 def fuse_linears(*linears: nn.Linear) -> nn.Linear:

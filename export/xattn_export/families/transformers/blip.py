@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
+from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
+from xattn_export.families.checkpoint_folder.caches import encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
     license_of,
@@ -23,27 +25,14 @@ from xattn_export.families.checkpoint_folder.folder import (
     name_of,
     source_tokenizer,
 )
+from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    encoder_decoder_cache,
-    flatten,
-    head,
-    image_encoder_role,
-    image_steps,
-    pairs,
-    presents,
-    text_encoder_role,
-)
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.common import split_heads
-from xattn_export.families.layers.text.blip import (
-    CrossProjections,
-    TextEmbeddings,
-    TextLayer,
-    VisionEncoder,
-    padding_mask,
-)
+from xattn_export.families.layers.cache import head, pairs
+from xattn_export.families.layers.common import padding_mask, split_heads
+from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
+from xattn_export.families.layers.text.decoders import CrossDecoderGraph, CrossKeys, DecoderParts
+from xattn_export.families.layers.vision.blip import BlipVisionEncoder
 from xattn_export.families.transformers.blip_retrieval import open_retriever
 from xattn_runtime.bundle.contract import cross_names, image_names
 from xattn_runtime.bundle.manifest import Decoding
@@ -58,57 +47,37 @@ __all__ = ["BLIP"]
 _MAX_NEW_TOKENS = 20
 
 
-class ImageKeysGraph(nn.Module):
-    """Picture to the cross-attention keys and values of every layer of a text model."""
+class BlipImageKeysGraph(nn.Module):
+    """Image to the cross-attention keys and values of every layer of a text model."""
 
     def __init__(self, vision: Any, text: BlipTextModel) -> None:
         super().__init__()
-        self.vision = VisionEncoder(vision)
-        self.cross = CrossProjections(text)
+        self.vision = BlipVisionEncoder(vision)
+        self.cross = _cross_keys(text)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", self.cross(self.vision(pixel_values)))
 
 
-class DecoderGraph(nn.Module):
-    """One decoding step: tokens after a cache, attending to a context; logits of the last position alone."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.embeddings = TextEmbeddings(model.bert)
-        self.layers = nn.ModuleList(TextLayer(layer) for layer in model.bert.encoder.layer)
-        self.head = model.cls
-
-    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        """`caches` holds the past keys and values of every layer, then the cross keys and values."""
-        past, cross = pairs(caches[: len(caches) // 2]), pairs(caches[len(caches) // 2 :])
-        tokens = self.embeddings(input_ids, past[0].key.shape[2])
-        present = []
-        for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
-            tokens, layer_present = cast(TextLayer, layer).with_cache(tokens, layer_past, layer_cross)
-            present.append(layer_present)
-        return *head(self.head(tokens[:, -1])), *flatten(present)
-
-
-class QuestionGraph(nn.Module):
+class BlipQuestionGraph(nn.Module):
     """Question and image keys and values to the cross-attention keys and values of the answer's decoder."""
 
     def __init__(self, model: BlipForQuestionAnswering) -> None:
         super().__init__()
-        self.text = TextGraph(model.text_encoder)
-        self.cross = CrossProjections(model.text_decoder.bert)
+        self.text = BlipTextGraph(model.text_encoder)
+        self.cross = _cross_keys(model.text_decoder.bert)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, ...]:
         return cast("tuple[Tensor, ...]", self.cross(self.text(input_ids, attention_mask, pairs(image))))
 
 
-class TextGraph(nn.Module):
+class BlipTextGraph(nn.Module):
     """A text to the states of its tokens, attending to an image or to none."""
 
     def __init__(self, model: BlipTextModel) -> None:
         super().__init__()
-        self.embeddings = TextEmbeddings(model)
-        self.layers = nn.ModuleList(TextLayer(layer) for layer in model.encoder.layer)
+        self.embeddings = BertTextEmbeddings(model)
+        self.layers = nn.ModuleList(BertLayer(layer) for layer in model.encoder.layer)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image: list[KeyValue] | None = None) -> Tensor:
         tokens, mask = self.embeddings(input_ids), padding_mask(attention_mask)
@@ -198,19 +167,19 @@ def _open_answerer(folder: Path) -> Source:
 
 
 def _image_keys_role(model: Any, text: BlipTextModel, outputs: list[str]) -> Role:
-    attentions = [layer.crossattention.self for layer in text.encoder.layer]
+    attentions = _cross_attentions(text)
 
     def reference(pixel_values: Tensor) -> tuple[Tensor, ...]:
         return _keys_and_values(attentions, model.vision_model(pixel_values)[0])
 
     size_px = (_side_px(model), _side_px(model))
-    return image_encoder_role(ImageKeysGraph(model.vision_model, text), reference, size_px, outputs)
+    return image_encoder_role(BlipImageKeysGraph(model.vision_model, text), reference, size_px, outputs)
 
 
 def _question_role(model: BlipForQuestionAnswering) -> Role:
     config = model.config.text_config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    attentions = [layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer]
+    attentions = _cross_attentions(model.text_decoder.bert)
     tokens = model.vision_model.embeddings.num_positions
 
     def reference(input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, ...]:
@@ -223,12 +192,27 @@ def _question_role(model: BlipForQuestionAnswering) -> Role:
         return _keys_and_values(attentions, states[0])
 
     return text_encoder_role(
-        QuestionGraph(model),
+        BlipQuestionGraph(model),
         reference,
         config.vocab_size,
         _most_tokens(model),
         cross_names(layers),
         key_value_specs("image", layers, heads, tokens, config.hidden_size // heads),
+    )
+
+
+def _decoder_graph(model: Any) -> CrossDecoderGraph:
+    """A decoding step of a text decoder of BLIP."""
+    crosses, config = _cross_attentions(model.bert), model.config
+    return CrossDecoderGraph(
+        DecoderParts(
+            embeddings=BertTextEmbeddings(model.bert),
+            layers=nn.ModuleList(BertLayer(layer) for layer in model.bert.encoder.layer),
+            head=model.cls,
+            cross=cross_projections(crosses),
+            heads=config.num_attention_heads,
+            longest=config.max_position_embeddings,
+        )
     )
 
 
@@ -245,7 +229,7 @@ def _decoder_role(model: Any, cross_tokens: int | Symbol) -> Role:
         return *head(logits[:, -1]), *presents(cache)
 
     return decoder_role(
-        DecoderGraph(decoder),
+        _decoder_graph(decoder),
         reference,
         vocabulary=config.vocab_size,
         layers=layers,
@@ -255,6 +239,15 @@ def _decoder_role(model: Any, cross_tokens: int | Symbol) -> Role:
         cross_heads=heads,
         cross_tokens=cross_tokens,
     )
+
+
+def _cross_attentions(text: BlipTextModel) -> list[Any]:
+    return [layer.crossattention.self for layer in text.encoder.layer]
+
+
+def _cross_keys(text: BlipTextModel) -> CrossKeys:
+    attentions = _cross_attentions(text)
+    return CrossKeys(cross_projections(attentions), attentions[0].num_attention_heads)
 
 
 def _keys_and_values(attentions: list[Any], states: Tensor) -> tuple[Tensor, ...]:

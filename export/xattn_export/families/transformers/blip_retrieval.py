@@ -1,6 +1,6 @@
-"""BLIP for image-text retrieval: two encoders whose embeddings are compared, and a text model that looks at a picture.
+"""BLIP for image-text retrieval: two encoders whose embeddings are compared, and a text model that looks at an image.
 
-The second, which tells whether text and picture belong together, is the text encoder again with its cross-attention,
+The second, which tells whether text and image belong together, is the text encoder again with its cross-attention,
 and a head of two logits (image-text matching); in a bundle it is the reranker. https://arxiv.org/abs/2201.12086
 """
 
@@ -13,17 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.base import Embeds, Role, Source, TensorSpec
-from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
-from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps, pairs, text_encoder_role
-from xattn_export.families.drawings import captioned_images
-from xattn_export.families.layers.text.blip import (
-    CrossProjections,
-    TextEmbeddings,
-    TextLayer,
-    VisionEncoder,
-    padding_mask,
+from xattn_export.families.base import Embeds, Role, Source
+from xattn_export.families.base.standard_roles import (
+    image_encoder_role,
+    image_token_specs,
+    reranker_role,
+    text_encoder_role,
 )
+from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
+from xattn_export.families.checkpoint_folder.images import image_steps
+from xattn_export.families.drawings import captioned_images
+from xattn_export.families.layers.cache import pairs
+from xattn_export.families.layers.common import padding_mask
+from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
+from xattn_export.families.layers.text.decoders import CrossKeys
+from xattn_export.families.layers.vision.blip import BlipVisionEncoder
 from xattn_runtime.bundle.manifest import Similarity
 
 if TYPE_CHECKING:
@@ -32,12 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["open_retriever"]
 
 
-class ImageGraph(nn.Module):
-    """Picture to its embedding, of length 1, and to all its image tokens, none of them padding."""
+class BlipImageGraph(nn.Module):
+    """Image to its embedding, of length 1, and to all its image tokens, none of them padding."""
 
     def __init__(self, model: BlipForImageTextRetrieval) -> None:
         super().__init__()
-        self.vision = VisionEncoder(model.vision_model)
+        self.vision = BlipVisionEncoder(model.vision_model)
         self.projection = model.vision_proj
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,10 +49,10 @@ class ImageGraph(nn.Module):
         return F.normalize(self.projection(tokens[:, 0]), dim=-1), tokens, _all_there(tokens)
 
 
-class TextGraph(nn.Module):
+class BlipWordsGraph(nn.Module):
     """Text to its embedding, of length 1, and to its words with their positions, before any layer."""
 
-    def __init__(self, embeddings: TextEmbeddings, layers: nn.ModuleList, projection: nn.Module) -> None:
+    def __init__(self, embeddings: BertTextEmbeddings, layers: nn.ModuleList, projection: nn.Module) -> None:
         super().__init__()
         self.embeddings, self.layers, self.projection = embeddings, layers, projection
 
@@ -60,12 +64,14 @@ class TextGraph(nn.Module):
         return F.normalize(self.projection(tokens[:, 0]), dim=-1), words
 
 
-class RerankGraph(nn.Module):
+class BlipRerankGraph(nn.Module):
     """Words and image tokens to the logit `[batch, 1]` that they belong together: that of yes over that of no."""
 
     def __init__(self, model: BlipForImageTextRetrieval, layers: nn.ModuleList) -> None:
         super().__init__()
-        self.cross, self.layers, self.head = CrossProjections(model.text_encoder), layers, model.itm_head
+        crosses: list[Any] = [layer.crossattention.self for layer in model.text_encoder.encoder.layer]
+        self.cross = CrossKeys(cross_projections(crosses), crosses[0].num_attention_heads)
+        self.layers, self.head = layers, model.itm_head
 
     def forward(
         self, text_tokens: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
@@ -92,8 +98,8 @@ def open_retriever(folder: Path) -> Source:
 
     def match(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
         input_ids = torch.tensor([token_ids])
-        given = model(input_ids, pixel_values, use_itm_head=True, attention_mask=torch.ones_like(input_ids))
-        return _yes_over_no(given.itm_score)[0, 0]
+        output = model(input_ids, pixel_values, use_itm_head=True, attention_mask=torch.ones_like(input_ids))
+        return _yes_over_no(output.itm_score)[0, 0]
 
     return Source(
         name=name_of(folder),
@@ -115,8 +121,8 @@ def open_retriever(folder: Path) -> Source:
 
 def _roles(model: Any, side_px: int, longest: int) -> tuple[Role, ...]:
     text = model.config.text_config
-    embeddings = TextEmbeddings(model.text_encoder)
-    layers = nn.ModuleList(TextLayer(layer) for layer in model.text_encoder.encoder.layer)
+    embeddings = BertTextEmbeddings(model.text_encoder)
+    layers = nn.ModuleList(BertLayer(layer) for layer in model.text_encoder.encoder.layer)
 
     def image(pixel_values: Tensor) -> tuple[Tensor, ...]:
         tokens = model.vision_model(pixel_values)[0]
@@ -142,27 +148,17 @@ def _roles(model: Any, side_px: int, longest: int) -> tuple[Role, ...]:
     positions, image_width = model.vision_model.embeddings.num_positions, model.config.vision_config.hidden_size
     return (
         image_encoder_role(
-            ImageGraph(model), image, (side_px, side_px), ("image_embeddings", "image_tokens", "image_mask")
+            BlipImageGraph(model), image, (side_px, side_px), ("image_embeddings", "image_tokens", "image_mask")
         ),
         text_encoder_role(
-            TextGraph(embeddings, layers, model.text_proj),
+            BlipWordsGraph(embeddings, layers, model.text_proj),
             words,
             text.vocab_size,
             longest,
             ("text_embeddings", "text_tokens"),
         ),
-        Role(
-            "reranker",
-            RerankGraph(model, layers),
-            rerank,
-            (
-                TensorSpec("text_tokens", ("batch", "length", text.hidden_size), "normal"),
-                TensorSpec("attention_mask", ("batch", "length"), "mask"),
-                TensorSpec("image_tokens", ("batch", positions, image_width), "normal"),
-                TensorSpec("image_mask", ("batch", positions), "mask"),
-            ),
-            ("match",),
-            longest,
+        reranker_role(
+            BlipRerankGraph(model, layers), rerank, text.hidden_size, image_token_specs(positions, image_width), longest
         ),
     )
 

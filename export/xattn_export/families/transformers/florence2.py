@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
+from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
+from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
@@ -25,18 +27,11 @@ from xattn_export.families.checkpoint_folder.folder import (
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    encoder_decoder_cache,
-    head,
-    image_encoder_role,
-    pairs,
-    presents,
-    text_encoder_role,
-)
 from xattn_export.families.drawings import few_images
+from xattn_export.families.layers.cache import head, pairs
 from xattn_export.families.layers.text.bart import BartEncoder, bart_decoder
-from xattn_export.families.layers.text.decoders import CrossKeys, DecoderGraph, DecoderParts
+from xattn_export.families.layers.text.decoders import CrossDecoderGraph, CrossKeys, DecoderParts
+from xattn_export.families.layers.text.prompt import PromptGraph, mask_with_image
 from xattn_export.families.layers.vision.davit import Davit
 from xattn_export.families.transformers.florence2_text import tokenizer_with_prompts
 from xattn_runtime.bundle.contract import cross_names
@@ -53,8 +48,8 @@ __all__ = ["FLORENCE2"]
 _CHANNELS = 3
 
 
-class ImageTokensGraph(nn.Module):
-    """Picture to image tokens `[batch, 1 + places, width]`: the mean of all places, then each of them."""
+class Florence2ImageGraph(nn.Module):
+    """Image to image tokens `[batch, 1 + places, width]`: the mean of all places, then each of them."""
 
     positions: Tensor
 
@@ -69,21 +64,6 @@ class ImageTokensGraph(nn.Module):
         tokens = self.davit(pixel_values) + self.positions
         tokens = torch.cat((tokens.mean(1, keepdim=True), tokens), 1)
         return (self.norm(self.projection(tokens)),)
-
-
-class PromptGraph(nn.Module):
-    """Image tokens and a prompt, read in one sequence, to cross-attention keys and values of the decoder."""
-
-    def __init__(self, model: Any, parts: DecoderParts) -> None:
-        super().__init__()
-        self.words = model.shared
-        self.encoder = BartEncoder(model.encoder)
-        self.cross = CrossKeys(parts.cross, parts.heads)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
-        tokens = torch.cat((image_tokens, self.words(input_ids)), 1)
-        states = self.encoder(tokens, _mask(attention_mask, image_tokens))
-        return cast("tuple[Tensor, ...]", self.cross(states))
 
 
 def _open(task: Task, folder: Path) -> Source:
@@ -132,7 +112,7 @@ def _image_role(model: Florence2ForConditionalGeneration, davit: Davit, size_px:
     def reference(pixel_values: Tensor) -> tuple[Tensor]:
         return (cast(Any, model.get_image_features(pixel_values)).pooler_output,)
 
-    graph = ImageTokensGraph(davit, model.model.multi_modal_projector)
+    graph = Florence2ImageGraph(davit, model.model.multi_modal_projector)
     return image_encoder_role(graph, reference, size_px, ("image_tokens",))
 
 
@@ -143,14 +123,13 @@ def _prompt_role(model: Florence2ForConditionalGeneration, parts: DecoderParts, 
     def reference(input_ids: Tensor, attention_mask: Tensor, image: Tensor) -> tuple[Tensor, ...]:
         """The keys and values that the decoder itself puts into its cache."""
         embedded = torch.cat((image, model.get_input_embeddings()(input_ids)), 1)
-        states = language.encoder(inputs_embeds=embedded, attention_mask=_mask(attention_mask, image))[0]
+        states = language.encoder(inputs_embeds=embedded, attention_mask=mask_with_image(attention_mask, image))[0]
         first = torch.zeros(input_ids.shape[0], 1, dtype=torch.int64)
         outputs = language.decoder(first, encoder_hidden_states=states, use_cache=True)
-        kept = outputs.past_key_values.cross_attention_cache.layers
-        return tuple(tensor for layer in kept for tensor in (layer.keys, layer.values))
+        return cross_presents(outputs.past_key_values)
 
     return text_encoder_role(
-        PromptGraph(language, parts),
+        PromptGraph(language.shared, BartEncoder(language.encoder), CrossKeys(parts.cross, parts.heads)),
         reference,
         text.vocab_size,
         parts.longest - image_tokens,
@@ -171,7 +150,7 @@ def _decoder_role(model: Florence2ForConditionalGeneration, parts: DecoderParts)
         return *head(model.lm_head(outputs[0][:, -1])), *presents(cache)
 
     return decoder_role(
-        DecoderGraph(parts),
+        CrossDecoderGraph(parts),
         reference,
         vocabulary=text.vocab_size,
         layers=layers,
@@ -181,11 +160,6 @@ def _decoder_role(model: Florence2ForConditionalGeneration, parts: DecoderParts)
         cross_heads=parts.heads,
         cross_tokens="context",
     )
-
-
-def _mask(attention_mask: Tensor, image_tokens: Tensor) -> Tensor:
-    """The mask of a prompt with that of the image tokens before it."""
-    return torch.cat((attention_mask.new_ones(image_tokens.shape[:2]), attention_mask), 1)
 
 
 def _positions(davit: Davit, projector: Any) -> Tensor:
@@ -212,19 +186,19 @@ def _check_config(path: Path, config: Any, davit: Davit) -> None:
     """Refuse what Transformers itself cannot run."""
     vision, text = config.vision_config, config.text_config
     tokens = 1 + davit.grid[0] * davit.grid[1]
-    for key, expected, found in (
+    for key, expected, stated in (
         ("vision_config.in_channels", _CHANNELS, vision.in_channels),
         ("vision_config.projection_dim", text.d_model, vision.projection_dim),
     ):
-        if found != expected:
-            raise CheckpointError(f"{path}: {key}: expected {expected}, found {found}")
-    for key, fewest, found in (
+        if stated != expected:
+            raise CheckpointError(f"{path}: {key}: expected {expected}, found {stated}")
+    for key, fewest, stated in (
         ("vision_config.max_position_embeddings", max(davit.grid), vision.max_position_embeddings),
         ("text_config.max_position_embeddings", tokens + 1, text.max_position_embeddings),
         ("text_config.vocab_size", config.image_token_id + 1, text.vocab_size),
     ):
-        if found < fewest:
-            raise CheckpointError(f"{path}: {key}: expected at least {fewest}, found {found}")
+        if stated < fewest:
+            raise CheckpointError(f"{path}: {key}: expected at least {fewest}, found {stated}")
 
 
 FLORENCE2 = Family(

@@ -1,7 +1,7 @@
 """GIT: captioning, and visual question answering with the question as a prompt.
 
 An image encoder (CLIP's) and a decoder that reads image tokens and text in one sequence. Image tokens attend to each
-other alone, so that the decoder's keys and values of them depend on the picture only: they are computed once, and a
+other alone, so that the decoder's keys and values of them depend on the image only: they are computed once, and a
 cache begins with them. https://arxiv.org/abs/2205.14100
 """
 
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
+from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
+from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
@@ -23,19 +25,12 @@ from xattn_export.families.checkpoint_folder.folder import (
     name_of,
     source_tokenizer,
 )
+from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    dynamic_cache,
-    dynamic_presents,
-    flatten,
-    head,
-    image_encoder_role,
-    image_steps,
-    pairs,
-)
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.text.git import ImageTokens, TokenEmbeddings, TokenLayer
+from xattn_export.families.layers.cache import flatten, head, pairs
+from xattn_export.families.layers.text.bert import BertTextEmbeddings
+from xattn_export.families.layers.text.git import GitImageTokens, GitLayer
 from xattn_runtime.bundle.contract import prefix_names
 from xattn_runtime.bundle.manifest import Task
 from xattn_runtime.errors import CheckpointError
@@ -47,13 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["GIT"]
 
 
-class PrefixGraph(nn.Module):
-    """Picture to the decoder's keys and values of its image tokens, in every layer."""
+class GitPrefixGraph(nn.Module):
+    """Image to the decoder's keys and values of its image tokens, in every layer."""
 
     def __init__(self, model: GitModel) -> None:
         super().__init__()
-        self.image_tokens = ImageTokens(model)
-        self.layers = nn.ModuleList(TokenLayer(layer) for layer in model.encoder.layer)
+        self.image_tokens = GitImageTokens(model)
+        self.layers = nn.ModuleList(GitLayer(layer) for layer in model.encoder.layer)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         tokens = self.image_tokens(pixel_values)
@@ -61,16 +56,16 @@ class PrefixGraph(nn.Module):
         for layer in self.layers[:-1]:
             tokens, keys_and_values = layer(tokens)
             prefix.append(keys_and_values)
-        return flatten([*prefix, cast(TokenLayer, self.layers[-1]).keys_and_values(tokens)])
+        return flatten([*prefix, cast(GitLayer, self.layers[-1]).keys_and_values(tokens)])
 
 
-class DecoderGraph(nn.Module):
+class GitDecoderGraph(nn.Module):
     """One decoding step: tokens after a cache that begins with the image tokens; logits of the last position alone."""
 
     def __init__(self, model: GitForCausalLM, image_tokens: int) -> None:
         super().__init__()
-        self.embeddings = TokenEmbeddings(model.git)
-        self.layers = nn.ModuleList(TokenLayer(layer) for layer in model.git.encoder.layer)
+        self.embeddings = BertTextEmbeddings(model.git)
+        self.layers = nn.ModuleList(GitLayer(layer) for layer in model.git.encoder.layer)
         self.head = model.output
         self.image_tokens = image_tokens
 
@@ -80,7 +75,7 @@ class DecoderGraph(nn.Module):
         tokens = self.embeddings(input_ids, cache[0].key.shape[2] - self.image_tokens)
         present = []
         for layer, layer_past in zip(self.layers, cache, strict=True):
-            tokens, layer_present = cast(TokenLayer, layer).with_cache(tokens, layer_past)
+            tokens, layer_present = cast(GitLayer, layer).with_cache(tokens, layer_past)
             present.append(layer_present)
         return *head(self.head(tokens[:, -1])), *flatten(present)
 
@@ -129,7 +124,7 @@ def _prefix_role(model: GitForCausalLM, side_px: int) -> Role:
         cache = model.git(text, pixel_values=pixel_values, use_cache=True).past_key_values
         return tuple(tensor[:, :, :image_tokens] for tensor in dynamic_presents(cache))
 
-    return image_encoder_role(PrefixGraph(model.git), reference, (side_px, side_px), prefix_names(layers))
+    return image_encoder_role(GitPrefixGraph(model.git), reference, (side_px, side_px), prefix_names(layers))
 
 
 def _decoder_role(model: GitForCausalLM) -> Role:
@@ -143,7 +138,7 @@ def _decoder_role(model: GitForCausalLM) -> Role:
         return *head(logits[:, -1]), *dynamic_presents(cache)
 
     return decoder_role(
-        DecoderGraph(model, image_tokens),
+        GitDecoderGraph(model, image_tokens),
         reference,
         vocabulary=config.vocab_size,
         layers=config.num_hidden_layers,

@@ -1,6 +1,6 @@
 """Idefics3 and SmolVLM: visual question answering, and captioning, by a language model that reads image tokens.
 
-A picture is cut into tiles. An image encoder (SigLIP's) and a connector make a few tokens of each, which stand in the
+An image is cut into tiles. An image encoder (SigLIP's) and a connector make a few tokens of each, which stand in the
 text between its words; a decoder of the Llama kind goes on from there. https://arxiv.org/abs/2408.12637,
 https://arxiv.org/abs/2504.05299
 """
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
+from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
+from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
     architecture,
@@ -27,19 +29,11 @@ from xattn_export.families.checkpoint_folder.folder import (
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    dynamic_cache,
-    dynamic_presents,
-    flatten,
-    head,
-    image_encoder_role,
-    pairs,
-)
 from xattn_export.families.drawings import row_images
+from xattn_export.families.layers.cache import flatten, head, pairs
 from xattn_export.families.layers.common import embed_with_image
 from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
-from xattn_export.families.layers.vision.idefics3 import ImageTokens
+from xattn_export.families.layers.vision.idefics3 import Idefics3ImageTokens
 from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images
 from xattn_runtime.bundle.manifest import Task
 from xattn_runtime.errors import CheckpointError
@@ -53,7 +47,7 @@ _ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGene
 _COMPARED_POSITIONS = 1024
 
 
-class DecoderGraph(nn.Module):
+class Idefics3DecoderGraph(nn.Module):
     """One decoding step: tokens after a cache, image tokens in their places; logits of the last position alone."""
 
     def __init__(self, model: Any) -> None:
@@ -117,10 +111,11 @@ def _open(task: Task, folder: Path) -> Source:
 
 def _image_role(model: Any, side_px: int) -> Role:
     def reference(pixel_values: Tensor) -> tuple[Tensor, ...]:
-        found = model.get_image_features(pixel_values[:, None]).pooler_output
-        return (torch.stack(found),)
+        return (torch.stack(model.get_image_features(pixel_values[:, None]).pooler_output),)
 
-    return image_encoder_role(ImageTokens(model.model, side_px), reference, (side_px, side_px), ("image_tokens",))
+    return image_encoder_role(
+        Idefics3ImageTokens(model.model, side_px), reference, (side_px, side_px), ("image_tokens",)
+    )
 
 
 def _decoder_role(model: Any) -> Role:
@@ -133,11 +128,11 @@ def _decoder_role(model: Any) -> Role:
         # After a cache, a placeholder is a token like others.
         is_read = not past[0].shape[2] and bool((input_ids == placeholder).any())
         image = {"image": BaseModelOutputWithPooling(pooler_output=list(image_tokens))} if is_read else None
-        found = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, mm_encoder_outputs=image)
-        return *head(found.logits[:, -1]), *dynamic_presents(cache)
+        output = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, mm_encoder_outputs=image)
+        return *head(output.logits[:, -1]), *dynamic_presents(cache)
 
     return decoder_role(
-        DecoderGraph(model),
+        Idefics3DecoderGraph(model),
         reference,
         vocabulary=config.vocab_size,
         layers=config.num_hidden_layers,
@@ -153,8 +148,8 @@ def _tokens_of_a_tile(folder: Path, model: Any, side_px: int) -> int:
     """How many image tokens the model makes of a tile; CheckpointError where it can make none of one of this side."""
     vision, factor = model.config.vision_config, int(model.config.scale_factor)
 
-    def fail(key: str, expected: str, found: object) -> NoReturn:
-        raise CheckpointError(f"{folder / 'config.json'}: {key}: expected {expected}, found {show(found)}")
+    def fail(key: str, expected: str, value: object) -> NoReturn:
+        raise CheckpointError(f"{folder / 'config.json'}: {key}: expected {expected}, found {show(value)}")
 
     if not isinstance(vision.patch_size, int) or not isinstance(vision.image_size, int):
         fail("vision_config.patch_size, image_size", "a number of pixels", (vision.patch_size, vision.image_size))

@@ -112,8 +112,8 @@ def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
     def ids(question: str, rows: int, columns: int) -> list[int]:
         text = template.replace("{image}", write(rows, columns)).replace("{question}", question)
         begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        found: list[int] = tokenizer(text, add_special_tokens=not begun).input_ids
-        return found
+        token_ids: list[int] = tokenizer(text, add_special_tokens=not begun).input_ids
+        return token_ids
 
     def grid(uncut: Image.Image) -> tuple[int, int]:
         cut = images(uncut, return_row_col_info=True)
@@ -143,16 +143,16 @@ def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, p
         with quiet_transformers():
             grid = text.grid(image)
         for question in (QUESTIONS[number % len(QUESTIONS)], INSTRUCTION):
-            found = codec.encode_question(question, special_tokens=False, grid=(tiles.rows, tiles.columns)).ids
-            if list(found) != text.ids(question, *grid):
+            ids = codec.encode_question(question, special_tokens=False, grid=(tiles.rows, tiles.columns)).ids
+            if list(ids) != text.ids(question, *grid):
                 raise CheckpointError(
                     f"{folder}: expected a processor whose prompts are texts beside each other, found one that writes "
-                    f"{show(question)} and a picture of {width} × {height} pixels otherwise; it cannot be carried over"
+                    f"{show(question)} and an image of {width} × {height} pixels otherwise; it cannot be carried over"
                 )
-            if max(found) >= words or found.count(placeholder) != text.layout.count(grid):
+            if max(ids) >= words or ids.count(placeholder) != text.layout.count(grid):
                 raise CheckpointError(
                     f"{folder}: expected tokens below {words} with {placeholder} for an image token, as config.json "
-                    f"says, found tokens up to {max(found)}, and {placeholder} {found.count(placeholder)} times for "
+                    f"says, found tokens up to {max(ids)}, and {placeholder} {ids.count(placeholder)} times for "
                     f"{text.layout.count(grid)}; config.json and the tokenizer are not of one model"
                 )
 

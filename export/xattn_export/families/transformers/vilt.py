@@ -1,6 +1,6 @@
 """ViLT: visual question answering by choosing among answers.
 
-One transformer reads the words of the question and the patches of the picture together. What depends on the picture
+One transformer reads the words of the question and the patches of the image together. What depends on the image
 alone, its patches with their positions, is the image encoder; the transformer is the classifier.
 https://arxiv.org/abs/2102.03334
 """
@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from xattn_export.families.base import Chooses, Family, GoldenInput, Role, Source, TensorSpec
+from xattn_export.families.base.standard_roles import classifier_role, image_token_specs, text_specs
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
     license_of,
@@ -26,7 +27,7 @@ from xattn_export.families.checkpoint_folder.folder import (
 )
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.drawings import question_images
-from xattn_export.families.layers.vision.vilt import AnswerGraph, Canvas, PatchGraph
+from xattn_export.families.layers.vision.vilt import ViltAnswerGraph, ViltCanvas, ViltPatchGraph
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.steps import Normalize, PadZeros, Rescale, ResizeToMultiple, Step
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VILT"]
 
-# Height and width of the pictures that the graphs are tried with, in one proportion each.
+# Height and width of the images that the graphs are tried with, in one proportion each.
 _SHAPES_PX = ((96, 64), (64, 96), (80, 80), (32, 128))
 
 
@@ -48,8 +49,8 @@ def _open(folder: Path) -> Source:
     canvas = _canvas(folder, config, steps, resize)
 
     def answer_logits(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Tensor:
-        question, picture = torch.tensor([question_ids]), _picture(pixel_values)
-        logits = model(question, torch.ones_like(question), pixel_values=picture, pixel_mask=_all(picture)).logits
+        question, image = torch.tensor([question_ids]), _cut_out(pixel_values)
+        logits = model(question, torch.ones_like(question), pixel_values=image, pixel_mask=_full_mask(image)).logits
         return cast(Tensor, logits[0])
 
     return Source(
@@ -64,53 +65,47 @@ def _open(folder: Path) -> Source:
     )
 
 
-def _image_role(model: ViltForQuestionAnswering, canvas: Canvas, resize: ResizeToMultiple) -> Role:
+def _image_role(model: ViltForQuestionAnswering, canvas: ViltCanvas, resize: ResizeToMultiple) -> Role:
     embeddings = model.vilt.embeddings
 
     def reference(pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         tokens = torch.zeros(pixel_values.shape[0], canvas.tokens, model.config.hidden_size)
         mask = torch.zeros(tokens.shape[:2], dtype=torch.int64)
         for row, one in enumerate(pixel_values[:, None]):
-            picture = _picture(one)
-            # Upstream gives the patches of a picture in random order, with their places.
-            found, _, (places, (_, width)) = embeddings.visual_embed(picture, _all(picture), max_image_length=-1)
+            image = _cut_out(one)
+            # Upstream gives the patches of an image in random order, with their places.
+            embedded, _, (places, (_, width)) = embeddings.visual_embed(image, _full_mask(image), max_image_length=-1)
             order = (places[0] @ torch.tensor([width, 1])).argsort()
-            length = found.shape[1]
-            tokens[row, 0], tokens[row, 1:length], mask[row, :length] = found[0, 0], found[0, 1:][order], 1
+            length = embedded.shape[1]
+            tokens[row, 0], tokens[row, 1:length], mask[row, :length] = embedded[0, 0], embedded[0, 1:][order], 1
         return tokens, mask
 
     sizes_px = tuple(resize.size_of(size) for size in _SHAPES_PX)
     pixel_values = TensorSpec("pixel_values", ("batch", 3, *canvas.size_px), "image", sizes_px=sizes_px)
     outputs = ("image_tokens", "image_mask")
-    return Role("image_encoder", PatchGraph(model, canvas), reference, (pixel_values,), outputs, attends=False)
+    return Role("image_encoder", ViltPatchGraph(model, canvas), reference, (pixel_values,), outputs, attends=False)
 
 
-def _answer_role(model: ViltForQuestionAnswering, canvas: Canvas) -> Role:
+def _answer_role(model: ViltForQuestionAnswering, canvas: ViltCanvas) -> Role:
     config = model.config
 
     def reference(input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(input_ids, attention_mask, image_embeds=tokens, pixel_mask=mask).logits
         return logits, logits.sigmoid()
 
-    inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocab_size),
-        TensorSpec("attention_mask", ("batch", "length"), "mask"),
-        TensorSpec("image_tokens", ("batch", canvas.tokens, config.hidden_size), "normal"),
-        TensorSpec("image_mask", ("batch", canvas.tokens), "mask"),
-    )
-    outputs = ("logits", "probabilities")
-    return Role("classifier", AnswerGraph(model), reference, inputs, outputs, config.max_position_embeddings)
+    inputs = (*text_specs(config.vocab_size), *image_token_specs(canvas.tokens, config.hidden_size))
+    return classifier_role(ViltAnswerGraph(model), reference, inputs, config.max_position_embeddings)
 
 
-def _picture(pixel_values: Tensor) -> Tensor:
-    """The picture `[1, 3, height, width]` on a canvas of zeros."""
-    there = (pixel_values != 0).any(1)[0]
-    return pixel_values[:, :, : int(there.any(1).sum()), : int(there.any(0).sum())]
+def _cut_out(pixel_values: Tensor) -> Tensor:
+    """The image `[1, 3, height, width]` on a canvas of zeros."""
+    filled = (pixel_values != 0).any(1)[0]
+    return pixel_values[:, :, : int(filled.any(1).sum()), : int(filled.any(0).sum())]
 
 
-def _all(picture: Tensor) -> Tensor:
-    """A pixel mask of a picture that has no padding."""
-    return torch.ones(picture.shape[0], *picture.shape[2:], dtype=torch.int64)
+def _full_mask(image: Tensor) -> Tensor:
+    """A pixel mask of an image that has no padding."""
+    return torch.ones(image.shape[0], *image.shape[2:], dtype=torch.int64)
 
 
 def _golden_inputs() -> tuple[GoldenInput, ...]:
@@ -133,13 +128,13 @@ def _resize(folder: Path, steps: tuple[Step, ...]) -> ResizeToMultiple:
     )
 
 
-def _canvas(folder: Path, config: ViltConfig, steps: tuple[Step, ...], resize: ResizeToMultiple) -> Canvas:
+def _canvas(folder: Path, config: ViltConfig, steps: tuple[Step, ...], resize: ResizeToMultiple) -> ViltCanvas:
     """What the processor gives, in patches; CheckpointError where a graph cannot compute what the model does of it."""
     patch_px, side_px = config.patch_size, next(step.height_px for step in steps if isinstance(step, PadZeros))
     if not isinstance(patch_px, int) or not isinstance(config.image_size, int):
         raise CheckpointError(
             f"{folder / 'config.json'}: image_size, patch_size: expected a number each, found {config.image_size} and "
-            f"{patch_px}; pictures and patches must be squares"
+            f"{patch_px}; images and patches must be squares"
         )
     if resize.multiple_px % patch_px:
         raise CheckpointError(
@@ -152,14 +147,14 @@ def _canvas(folder: Path, config: ViltConfig, steps: tuple[Step, ...], resize: R
     if 0 <= config.max_image_length < shortest * longest:
         raise CheckpointError(
             f"{folder / 'config.json'}: max_image_length: expected -1, or at least {shortest * longest}, the patches "
-            f"of the largest picture, found {config.max_image_length}; a random choice of patches cannot be exported"
+            f"of the largest image, found {config.max_image_length}; a random choice of patches cannot be exported"
         )
     if all(_can_be_zero(steps, channel) for channel in range(3)):
         raise CheckpointError(
             f"{folder}: image_mean, image_std: expected a normalisation that makes no color zero, found one that does; "
-            "zeros are what stands beside a picture"
+            "zeros are what stands beside an image"
         )
-    return Canvas(side_px, patch_px, shortest * longest)
+    return ViltCanvas(side_px, patch_px, shortest * longest)
 
 
 def _can_be_zero(steps: tuple[Step, ...], channel: int) -> bool:

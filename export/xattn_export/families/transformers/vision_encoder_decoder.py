@@ -1,7 +1,7 @@
 """Transformers' VisionEncoderDecoder: an image encoder and a text decoder with cross-attention, for captions and OCR.
 
 ViT-GPT2 and TrOCR (https://arxiv.org/abs/2109.10282) are the best known. The encoder's states go through
-`enc_to_dec_proj` where the widths differ, and once a picture through the keys and values of every decoder layer.
+`enc_to_dec_proj` where the widths differ, and once an image through the keys and values of every decoder layer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
+from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
+from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
@@ -23,20 +25,13 @@ from xattn_export.families.checkpoint_folder.folder import (
     name_of,
     source_tokenizer,
 )
+from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    encoder_decoder_cache,
-    head,
-    image_encoder_role,
-    image_steps,
-    pairs,
-    presents,
-)
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.text.decoders import DECODERS, CrossKeys, DecoderGraph, DecoderParts
-from xattn_export.families.layers.vision.encoders import ENCODERS, check_encoder, picture_size_px
+from xattn_export.families.layers.cache import head, pairs
+from xattn_export.families.layers.text.decoders import DECODERS, CrossDecoderGraph, CrossKeys, DecoderParts
+from xattn_export.families.layers.vision.encoders import ENCODERS, check_encoder, image_size_px
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -57,8 +52,8 @@ _UNUSED = (
 )
 
 
-class ImageKeysGraph(nn.Module):
-    """Picture to the cross-attention keys and values of every layer of the decoder."""
+class EncoderKeysGraph(nn.Module):
+    """Image to the cross-attention keys and values of every layer of the decoder."""
 
     def __init__(self, model: Any, parts: DecoderParts) -> None:
         super().__init__()
@@ -78,7 +73,7 @@ def _open(folder: Path) -> Source:
     config = model.config
     check_encoder(folder / "config.json", config.encoder)
     _check_widths(folder / "config.json", config.decoder)
-    size_px = picture_size_px(config.encoder)
+    size_px = image_size_px(config.encoder)
     parts = DECODERS[config.decoder.model_type](model.decoder)
     decoding = decoding_of(folder, max_positions=parts.longest)
 
@@ -116,7 +111,7 @@ def _check_kinds(folder: Path) -> None:
     if decoder["model_type"] != "trocr" and decoder.get("add_cross_attention") is not True:
         raise CheckpointError(
             f"{path}: decoder.add_cross_attention: expected true, found {show(decoder.get('add_cross_attention'))}; "
-            "without cross-attention the decoder does not see the picture"
+            "without cross-attention the decoder does not see the image"
         )
 
 
@@ -131,11 +126,11 @@ def _check_kind(path: Path, part: str, config: object, known: Collection[str]) -
 
 def _check_widths(path: Path, decoder: Any) -> None:
     """Refuse states of a width that no cross-attention but TrOCR's takes."""
-    found = getattr(decoder, "cross_attention_hidden_size", None)
-    if decoder.model_type != "trocr" and found not in (None, decoder.hidden_size):
+    width = getattr(decoder, "cross_attention_hidden_size", None)
+    if decoder.model_type != "trocr" and width not in (None, decoder.hidden_size):
         raise CheckpointError(
             f"{path}: decoder.cross_attention_hidden_size: expected none or {decoder.hidden_size}, the width of the "
-            f"decoder, found {found}"
+            f"decoder, found {width}"
         )
 
 
@@ -144,10 +139,9 @@ def _image_keys_role(model: VisionEncoderDecoderModel, parts: DecoderParts, size
         """The keys and values that the decoder itself puts into its cache."""
         first = torch.zeros(pixel_values.shape[0], 1, dtype=torch.int64)
         outputs = model.decoder(first, encoder_hidden_states=_states(model, pixel_values), use_cache=True)
-        kept = outputs.past_key_values.cross_attention_cache.layers
-        return tuple(tensor for layer in kept for tensor in (layer.keys, layer.values))
+        return cross_presents(outputs.past_key_values)
 
-    return image_encoder_role(ImageKeysGraph(model, parts), reference, size_px, cross_names(len(parts.layers)))
+    return image_encoder_role(EncoderKeysGraph(model, parts), reference, size_px, cross_names(len(parts.layers)))
 
 
 def _decoder_role(model: VisionEncoderDecoderModel, parts: DecoderParts, size_px: tuple[int, int]) -> Role:
@@ -162,7 +156,7 @@ def _decoder_role(model: VisionEncoderDecoderModel, parts: DecoderParts, size_px
         return *head(logits[:, -1]), *presents(cache)
 
     return decoder_role(
-        DecoderGraph(parts),
+        CrossDecoderGraph(parts),
         reference,
         vocabulary=config.vocab_size,
         layers=layers,

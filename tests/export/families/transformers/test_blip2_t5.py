@@ -15,7 +15,7 @@ from tests.parity.blip2 import captioner as captions_of
 from tests.parity.blip2 import save_blip2
 from tests.parity.parity import generated_agreement, logits_error
 from xattn_export import export_checkpoint
-from xattn_export.families.layers.text.t5 import RelativeBias
+from xattn_export.families.layers.text.t5 import T5RelativeBias
 from xattn_export.families.table import family_of
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.loader import load
@@ -125,7 +125,7 @@ def test_captions_go_on_from_a_prompt(captioner: CaptionTask, place: Path) -> No
 def test_distances_are_looked_up_beyond_the_largest_too(folder: Path, decodes: bool) -> None:
     language: Any = Blip2ForConditionalGeneration.from_pretrained(folder).language_model
     attention = (language.decoder if decodes else language.encoder).block[0].layer[0].SelfAttention
-    found = RelativeBias(attention)(torch.arange(7, 60), torch.arange(60))
+    found = T5RelativeBias(attention)(torch.arange(7, 60), torch.arange(60))
     torch.testing.assert_close(found, attention.compute_bias(53, 60, past_seen_tokens=7), atol=0, rtol=0)
 
 

@@ -12,7 +12,7 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of, randomize, save_folder
 from xattn_export import export_checkpoint
-from xattn_export.families.layers.vision.vilt import Canvas, PatchGraph
+from xattn_export.families.layers.vision.vilt import ViltCanvas, ViltPatchGraph
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.loader import load
 from xattn_runtime.tasks import VqaTask
@@ -122,7 +122,7 @@ def test_a_file_is_encoded_once_for_several_questions(task: VqaTask, folder: Pat
 
 def test_patches_of_every_size_lie_where_upstream_puts_them(folder: Path) -> None:
     model = ViltForQuestionAnswering.from_pretrained(folder).eval()
-    graph = PatchGraph(model, Canvas(96, PATCH_PX, 24))
+    graph = ViltPatchGraph(model, ViltCanvas(96, PATCH_PX, 24))
     sizes = [(height, width) for height in range(1, 7) for width in range(1, 7) if height * width <= 24]
     canvases = torch.zeros(len(sizes), 3, 96, 96)
     for canvas, (height, width) in zip(canvases, sizes, strict=True):

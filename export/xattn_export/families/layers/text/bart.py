@@ -1,19 +1,17 @@
 """BART's layers around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
 
 The architecture is that of https://arxiv.org/abs/1910.13461; names are those of Transformers' modeling_bart.py. TrOCR's
-decoder is BART's, layer by layer. It knows layers, and no picture.
+decoder is BART's, layer by layer. It knows layers, and no image.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.layers.common import attend, fuse_linears
-from xattn_export.families.layers.text.blip import padding_mask
+from xattn_export.families.layers.common import attend, fuse_linears, padding_mask, places
 from xattn_export.families.layers.text.decoders import DecoderParts, TrocrEmbeddings, TrocrLayer
 
 __all__ = ["BartEncoder", "bart_decoder"]
@@ -27,19 +25,17 @@ class BartEncoder(nn.Module):
         self.offset = model.embed_positions.offset
         self.positions = model.embed_positions
         self.norm = model.layernorm_embedding
-        self.layers = nn.ModuleList(_EncoderLayer(layer) for layer in model.layers)
+        self.layers = nn.ModuleList(BartEncoderLayer(layer) for layer in model.layers)
 
     def forward(self, embedded: Tensor, attention_mask: Tensor) -> Tensor:
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(self.offset, self.offset + embedded.shape[1], device=embedded.device)
-        tokens = self.norm(embedded + F.embedding(places, self.positions.weight))
+        tokens = self.norm(embedded + F.embedding(places(embedded, self.offset), self.positions.weight))
         mask = padding_mask(attention_mask)
         for layer in self.layers:
             tokens = layer(tokens, mask)
         return cast(Tensor, tokens)
 
 
-class _EncoderLayer(nn.Module):
+class BartEncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each normalised after."""
 
     def __init__(self, layer: Any) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_export.families.layers.clip import ClipLayer
+from xattn_export.families.layers.common import places
 
 __all__ = ["ClipTextEncoder"]
 
@@ -28,9 +28,7 @@ class ClipTextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """`mask` as for `attend`."""
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(0, input_ids.shape[1], device=input_ids.device)
-        tokens = self.words(input_ids) + F.embedding(places, self.positions.weight)
+        tokens = self.words(input_ids) + F.embedding(places(input_ids), self.positions.weight)
         for layer in self.layers:
             tokens = layer(tokens, mask)
         return cast(Tensor, self.norm(tokens))

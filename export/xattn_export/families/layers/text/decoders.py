@@ -1,7 +1,7 @@
 """Text decoders of Transformers around a checkpoint's own weights: GPT-2, BERT, RoBERTa and TrOCR.
 
-Each attends to a picture through keys and values that were computed once. Names are those of modeling_gpt2.py,
-modeling_bert.py, modeling_roberta.py and modeling_trocr.py. It knows tokens and their cache, and no picture.
+Each attends to an image through keys and values that were computed once. Names are those of modeling_gpt2.py,
+modeling_bert.py, modeling_roberta.py and modeling_trocr.py. It knows tokens and their cache, and no image.
 GPT-2: https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf; BERT:
 https://arxiv.org/abs/1810.04805; RoBERTa: https://arxiv.org/abs/1907.11692; TrOCR: https://arxiv.org/abs/2109.10282.
 """
@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
-from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears, split_heads
-from xattn_export.families.layers.text.blip import TextLayer
+from xattn_export.families.layers.cache import flatten, head, pairs
+from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears, places, split_heads
+from xattn_export.families.layers.text.bert import BertLayer, cross_projections
 
-__all__ = ["DECODERS", "CrossKeys", "DecoderGraph", "DecoderParts", "TrocrEmbeddings", "TrocrLayer", "activation"]
+__all__ = ["DECODERS", "CrossDecoderGraph", "CrossKeys", "DecoderParts", "TrocrEmbeddings", "TrocrLayer", "activation"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class DecoderParts:
     embeddings: token ids `[batch, length]` and the number of tokens before them → `[batch, length, width]`.
     layers: each has `with_cache(tokens, past, context)`, which gives tokens and the longer cache.
     head: vectors `[batch, width]` → logits `[batch, vocabulary]`.
-    cross: of every layer, states of a picture → cross-attention keys and values beside each other.
+    cross: of every layer, states of an image → cross-attention keys and values beside each other.
     longest: the most tokens that there are positions for.
     """
 
@@ -58,8 +57,8 @@ class CrossKeys(nn.Module):
         return tuple(split_heads(half, self.heads) for half in halves)
 
 
-class DecoderGraph(nn.Module):
-    """One decoding step: tokens after a cache, attending to a picture; logits of the last position alone."""
+class CrossDecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, attending to an image; logits of the last position alone."""
 
     def __init__(self, parts: DecoderParts) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class DecoderGraph(nn.Module):
         return *head(self.head(tokens[:, -1])), *flatten(present)
 
 
-class Product(nn.Module):
+class Gpt2Linear(nn.Module):
     """GPT-2's `Conv1D`: a linear layer whose weight is kept as `[in, out]`, which is how a product wants it."""
 
     def __init__(self, layer: Any) -> None:
@@ -99,7 +98,7 @@ class Gpt2Embeddings(nn.Module):
         self.positions = model.wpe
 
     def forward(self, input_ids: Tensor, past: int) -> Tensor:
-        return cast(Tensor, self.words(input_ids) + F.embedding(_places(input_ids, past), self.positions.weight))
+        return cast(Tensor, self.words(input_ids) + F.embedding(places(input_ids, past), self.positions.weight))
 
 
 class Gpt2Layer(nn.Module):
@@ -111,16 +110,16 @@ class Gpt2Layer(nn.Module):
         self.heads = attention.num_heads
         self.scale = attention.scaling
         self.norm = layer.ln_1
-        self.qkv = Product(attention.c_attn)
-        self.attention_output = Product(attention.c_proj)
+        self.qkv = Gpt2Linear(attention.c_attn)
+        self.attention_output = Gpt2Linear(attention.c_proj)
         self.cross_scale = cross.scaling
         self.cross_norm = layer.ln_cross_attn
-        self.cross_query = Product(cross.q_attn)
-        self.cross_output = Product(cross.c_proj)
+        self.cross_query = Gpt2Linear(cross.q_attn)
+        self.cross_output = Gpt2Linear(cross.c_proj)
         self.feed_forward_norm = layer.ln_2
-        self.intermediate = Product(layer.mlp.c_fc)
+        self.intermediate = Gpt2Linear(layer.mlp.c_fc)
         self.activation = activation(layer.mlp.act)
-        self.output = Product(layer.mlp.c_proj)
+        self.output = Gpt2Linear(layer.mlp.c_proj)
 
     def with_cache(self, tokens: Tensor, past: KeyValue, context: KeyValue) -> tuple[Tensor, KeyValue]:
         """New tokens, causal, after those of the cache; and the longer cache."""
@@ -146,11 +145,11 @@ class BertEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, past: int) -> Tensor:
         if self.padding_id is None:
-            places = _places(input_ids, past)
+            positions = places(input_ids, past)
         else:
-            places = _places_after_padding(input_ids, past, self.padding_id)
+            positions = _places_after_padding(input_ids, past, self.padding_id)
         tokens = self.words(input_ids) + self.types.weight[0]
-        return cast(Tensor, self.norm(tokens + F.embedding(places, self.positions.weight)))
+        return cast(Tensor, self.norm(tokens + F.embedding(positions, self.positions.weight)))
 
 
 class TrocrEmbeddings(nn.Module):
@@ -168,10 +167,10 @@ class TrocrEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, past: int) -> Tensor:
         if self.learned:
-            places = _places(input_ids, past) + self.offset
+            positions = places(input_ids, past) + self.offset
         else:
-            places = _places_after_padding(input_ids, past, self.padding_id)
-        return cast(Tensor, self.norm(self.words(input_ids) + F.embedding(places, self.positions)))
+            positions = _places_after_padding(input_ids, past, self.padding_id)
+        return cast(Tensor, self.norm(self.words(input_ids) + F.embedding(positions, self.positions)))
 
 
 class TrocrLayer(nn.Module):
@@ -208,7 +207,7 @@ def _gpt2(model: Any) -> DecoderParts:
         embeddings=Gpt2Embeddings(body),
         layers=nn.ModuleList(Gpt2Layer(layer) for layer in body.h),
         head=nn.Sequential(body.ln_f, model.lm_head),
-        cross=nn.ModuleList(Product(layer.crossattention.c_attn) for layer in body.h),
+        cross=nn.ModuleList(Gpt2Linear(layer.crossattention.c_attn) for layer in body.h),
         heads=config.num_attention_heads,
         longest=config.max_position_embeddings,
     )
@@ -228,9 +227,9 @@ def _bert_like(model: Any, body: Any, head: nn.Module, embeddings: nn.Module, un
     crosses = [layer.crossattention.self for layer in body.encoder.layer]
     return DecoderParts(
         embeddings=embeddings,
-        layers=nn.ModuleList(TextLayer(layer) for layer in body.encoder.layer),
+        layers=nn.ModuleList(BertLayer(layer) for layer in body.encoder.layer),
         head=head,
-        cross=nn.ModuleList(fuse_linears(cross.key, cross.value) for cross in crosses),
+        cross=cross_projections(crosses),
         heads=model.config.num_attention_heads,
         longest=model.config.max_position_embeddings - unused_positions,
     )
@@ -257,11 +256,6 @@ def _make_sinusoids(body: Any) -> None:
     positions = body.embed_positions
     rows = body.config.max_position_embeddings + positions.padding_idx + 1
     positions.weights = positions.get_embedding(rows, positions.embedding_dim, positions.padding_idx)
-
-
-def _places(input_ids: Tensor, past: int) -> Tensor:
-    """Numbers of the positions of new tokens, `[length]`, for a lookup: a slice would bind lengths to the table's."""
-    return torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
 
 
 def _places_after_padding(input_ids: Tensor, past: int, padding_id: int) -> Tensor:

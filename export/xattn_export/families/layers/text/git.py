@@ -1,16 +1,13 @@
 """GIT's layers around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
 
-The architecture is that of https://arxiv.org/abs/2205.14100; names are those of Transformers' modeling_git.py. It knows
-layers; what is made of them is in `git.py`.
+The architecture is that of https://arxiv.org/abs/2205.14100; names are those of Transformers' modeling_git.py.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
@@ -19,11 +16,11 @@ from xattn_export.families.layers.vision.clip import ClipVision
 if TYPE_CHECKING:
     from transformers.models.git.modeling_git import GitModel
 
-__all__ = ["ImageTokens", "TokenEmbeddings", "TokenLayer"]
+__all__ = ["GitImageTokens", "GitLayer"]
 
 
-class ImageTokens(nn.Module):
-    """Picture `[batch, 3, height, width]` to the image tokens `[batch, 1 + patches, width]` that the decoder reads."""
+class GitImageTokens(nn.Module):
+    """Image `[batch, 3, height, width]` to the image tokens `[batch, 1 + patches, width]` that the decoder reads."""
 
     def __init__(self, model: GitModel) -> None:
         super().__init__()
@@ -36,22 +33,7 @@ class ImageTokens(nn.Module):
         return cast(Tensor, self.projection(self.last_norm(self.vision(pixel_values))))
 
 
-class TokenEmbeddings(nn.Module):
-    """Token ids after `past` others to vectors with their positions, normalised."""
-
-    def __init__(self, model: GitModel) -> None:
-        super().__init__()
-        self.words = model.embeddings.word_embeddings
-        self.positions = model.embeddings.position_embeddings
-        self.norm = model.embeddings.LayerNorm
-
-    def forward(self, input_ids: Tensor, past: int) -> Tensor:
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        return cast(Tensor, self.norm(self.words(input_ids) + F.embedding(places, self.positions.weight)))
-
-
-class TokenLayer(nn.Module):
+class GitLayer(nn.Module):
     """Self-attention and a feed-forward network, each normalised after: for image tokens and text alike."""
 
     def __init__(self, layer: Any) -> None:

@@ -3,7 +3,7 @@
 RMSNorm (https://arxiv.org/abs/1910.07467), rotary positions (https://arxiv.org/abs/2104.09864), grouped queries
 (https://arxiv.org/abs/2305.13245) and SwiGLU (https://arxiv.org/abs/2002.05202), as in https://arxiv.org/abs/2302.13971;
 names are those of Transformers' modeling_llama.py. It knows vectors and their cache; what the vectors stand for, words
-or a picture, and what is made of the result, is the family's affair.
+or an image, and what is made of the result, is the family's affair.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class LlamaDecoder(nn.Module):
         self.norm = RmsNorm(model.norm)
 
     def forward(self, tokens: Tensor, past: Sequence[KeyValue]) -> tuple[Tensor, list[KeyValue]]:
-        turn = self.positions(past[0].key.shape[2], tokens.shape[1])
+        rotation = self.positions(past[0].key.shape[2], tokens.shape[1])
         present = []
         for layer, layer_past in zip(self.layers, past, strict=True):
-            tokens, layer_present = cast(LlamaLayer, layer).with_cache(tokens, layer_past, turn)
+            tokens, layer_present = cast(LlamaLayer, layer).with_cache(tokens, layer_past, rotation)
             present.append(layer_present)
         return self.norm(tokens), present
 
@@ -100,11 +100,11 @@ class LlamaLayer(nn.Module):
         self.output = feed_forward.down_proj
         self.feed_forward_norm = RmsNorm(layer.post_attention_layernorm)
 
-    def with_cache(self, tokens: Tensor, past: KeyValue, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
+    def with_cache(self, tokens: Tensor, past: KeyValue, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
         """New tokens, causal, after those of the cache; and the longer cache."""
         query_width, kv_width = self.heads * self.head_width, self.kv_heads * self.head_width
-        turned, value = torch.split(self.qkv(self.attention_norm(tokens)), [query_width + kv_width, kv_width], -1)
-        query, key = torch.split(self._turned(turned, turn), [query_width, kv_width], -1)
+        rotated, value = torch.split(self.qkv(self.attention_norm(tokens)), [query_width + kv_width, kv_width], -1)
+        query, key = torch.split(self._rotated(rotated, rotation), [query_width, kv_width], -1)
         attended, present = attend_with_cache(
             query, key, value, past, self.heads, kv_heads=self.kv_heads, scale=self.scale
         )
@@ -112,9 +112,9 @@ class LlamaLayer(nn.Module):
         gate, up = self.gate_and_up(self.feed_forward_norm(tokens)).chunk(2, -1)
         return tokens + self.output(self.activation(gate) * up), present
 
-    def _turned(self, tokens: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    def _rotated(self, tokens: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """Queries and keys together, `[batch, length, (heads + kv_heads) × head_width]`, turned by their positions."""
-        (cosine, sine), (batch, length, _) = turn, tokens.shape
+        (cosine, sine), (batch, length, _) = rotation, tokens.shape
         heads = tokens.view(batch, length, self.heads + self.kv_heads, self.head_width)
         first, second = heads.chunk(2, -1)
         return (heads * cosine + torch.cat((second, first), -1) * sine).flatten(2)

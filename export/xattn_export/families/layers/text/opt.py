@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
-from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears
+from xattn_export.families.layers.cache import flatten, head, pairs
+from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears, places
 
 if TYPE_CHECKING:
     from transformers.models.opt.modeling_opt import OPTDecoder
@@ -54,8 +53,7 @@ class OptEmbeddings(nn.Module):
     def forward(self, input_ids: Tensor, image_tokens: Tensor, past: int) -> Tensor:
         tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, past)
         # The first positions of the table, as many as its offset, stand for no token.
-        places = torch.arange(past, past + input_ids.shape[1], device=input_ids.device) + self.positions.offset
-        return tokens + F.embedding(places, self.positions.weight)
+        return tokens + F.embedding(places(input_ids, past) + self.positions.offset, self.positions.weight)
 
 
 class OptLayer(nn.Module):

@@ -2,7 +2,7 @@
 
 The architecture is that of https://arxiv.org/abs/1910.10683, with the gated feed-forward network of
 https://arxiv.org/abs/2002.05202 where a model has it; names are those of Transformers' modeling_t5.py. It knows vectors
-and token ids; what stands among them for a picture is the family's affair.
+and token ids; what stands among them for an image is the family's affair.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
+from xattn_export.families.layers.cache import flatten, head, pairs
 from xattn_export.families.layers.common import attend, attend_heads, attend_with_cache, fuse_linears
 from xattn_export.families.layers.text.decoders import activation
 from xattn_export.families.layers.text.llama import RmsNorm
@@ -35,8 +35,8 @@ class T5Encoder(nn.Module):
 
     def __init__(self, model: T5Stack) -> None:
         super().__init__()
-        self.distances = RelativeBias(cast(Any, model.block[0]).layer[0].SelfAttention)
-        self.layers = nn.ModuleList(EncoderLayer(block) for block in model.block)
+        self.distances = T5RelativeBias(cast(Any, model.block[0]).layer[0].SelfAttention)
+        self.layers = nn.ModuleList(T5EncoderLayer(block) for block in model.block)
         self.norm = RmsNorm(model.final_layer_norm)
 
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class T5DecoderGraph(nn.Module):
         super().__init__()
         decoder = model.decoder
         self.words = decoder.embed_tokens
-        self.distances = RelativeBias(cast(Any, decoder.block[0]).layer[0].SelfAttention)
-        self.layers = nn.ModuleList(DecoderLayer(block) for block in decoder.block)
+        self.distances = T5RelativeBias(cast(Any, decoder.block[0]).layer[0].SelfAttention)
+        self.layers = nn.ModuleList(T5DecoderLayer(block) for block in decoder.block)
         self.norm = RmsNorm(decoder.final_layer_norm)
         self.head = model.lm_head
         self.scale = float(model.config.d_model**-0.5) if model.config.scale_decoder_outputs else 1.0
@@ -70,12 +70,12 @@ class T5DecoderGraph(nn.Module):
         bias = self.distances(queries, keys).masked_fill(keys > queries[:, None], _BARRED)
         tokens, present = self.words(input_ids), []
         for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
-            tokens, layer_present = cast(DecoderLayer, layer).with_cache(tokens, layer_past, layer_cross, bias)
+            tokens, layer_present = cast(T5DecoderLayer, layer).with_cache(tokens, layer_past, layer_cross, bias)
             present.append(layer_present)
         return *head(self.head(self.norm(tokens[:, -1]) * self.scale)), *flatten(present)
 
 
-class RelativeBias(nn.Module):
+class T5RelativeBias(nn.Module):
     """Positions of queries and of keys to what their distance adds to a score, `[1, heads, queries, keys]`.
 
     T5 sorts distances into buckets by their logarithm. Beyond the largest all are in the last one, so the bucket of
@@ -100,7 +100,7 @@ class RelativeBias(nn.Module):
         return F.embedding(distances + self.reach, self.table).permute(2, 0, 1)[None]
 
 
-class EncoderLayer(nn.Module):
+class T5EncoderLayer(nn.Module):
     """Self-attention and a feed-forward network, each on normalised tokens."""
 
     def __init__(self, block: Any) -> None:
@@ -110,7 +110,7 @@ class EncoderLayer(nn.Module):
         self.qkv = fuse_linears(attention.q, attention.k, attention.v)
         self.attention_output = attention.o
         self.attention_norm = RmsNorm(block.layer[0].layer_norm)
-        self.feed_forward = FeedForward(block.layer[-1])
+        self.feed_forward = T5FeedForward(block.layer[-1])
 
     def forward(self, tokens: Tensor, bias: Tensor) -> Tensor:
         query, key, value = self.qkv(self.attention_norm(tokens)).chunk(3, -1)
@@ -118,7 +118,7 @@ class EncoderLayer(nn.Module):
         return cast(Tensor, self.feed_forward(tokens + self.attention_output(attended)))
 
 
-class DecoderLayer(nn.Module):
+class T5DecoderLayer(nn.Module):
     """Self-attention, cross-attention, a feed-forward network, each on normalised tokens."""
 
     def __init__(self, block: Any) -> None:
@@ -131,7 +131,7 @@ class DecoderLayer(nn.Module):
         self.cross_query = cross.q
         self.cross_output = cross.o
         self.cross_norm = RmsNorm(block.layer[1].layer_norm)
-        self.feed_forward = FeedForward(block.layer[-1])
+        self.feed_forward = T5FeedForward(block.layer[-1])
 
     def with_cache(self, tokens: Tensor, past: KeyValue, context: KeyValue, bias: Tensor) -> tuple[Tensor, KeyValue]:
         """New tokens after those of the cache, each seeing what `bias` lets it; and the longer cache."""
@@ -143,7 +143,7 @@ class DecoderLayer(nn.Module):
         return cast(Tensor, self.feed_forward(tokens)), present
 
 
-class FeedForward(nn.Module):
+class T5FeedForward(nn.Module):
     """A feed-forward network on normalised tokens, gated or not, added to them."""
 
     def __init__(self, layer: Any) -> None:

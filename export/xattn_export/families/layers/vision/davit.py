@@ -1,7 +1,7 @@
-"""DaViT, Florence-2's image encoder, around a checkpoint's own weights, for pictures of one size.
+"""DaViT, Florence-2's image encoder, around a checkpoint's own weights, for images of one size.
 
-Its blocks attend within windows of the picture, then between channels: https://arxiv.org/abs/2204.03645. Names are
-those of Transformers' modeling_florence2.py. It knows pictures and their feature map, no text.
+Its blocks attend within windows of the image, then between channels: https://arxiv.org/abs/2204.03645. Names are
+those of Transformers' modeling_florence2.py. It knows images and their feature map, no text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class Davit(nn.Module):
-    """Picture `[batch, 3, height, width]` to its feature map as tokens, `[batch, rows × columns, width]`.
+    """Image `[batch, 3, height, width]` to its feature map as tokens, `[batch, rows × columns, width]`.
 
     grid: rows and columns of the map.
     """
@@ -30,12 +30,12 @@ class Davit(nn.Module):
         self.grid = size_px
         layers: list[nn.Module] = []
         for convolution, blocks in zip(model.convs, model.blocks, strict=True):
-            layers.append(_Merging(convolution))
+            layers.append(DavitMerging(convolution))
             self.grid = _reduced(convolution.conv, self.grid)
             for block in blocks:
                 spatial, channel = block.spatial_block, block.channel_block
-                layers.append(_Layer(spatial, _WindowAttention(spatial.window_attn, self.grid), self.grid))
-                layers.append(_Layer(channel, _ChannelAttention(channel.channel_attn), self.grid))
+                layers.append(DavitLayer(spatial, _WindowAttention(spatial.window_attn, self.grid), self.grid))
+                layers.append(DavitLayer(channel, _ChannelAttention(channel.channel_attn), self.grid))
         self.layers = nn.ModuleList(layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Davit(nn.Module):
         return _tokens(features)
 
 
-class _Merging(nn.Module):
+class DavitMerging(nn.Module):
     """A convolution with a stride, from one stage's feature map to the smaller one of the next; normalised."""
 
     def __init__(self, merging: Any) -> None:
@@ -63,7 +63,7 @@ class _Merging(nn.Module):
         return cast(Tensor, self.norm(features.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-class _Layer(nn.Module):
+class DavitLayer(nn.Module):
     """A convolution and attention, another one and a feed-forward network; what each gives is added to its input."""
 
     def __init__(self, block: Any, attention: nn.Module, grid: Grid) -> None:

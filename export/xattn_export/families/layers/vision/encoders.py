@@ -1,7 +1,7 @@
-"""Image encoders of Transformers around a checkpoint's own weights: ViT, DeiT and Swin, for pictures of one size.
+"""Image encoders of Transformers around a checkpoint's own weights: ViT, DeiT and Swin, for images of one size.
 
 ViT: https://arxiv.org/abs/2010.11929; DeiT: https://arxiv.org/abs/2012.12877; Swin: https://arxiv.org/abs/2103.14030.
-Names are those of modeling_vit.py, modeling_deit.py and modeling_swin.py. It knows pictures and their tokens, no text.
+Names are those of modeling_vit.py, modeling_deit.py and modeling_swin.py. It knows images and their tokens, no text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.layers.common import attend, for_each_picture, fuse_linears
+from xattn_export.families.layers.common import attend, for_each_image, fuse_linears
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["ENCODERS", "check_encoder", "picture_size_px"]
+__all__ = ["ENCODERS", "check_encoder", "image_size_px"]
 
 _CHANNELS = 3
 
 
 class VitEncoder(nn.Module):
-    """Picture `[batch, 3, height, width]` to tokens `[batch, special + patches, width]`, normalised.
+    """Image `[batch, 3, height, width]` to tokens `[batch, special + patches, width]`, normalised.
 
     The special token is ViT's class token; DeiT has a distillation token after it.
     """
@@ -42,7 +42,7 @@ class VitEncoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patches(pixel_values)
-        tokens = torch.cat((for_each_picture(self.special, patches), patches), 1) + self.positions
+        tokens = torch.cat((for_each_image(self.special, patches), patches), 1) + self.positions
         for layer in self.layers:
             tokens = layer(tokens)
         return cast(Tensor, self.norm(tokens))
@@ -53,7 +53,7 @@ class VitLayer(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.attention = EncoderAttention(layer.attention)
+        self.attention = VitAttention(layer.attention)
         self.attention_norm = layer.layernorm_before
         self.feed_forward = layer.mlp
         self.feed_forward_norm = layer.layernorm_after
@@ -63,7 +63,7 @@ class VitLayer(nn.Module):
         return cast(Tensor, tokens + self.feed_forward(self.feed_forward_norm(tokens)))
 
 
-class EncoderAttention(nn.Module):
+class VitAttention(nn.Module):
     """Attention of tokens to each other, with one product for queries, keys and values."""
 
     def __init__(self, attention: Any) -> None:
@@ -79,7 +79,7 @@ class EncoderAttention(nn.Module):
 
 
 class SwinEncoder(nn.Module):
-    """Picture `[batch, 3, height, width]` to the tokens of the last stage `[batch, patches, width]`, normalised."""
+    """Image `[batch, 3, height, width]` to the tokens of the last stage `[batch, patches, width]`, normalised."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class SwinLayer(nn.Module):
         self.area = window * window
         self.windows = len(places)
         self.padded = bool((places == grid[0] * grid[1]).any())
-        self.attention = EncoderAttention(block.attention)
+        self.attention = VitAttention(block.attention)
         self.bias = block.attention.relative_position_bias
         self.attention_norm = block.layernorm_before
         self.feed_forward = block.mlp
@@ -191,7 +191,7 @@ def _window_places(grid: tuple[int, int], window: int, shift: int) -> Tensor:
 
 
 def _shift_mask(grid: tuple[int, int], window: int, shift: int) -> Tensor:
-    """-100 where two tokens of a window come from different sides of the picture, `[windows, area, area]`."""
+    """-100 where two tokens of a window come from different sides of the image, `[windows, area, area]`."""
     sides = []
     for size in grid:
         place = torch.arange(size + -size % window)
@@ -200,8 +200,8 @@ def _shift_mask(grid: tuple[int, int], window: int, shift: int) -> Tensor:
     return (regions[:, None] != regions[:, :, None]).float() * -100.0
 
 
-def picture_size_px(config: Any) -> tuple[int, int]:
-    """Height and width of the pictures that an encoder with this configuration takes."""
+def image_size_px(config: Any) -> tuple[int, int]:
+    """Height and width of the images that an encoder with this configuration takes."""
     size = config.image_size
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -227,8 +227,8 @@ def check_encoder(path: Path, config: Any) -> None:
 
 
 def _swin_grid(config: Any) -> tuple[int, int]:
-    """Rows and columns of patches; a picture is padded to whole ones."""
-    height, width = picture_size_px(config)
+    """Rows and columns of patches; an image is padded to whole ones."""
+    height, width = image_size_px(config)
     patch = config.patch_size
     rows, columns = (patch, patch) if isinstance(patch, int) else patch
     return -(-height // rows), -(-width // columns)

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from xattn_export.families.layers.clip import ClipLayer
 
-__all__ = ["ImageTokens", "PixelShuffle"]
+__all__ = ["Idefics3ImageTokens", "PixelShuffle"]
 
 
-class ImageTokens(nn.Module):
+class Idefics3ImageTokens(nn.Module):
     """Tiles `[batch, 3, side, side]` to the image tokens `[batch, tokens, width]` that the language model reads."""
 
     def __init__(self, model: Any, side_px: int) -> None:
@@ -61,12 +61,12 @@ def _places(embeddings: Any, side_px: int) -> Tensor:
 
     Its sides are cut into equal parts in floating point, so that rounding has a say in where a patch lies.
     """
-    found: list[Tensor] = []
-    handle = embeddings.position_embedding.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    captured: list[Tensor] = []
+    handle = embeddings.position_embedding.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     patches = side_px // embeddings.patch_size
     try:
         with torch.no_grad():
             embeddings(torch.zeros(1, 3, side_px, side_px), torch.ones(1, patches, patches, dtype=torch.bool))
     finally:
         handle.remove()
-    return found[0]
+    return captured[0]

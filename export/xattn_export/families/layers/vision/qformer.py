@@ -10,31 +10,31 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from xattn_export.families.layers.common import attend, for_each_picture, fuse_linears
+from xattn_export.families.layers.common import attend, for_each_image, fuse_linears
 
 if TYPE_CHECKING:
     from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
-__all__ = ["QueryEncoder"]
+__all__ = ["QFormer"]
 
 
-class QueryEncoder(nn.Module):
+class QFormer(nn.Module):
     """What learned queries find in an image: tokens `[batch, patches, width]` to `[batch, queries, query_width]`."""
 
     def __init__(self, model: Blip2QFormerModel, queries: nn.Parameter) -> None:
         super().__init__()
         self.queries = queries
         self.norm = model.layernorm
-        self.layers = nn.ModuleList(QueryLayer(layer) for layer in model.encoder.layer)
+        self.layers = nn.ModuleList(QFormerLayer(layer) for layer in model.encoder.layer)
 
     def forward(self, image: Tensor) -> Tensor:
-        tokens = for_each_picture(self.norm(self.queries), image)
+        tokens = for_each_image(self.norm(self.queries), image)
         for layer in self.layers:
             tokens = layer(tokens, image)
         return tokens
 
 
-class QueryLayer(nn.Module):
+class QFormerLayer(nn.Module):
     """Queries attend to each other, and in some layers to the image; a feed-forward network; each normalised after."""
 
     def __init__(self, layer: Any) -> None:

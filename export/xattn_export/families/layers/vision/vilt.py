@@ -1,8 +1,8 @@
 """ViLT's layers around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
 
 The architecture is that of https://arxiv.org/abs/2102.03334; names are those of Transformers' modeling_vilt.py. Its
-`visual_embed` loops over the pictures of a batch, interpolates to sizes that depend on them and draws patches in random
-order; none of this can be traced. Here the sizes are arithmetic on tensors: a picture's patches come row by row, and
+`visual_embed` loops over the images of a batch, interpolates to sizes that depend on them and draws patches in random
+order; none of this can be traced. Here the sizes are arithmetic on tensors: an image's patches come row by row, and
 their positions are products of weights that are bilinear interpolation written out.
 """
 
@@ -15,20 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.layers.common import attend, fuse_linears
-from xattn_export.families.layers.text.blip import padding_mask
+from xattn_export.families.layers.common import attend, fuse_linears, padding_mask, places
 
 if TYPE_CHECKING:
     from transformers import ViltForQuestionAnswering
 
-__all__ = ["AnswerGraph", "Canvas", "PatchGraph"]
+__all__ = ["ViltAnswerGraph", "ViltCanvas", "ViltPatchGraph"]
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """What pictures are laid on, above and on the left, zeros beside them: a square of `side_px`.
+class ViltCanvas:
+    """What images are laid on, above and on the left, zeros beside them: a square of `side_px`.
 
-    most_patches: of `patch_px` squared, that a picture can have.
+    most_patches: of `patch_px` squared, that an image can have.
     """
 
     side_px: int
@@ -42,18 +41,18 @@ class Canvas:
 
     @property
     def tokens(self) -> int:
-        """Image tokens, one of which stands for the whole picture."""
+        """Image tokens, one of which stands for the whole image."""
         return 1 + self.most_patches
 
 
-class PatchGraph(nn.Module):
-    """Pictures on canvases `[batch, 3, side, side]` to `image_tokens` `[batch, tokens, width]` and `image_mask`.
+class ViltPatchGraph(nn.Module):
+    """Images on canvases `[batch, 3, side, side]` to `image_tokens` `[batch, tokens, width]` and `image_mask`.
 
     Tokens are those of upstream's `image_embeds`: projected patches with interpolated positions, without modality. What
-    a picture has fewer than `Canvas.tokens` is zero, and masked.
+    an image has fewer than `ViltCanvas.tokens` is zero, and masked.
     """
 
-    def __init__(self, model: ViltForQuestionAnswering, canvas: Canvas) -> None:
+    def __init__(self, model: ViltForQuestionAnswering, canvas: ViltCanvas) -> None:
         super().__init__()
         embeddings = model.vilt.embeddings
         self.projection = embeddings.patch_embeddings.projection
@@ -66,18 +65,18 @@ class PatchGraph(nn.Module):
         batch = pixel_values.shape[0]
         height, width = self._size(pixel_values)
         number = torch.arange(self.canvas.most_patches, device=pixel_values.device)[None]
-        there = number < height * width
+        filled = number < height * width
         # Counted, since a quotient of integers would be one of floats in the graph.
         ends = width[:, :, None] * torch.arange(1, self.canvas.side_px // self.canvas.patch_px)
-        row = torch.where(there, (number[:, :, None] >= ends).sum(-1), 0)
+        row = torch.where(filled, (number[:, :, None] >= ends).sum(-1), 0)
         column = number % width
         patches = self._patches(pixel_values, row, column) + self._positions(row, column, height, width)
-        tokens = torch.where(there[:, :, None], patches, 0.0)
-        mask = torch.cat((torch.ones_like(there[:, :1]), there), 1).to(torch.int64)
+        tokens = torch.where(filled[:, :, None], patches, 0.0)
+        mask = torch.cat((torch.ones_like(filled[:, :1]), filled), 1).to(torch.int64)
         return torch.cat((self.first.expand(batch, -1, -1), tokens), 1), mask
 
     def _size(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width in patches of each picture, int64 `[batch, 1]`: a patch is there if its corner is."""
+        """Height and width in patches of each image, int64 `[batch, 1]`: a patch is there if its corner is."""
         step = self.canvas.patch_px
         rows = (pixel_values[:, :, ::step, 0] != 0).any(1)
         columns = (pixel_values[:, :, 0, ::step] != 0).any(1)
@@ -101,7 +100,7 @@ class PatchGraph(nn.Module):
         return F.relu(1 - (place.to(torch.float32) * scale)[:, :, None].sub(lines).abs())
 
 
-class AnswerGraph(nn.Module):
+class ViltAnswerGraph(nn.Module):
     """Question and image tokens to logits `[batch, answers]`, and the probability of each answer by itself.
 
     The model is trained on every answer apart, by binary cross-entropy: hence a sigmoid.
@@ -112,7 +111,7 @@ class AnswerGraph(nn.Module):
         vilt = model.vilt
         self.text = vilt.embeddings.text_embeddings
         self.modalities = vilt.embeddings.token_type_embeddings
-        self.layers = nn.ModuleList(_Layer(layer) for layer in vilt.encoder.layer)
+        self.layers = nn.ModuleList(ViltLayer(layer) for layer in vilt.encoder.layer)
         self.norm = vilt.layernorm
         self.pooler = vilt.pooler
         self.classifier = model.classifier
@@ -130,14 +129,12 @@ class AnswerGraph(nn.Module):
 
     def _words(self, input_ids: Tensor) -> Tensor:
         text = self.text
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        positions = F.embedding(places, text.position_embeddings.weight)
+        positions = F.embedding(places(input_ids), text.position_embeddings.weight)
         words = text.word_embeddings(input_ids) + text.token_type_embeddings.weight[0] + positions
         return cast(Tensor, text.LayerNorm(words))
 
 
-class _Layer(nn.Module):
+class ViltLayer(nn.Module):
     """Attention, then a feed-forward network, each on normalised tokens."""
 
     def __init__(self, layer: Any) -> None:

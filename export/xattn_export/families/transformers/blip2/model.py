@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generates, Role, Source
+from xattn_export.families.base.standard_roles import image_encoder_role
 from xattn_export.families.checkpoint_folder.folder import has_architecture, license_of, load_model, name_of
+from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
-from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.text.blip import VisionEncoder
-from xattn_export.families.layers.vision.qformer import QueryEncoder
+from xattn_export.families.layers.vision.blip import BlipVisionEncoder
+from xattn_export.families.layers.vision.qformer import QFormer
 from xattn_export.families.transformers.blip2.language import Language
 from xattn_export.families.transformers.blip2.opt import opt_language
 from xattn_export.families.transformers.blip2.t5 import t5_language
@@ -38,13 +39,13 @@ _LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration], Languag
 )
 
 
-class ImageTokensGraph(nn.Module):
-    """Picture to the image tokens `[batch, queries, width]` that the language model reads."""
+class Blip2ImageGraph(nn.Module):
+    """Image to the image tokens `[batch, queries, width]` that the language model reads."""
 
     def __init__(self, model: Blip2ForConditionalGeneration) -> None:
         super().__init__()
-        self.vision = VisionEncoder(model.vision_model)
-        self.queries = QueryEncoder(model.qformer, model.query_tokens)
+        self.vision = BlipVisionEncoder(model.vision_model)
+        self.queries = QFormer(model.qformer, model.query_tokens)
         self.projection = model.language_projection
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
@@ -74,7 +75,7 @@ def _image_tokens_role(model: Blip2ForConditionalGeneration, side_px: int) -> Ro
     def reference(pixel_values: Tensor) -> tuple[Tensor]:
         return (model.get_image_features(pixel_values).pooler_output,)
 
-    return image_encoder_role(ImageTokensGraph(model), reference, (side_px, side_px), ("image_tokens",))
+    return image_encoder_role(Blip2ImageGraph(model), reference, (side_px, side_px), ("image_tokens",))
 
 
 def _text_model(folder: Path) -> str:
@@ -82,10 +83,10 @@ def _text_model(folder: Path) -> str:
     path = folder / "config.json"
     stated = read_json(path).get("text_config")
     text = stated if isinstance(stated, dict) else {}
-    found = text.get("model_type", "opt")
-    if not isinstance(found, str) or found not in _LANGUAGES:
+    kind = text.get("model_type", "opt")
+    if not isinstance(kind, str) or kind not in _LANGUAGES:
         raise CheckpointError(
-            f"{path}: text_config.model_type: expected {' or '.join(_LANGUAGES)}, found {show(found)}; BLIP-2 with "
+            f"{path}: text_config.model_type: expected {' or '.join(_LANGUAGES)}, found {show(kind)}; BLIP-2 with "
             "other language models cannot be exported yet"
         )
     width, words = text.get("hidden_size"), text.get("word_embed_proj_dim")
@@ -95,12 +96,12 @@ def _text_model(folder: Path) -> str:
             f"{show(words)}: image tokens have no place among words of another width"
         )
     layers, decoder_layers = text.get("num_layers"), text.get("num_decoder_layers")
-    if found == "t5" and decoder_layers not in (None, layers):
+    if kind == "t5" and decoder_layers not in (None, layers):
         raise CheckpointError(
             f"{path}: text_config.num_decoder_layers: expected num_layers, which is {show(layers)}, found "
             f"{show(decoder_layers)}; T5 with an encoder and a decoder of unlike depth cannot be exported yet"
         )
-    return found
+    return kind
 
 
 BLIP2: tuple[Family, ...] = (

@@ -12,23 +12,17 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.attention import KeyValue
 from xattn_export.families.base import Generated, Role, TensorSpec
+from xattn_export.families.base.standard_roles import decoder_role, text_encoder_role
+from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import (
-    decoder_role,
-    encoder_decoder_cache,
-    flatten,
-    head,
-    pairs,
-    presents,
-    text_encoder_role,
-)
+from xattn_export.families.layers.cache import head, pairs
 from xattn_export.families.layers.common import fuse_linears
 from xattn_export.families.layers.text.decoders import CrossKeys
+from xattn_export.families.layers.text.prompt import PromptGraph, mask_with_image
 from xattn_export.families.layers.text.t5 import T5DecoderGraph, T5Encoder
 from xattn_export.families.transformers.blip2.language import QUESTION, Language, text_token
 from xattn_runtime.bundle.contract import cross_names
@@ -40,23 +34,6 @@ __all__ = ["t5_language"]
 
 # T5 has positions without end; of these it was trained on so many.
 _LONGEST = 512
-
-
-class PromptGraph(nn.Module):
-    """Image tokens and a text, read in one sequence, to cross-attention keys and values of the decoder."""
-
-    def __init__(self, model: T5ForConditionalGeneration) -> None:
-        super().__init__()
-        crosses = [cast(Any, block).layer[1].EncDecAttention for block in model.decoder.block]
-        projections = nn.ModuleList(fuse_linears(cross.k, cross.v) for cross in crosses)
-        self.words = model.shared
-        self.encoder = T5Encoder(model.encoder)
-        self.cross = CrossKeys(projections, crosses[0].n_heads)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
-        tokens = torch.cat((image_tokens, self.words(input_ids)), 1)
-        states = self.encoder(tokens, _mask(attention_mask, image_tokens))
-        return cast("tuple[Tensor, ...]", self.cross(states))
 
 
 def t5_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language:
@@ -99,20 +76,26 @@ def t5_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language:
     return Language(roles, replace(tokenizer, spec=spec), decoding, generate)
 
 
+def _prompt_graph(model: T5ForConditionalGeneration) -> PromptGraph:
+    crosses = [cast(Any, block).layer[1].EncDecAttention for block in model.decoder.block]
+    projections = nn.ModuleList(fuse_linears(cross.k, cross.v) for cross in crosses)
+    return PromptGraph(model.shared, T5Encoder(model.encoder), CrossKeys(projections, crosses[0].n_heads))
+
+
 def _prompt_role(language: Any, queries: int) -> Role:
     config = language.config
 
     def reference(input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor) -> tuple[Tensor, ...]:
         """The keys and values that the decoder itself puts into its cache."""
         embedded = torch.cat((image_tokens, language.get_input_embeddings()(input_ids)), 1)
-        states = language.encoder(inputs_embeds=embedded, attention_mask=_mask(attention_mask, image_tokens))[0]
+        mask = mask_with_image(attention_mask, image_tokens)
+        states = language.encoder(inputs_embeds=embedded, attention_mask=mask)[0]
         first = torch.zeros(input_ids.shape[0], 1, dtype=torch.int64)
         outputs = language.decoder(first, encoder_hidden_states=states, use_cache=True)
-        layers = outputs.past_key_values.cross_attention_cache.layers
-        return flatten(KeyValue(layer.keys, layer.values) for layer in layers)
+        return cross_presents(outputs.past_key_values)
 
     return text_encoder_role(
-        PromptGraph(language),
+        _prompt_graph(language),
         reference,
         config.vocab_size,
         _LONGEST - queries,
@@ -144,8 +127,3 @@ def _decoder_role(language: Any) -> Role:
         cross_heads=config.num_heads,
         cross_tokens="context",
     )
-
-
-def _mask(attention_mask: Tensor, image_tokens: Tensor) -> Tensor:
-    """The mask of a text with that of the image tokens before it."""
-    return torch.cat((attention_mask.new_ones(image_tokens.shape[:2]), attention_mask), 1)

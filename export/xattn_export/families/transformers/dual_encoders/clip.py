@@ -1,6 +1,6 @@
 """CLIP: image-text retrieval and zero-shot classification.
 
-A ViT and a causal text transformer, trained to agree by a softmax over the texts of a picture.
+A ViT and a causal text transformer, trained to agree by a softmax over the texts of an image.
 https://arxiv.org/abs/2103.00020
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Source
 from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model
-from xattn_export.families.layers.text.blip import padding_mask
+from xattn_export.families.layers.common import padding_mask, places
 from xattn_export.families.layers.text.clip import ClipTextEncoder
 from xattn_export.families.layers.vision.clip import ClipVision
 from xattn_export.families.transformers.dual_encoders.common import dual_encoder_source
@@ -31,8 +31,8 @@ __all__ = ["CLIP"]
 _STATED_WRONGLY = 2
 
 
-class ImageFeatures(nn.Module):
-    """Picture `[batch, 3, height, width]` to the projected state of the class token, `[batch, width]`."""
+class ClipImageFeatures(nn.Module):
+    """Image `[batch, 3, height, width]` to the projected state of the class token, `[batch, width]`."""
 
     def __init__(self, model: CLIPModel) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ImageFeatures(nn.Module):
         return cast(Tensor, self.projection(self.norm(self.vision(pixel_values)[:, 0])))
 
 
-class TextFeatures(nn.Module):
+class ClipTextFeatures(nn.Module):
     """Token ids to the projected state of the end token, `[batch, width]`."""
 
     def __init__(self, model: CLIPModel, end_token_id: int | None) -> None:
@@ -56,9 +56,8 @@ class TextFeatures(nn.Module):
         self.end_token_id = end_token_id
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        length = input_ids.shape[1]
-        places = torch.arange(0, length, device=input_ids.device)
-        seen = padding_mask(attention_mask) & (places[None, :] <= places[:, None])
+        numbers = places(input_ids)
+        seen = padding_mask(attention_mask) & (numbers[None, :] <= numbers[:, None])
         tokens = self.text(input_ids, seen)
         # ArgMax takes the first of equals: padding may be of the end token, too.
         marks = input_ids if self.end_token_id is None else input_ids == self.end_token_id
@@ -81,8 +80,8 @@ def _open(folder: Path) -> Source:
         folder,
         model,
         weights,
-        image_features=ImageFeatures(model),
-        text_features=TextFeatures(model, end_token_id),
+        image_features=ClipImageFeatures(model),
+        text_features=ClipTextFeatures(model, end_token_id),
         similarity=Similarity("softmax", scale=float(model.logit_scale.exp())),
         ends_with=text.vocab_size - 1 if end_token_id is None else end_token_id,
     )

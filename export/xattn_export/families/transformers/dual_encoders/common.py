@@ -1,4 +1,4 @@
-"""Models that put pictures and texts into one space, each by an encoder of its own: what CLIP and SigLIP share.
+"""Models that put images and texts into one space, each by an encoder of its own: what CLIP and SigLIP share.
 
 It knows neither how states are pooled nor which tokens see each other; that is in `clip.py` and `siglip.py`.
 """
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Embeds, Role, Source, TensorSpec
+from xattn_export.families.base import Embeds, Role, Source
+from xattn_export.families.base.standard_roles import image_encoder_role, text_specs
 from xattn_export.families.checkpoint_folder.folder import license_of, name_of, source_tokenizer
-from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
+from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.common import normalized
 from xattn_runtime.bundle.manifest import Similarity
@@ -24,7 +25,7 @@ __all__ = ["ImageEmbeddingGraph", "TextEmbeddingGraph", "dual_encoder_source"]
 
 
 class ImageEmbeddingGraph(nn.Module):
-    """Picture to an embedding of length 1. `features`: `[batch, 3, height, width]` to `[batch, width]`."""
+    """Image to an embedding of length 1. `features`: `[batch, 3, height, width]` to `[batch, width]`."""
 
     def __init__(self, features: nn.Module) -> None:
         super().__init__()
@@ -77,10 +78,6 @@ def dual_encoder_source(
         input_ids = torch.tensor([token_ids])
         return embed_texts(input_ids, torch.ones_like(input_ids))[0][0]
 
-    text_inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", text.vocab_size, ends_with=ends_with),
-        TensorSpec("attention_mask", ("batch", "length"), "mask"),
-    )
     return Source(
         name=name_of(folder),
         task="retrieval",
@@ -94,7 +91,7 @@ def dual_encoder_source(
                 "text_encoder",
                 TextEmbeddingGraph(text_features),
                 embed_texts,
-                text_inputs,
+                text_specs(text.vocab_size, ends_with=ends_with),
                 ("text_embeddings",),
                 text.max_position_embeddings,
             ),
@@ -114,7 +111,7 @@ def _embedder(features: Callable[..., Any]) -> Callable[..., tuple[Tensor]]:
     """What `features` gives, brought to length 1 as the model's own forward does before it compares."""
 
     def embed(*inputs: Tensor) -> tuple[Tensor]:
-        found = features(*inputs).pooler_output
-        return (found / found.norm(dim=-1, keepdim=True),)
+        pooled = features(*inputs).pooler_output
+        return (pooled / pooled.norm(dim=-1, keepdim=True),)
 
     return embed

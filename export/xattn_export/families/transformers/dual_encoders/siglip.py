@@ -1,7 +1,7 @@
 """SigLIP: image-text retrieval and zero-shot classification.
 
 A ViT whose patches are pooled by attention, and a bidirectional text transformer, trained to say of every pair of a
-picture and a text whether the two belong together. https://arxiv.org/abs/2303.15343
+image and a text whether the two belong together. https://arxiv.org/abs/2303.15343
 The fixed-resolution models of SigLIP 2 are of the same architecture. https://arxiv.org/abs/2502.14786
 """
 
@@ -18,8 +18,7 @@ from xattn_export.families.checkpoint_folder.folder import has_architecture, loa
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.tokenizer import special_token_of, tokenizer_json_of
 from xattn_export.families.layers.clip import ClipLayer
-from xattn_export.families.layers.common import attend, for_each_picture
-from xattn_export.families.layers.text.blip import padding_mask
+from xattn_export.families.layers.common import attend, for_each_image, padding_mask
 from xattn_export.families.layers.text.clip import ClipTextEncoder
 from xattn_export.families.transformers.dual_encoders.common import dual_encoder_source
 from xattn_runtime.bundle.manifest import Similarity
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["SIGLIP"]
 
 
-class ImageFeatures(nn.Module):
-    """Picture `[batch, 3, height, width]` to its pooled patches, `[batch, width]`."""
+class SiglipImageFeatures(nn.Module):
+    """Image `[batch, 3, height, width]` to its pooled patches, `[batch, width]`."""
 
     def __init__(self, model: SiglipModel) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class ImageFeatures(nn.Module):
         self.embeddings = vision.embeddings
         self.layers = nn.ModuleList(ClipLayer(layer) for layer in vision.encoder.layers)
         self.norm = vision.post_layernorm
-        self.pool = AttentionPool(vision.head)
+        self.pool = SiglipPool(vision.head)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
@@ -51,7 +50,7 @@ class ImageFeatures(nn.Module):
         return cast(Tensor, self.pool(self.norm(tokens)))
 
 
-class AttentionPool(nn.Module):
+class SiglipPool(nn.Module):
     """States `[batch, tokens, width]` to `[batch, width]`: one learnt query attends to all of them."""
 
     def __init__(self, head: Any) -> None:
@@ -59,7 +58,7 @@ class AttentionPool(nn.Module):
         attention, width = head.attention, head.attention.embed_dim
         self.heads = attention.num_heads
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        # The query is the same for every picture, so it is projected once, here.
+        # The query is the same for every image, so it is projected once, here.
         self.query = nn.Parameter(nn.functional.linear(head.probe, weight[:width], bias[:width]), requires_grad=False)
         self.key_value = nn.Linear(width, 2 * width, device="meta")
         self.key_value.weight = nn.Parameter(weight[width:].detach(), requires_grad=False)
@@ -70,12 +69,12 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         key, value = self.key_value(tokens).chunk(2, -1)
-        query = for_each_picture(self.query, tokens)
+        query = for_each_image(self.query, tokens)
         pooled = self.output(attend(query, key, value, self.heads))[:, 0]
         return cast(Tensor, pooled + self.feed_forward(self.norm(pooled)))
 
 
-class TextFeatures(nn.Module):
+class SiglipTextFeatures(nn.Module):
     """Token ids, padding and all, to the projected state of the last position, `[batch, width]`."""
 
     def __init__(self, model: SiglipModel) -> None:
@@ -95,14 +94,14 @@ def _open(folder: Path) -> Source:
     if not model.config.vision_config.vision_use_head:
         raise CheckpointError(
             f"{folder / 'config.json'}: vision_config.vision_use_head: expected a model that pools its patches, found "
-            "false: it has no embedding of a picture"
+            "false: it has no embedding of an image"
         )
     return dual_encoder_source(
         folder,
         model,
         weights,
-        image_features=ImageFeatures(model),
-        text_features=TextFeatures(model),
+        image_features=SiglipImageFeatures(model),
+        text_features=SiglipTextFeatures(model),
         similarity=Similarity("sigmoid", scale=float(model.logit_scale.exp()), bias=float(model.logit_bias)),
         # It was trained on texts that are all of this length, and sees their padding.
         padded_with=_pad_token_id(folder, model),

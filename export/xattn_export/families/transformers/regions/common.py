@@ -1,7 +1,7 @@
-"""Models that are given regions of a picture, found by an object detector, in place of its pixels.
+"""Models that are given regions of an image, found by an object detector, in place of its pixels.
 
 What LXMERT and VisualBERT share: their layers, their roles, answers by name, and made-up regions for golden cases. What
-depends on the regions alone is the image encoder; it gives image tokens with a mask, since pictures of a batch may have
+depends on the regions alone is the image encoder; it gives image tokens with a mask, since images of a batch may have
 different numbers of them.
 """
 
@@ -18,18 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_export.families.base import GoldenInput, Role, TensorSpec
+from xattn_export.families.base.standard_roles import classifier_role, image_token_specs, text_specs
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.drawings import question_images
-from xattn_export.families.layers.common import attend, fuse_linears
+from xattn_export.families.layers.common import attend, fuse_linears, places
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.regions import RegionSpec
 
 __all__ = [
+    "RegionLayer",
     "SelfAttention",
     "TextTokens",
     "answer_role",
     "full_mask",
-    "key_mask",
     "labels_of",
     "region_inputs",
     "region_role",
@@ -50,9 +51,8 @@ class TextTokens(nn.Module):
         self.norm = embeddings.LayerNorm
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
-        places = torch.arange(0, input_ids.shape[1], device=input_ids.device)
-        return cast(Tensor, self.norm(self.words(input_ids) + self.kind + F.embedding(places, self.positions.weight)))
+        positions = F.embedding(places(input_ids), self.positions.weight)
+        return cast(Tensor, self.norm(self.words(input_ids) + self.kind + positions))
 
 
 class SelfAttention(nn.Module):
@@ -70,9 +70,18 @@ class SelfAttention(nn.Module):
         return cast(Tensor, self.output(attend(query, key, value, self.heads, mask=mask), tokens))
 
 
-def key_mask(mask: Tensor, queries: Tensor) -> Tensor:
-    """Int64 `[batch, keys]`, 1 for a token, to bool `[batch, 1, queries, keys]`, for queries `[batch, queries, …]`."""
-    return mask.to(torch.bool)[:, None, None, :].expand(-1, 1, queries.shape[1], -1)
+class RegionLayer(nn.Module):
+    """Self-attention and a feed-forward network, of text, of regions, or of both."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.attention = SelfAttention(layer.attention.self, layer.attention.output)
+        self.intermediate, self.output = layer.intermediate, layer.output
+
+    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """`[batch, length, width]`; `mask` as for `attend`."""
+        tokens = self.attention(tokens, mask)
+        return cast(Tensor, self.output(self.intermediate(tokens), tokens))
 
 
 def full_mask(tokens: Tensor) -> Tensor:
@@ -105,16 +114,11 @@ def answer_role(
     """
 
     def reference(*inputs: Tensor) -> tuple[Tensor, ...]:
-        found = logits(*inputs)
-        return found, found.softmax(-1)
+        values = logits(*inputs)
+        return values, values.softmax(-1)
 
-    inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary),
-        TensorSpec("attention_mask", ("batch", "length"), "mask", fewest=fewest),
-        TensorSpec("image_tokens", ("batch", "regions", width), "normal"),
-        TensorSpec("image_mask", ("batch", "regions"), "mask"),
-    )
-    return Role("classifier", module, reference, inputs, ("logits", "probabilities"), longest)
+    inputs = (*text_specs(vocabulary, fewest=fewest), *image_token_specs("regions", width))
+    return classifier_role(module, reference, inputs, longest)
 
 
 def labels_of(folder: Path, config: Any, answers: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""LXMERT: visual question answering over the regions of a picture, by choosing among answers.
+"""LXMERT: visual question answering over the regions of an image, by choosing among answers.
 
 Text and regions each have an encoder of their own; then they attend to each other in both directions.
 https://arxiv.org/abs/1908.07490
@@ -22,13 +22,13 @@ from xattn_export.families.checkpoint_folder.folder import (
     name_of,
     source_tokenizer,
 )
-from xattn_export.families.layers.common import attend, fuse_linears
+from xattn_export.families.layers.common import attend, fuse_linears, padding_mask
 from xattn_export.families.transformers.regions.common import (
+    RegionLayer,
     SelfAttention,
     TextTokens,
     answer_role,
     full_mask,
-    key_mask,
     labels_of,
     region_inputs,
     region_role,
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["LXMERT"]
 
 
-class RegionGraph(nn.Module):
+class LxmertRegionGraph(nn.Module):
     """Features `[batch, regions, width]` and boxes `[batch, regions, 4]` to `image_tokens` and `image_mask`."""
 
     def __init__(self, model: LxmertForQuestionAnswering) -> None:
         super().__init__()
         encoder = model.lxmert.encoder
         self.embed = encoder.visn_fc
-        self.layers = nn.ModuleList(Layer(layer) for layer in encoder.r_layers)
+        self.layers = nn.ModuleList(RegionLayer(layer) for layer in encoder.r_layers)
 
     def forward(self, visual_features: Tensor, visual_boxes: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.embed(visual_features, visual_boxes)
@@ -57,15 +57,15 @@ class RegionGraph(nn.Module):
         return tokens, full_mask(tokens)
 
 
-class AnswerGraph(nn.Module):
+class LxmertAnswerGraph(nn.Module):
     """Question and image tokens to logits and probabilities, `[batch, answers]`."""
 
     def __init__(self, model: LxmertForQuestionAnswering) -> None:
         super().__init__()
         encoder = model.lxmert.encoder
         self.embed = TextTokens(model.lxmert.embeddings)
-        self.text_layers = nn.ModuleList(Layer(layer) for layer in encoder.layer)
-        self.cross_layers = nn.ModuleList(CrossLayer(layer) for layer in encoder.x_layers)
+        self.text_layers = nn.ModuleList(RegionLayer(layer) for layer in encoder.layer)
+        self.cross_layers = nn.ModuleList(LxmertCrossLayer(layer) for layer in encoder.x_layers)
         self.pool = model.lxmert.pooler
         self.head = model.answer_head
 
@@ -74,7 +74,7 @@ class AnswerGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         text, regions = self.embed(input_ids), image_tokens
         for layer in self.text_layers:
-            text = layer(text, key_mask(attention_mask, text))
+            text = layer(text, padding_mask(attention_mask, text.shape[1]))
         # What the last layer makes of the regions, nothing looks at: the exported graph is without it.
         for layer in self.cross_layers:
             text, regions = layer(text, attention_mask, regions, image_mask)
@@ -82,20 +82,7 @@ class AnswerGraph(nn.Module):
         return logits, logits.softmax(-1)
 
 
-class Layer(nn.Module):
-    """Self-attention and a feed-forward network."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.attention = SelfAttention(layer.attention.self, layer.attention.output)
-        self.intermediate, self.output = layer.intermediate, layer.output
-
-    def forward(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        tokens = self.attention(tokens, mask)
-        return cast(Tensor, self.output(self.intermediate(tokens), tokens))
-
-
-class CrossLayer(nn.Module):
+class LxmertCrossLayer(nn.Module):
     """Text and regions attend to each other, by the same weights in both directions, and then each to itself."""
 
     def __init__(self, layer: Any) -> None:
@@ -113,12 +100,12 @@ class CrossLayer(nn.Module):
     def forward(self, text: Tensor, text_mask: Tensor, regions: Tensor, region_mask: Tensor) -> tuple[Tensor, Tensor]:
         text_query, text_key, text_value = self.qkv(text).chunk(3, -1)
         region_query, region_key, region_value = self.qkv(regions).chunk(3, -1)
-        mask = key_mask(region_mask, text)
+        mask = padding_mask(region_mask, text.shape[1])
         seen = self.cross_output(attend(text_query, region_key, region_value, self.heads, mask=mask), text)
-        mask = key_mask(text_mask, regions)
+        mask = padding_mask(text_mask, regions.shape[1])
         read = self.cross_output(attend(region_query, text_key, text_value, self.heads, mask=mask), regions)
-        text = self.text_attention(seen, key_mask(text_mask, text))
-        regions = self.region_attention(read, key_mask(region_mask, regions))
+        text = self.text_attention(seen, padding_mask(text_mask, text.shape[1]))
+        regions = self.region_attention(read, padding_mask(region_mask, regions.shape[1]))
         return (
             self.text_output(self.text_intermediate(text), text),
             self.region_output(self.region_intermediate(regions), regions),
@@ -134,8 +121,8 @@ def _open(folder: Path) -> Source:
 
     def answer(inputs: Mapping[str, Tensor], question_ids: tuple[int, ...]) -> Tensor:
         question = torch.tensor([question_ids])
-        found = model(question, inputs["visual_features"], inputs["visual_boxes"], torch.ones_like(question))
-        return cast(Tensor, found.question_answering_score[0])
+        output = model(question, inputs["visual_features"], inputs["visual_boxes"], torch.ones_like(question))
+        return cast(Tensor, output.question_answering_score[0])
 
     return Source(
         name=name_of(folder),
@@ -143,9 +130,9 @@ def _open(folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(
-            region_role(RegionGraph(model), partial(_encode, model), regions, attends=config.r_layers > 0),
+            region_role(LxmertRegionGraph(model), partial(_encode, model), regions, attends=config.r_layers > 0),
             answer_role(
-                AnswerGraph(model),
+                LxmertAnswerGraph(model),
                 partial(_answer, model),
                 vocabulary=config.vocab_size,
                 width=config.hidden_size,
@@ -175,10 +162,10 @@ def _answer(
     embed, layers = encoder.visn_fc, encoder.r_layers
     encoder.visn_fc, encoder.r_layers = _PassedBy(), nn.ModuleList()
     try:
-        found = model(input_ids, tokens, tokens, attention_mask, mask)
+        output = model(input_ids, tokens, tokens, attention_mask, mask)
     finally:
         encoder.visn_fc, encoder.r_layers = embed, layers
-    return cast(Tensor, found.question_answering_score)
+    return cast(Tensor, output.question_answering_score)
 
 
 class _PassedBy(nn.Module):

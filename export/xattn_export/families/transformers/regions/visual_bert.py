@@ -1,4 +1,4 @@
-"""VisualBERT: visual question answering over the regions of a picture, by choosing among answers.
+"""VisualBERT: visual question answering over the regions of an image, by choosing among answers.
 
 One transformer reads the words of the question and the regions together; the answer is read at the last word.
 https://arxiv.org/abs/1908.03557
@@ -22,12 +22,12 @@ from xattn_export.families.checkpoint_folder.folder import (
     name_of,
     source_tokenizer,
 )
+from xattn_export.families.layers.common import padding_mask
 from xattn_export.families.transformers.regions.common import (
-    SelfAttention,
+    RegionLayer,
     TextTokens,
     answer_role,
     full_mask,
-    key_mask,
     labels_of,
     region_inputs,
     region_role,
@@ -44,7 +44,7 @@ __all__ = ["VISUAL_BERT"]
 _AFTER_ANSWER = 2
 
 
-class RegionGraph(nn.Module):
+class VisualBertRegionGraph(nn.Module):
     """Features `[batch, regions, width]` to `image_tokens`, normalised, and `image_mask`."""
 
     def __init__(self, model: VisualBertForQuestionAnswering) -> None:
@@ -61,38 +61,25 @@ class RegionGraph(nn.Module):
         return tokens, full_mask(tokens)
 
 
-class AnswerGraph(nn.Module):
+class VisualBertAnswerGraph(nn.Module):
     """Question and image tokens to logits and probabilities, `[batch, answers]`."""
 
     def __init__(self, model: VisualBertForQuestionAnswering) -> None:
         super().__init__()
         self.embed = TextTokens(model.visual_bert.embeddings)
-        self.layers = nn.ModuleList(Layer(layer) for layer in model.visual_bert.encoder.layer)
+        self.layers = nn.ModuleList(RegionLayer(layer) for layer in model.visual_bert.encoder.layer)
         self.head = model.cls
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, image_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         tokens = torch.cat((self.embed(input_ids), image_tokens), 1)
-        mask = key_mask(torch.cat((attention_mask, image_mask), 1), tokens)
+        mask = padding_mask(torch.cat((attention_mask, image_mask), 1), tokens.shape[1])
         for layer in self.layers:
             tokens = layer(tokens, mask)
         place = (attention_mask.sum(1) - _AFTER_ANSWER)[:, None, None].expand(-1, 1, tokens.shape[-1])
         logits = self.head(tokens.gather(1, place)[:, 0])
         return logits, logits.softmax(-1)
-
-
-class Layer(nn.Module):
-    """Self-attention and a feed-forward network."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.attention = SelfAttention(layer.attention.self, layer.attention.output)
-        self.intermediate, self.output = layer.intermediate, layer.output
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        tokens = self.attention(tokens, mask)
-        return cast(Tensor, self.output(self.intermediate(tokens), tokens))
 
 
 def _open(folder: Path) -> Source:
@@ -109,8 +96,8 @@ def _open(folder: Path) -> Source:
 
     def answer(inputs: Mapping[str, Tensor], question_ids: tuple[int, ...]) -> Tensor:
         question = torch.tensor([question_ids])
-        found = model(question, torch.ones_like(question), visual_embeds=inputs["visual_features"])
-        return cast(Tensor, found.logits[0])
+        output = model(question, torch.ones_like(question), visual_embeds=inputs["visual_features"])
+        return cast(Tensor, output.logits[0])
 
     return Source(
         name=name_of(folder),
@@ -118,9 +105,9 @@ def _open(folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(
-            region_role(RegionGraph(model), partial(_encode, model), regions, attends=False),
+            region_role(VisualBertRegionGraph(model), partial(_encode, model), regions, attends=False),
             answer_role(
-                AnswerGraph(model),
+                VisualBertAnswerGraph(model),
                 partial(_answer, model),
                 vocabulary=config.vocab_size,
                 width=config.hidden_size,
@@ -150,10 +137,10 @@ def _answer(
         lambda *call: torch.cat((call[2][:, : input_ids.shape[1]], tokens), 1)
     )
     try:
-        found = model(input_ids, attention_mask, visual_embeds=features, visual_attention_mask=mask)
+        output = model(input_ids, attention_mask, visual_embeds=features, visual_attention_mask=mask)
     finally:
         handle.remove()
-    return cast(Tensor, found.logits)
+    return cast(Tensor, output.logits)
 
 
 VISUAL_BERT = Family("VisualBERT VQA", lambda config: has_architecture(config, "VisualBertForQuestionAnswering"), _open)
