@@ -39,7 +39,7 @@ from xattn_runtime.bundle.manifest import (
     Graph,
     Manifest,
     Provenance,
-    Task,
+    TaskName,
     TokenizerSpec,
 )
 from xattn_runtime.errors import CheckpointError, UserError
@@ -101,7 +101,7 @@ def export_checkpoint(
     source: Path,
     output: Path,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     attention: Attention = "standard",
     opset: int | None = None,
     overwrite: bool = False,
@@ -149,7 +149,7 @@ def export_checkpoint(
         versions=versions(),
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
-        wanted = whole and model.task != "retrieval"
+        wanted = whole and model.similarity is None
         tokenizer = _tokenizer(model)
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
         inside_bytes = 0 if wanted else inside_bytes
@@ -171,7 +171,7 @@ def export_checkpoint(
             wholes = write_wholes(staged, manifest)
             manifest = wholes.stated(manifest)
             graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
-        elif manifest.task != "retrieval":
+        elif manifest.similarity is None:
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
         tell("verifying the bundle", 0.9)
@@ -191,7 +191,7 @@ def export_checkpoint(
     )
 
 
-def _open(place: Path, task: Task | None) -> Source:
+def _open(place: Path, task: TaskName | None) -> Source:
     folder = local_folder(place)
     family = family_of(folder)
     source = (family.open if task is None else family.also.get(task, family.open))(folder)

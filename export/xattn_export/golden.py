@@ -27,7 +27,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
-from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
+from xattn_runtime.tasks.sentiment import Utterance, UtteranceReader, read_utterance
 from xattn_runtime.verify.golden import least_lead
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
@@ -218,11 +218,11 @@ def _sentiment_cases(source: Source, codec: TextCodec, data: bytes, texts: Seque
         raise XattnError(f"{source.name}: its family says not how it tells labels apart")
     if source.speech is None or source.longest_frames is None:
         raise XattnError(f"{source.name}: its family says not how speech and frames are prepared")
-    read = SampleReader(codec, source.speech, source.image_steps, source.longest_frames)
+    read = UtteranceReader(codec, source.speech, source.image_steps, source.longest_frames)
     # A text of words that are all unknown is no case, but a sample may go without one.
     for text in [text for text in texts if _is_known(codec, text)] or (None,):
-        sample = read_sample(io.BytesIO(data), text)
-        if sample == Sample():
+        sample = read_utterance(io.BytesIO(data), text)
+        if sample == Utterance():
             continue
         inputs = {name: torch.from_numpy(values) for name, values in read(sample)[0].items()}
         logits = source.label_logits(inputs).numpy()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn_runtime.bundle.contract import key_value_names
-from xattn_runtime.bundle.manifest import Decoding, Similarity, Task
+from xattn_runtime.bundle.manifest import Decoding, Similarity, TaskName
 from xattn_runtime.preprocess.regions import RegionSpec
 from xattn_runtime.preprocess.speech import MelSpec
 from xattn_runtime.preprocess.steps import Step
@@ -137,7 +137,7 @@ class Source:
     """
 
     name: str
-    task: Task
+    task: TaskName
     license: str
     weights: Path | tuple[Path, ...]
     roles: tuple[Role, ...]
@@ -184,7 +184,7 @@ class Family:
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
     open: Callable[[Path], Source]
-    also: Mapping[Task, Callable[[Path], Source]] = field(default_factory=dict)
+    also: Mapping[TaskName, Callable[[Path], Source]] = field(default_factory=dict)
 
 
 def key_value_specs(

@@ -99,7 +99,9 @@ def test_default_bundle_of_no_such_task() -> None:
 
 
 def test_default_bundle_absent_or_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "_DEFAULT_NAMES", {"caption": "no-such.xattn"})
+    monkeypatch.setitem(
+        cast(dict[str, TaskSpec], TASKS), "caption", replace(TASKS["caption"], default_bundle="no-such.xattn")
+    )
     with pytest.raises(BundleError, match="expected the default bundle for caption, found none; name a bundle"):
         default_bundle("caption")
 

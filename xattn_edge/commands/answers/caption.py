@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from xattn_edge.commands.shared.caption_json import caption_json
 from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.heatmap import draw_heatmap
 from xattn_edge.commands.shared.options import (
@@ -165,7 +164,7 @@ def _print(
         if not console.as_json:
             for text in [one.text for one in found.n_best] or [found.text]:
                 console.line(text if len(images) == 1 else f"{image}: {text}")
-        results.append({"image": str(image), **caption_json(found), "timing_ms": asdict(found.timing_ms)})
+        results.append({"image": str(image), **found.to_dict(), "timing_ms": asdict(found.timing_ms)})
     if console.as_json and results:
         console.document({"results": results, "provider": task.settings.name, "bundle": str(task.bundle.path)})
 

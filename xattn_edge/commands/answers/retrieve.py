@@ -13,7 +13,8 @@ from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Js
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xattn_runtime.tasks import Match, PictureIndex, RetrievalTask
+    from xattn_runtime.retrieval.index import PictureIndex
+    from xattn_runtime.tasks import Match, RetrievalTask
 
 __all__ = ["app"]
 
@@ -62,7 +63,7 @@ def retrieve(
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.loader import load
-        from xattn_runtime.tasks import search_index
+        from xattn_runtime.retrieval.search import search_index
 
         is_picture = _is_picture(query)
         if is_picture and rerank:
@@ -86,7 +87,7 @@ def retrieve(
 def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> PictureIndex:
     """The index in the file `index`, first brought up to date where there is a folder; else one in memory."""
     from xattn_runtime.errors import UserError
-    from xattn_runtime.tasks import look_at_folder, open_index, update_index
+    from xattn_runtime.retrieval.index import look_at_folder, open_index, update_index
 
     if folder is None:
         if index is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -61,11 +60,7 @@ def sentiment(
                 "text": text,
                 "audio": None if audio is None else str(audio),
                 "frames": [str(path) for path in seen],
-                "sentiment": found.label,
-                "confidence": found.confidence,
-                "scores": [asdict(score) for score in found.scores],
-                "modalities": list(found.modalities),
-                "timing_ms": asdict(found.timing_ms),
+                **found.to_dict(),
                 "provider": task.settings.name,
                 "bundle": str(task.bundle.path),
             }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,7 +94,7 @@ def vqa(
             _warn_of_unknown_words(console, found)
             if not as_json:
                 console.line(_text(console, question, found, several=len(questions) > 1))
-            results.append(_result(question, found))
+            results.append({"question": question, **found.to_dict()})
         if as_json and results:
             said = results[0] if len(questions) == 1 else {"results": results}
             console.document(
@@ -130,14 +129,3 @@ def _warn_of_unknown_words(console: Console, found: Answer) -> None:
     if found.unknown_words:
         words = ", ".join(repr(word) for word in found.unknown_words)
         console.warn(f"the model does not know {words}; the answer may not fit the question")
-
-
-def _result(question: str, found: Answer) -> dict[str, Any]:
-    return {
-        "question": question,
-        "answer": found.answer,
-        "confidence": found.confidence,
-        "top": [{"answer": answer, "confidence": confidence} for answer, confidence in found.top],
-        "unknown_words": list(found.unknown_words),
-        "timing_ms": asdict(found.timing_ms),
-    }

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from xattn_edge.commands.shared.caption_json import caption_json
 from xattn_edge.commands.shared.console import Console, one_line, print_error
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
@@ -109,7 +108,10 @@ def caption_to_file(
         bad = 0
         with console.progress() as tell:
             tell("captioning", (len(pictures) - len(waiting)) / len(pictures))
-            captions = task.caption_each([picture.path for picture in waiting], prompt, options, *batches)
+            paths = [picture.path for picture in waiting]
+            captions = task.caption_many(
+                paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
+            )
             for number, (picture, found) in enumerate(zip(waiting, captions, strict=True), 1):
                 _add(stream, _line(picture, found, made_by))
                 if isinstance(found, ImageError):
@@ -144,7 +146,7 @@ def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) ->
 
 
 def _line(picture: Picture, found: Caption | ImageError, made_by: str) -> bytes:
-    said: dict[str, Any] = {"error": str(found)} if isinstance(found, ImageError) else caption_json(found)
+    said: dict[str, Any] = {"error": str(found)} if isinstance(found, ImageError) else found.to_dict()
     # A name that is no Unicode is written with \ud8xx, which JSON knows.
     return json.dumps({"image": picture.name, **said, "made_by": made_by}).encode() + b"\n"
 

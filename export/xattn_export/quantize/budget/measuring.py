@@ -28,7 +28,7 @@ from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import AnyTask
+from xattn_runtime.tasks import Task
 
 __all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "relative_loss", "search_identity"]
 
@@ -41,16 +41,10 @@ _MEMORY = """
 import re, resource, sys
 from pathlib import Path
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import CaptionTask, RetrievalTask
+from xattn_runtime.tasks import TaskInput
 task = load(sys.argv[1])
 for case in task.bundle.manifest.golden.cases[:2]:
-    image = task.bundle.file(case.image)
-    if isinstance(task, CaptionTask):
-        task.caption(image)
-    elif isinstance(task, RetrievalTask):
-        task.embed_images([image])
-    else:
-        task.ask(image, case.question)
+    task.answer(TaskInput(task.bundle.file(case.image), case.asked))
 status = Path("/proc/self/status")  # Linux counts the peak of the process that started this one in its usage
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.exists() else None
 usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -228,7 +222,7 @@ class Bench:
         return statistics.median(ratios)
 
 
-def _seconds(task: AnyTask, example: Example) -> float:
+def _seconds(task: Task, example: Example) -> float:
     began = time.perf_counter()
     run_example(task, example)
     return time.perf_counter() - began
