@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xattn_export.quantize.options import Mode, Options
+from xattn_export.quantize.base.options import Mode, Options
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TRAINED = {"shapes-vqa": "easy-vqa", "emoji-caption": "emoji"}

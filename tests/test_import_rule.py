@@ -49,6 +49,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("xattn_export.families",),
     ("xattn_export.side_by_side", "xattn_export.to_onnx", "xattn_export.golden"),
     ("xattn_export.parity",),
+    ("xattn_export.quantize.base",),
     ("xattn_export.quantize.passes",),
     ("xattn_export.quantize.calibration",),
     ("xattn_export.quantize",),

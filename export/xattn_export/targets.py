@@ -19,9 +19,9 @@ from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.writer import check_output
 from xattn_export.exporter import ExportReport, export_checkpoint
 from xattn_export.graph.conformance import examine
+from xattn_export.quantize.base.options import Mode
 from xattn_export.quantize.bundle import quantize_bundle
 from xattn_export.quantize.calibration.examples import golden_examples
-from xattn_export.quantize.options import Mode
 from xattn_export.quantize.report import QuantizeReport
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Attention, TaskName

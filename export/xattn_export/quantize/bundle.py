@@ -20,12 +20,8 @@ from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
-from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
-from xattn_export.quantize.calibration.examples import Examples
-from xattn_export.quantize.gate import judge_golden
-from xattn_export.quantize.graph import LayerCounts, Seen, quantize_graph
-from xattn_export.quantize.layers import check_weights
-from xattn_export.quantize.options import (
+from xattn_export.quantize.base.layers import check_weights
+from xattn_export.quantize.base.options import (
     GraphPlan,
     Mode,
     Options,
@@ -33,6 +29,11 @@ from xattn_export.quantize.options import (
     precision_of,
     session_options,
 )
+from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
+from xattn_export.quantize.calibration.examples import Examples
+from xattn_export.quantize.calibration.seen import Seen
+from xattn_export.quantize.gate import judge_golden
+from xattn_export.quantize.graph import LayerCounts, quantize_graph
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.whole import write_wholes

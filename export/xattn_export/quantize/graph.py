@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.quantize.layers import Observed, Rounder, find_layers
-from xattn_export.quantize.options import GraphPlan, Mode, Options
+from xattn_export.quantize.base.layers import Observed, Rounder, find_layers
+from xattn_export.quantize.base.options import GraphPlan, Mode, Options
+from xattn_export.quantize.base.prepare import Constants, prepare_products
+from xattn_export.quantize.base.rounding import Grid
+from xattn_export.quantize.calibration.seen import Seen
 from xattn_export.quantize.passes.biases import correct_biases
 from xattn_export.quantize.passes.blocks import quantize_blocks
 from xattn_export.quantize.passes.convolutions import quantize_convolutions
 from xattn_export.quantize.passes.half import convert_to_half
-from xattn_export.quantize.passes.key_values import StoredSeries, store_key_values
-from xattn_export.quantize.passes.prepare import Constants, prepare_products
+from xattn_export.quantize.passes.key_values import store_key_values
 from xattn_export.quantize.passes.products import quantize_products
-from xattn_export.quantize.passes.rounding import Grid
 from xattn_export.quantize.passes.smooth import smooth_products
 from xattn_export.quantize.passes.static import quantize_static
 from xattn_export.quantize.passes.tied import TiedPair, find_tied, share_tied
 from xattn_export.quantize.passes.weights import store_convolutions, store_embeddings, store_recurrences
 
-__all__ = ["LayerCounts", "Seen", "quantize_graph"]
+__all__ = ["LayerCounts", "quantize_graph"]
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,6 @@ class LayerCounts:
     tied_tables: int = 0
     corrected_biases: int = 0
     fp16_nodes: int = 0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What calibration saw of a graph; nothing of it where its plan needs none.
-
-    overflowing: the nodes, by name, whose values would leave the range of fp16. key_values: those that are to be
-    stored in fewer bits, by their `stored_name`.
-    """
-
-    observed: Observed = field(default_factory=Observed)
-    overflowing: frozenset[str] = frozenset()
-    key_values: Mapping[str, StoredSeries] = field(default_factory=dict)
 
 
 def quantize_graph(model: ModelProto, plan: GraphPlan, options: Options, seen: Seen, folder: Path) -> LayerCounts:

@@ -9,11 +9,11 @@ from onnx import ModelProto
 
 from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
-from xattn_export.quantize.layers import Layer, find_layers
-from xattn_export.quantize.options import MODES, GraphPlan, Mode, Options
+from xattn_export.quantize.base.layers import Layer, find_layers
+from xattn_export.quantize.base.options import MODES, GraphPlan, Mode, Options
+from xattn_export.quantize.base.prepare import prepare_products
 from xattn_export.quantize.passes.blocks import LOWEST_OPSET
 from xattn_export.quantize.passes.exposed import find_exposed
-from xattn_export.quantize.passes.prepare import prepare_products
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.errors import UserError

@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from xattn_export.quantize.base.layers import Observed, Rounder
+from xattn_export.quantize.base.options import GraphPlan, Options
 from xattn_export.quantize.calibration.activation_statistics import calibrate
 from xattn_export.quantize.calibration.observers import ChannelMeans
-from xattn_export.quantize.layers import Observed, Rounder
-from xattn_export.quantize.options import GraphPlan, Options
 from xattn_export.quantize.passes.biases import correct_biases
 from xattn_export.quantize.passes.blocks import quantize_blocks
 from xattn_export.quantize.passes.products import quantize_products

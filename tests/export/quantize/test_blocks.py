@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
+from xattn_export.quantize.base.rounding import Grid, round_weights
 from xattn_export.quantize.passes.blocks import quantize_blocks
-from xattn_export.quantize.passes.rounding import Grid, round_weights
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.verify.golden import verify_bundle

@@ -13,9 +13,9 @@ from onnx import ModelProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from xattn_export.graph.conformance import require_standard
+from xattn_export.quantize.base.rounding import round_weights
 from xattn_export.quantize.passes.convolutions import quantize_convolutions
 from xattn_export.quantize.passes.products import COLUMNS
-from xattn_export.quantize.passes.rounding import round_weights
 
 RNG = np.random.default_rng(0)
 CHANNELS = 64

@@ -5,7 +5,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from xattn_export.quantize import plans
-from xattn_export.quantize.layers import Layer
+from xattn_export.quantize.base.layers import Layer
 from xattn_export.quantize.passes.exposed import find_exposed
 from xattn_runtime.bundle.folder import open_bundle
 

@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper, parser
 
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
+from xattn_export.quantize.base.layers import check_weights
 from xattn_export.quantize.calibration.examples import golden_examples
-from xattn_export.quantize.layers import check_weights
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.loader import load

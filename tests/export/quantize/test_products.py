@@ -6,8 +6,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from xattn_export.quantize.base.rounding import ROUNDINGS, Grid, round_weights
 from xattn_export.quantize.passes.products import COLUMNS, quantize_products
-from xattn_export.quantize.passes.rounding import ROUNDINGS, Grid, round_weights
 
 RNG = np.random.default_rng(0)
 ROWS, WIDTH = 97, 64

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
 from xattn_export.quantize import bundle as quantize
-from xattn_export.quantize.passes.prepare import prepare_products
+from xattn_export.quantize.base.prepare import prepare_products
 from xattn_export.quantize.passes.products import quantize_products
 from xattn_export.quantize.passes.weights import store_convolutions, store_embeddings
 from xattn_runtime.bundle.folder import open_bundle

@@ -6,9 +6,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from xattn_export.quantize.graph import Seen, quantize_graph
-from xattn_export.quantize.layers import Observed
-from xattn_export.quantize.options import GraphPlan, Options
+from xattn_export.quantize.base.layers import Observed
+from xattn_export.quantize.base.options import GraphPlan, Options
+from xattn_export.quantize.calibration.seen import Seen
+from xattn_export.quantize.graph import quantize_graph
 
 WORDS, WIDTH = 300, 64
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xattn_export.quantize.base.options import Options
 from xattn_export.quantize.budget.measuring import (
     SEARCHED_MODES,
     Bench,
@@ -21,7 +22,6 @@ from xattn_export.quantize.budget.measuring import (
 )
 from xattn_export.quantize.budget.search import Measured, Prefer, Space, candidates, frontier
 from xattn_export.quantize.bundle import open_source
-from xattn_export.quantize.options import Options
 from xattn_export.quantize.plans import layers_of_role, roles_of
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError, XattnError

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from xattn_export.quantize.base.options import GraphPlan, Mode, Options
 from xattn_export.quantize.budget.search import Components, Measured
 from xattn_export.quantize.bundle import quantize_bundle, write_quantized
 from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
 from xattn_export.quantize.calibration.examples import Example, Examples, SomeExamples, run_example
-from xattn_export.quantize.options import GraphPlan, Mode, Options
 from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from xattn_export.quantize.options import Mode
+from xattn_export.quantize.base.options import Mode
 
 __all__ = ["Measured", "Prefer", "Space", "candidates", "cost", "frontier"]
 

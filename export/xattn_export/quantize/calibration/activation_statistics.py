@@ -10,6 +10,9 @@ from onnx import ModelProto
 
 from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.quantize.base.layers import Layer, Observed, find_layers
+from xattn_export.quantize.base.options import GraphPlan, KeyValuePrecision, Options
+from xattn_export.quantize.base.prepare import Constants, prepare_products
 from xattn_export.quantize.calibration.examples import Examples, Tell, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.calibration.observers import (
     ChannelMeans,
@@ -19,9 +22,7 @@ from xattn_export.quantize.calibration.observers import (
     Histogram,
     Observer,
 )
-from xattn_export.quantize.graph import Seen
-from xattn_export.quantize.layers import Layer, Observed, find_layers
-from xattn_export.quantize.options import GraphPlan, KeyValuePrecision, Options
+from xattn_export.quantize.calibration.seen import Seen
 from xattn_export.quantize.passes.half import (
     FP16_LARGEST,
     float_tensors,
@@ -30,7 +31,6 @@ from xattn_export.quantize.passes.half import (
     with_sums_of_squares,
 )
 from xattn_export.quantize.passes.key_values import StoredSeries, is_turned, largest_stored, series_of, stored_name
-from xattn_export.quantize.passes.prepare import Constants, prepare_products
 from xattn_export.quantize.passes.static import watched_tensors
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_export.quantize.options import RangeMethod
+from xattn_export.quantize.base.options import RangeMethod
 
 __all__ = ["ChannelMeans", "ChannelPeaks", "ChannelProducts", "HeadPeaks", "Histogram", "Observer"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from xattn_export.quantize.passes.prepare import Constants
+from xattn_export.quantize.base.prepare import Constants
 
 __all__ = ["correct_biases"]
 

@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.quantize.layers import FEWEST_WEIGHTS, Rounder, is_chosen
-from xattn_export.quantize.options import BLOCKS
-from xattn_export.quantize.passes.prepare import Constants, replace_nodes
-from xattn_export.quantize.passes.rounding import Grid, Rounded
+from xattn_export.quantize.base.layers import FEWEST_WEIGHTS, Rounder, is_chosen
+from xattn_export.quantize.base.options import BLOCKS
+from xattn_export.quantize.base.prepare import Constants, replace_nodes
+from xattn_export.quantize.base.rounding import Grid, Rounded
 
 __all__ = ["FOUR_BITS", "LOWEST_OPSET", "block_that_divides", "quantize_blocks"]
 

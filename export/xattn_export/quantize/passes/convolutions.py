@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, shape_inference
 
-from xattn_export.quantize.layers import FEWEST_WEIGHTS, is_chosen
-from xattn_export.quantize.passes.prepare import Constants, attributes, write_nodes
+from xattn_export.quantize.base.layers import FEWEST_WEIGHTS, is_chosen
+from xattn_export.quantize.base.prepare import Constants, attributes, write_nodes
+from xattn_export.quantize.base.rounding import round_weights
 from xattn_export.quantize.passes.products import COLUMNS, integer_product
-from xattn_export.quantize.passes.rounding import round_weights
 
 __all__ = ["quantize_convolutions"]
 

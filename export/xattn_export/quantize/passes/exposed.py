@@ -10,8 +10,8 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto
 
-from xattn_export.quantize.layers import Layer, find_layers
-from xattn_export.quantize.passes.prepare import Constants
+from xattn_export.quantize.base.layers import Layer, find_layers
+from xattn_export.quantize.base.prepare import Constants
 
 __all__ = ["find_exposed"]
 

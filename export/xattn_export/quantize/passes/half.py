@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from xattn_export.graph.conformance import subgraphs
-from xattn_export.quantize.layers import layer_name
-from xattn_export.quantize.passes.prepare import Constants, write_nodes
+from xattn_export.quantize.base.layers import layer_name
+from xattn_export.quantize.base.prepare import Constants, write_nodes
 
 __all__ = [
     "FP16_LARGEST",

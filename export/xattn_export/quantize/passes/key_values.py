@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from xattn_export.quantize.options import KeyValuePrecision
-from xattn_export.quantize.passes.prepare import Constants, attributes, write_nodes
+from xattn_export.quantize.base.options import KeyValuePrecision
+from xattn_export.quantize.base.prepare import Constants, attributes, write_nodes
 
 __all__ = ["StoredSeries", "is_turned", "largest_stored", "series_of", "store_key_values", "stored_name"]
 

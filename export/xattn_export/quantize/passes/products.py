@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.quantize.layers import FEWEST_WEIGHTS, Rounder, is_chosen
-from xattn_export.quantize.passes.prepare import Constants, replace_nodes
-from xattn_export.quantize.passes.rounding import Grid
+from xattn_export.quantize.base.layers import FEWEST_WEIGHTS, Rounder, is_chosen
+from xattn_export.quantize.base.prepare import Constants, replace_nodes
+from xattn_export.quantize.base.rounding import Grid
 
 __all__ = ["COLUMNS", "integer_product", "quantize_products"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
-from xattn_export.quantize.layers import Layer, Observed, find_layers
-from xattn_export.quantize.passes.prepare import Constants
+from xattn_export.quantize.base.layers import Layer, Observed, find_layers
+from xattn_export.quantize.base.prepare import Constants
 
 __all__ = ["smooth_products"]
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from xattn_export.quantize.layers import Layer, Rounder, find_layers, layer_name
-from xattn_export.quantize.passes.prepare import Constants, replace_nodes
-from xattn_export.quantize.passes.rounding import Grid
+from xattn_export.quantize.base.layers import Layer, Rounder, find_layers, layer_name
+from xattn_export.quantize.base.prepare import Constants, replace_nodes
+from xattn_export.quantize.base.rounding import Grid
 from xattn_export.quantize.passes.weights import quantize_rows
 from xattn_runtime.errors import XattnError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
 
-from xattn_export.quantize.layers import Layer, find_layers, layer_name
-from xattn_export.quantize.passes.prepare import Constants, attributes, replace_nodes
+from xattn_export.quantize.base.layers import Layer, find_layers, layer_name
+from xattn_export.quantize.base.prepare import Constants, attributes, replace_nodes
 
 __all__ = ["TiedPair", "find_tied", "share_tied"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from xattn_export.quantize.layers import FEWEST_WEIGHTS, find_layers, is_chosen, layer_name
-from xattn_export.quantize.passes.prepare import Constants, replace_nodes
+from xattn_export.quantize.base.layers import FEWEST_WEIGHTS, find_layers, is_chosen, layer_name
+from xattn_export.quantize.base.prepare import Constants, replace_nodes
 
 __all__ = ["quantize_rows", "store_convolutions", "store_embeddings", "store_recurrences"]
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
 from xattn_export.graph.conformance import all_initializers
-from xattn_export.quantize.passes.prepare import Constants, attributes, constant_values
-from xattn_export.quantize.passes.rounding import Grid, Rounded, Rounding, round_weights
+from xattn_export.quantize.base.prepare import Constants, attributes, constant_values
+from xattn_export.quantize.base.rounding import Grid, Rounded, Rounding, round_weights
 from xattn_runtime.errors import UserError
 
 __all__ = [

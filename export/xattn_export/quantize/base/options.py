@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from xattn_export.quantize.passes.rounding import ROUNDINGS, Rounding
+from xattn_export.quantize.base.rounding import ROUNDINGS, Rounding
 from xattn_runtime.bundle.manifest import Precision
 from xattn_runtime.errors import UserError
 from xattn_runtime.json_reader import show

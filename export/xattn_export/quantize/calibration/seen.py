@@ -1,0 +1,24 @@
+"""What calibration says of one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from xattn_export.quantize.base.layers import Observed
+from xattn_export.quantize.passes.key_values import StoredSeries
+
+__all__ = ["Seen"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What calibration saw of a graph; nothing of it where its plan needs none.
+
+    overflowing: the nodes, by name, whose values would leave the range of fp16. key_values: those that are to be
+    stored in fewer bits, by their `stored_name`.
+    """
+
+    observed: Observed = field(default_factory=Observed)
+    overflowing: frozenset[str] = frozenset()
+    key_values: Mapping[str, StoredSeries] = field(default_factory=dict)
