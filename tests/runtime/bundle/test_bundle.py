@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from xattn_runtime.bundle import folder as bundle_module
 from xattn_runtime.bundle.folder import default_bundle, file_digest, open_bundle
+from xattn_runtime.bundle.task_table import TASKS, TaskSpec
 from xattn_runtime.errors import BundleError
 
 
