@@ -15,6 +15,7 @@ from xattn_edge.evaluation.metrics import caption_metrics
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, QuestionError, UserError
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, SentimentTask, Task, TaskInput
 from xattn_runtime.tasks.sentiment import Utterance
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReport", "evaluate"]
 
-Progress = Callable[[str, float], None]
 _Part = TypeVar("_Part")
 
 _IMAGES_PER_BATCH = 32
@@ -68,7 +68,7 @@ def evaluate(
     provider: str = "cpu",
     threads: int | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Measure a bundle on a split of a data set.
 
@@ -88,7 +88,6 @@ def evaluate(
     if data not in _MEASURES:
         raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_MEASURES)}")
     task = load(bundle, provider=provider, threads=threads)
-    tell = progress or (lambda _message, _share: None)
     if data not in task.spec.data_sets:
         tasks = " and ".join(name for name, spec in TASKS.items() if data in spec.data_sets)
         raise UserError(
@@ -96,7 +95,7 @@ def evaluate(
         )
     metric = task.spec.metric
     measure = _MEASURES[data][metric]
-    per_split = measure.scores(task, split, limit, tell)
+    per_split = measure.scores(task, split, limit, progress)
     # Parts that are answers to different questions have no mean: there the first one stands for the bundle.
     counted = dict([next(iter(per_split.items()))]) if measure.first_part_counts else per_split
     total = int(sum(scores["n"] for scores in counted.values()))
@@ -115,7 +114,7 @@ def evaluate(
 
 
 def _evaluate_retrieval(
-    task: RetrievalTask, split: str, limit: int | None, tell: Progress
+    task: RetrievalTask, split: str, limit: int | None, progress: Progress
 ) -> dict[str, dict[str, float]]:
     from xattn_edge.data.emoji_captions import EmojiCaptions
     from xattn_edge.evaluation.retrieval import retrieval_scores
@@ -126,7 +125,7 @@ def _evaluate_retrieval(
         lambda texts: np.stack([_embedding(task, text) for text in texts]),
         _reranker(task) if task.reranks else None,
         limit,
-        tell,
+        progress,
     )
     return _of_split(scores, split)
 
@@ -151,7 +150,7 @@ def _embedding(task: RetrievalTask, text: str) -> NDArray[np.float32]:
 
 
 def _evaluate_sentiment(
-    task: SentimentTask, split: str, limit: int | None, tell: Progress
+    task: SentimentTask, split: str, limit: int | None, progress: Progress
 ) -> dict[str, dict[str, float]]:
     from xattn_edge.data.rated_sentences import RatedSentences
     from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
@@ -159,7 +158,7 @@ def _evaluate_sentiment(
     data, scores = RatedSentences(), {}
     parts = _of_split({part.name: part for part in PARTS}, split)
     for number, part in enumerate(parts.values()):
-        tell(f"reading {part.name}", number / len(parts))
+        progress(f"reading {part.name}", number / len(parts))
         rows = part_sentences(data, part)[:limit]
         found = [
             _label(
@@ -200,7 +199,7 @@ def _weighted_means(per_split: dict[str, dict[str, float]], total: int) -> dict[
     return {name: sum(scores[name] * scores["n"] for scores in per_split.values()) / total for name in names}
 
 
-def _evaluate_answers(task: Task, split: str, limit: int | None, tell: Progress) -> dict[str, dict[str, float]]:
+def _evaluate_answers(task: Task, split: str, limit: int | None, progress: Progress) -> dict[str, dict[str, float]]:
     from xattn_edge.data.easy_vqa import EasyVqa
 
     samples = EasyVqa().samples(split)[:limit]
@@ -209,11 +208,13 @@ def _evaluate_answers(task: Task, split: str, limit: int | None, tell: Progress)
         batch = samples[start : start + _QUESTIONS_PER_BATCH]
         answers = task.answer_many([TaskInput(sample.image, sample.question) for sample in batch])
         right += sum(answer.text == sample.answer for answer, sample in zip(answers, batch, strict=True))
-        tell("answering", (start + len(batch)) / len(samples))
+        progress("answering", (start + len(batch)) / len(samples))
     return {split: {"n": len(samples), "accuracy": 100 * right / len(samples)}}
 
 
-def _evaluate_captions(task: CaptionTask, split: str, limit: int | None, tell: Progress) -> dict[str, dict[str, float]]:
+def _evaluate_captions(
+    task: CaptionTask, split: str, limit: int | None, progress: Progress
+) -> dict[str, dict[str, float]]:
     from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
 
     data = EmojiCaptions()
@@ -229,7 +230,7 @@ def _evaluate_captions(task: CaptionTask, split: str, limit: int | None, tell: P
             captions += [caption.text for caption in task.caption_many(pixels, batch=_IMAGES_PER_BATCH)]
             references += [sample.caption for sample in batch]
             done += len(batch)
-            tell(f"captioning {part}", done / sum(sizes.values()))
+            progress(f"captioning {part}", done / sum(sizes.values()))
         scores[part] = {"n": len(references), **caption_metrics(captions, references)}
     return scores
 
