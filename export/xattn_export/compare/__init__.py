@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenizers import Tokenizer
 
 from xattn_export.compare.layers import GraphPair, PairEngine
-from xattn_export.compare.report import Change, CompareReport, Component, Layer, TokenDifference
+from xattn_export.compare.report import ChangedAnswer, CompareReport, Component, LayerError, TokenDifference
 from xattn_export.graph.generator import GENERATOR
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
@@ -26,7 +26,7 @@ from xattn_runtime.tasks import TaskInput, TaskResult
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference", "compare_bundles"]
+__all__ = ["ChangedAnswer", "CompareReport", "Component", "LayerError", "TokenDifference", "compare_bundles"]
 
 # Roles that run the whole of decoding, of which no step can be looked into, and what is another graph over again.
 _LOOPS = (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)
@@ -129,11 +129,11 @@ def _components(
         return {role: pair.component(threshold) for role, pair in pairs.items()}
 
 
-def _change(number: int, sample: _Sample, bundle: Bundle, first: TaskResult, second: TaskResult) -> Change:
+def _change(number: int, sample: _Sample, bundle: Bundle, first: TaskResult, second: TaskResult) -> ChangedAnswer:
     image: Any = sample.image
     name = Path(image).name if isinstance(image, str | os.PathLike) else f"example {number}"
     token = _token_difference(bundle, first.token_ids, second.token_ids)
-    return Change(number, name, sample.text, sample.reference, first.text, second.text, token)
+    return ChangedAnswer(number, name, sample.text, sample.reference, first.text, second.text, token)
 
 
 def _token_difference(bundle: Bundle, first: tuple[int, ...], second: tuple[int, ...]) -> TokenDifference | None:
