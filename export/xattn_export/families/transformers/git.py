@@ -32,7 +32,7 @@ from xattn_export.families.layers.cache import flatten, head, pairs
 from xattn_export.families.layers.text.bert import BertTextEmbeddings
 from xattn_export.families.layers.text.git import GitImageTokens, GitLayer
 from xattn_runtime.bundle.contract import prefix_names
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class GitDecoderGraph(nn.Module):
         return *head(self.head(tokens[:, -1])), *flatten(present)
 
 
-def _open(task: Task, folder: Path) -> Source:
+def _open(task: TaskName, folder: Path) -> Source:
     from transformers import GitForCausalLM
 
     model, weights = load_model(folder, GitForCausalLM)
