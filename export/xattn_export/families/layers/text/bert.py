@@ -34,8 +34,8 @@ class BertTextEmbeddings(nn.Module):
         self.norm = model.embeddings.LayerNorm
 
     def forward(self, input_ids: Tensor, past: int = 0) -> Tensor:
-        positions = F.embedding(places(input_ids, past), self.positions.weight)
-        return cast(Tensor, self.norm(self.words(input_ids) + positions))
+        numbers = places(input_ids, past)
+        return cast(Tensor, self.norm(self.words(input_ids) + F.embedding(numbers, self.positions.weight)))
 
 
 class BertLayer(nn.Module):

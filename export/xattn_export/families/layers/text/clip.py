@@ -28,7 +28,8 @@ class ClipTextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """`mask` as for `attend`."""
-        tokens = self.words(input_ids) + F.embedding(places(input_ids), self.positions.weight)
+        numbers = places(input_ids)
+        tokens = self.words(input_ids) + F.embedding(numbers, self.positions.weight)
         for layer in self.layers:
             tokens = layer(tokens, mask)
         return cast(Tensor, self.norm(tokens))

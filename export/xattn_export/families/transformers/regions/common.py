@@ -51,8 +51,8 @@ class TextTokens(nn.Module):
         self.norm = embeddings.LayerNorm
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        positions = F.embedding(places(input_ids), self.positions.weight)
-        return cast(Tensor, self.norm(self.words(input_ids) + self.kind + positions))
+        numbers = places(input_ids)
+        return cast(Tensor, self.norm(self.words(input_ids) + self.kind + F.embedding(numbers, self.positions.weight)))
 
 
 class SelfAttention(nn.Module):
