@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import MappingProxyType, UnionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from xattn_edge.models.caption import CaptionConfig, CaptionModel
 from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
@@ -68,5 +68,6 @@ def _from_dict(kind: type[Any], values: Mapping[str, Any]) -> Any:
 def _value(kind: Any, value: Any) -> Any:
     if isinstance(value, Mapping):
         options: tuple[Any, ...] = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-        return _from_dict(next(each for each in options if dataclasses.is_dataclass(each)), value)
+        frozen = cast(type[Any], next(filter(is_dataclass, options)))
+        return _from_dict(frozen, value)
     return tuple(value) if isinstance(value, list) else value

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint, write_atomically
+from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint
 from xattn_edge.training.combination import Combination
 from xattn_edge.training.loop import STATE_FILE, fit
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import Recipe
 from xattn_edge.training.table import TRAININGS, Choices, Training
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.files import atomic_write, is_leftover, sweep
 
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
@@ -115,10 +116,10 @@ def _run(
         fit(task, recipe, output, identity, on_step)
     finally:
         seconds = earlier + time.monotonic() - started
-        write_atomically(output / _SECONDS_FILE, json.dumps(seconds))
+        atomic_write(output / _SECONDS_FILE, json.dumps(seconds))
     tell(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
     evaluation = {**task.report(), "data": recipe.data, "training_seconds": round(seconds, 1)}
-    write_atomically(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
+    atomic_write(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
     save_checkpoint(
         Checkpoint(
             path=output,
@@ -141,8 +142,9 @@ def _run(
             },
         )
     )
-    for leftover in (STATE_FILE, _SECONDS_FILE):
-        (output / leftover).unlink(missing_ok=True)
+    for file in (output / STATE_FILE, output / _SECONDS_FILE):
+        sweep(file)
+        file.unlink(missing_ok=True)
     return TrainReport(output, name, evaluation)
 
 
@@ -159,15 +161,20 @@ def _prepare_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; expected a folder for the checkpoint")
     if overwrite and output.exists():
-        if not {path.name for path in output.iterdir()} <= _CHECKPOINT_FILES:
+        if _strangers(output):
             raise OutputError(f"{output}: holds files that are not of a checkpoint; choose another folder")
         shutil.rmtree(output)
     if (output / "config.json").exists():
         raise OutputError(f"{output}: holds a finished checkpoint; choose another folder or use --overwrite")
     output.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({path.name for path in output.iterdir()} - _CHECKPOINT_FILES)
-    if strangers:
+    if strangers := _strangers(output):
         raise OutputError(f"{output}: holds {strangers[0]}, which is not of a checkpoint; choose an empty folder")
+
+
+def _strangers(output: Path) -> list[str]:
+    """Names in the folder that no training writes; not those of files that a killed one left half written."""
+    names = {path.name for path in output.iterdir()} - _CHECKPOINT_FILES
+    return sorted(name for name in names if not is_leftover(name))
 
 
 _CHECKPOINT_FILES = {
@@ -176,6 +183,5 @@ _CHECKPOINT_FILES = {
     "tokenizer.json",
     "report.json",
     STATE_FILE,
-    STATE_FILE + ".partial",
     _SECONDS_FILE,
 }
