@@ -42,7 +42,7 @@ class GraphAttention(nn.Module):
         Args:
             nodes: `[batch, nodes, dim_in]`.
             edges: bool `[batch, nodes, nodes]`, true where the node of the row sees that of the column.
-            mask: bool `[batch, nodes]`, true where there is a node; the others have no edges, not to themselves either.
+            mask: bool `[batch, nodes]`, false for padding, which has no edges, not to itself either.
 
         Returns:
             Output `[batch, nodes, dim_out]` and weights `[batch, heads, nodes, nodes]`.

@@ -18,7 +18,7 @@ class Tokens(NamedTuple):
     """A sequence of one modality: the output of an encoder.
 
     features: float `[batch, tokens, width]`.
-    mask: bool `[batch, tokens]`, true where there is a token; what the features are elsewhere, nothing depends on.
+    mask: bool `[batch, tokens]`, false for padding, whose features no result depends on.
     """
 
     features: Tensor

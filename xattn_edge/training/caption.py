@@ -97,9 +97,9 @@ class CaptionTraining:
             cross = self.trained_model.project_image(image_tokens[rows])
             past = self.trained_model.empty_cache(len(ids), cross[0].key.dtype)
             logits = self.trained_model.decode(ids[:, :-1], past, cross)[0].flatten(0, 1)
-            wanted = ids[:, 1:].flatten()
-            told = wanted != PADDING
-            losses.append(F.cross_entropy(logits[told].float(), wanted[told], reduction="sum"))
+            targets = ids[:, 1:].flatten()
+            is_token = targets != PADDING
+            losses.append(F.cross_entropy(logits[is_token].float(), targets[is_token], reduction="sum"))
         return torch.stack(losses).sum() / (lengths - 1).sum()
 
     def _tokens(self, samples: list[CaptionedImage]) -> Tensor:

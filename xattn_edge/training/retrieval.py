@@ -74,8 +74,8 @@ class RetrievalTraining:
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels `[2 batch, 3, side, side]`, the second half the same concepts again, and ids `[batch, length]`."""
-        pictures, captions = self._data.training_pairs(self._seed, step, self._recipe.batch)
-        pixels = normalized(pictures.reshape(-1, *pictures.shape[2:]))
+        images, captions = self._data.training_pairs(self._seed, step, self._recipe.batch)
+        pixels = normalized(images.reshape(-1, *images.shape[2:]))
         return pixels.contiguous(memory_format=torch.channels_last), self._ids(captions)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -88,9 +88,9 @@ class RetrievalTraining:
             first, second = model.embed_image(image).float().chunk(2)
             texts = model.embed_text(text).float()
             cosines = model.scale * torch.stack([first @ texts.T, second @ texts.T, first @ second.T])
-            wanted = torch.arange(len(ids)).repeat(3)
-            contrast = F.cross_entropy(cosines.flatten(0, 1), wanted) + F.cross_entropy(
-                cosines.mT.flatten(0, 1), wanted
+            targets = torch.arange(len(ids)).repeat(3)
+            contrast = F.cross_entropy(cosines.flatten(0, 1), targets) + F.cross_entropy(
+                cosines.mT.flatten(0, 1), targets
             )
             return contrast + self._match_loss(text, Tokens(*(each[: len(ids)] for each in image)), cosines[0].detach())
 
@@ -121,11 +121,11 @@ class RetrievalTraining:
         }
 
     @torch.inference_mode()
-    def _embed_images(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         model = self.trained_model
         found = [
-            model.embed_image(model.encode_image(normalized(pictures[start : start + _BATCH])))
-            for start in range(0, len(pictures), _BATCH)
+            model.embed_image(model.encode_image(normalized(images[start : start + _BATCH])))
+            for start in range(0, len(images), _BATCH)
         ]
         embeddings: NDArray[np.float32] = torch.cat(found).numpy()
         return embeddings
@@ -138,12 +138,12 @@ class RetrievalTraining:
         return embeddings
 
     @torch.inference_mode()
-    def _rerank(self, text: str, pictures: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rerank(self, text: str, images: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
         model = self.trained_model
         ids = self._ids([text])
         tokens = model.encode_text(ids, torch.ones_like(ids))
-        repeated = Tokens(*(each.expand(len(pictures), *each.shape[1:]) for each in tokens))
-        logits = model.match(repeated, model.encode_image(normalized(pictures)))[:, 0].numpy()
+        repeated = Tokens(*(each.expand(len(images), *each.shape[1:]) for each in tokens))
+        logits = model.match(repeated, model.encode_image(normalized(images)))[:, 0].numpy()
         scores: NDArray[np.float32] = logits + float(model.scale) * cosines
         return scores
 

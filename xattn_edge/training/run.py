@@ -73,7 +73,7 @@ def train(
         combination: mechanism and fusion of the model, for `vqa` and `caption`; without it, the default's layers of
             cross-attention.
         eye: a checkpoint of captioning whose image encoder training begins with, for `retrieval` alone.
-        threads: within an operator; if not given all cores but one, which makes the batches.
+        threads: within an operator; by default all cores but one, which makes the batches.
         overwrite: delete what is in `output` first.
         progress: called after every step.
 
@@ -110,7 +110,7 @@ def _run(
     started, earlier = time.monotonic(), _seconds_so_far(output)
 
     def on_step(done: int, loss: float | None) -> None:
-        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"going on after step {done}"))
+        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"resuming after step {done}"))
 
     try:
         fit(task, recipe, output, identity, on_step)

@@ -44,8 +44,8 @@ _BATCH = 128
 class SentimentTraining:
     """Batches of sentences and of single words of the lexicon, with the modalities that each happens to have.
 
-    Every twelfth batch is spoken, every fourth has faces, and there words, sound and faces are often left out. What is
-    to be told is how sure the raters' mean is of each label.
+    Every twelfth batch is spoken, every fourth has faces, and in those words, sound and faces are often left out. The
+    targets say how sure the raters' mean is of each label.
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
@@ -117,7 +117,7 @@ class SentimentTraining:
         return {"speech": asdict(SPEECH)}
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """The six inputs of the model, and wanted probabilities `[batch, labels]`."""
+        """The six inputs of the model, and target probabilities `[batch, labels]`."""
         rng = np.random.default_rng((self._seed, step))
         count = self._recipe.batch
         if step % _SPOKEN_EVERY == 0:
@@ -131,12 +131,12 @@ class SentimentTraining:
         read = ~(heard | seen) | (rng.random(count) >= _TEXT_LEFT_OUT)
         ids = [self._ids(row.text, rng) if has else [] for row, has in zip(rows, read, strict=True)]
         inputs = (*_padded_ids(ids), *self._speech(rows, heard), *self._frames(rows, seen))
-        return *inputs, _wanted(torch.tensor([row.rating for row in rows]))
+        return *inputs, _targets(torch.tensor([row.rating for row in rows]))
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Cross-entropy of the labels, each as far as it is sure."""
-        *inputs, wanted = batch
-        return F.cross_entropy(self.trained_model(*inputs).float(), wanted)
+        *inputs, targets = batch
+        return F.cross_entropy(self.trained_model(*inputs).float(), targets)
 
     def report(self) -> dict[str, Any]:
         """Accuracy and F1 of every part of the test half."""
@@ -211,7 +211,7 @@ def _padded_ids(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def _wanted(ratings: Tensor) -> Tensor:
+def _targets(ratings: Tensor) -> Tensor:
     """How sure a mean rating is of each of `LABELS`, `[batch, labels]`."""
     positive, negative = ((sign * ratings - _EDGE) / _SURE for sign in (1, -1))
     above, below = positive.sigmoid(), negative.sigmoid()

@@ -71,7 +71,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(small, tmp_path, tas
     told = []
     train(task, tmp_path / "interrupted", seed=3, progress=told.append)
     resumed_at = 4 if error is KeyboardInterrupt else 3
-    assert f"going on after step {resumed_at}" in [state.message for state in told]
+    assert f"resuming after step {resumed_at}" in [state.message for state in told]
     assert next(state.step for state in told if state.loss is not None) == resumed_at + 1
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "interrupted"))
     assert whole.keys() == resumed.keys()

@@ -129,14 +129,14 @@ def _samples(spec: MelSpec, side_px: int) -> tuple[GoldenPicture, ...]:
 
 
 def _face(bend: float, side_px: int) -> np.typing.NDArray[np.uint8]:
-    picture = Image.new("RGB", (side_px, side_px), (90, 140, 200))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side_px, side_px), (90, 140, 200))
+    draw = ImageDraw.Draw(image)
     draw.ellipse((2, 2, side_px - 3, side_px - 3), fill=(250, 210, 60))
     middle, height = side_px / 2, side_px * 0.3 * bend
     draw.arc(
         (middle * 0.5, middle * 1.2 - height, middle * 1.5, middle * 1.2 + height), 20, 160, fill=(0, 0, 0), width=2
     )
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _npz(arrays: Mapping[str, np.typing.NDArray[np.generic]]) -> bytes:
