@@ -89,4 +89,4 @@ def test_a_fusion_is_one_row(monkeypatch, tmp_path):
     assert isinstance(FusionConfig(name="new").build((8, 8), 3), EarlyHead)
     model, _ = write_checkpoint(tmp_path / "new", "two_way", "new", "patches", "lstm", AttentionOptions())
     assert isinstance(model.head, EarlyHead)
-    assert family_of(tmp_path / "new").open(tmp_path / "new").labels
+    assert family_of(tmp_path / "new").open(tmp_path / "new").task == "vqa"
