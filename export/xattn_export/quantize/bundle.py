@@ -14,12 +14,12 @@ from onnx import ModelProto
 
 from xattn_export.bundle.attention_role import write_attention
 from xattn_export.bundle.graph_files import write_generator, write_graph
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.provenance import created_utc, versions
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
-from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.base.layers import check_weights
 from xattn_export.quantize.base.options import (
     GraphPlan,
@@ -38,6 +38,7 @@ from xattn_export.quantize.plans import make_plans, roles_of
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.whole import write_wholes
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
+from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.loader import load

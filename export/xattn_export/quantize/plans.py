@@ -7,8 +7,8 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.base.layers import Layer, find_layers
 from xattn_export.quantize.base.options import MODES, GraphPlan, Mode, Options
 from xattn_export.quantize.base.prepare import prepare_products

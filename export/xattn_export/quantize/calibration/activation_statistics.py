@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.base.layers import Layer, Observed, find_layers
 from xattn_export.quantize.base.options import GraphPlan, KeyValuePrecision, Options
 from xattn_export.quantize.base.prepare import Constants, prepare_products
