@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [report.longrepr[2] for report in reports if isinstance(report.longrepr, tuple)]
     for line in summary_of_skips(reason.removeprefix("Skipped: ") for reason in reasons):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _export_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each module that the tests export is exported once a run, whichever worker needs it."""
+    if "xattn_export.to_onnx" not in sys.modules:  # no test of this run exports anything
+        yield
+        return
+    from tests.support.exports import export_once
+
+    own = tmp_path_factory.getbasetemp()
+    with export_once((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exports"):
+        yield
+
+
+@pytest.fixture
+def export_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the export itself: nothing is taken from an earlier one."""
+    import torch
+
+    from tests.support.exports import real_export
+
+    monkeypatch.setattr(torch.onnx, "export", real_export)
 
 
 @pytest.fixture(scope="session")
