@@ -9,7 +9,7 @@ import pytest
 
 import xattn_edge
 from tests.support.programs import requires_program
-from xattn_edge.data.emoji_pictures import is_fetched
+from xattn_edge.data.emoji_images import is_fetched
 from xattn_edge.evaluation import evaluate
 from xattn_export import export_checkpoint
 from xattn_runtime import default_bundle, open_bundle, verify_bundle
@@ -54,6 +54,7 @@ def test_the_examples_of_the_readme():
     assert shapes.ask(picture, "is there a circle?").answer == "no"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_fp32_is_as_good_as_torch_and_int8_as_good_as_fp32(data, name, tmp_path):
     export_checkpoint(CHECKOUT / "checkpoints" / name, tmp_path / "fp32.xattn")

@@ -73,6 +73,7 @@ def headers(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_cpp(bundle, picture, caption, tmp_path):
     compiler = requires_program("c++", "g++", "clang++", package="g++")
     found = list((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
@@ -90,6 +91,7 @@ def test_cpp(bundle, picture, caption, tmp_path):
     assert (done.returncode, done.stderr) == (2, "the picture is cut short\n")
 
 
+@pytest.mark.slow
 def test_node(bundle, picture, caption, node_folder, tmp_path):
     shutil.copy(EXAMPLES / "node" / "caption.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
@@ -110,6 +112,7 @@ class Quiet(SimpleHTTPRequestHandler):
         self.end_headers()
 
 
+@pytest.mark.slow
 def test_web_page(bundle, caption, node_folder, tmp_path):
     browser = requires_program("chromium-headless-shell", "chromium", "google-chrome", package="chromium")
     page = (EXAMPLES / "web" / "index.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The role `attention`: a graph of the bundle that gives its attention weights too, for pictures of what it looked at.
+"""The role `attention`: a graph of the bundle that gives its attention weights too, for images of what it looked at.
 
 Made of the graph in which text attends to the image: the decoder, the classifier, or the text encoder. The one that is
 made shares its weights where they lie in a file, and is a graph of its own, so that none of the others gets slower.

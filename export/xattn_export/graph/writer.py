@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
-__all__ = ["Constants", "Dimension", "Names", "Writer"]
+__all__ = ["Constants", "Dimension", "GraphWriter", "Names"]
 
 Dimension = int | str | None
 """The size of an axis: a number, a symbol that stands for one number throughout a graph, or not known."""
@@ -62,7 +62,7 @@ class Constants:
         return self._written[key]
 
 
-class Writer:
+class GraphWriter:
     """The nodes that are new in one graph, in order.
 
     nodes: what has been written since it was last emptied.

@@ -90,7 +90,7 @@ def samples(count=2):
 def quick(monkeypatch):
     monkeypatch.setattr("xattn_export.quantize.budget.measuring.SEARCHED_MODES", ("int8",))
     monkeypatch.setattr(auto, "SEARCHED_MODES", ("int8",))
-    monkeypatch.setattr("xattn_export.quantize.budget.measuring._peak_memory", lambda path: 1.0)
+    monkeypatch.setattr("xattn_export.quantize.budget.measuring.peak_memory_bytes", lambda path: 2**20)
 
 
 def test_a_whole_search(quick, exported, tmp_path):
