@@ -22,7 +22,7 @@ from xattn_edge.training.sentiment import SentimentTraining
 from xattn_edge.training.table import Training
 from xattn_edge.training.vqa import VqaTraining
 from xattn_runtime.loader import load
-from xattn_runtime.tasks.sentiment import Sample
+from xattn_runtime.tasks.sentiment import Utterance
 
 __all__ = ["Subject", "make_subject"]
 
@@ -120,8 +120,8 @@ class _Vqa:
         save_checkpoint(_checkpoint(folder, "vqa", self._task, self._recipe))
 
     def call(self, bundle: Path, threads: int) -> Callable[[], object]:
-        runner = load(bundle, threads=threads, task="vqa")
-        return lambda: runner.ask(self._sample.image, self._sample.question)
+        task = load(bundle, threads=threads, task="vqa")
+        return lambda: task.ask(self._sample.image, self._sample.question)
 
 
 class _Sentiment:
@@ -165,10 +165,9 @@ class _Sentiment:
         save_checkpoint(_checkpoint(folder, "sentiment", self._task, self._recipe))
 
     def call(self, bundle: Path, threads: int) -> Callable[[], object]:
-        runner = load(bundle, threads=threads, task="sentiment")
-        row = self._rows[0]
-        sample = Sample(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
-        return lambda: runner.tell(sample)
+        task, row = load(bundle, threads=threads, task="sentiment"), self._rows[0]
+        utterance = Utterance(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
+        return lambda: task.tell(utterance)
 
 
 def _spread(rows: list[Sentence], most: int) -> list[Sentence]:

@@ -99,14 +99,13 @@ def partly_done(tmp_path, few_images, monkeypatch):
     write("two-way-concatenation", 70.0, 72.0)
     write("text-to-image-hard-sum", 60.0)
     (folder / "runs" / "vqa-graph-sum-0.json").write_text(json.dumps({"forbidden": "no edges"}))
-    monkeypatch.setattr(run_module, "load", lambda path, threads: path.name)
     monkeypatch.setattr(run_module, "_milliseconds", lambda call: 1.5)
     return folder
 
 
 def test_a_report_of_what_there_is_says_how_much_that_is(partly_done, tmp_path):
     subject = make_subject("vqa", TINY)
-    subject.call = lambda runner: runner
+    subject.call = lambda bundle, threads: bundle.name
     path = tmp_path / "r.md"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "make_subject", lambda task, plan: subject)

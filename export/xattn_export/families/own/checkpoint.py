@@ -17,7 +17,7 @@ from xattn_edge.models import Checkpoint
 from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
 from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
 from xattn_runtime.bundle.contract import cross_names
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.steps import Step, parse_steps
@@ -77,7 +77,7 @@ class KeysAndValuesGraph(nn.Module):
         return tuple(split_heads(context, self.heads) for context in contexts)
 
 
-def is_checkpoint(config: Mapping[str, Any], task: Task) -> bool:
+def is_checkpoint(config: Mapping[str, Any], task: TaskName) -> bool:
     """Whether `config` is that of a checkpoint of ours for `task`."""
     return "format_version" in config and config.get("task") == task
 

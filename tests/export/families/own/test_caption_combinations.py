@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.export.conftest import CAPTION_WORDS, preprocessing, randomize, tokenizer
+from tests.support.slow import slow_after
 from xattn_edge.attention import MECHANISMS, AttentionOptions, MechanismConfig
 from xattn_edge.encoders import ImageEncoderConfig
 from xattn_edge.fusion import FUSIONS, FusionConfig
@@ -90,7 +91,7 @@ def test_a_word_does_not_depend_on_those_to_come():
     assert not torch.allclose(logits[:, 3:], changed[:, 3:], atol=1e-3)
 
 
-@pytest.mark.parametrize(("image", "fusion", "options"), COMBINATIONS)
+@pytest.mark.parametrize(("image", "fusion", "options"), slow_after(1, COMBINATIONS))
 def test_the_whole_way(tmp_path, image, fusion, options):
     model = write_checkpoint(tmp_path / "checkpoint", config(image, fusion, options))
     bundle, small = tmp_path / "tiny.xattn", tmp_path / "small.xattn"

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from tests.export.conftest import ANSWERS, QUESTION_WORDS, preprocessing, randomize, tokenizer
+from tests.support.slow import slow_after
 from xattn_edge.attention import MECHANISMS, AttentionOptions, MechanismConfig
 from xattn_edge.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import FusionConfig
@@ -81,7 +82,7 @@ def check_decomposed(bundle, source):
     assert check_parity(decomposed, role).cases == 8
 
 
-@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), COMBINATIONS)
+@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), slow_after(2, COMBINATIONS))
 def test_the_whole_way(tmp_path, mechanism, fusion, image, text, options):
     model, words = write_checkpoint(tmp_path / "checkpoint", mechanism, fusion, image, text, options)
     bundle, small = tmp_path / "tiny.xattn", tmp_path / "small.xattn"
