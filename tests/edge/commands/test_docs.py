@@ -42,6 +42,7 @@ def test_command_lines_parse(parse, document):
             parse(arguments)
 
 
+@pytest.mark.slow
 def test_getting_started_runs(invoke, tmp_path, monkeypatch):
     """Its commands, as they are written, one after another; its Python, and that of the architecture."""
     for folder in ("examples", "checkpoints"):
