@@ -88,13 +88,13 @@ def evaluate(
     if data not in _DATA_TASKS:
         raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_DATA_TASKS)}")
     task = load(bundle, provider=provider, threads=threads)
-    found = task.bundle.manifest.task
-    if found not in _DATA_TASKS[data]:
+    bundle_task = task.bundle.manifest.task
+    if bundle_task not in _DATA_TASKS[data]:
         wanted = " and ".join(_DATA_TASKS[data])
-        raise UserError(f"{bundle}: a bundle for {found} cannot be evaluated on {data}, which is for {wanted}")
+        raise UserError(f"{bundle}: a bundle for {bundle_task} cannot be evaluated on {data}, which is for {wanted}")
     metric, per_split = _evaluate(task, split, limit, progress)
     # Parts that are answers to different questions have no mean: there the first one stands for the bundle.
-    counted = dict([next(iter(per_split.items()))]) if found in _FIRST_PART_COUNTS else per_split
+    counted = dict([next(iter(per_split.items()))]) if bundle_task in _FIRST_PART_COUNTS else per_split
     total = int(sum(scores["n"] for scores in counted.values()))
     means = _weighted_means(counted, total)
     return EvaluationReport(

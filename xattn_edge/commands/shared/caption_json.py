@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["caption_json"]
 
 
-def caption_json(found: Caption) -> dict[str, Any]:
+def caption_json(caption: Caption) -> dict[str, Any]:
     """A caption as JSON; `n_best` where several were asked for."""
-    values: dict[str, Any] = {"caption": found.text, "token_ids": list(found.token_ids), "score": found.score}
-    if found.n_best:
+    values: dict[str, Any] = {"caption": caption.text, "token_ids": list(caption.token_ids), "score": caption.score}
+    if caption.n_best:
         values["n_best"] = [
             {
                 "caption": one.text,
@@ -21,6 +21,6 @@ def caption_json(found: Caption) -> dict[str, Any]:
                 "score": one.score,
                 "search_score": one.search_score,
             }
-            for one in found.n_best
+            for one in caption.n_best
         ]
     return values

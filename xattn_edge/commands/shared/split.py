@@ -41,15 +41,15 @@ class TaskSplit:
     def scores(self, bundle: Bundle) -> Scores:
         """What `bundle` scores on each sample; UserError for a bundle that answers nothing."""
         items = self.samples.items
-        found = _answers(bundle, items)
+        replies = _answers(bundle, items)
         references = [sample.reference for sample in items]
         if None in references:
             self._said = self._said or _answers(self.plain, items)
-            return Scores("agreement", [float(one == other) for one, other in zip(found, self._said, strict=True)])
+            return Scores("agreement", [float(one == other) for one, other in zip(replies, self._said, strict=True)])
         known = [str(reference) for reference in references]
         if bundle.manifest.task == "caption":
-            return Scores("cider", caption_scores(found, known))
-        return Scores("accuracy", [float(one == other) for one, other in zip(found, known, strict=True)])
+            return Scores("cider", caption_scores(replies, known))
+        return Scores("accuracy", [float(one == other) for one, other in zip(replies, known, strict=True)])
 
 
 def _answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
