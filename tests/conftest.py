@@ -24,6 +24,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from xattn_runtime.bundle import manifest as m
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.preprocess.steps import Flatten, Normalize, PadToSquare, Rescale, Resize
 
 # Tests that run side by side have a core each. Torch reads this when the first test module imports it.
@@ -287,11 +288,11 @@ def write_manifest(folder: Path, manifest: m.Manifest) -> m.Manifest:
     return manifest
 
 
-def build_bundle(folder: Path, task: m.Task, model: TinyModel) -> Path:
+def build_bundle(folder: Path, task: m.TaskName, model: TinyModel) -> Path:
     """A whole bundle, golden cases by numpy."""
     (folder / "graphs").mkdir(parents=True)
     (folder / "golden").mkdir()
-    roles = m.TASK_ROLES[task][0]
+    roles = TASKS[task].roles[0]
     for role in roles:
         onnx.save(model.graph(role), folder / "graphs" / f"{role}.onnx")
     write_tokenizer(folder / "tokenizer.json")
@@ -316,7 +317,7 @@ def build_bundle(folder: Path, task: m.Task, model: TinyModel) -> Path:
     return folder
 
 
-def _golden_case(folder: Path, task: m.Task, model: TinyModel, index: int) -> m.GoldenCase:
+def _golden_case(folder: Path, task: m.TaskName, model: TinyModel, index: int) -> m.GoldenCase:
     image, tensors = f"golden/{index}.png", f"golden/{index}.npz"
     rng = np.random.default_rng(index)
     Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / image)

@@ -21,7 +21,6 @@ from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write
-from xattn_runtime.loader import load
 
 __all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
 
@@ -239,7 +238,7 @@ def _times(
     for number in range(_ROUNDS):
         for name, task in bundles.items():
             tell(f"timing {name}, round {number + 1} of {_ROUNDS}")
-            call = subjects[task].call(load(folder / _BUNDLES / name, threads=threads))
+            call = subjects[task].call(folder / _BUNDLES / name, threads)
             rounds[name].append(_milliseconds(call))
     times = {name: statistics.median(values) for name, values in rounds.items()}
     atomic_write(path, json.dumps({**how, "milliseconds": times}, indent=2) + "\n")

@@ -27,10 +27,8 @@ from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import Recipe
 from xattn_edge.training.sentiment import SentimentTask
 from xattn_edge.training.vqa import VqaTask
-from xattn_runtime.tasks import AnyTask
-from xattn_runtime.tasks import SentimentTask as SentimentRunner
-from xattn_runtime.tasks import VqaTask as VqaRunner
-from xattn_runtime.tasks.sentiment import Sample
+from xattn_runtime.loader import load
+from xattn_runtime.tasks.sentiment import Utterance
 
 __all__ = ["Subject", "make_subject"]
 
@@ -61,7 +59,7 @@ class Subject(Protocol):
     def save(self, folder: Path) -> None:
         """Write it as a checkpoint."""
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
         """What a device does once, of one test sample, with a bundle of such a model."""
 
 
@@ -128,9 +126,9 @@ class _Vqa:
     def save(self, folder: Path) -> None:
         save_checkpoint(_checkpoint(folder, "vqa", self._task, self._recipe, {}))
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
-        assert isinstance(runner, VqaRunner)
-        return lambda: runner.ask(self._sample.image, self._sample.question)
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
+        task = load(bundle, threads=threads, task="vqa")
+        return lambda: task.ask(self._sample.image, self._sample.question)
 
 
 class _Sentiment:
@@ -173,11 +171,10 @@ class _Sentiment:
     def save(self, folder: Path) -> None:
         save_checkpoint(_checkpoint(folder, "sentiment", self._task, self._recipe, self._task.recorded))
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
-        assert isinstance(runner, SentimentRunner)
-        row = self._rows[0]
-        sample = Sample(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
-        return lambda: runner.tell(sample)
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
+        task, row = load(bundle, threads=threads, task="sentiment"), self._rows[0]
+        utterance = Utterance(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
+        return lambda: task.tell(utterance)
 
 
 def _spread(rows: list[Sentence], most: int) -> list[Sentence]:

@@ -24,10 +24,10 @@ from xattn_runtime.profiling.floors import find_floors
 from xattn_runtime.profiling.measure.estimates import median_interval, quantile_interval, summarise
 from xattn_runtime.profiling.measure.limits import Limits, measure_limits
 from xattn_runtime.profiling.measure.nodes import GraphTime, summarise_graph
-from xattn_runtime.profiling.measure.passes import Times
 from xattn_runtime.profiling.measure.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
 from xattn_runtime.profiling.worker_process import Combination, Contestant
 from xattn_runtime.progress import Progress, silent
+from xattn_runtime.tasks import Times
 from xattn_runtime.version import installed_version
 
 __all__ = ["ProfileOptions", "profile_combinations", "profile_matrix"]

@@ -120,12 +120,12 @@ def test_a_turn_ends_when_all_inputs_had_as_many(
     clock = Clock()
 
     class ThreeInputs:
-        next_picture = 0
+        next_image = 0
 
         def run(self) -> dict[str, list[float]]:
             clock.now += 1
-            self.next_picture = (self.next_picture + 1) % 3
-            return {"total": [10.0 + self.next_picture]}
+            self.next_image = (self.next_image + 1) % 3
+            return {"total": [10.0 + self.next_image]}
 
     class Beside:
         def measure(self) -> list[list[float]]:

@@ -92,9 +92,9 @@ def _provider_names(bundles: list[Path], providers: list[str]) -> tuple[str, str
 
 
 def _samples(bundle: Bundle, data: str, limit: int) -> Any:
-    from xattn_edge.evaluation.samples import DATA_TASKS, calibration_samples, unseen_samples
+    from xattn_edge.evaluation.samples import DATA_SETS, calibration_samples, unseen_samples
 
-    return unseen_samples(bundle, data, limit) if data in DATA_TASKS else calibration_samples(bundle, data, limit)
+    return unseen_samples(bundle, data, limit) if data in DATA_SETS else calibration_samples(bundle, data, limit)
 
 
 def _write_page(path: Path, report: CompareReport, samples: Any) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from xattn_edge.commands.shared.caption_json import caption_json
 from xattn_edge.commands.shared.console import Console, one_line, print_error
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
@@ -105,7 +104,10 @@ def caption_to_file(
         bad = 0
         with console.progress() as tell:
             tell("captioning", (len(images) - len(waiting)) / len(images))
-            captions = task.caption_each([image.path for image in waiting], prompt, options, *batches)
+            paths = [image.path for image in waiting]
+            captions = task.caption_many(
+                paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
+            )
             for number, (image, result) in enumerate(zip(waiting, captions, strict=True), 1):
                 _add(stream, _line(image, result, made_by))
                 if isinstance(result, ImageError):
@@ -140,7 +142,7 @@ def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) ->
 
 
 def _line(image: NamedImage, result: Caption | ImageError, made_by: str) -> bytes:
-    said: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else caption_json(result)
+    said: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else result.to_dict()
     # A name that is no Unicode is written with \ud8xx, which JSON knows.
     return json.dumps({"image": image.name, **said, "made_by": made_by}).encode() + b"\n"
 

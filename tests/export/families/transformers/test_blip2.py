@@ -197,7 +197,7 @@ def test_a_batch_of_pictures_and_questions(answerer: VqaTask, captioner: Caption
     alone = [answerer.ask(*pair).token_ids for pair in zip(pictures, questions, strict=True)]
     assert [answer.token_ids for answer in answerer.ask_batch(pictures, questions)] == alone
     one_by_one = [captioner.caption(picture, beams=2).token_ids for picture in pictures]
-    assert [caption.token_ids for caption in captioner.caption_batch(pictures, beams=2)] == one_by_one
+    assert [caption.token_ids for caption in captioner.caption_many(pictures, beams=2)] == one_by_one
     assert len({*one_by_one, *alone}) > 4
 
 
@@ -235,10 +235,9 @@ def test_a_tokenizer_from_before_there_was_an_image_token(folder: Path, captione
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<image>"]
     (older / "tokenizer.json").write_text(json.dumps(content))
     source = _source(older)
-    assert (
-        source.image_layout == captioner.bundle.manifest.tokenizer.image_layout == ImageLayout("<image>", 5, "{tokens}")
-    )
-    assert Tokenizer.from_str(source.tokenizer_json).token_to_id("<image>") == captions_of(folder).vocabulary
+    layouts = source.tokenizer.spec.image_layout, captioner.bundle.manifest.tokenizer.image_layout
+    assert layouts == (ImageLayout("<image>", 5, "{tokens}"),) * 2
+    assert Tokenizer.from_str(source.tokenizer.json).token_to_id("<image>") == captions_of(folder).vocabulary
 
 
 def _changed(folder: Path, target: Path, **values: Any) -> Path:
