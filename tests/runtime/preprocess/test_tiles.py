@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import STEPS
 from tests.runtime.preprocess.test_image_in_text import END, IMAGE, LAYOUT, PLACEHOLDER, SPEC, TOKENS, folder, greedy
+from tests.support.tiny_bundle import STEPS
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Manifest

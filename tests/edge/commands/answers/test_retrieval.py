@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from tests.conftest import UNKNOWN, WORDS, reference_pixels, write_manifest
+from tests.support.tiny_bundle import UNKNOWN, WORDS, reference_pixels, write_manifest
 from xattn_runtime.bundle import manifest as m
 from xattn_runtime.bundle.folder import open_bundle
 
