@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import CrossModalAttention, KeyValue
+from xattn_edge.attention import CrossModalAttention, KeyValue, split_heads
 from xattn_edge.encoders import CnnEncoder, ImageEncoderConfig, PatchEncoder
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 from xattn_edge.models import Checkpoint
 from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
-from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
+from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import BundleError, CheckpointError
