@@ -22,8 +22,8 @@ from xattn_runtime.profiling import (
     profile_matrix,
     read_document,
     trace_document,
+    worker_process,
 )
-from xattn_runtime.profiling import worker_process as contestants
 from xattn_runtime.profiling.floors import floor_ms
 from xattn_runtime.profiling.measure import turns as turns_module
 from xattn_runtime.profiling.measure.estimates import is_warm, quantile_interval, summarise
@@ -182,15 +182,15 @@ def test_a_worker_that_dies_or_hangs(
 
 def test_ctrl_c_keeps_what_was_measured(vqa_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    order = contestants.Contestant.order
+    order = worker_process.WorkerProcess.order
 
-    def interrupt(self: contestants.Contestant, do: str, **arguments: Any) -> Any:
+    def interrupt(self: worker_process.WorkerProcess, do: str, **arguments: Any) -> Any:
         asked.append(do)
         if asked.count("turn") == 3:
             signal.raise_signal(signal.SIGINT)
         return order(self, do, **arguments)
 
-    monkeypatch.setattr(contestants.Contestant, "order", interrupt)
+    monkeypatch.setattr(worker_process.WorkerProcess, "order", interrupt)
     document = profile_matrix([vqa_bundle], threads=[1], options=ProfileOptions(runs=10**9))
     assert document.interrupted
     assert document.profiles[0].passes >= 2

@@ -14,7 +14,7 @@ from tests.support.slow import slow_after
 from xattn_edge.attention import MECHANISMS, AttentionOptions, MechanismConfig
 from xattn_edge.encoders import ImageEncoderConfig
 from xattn_edge.fusion import FUSIONS, FusionConfig
-from xattn_edge.models import Checkpoint, CrossModalCaptionConfig, build_model, save_checkpoint
+from xattn_edge.models import CaptionConfig, Checkpoint, build_model, save_checkpoint
 from xattn_export import export_checkpoint, inspect_path, quantize_bundle
 from xattn_export.decompose import decompose_attention
 from xattn_export.families.table import family_of
@@ -34,7 +34,7 @@ COMBINATIONS = [
 
 
 def config(image=PATCHES, fusion="concatenation", options=SOFT, mechanism="text_to_image", **others):
-    return CrossModalCaptionConfig(
+    return CaptionConfig(
         image=image,
         mechanism=MechanismConfig(name=mechanism, options=options),
         fusion=FusionConfig(name=fusion, weights=(2.0, 1.0) if fusion == "late_weighted" else None),
@@ -51,7 +51,7 @@ def calm(model):
     with torch.no_grad():
         model.image_norm.weight.mul_(0.1)
         for name, tensor in model.layers.named_parameters():
-            if name.endswith(("output.weight", "out_linear.weight", "after.1.3.weight")):
+            if name.endswith(("out_linear.weight", "after.0.1.3.weight")):
                 tensor.mul_(0.2)
 
 
