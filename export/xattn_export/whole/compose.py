@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.graph.conformance import all_nodes
-from xattn_export.graph.writer import Constants, GraphWriter, Names
+from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
 from xattn_runtime.bundle.contract import past_names, prefix_names
 from xattn_runtime.bundle.manifest import Decoding, Manifest
@@ -58,7 +58,7 @@ def new_composition() -> Composition:
     """An empty one, which takes `images`, uint8 `[batch, height, width, 3]`."""
     graph = GraphProto()
     names = Names(set())
-    composition = Composition(GraphWriter(names, Constants(graph, names, "whole/constant")), graph)
+    composition = Composition(GraphWriter(names, ConstantPool(graph, names, "whole/constant")), graph)
     composition.writer.stem = "whole"
     composition.inputs["images"] = (TensorProto.UINT8, ["batch", "height", "width", 3])
     return composition
