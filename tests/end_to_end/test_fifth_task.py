@@ -14,8 +14,8 @@ from onnx import numpy_helper, parser
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.conftest import STEPS, write_manifest, write_tokenizer
 from tests.end_to_end import colour_task
+from tests.support.tiny_bundle import STEPS, write_manifest, write_tokenizer
 from xattn_edge.commands.app import app
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_runtime import load
@@ -54,7 +54,7 @@ def graph() -> onnx.ModelProto:
 
 def scores_of(image: Path) -> np.ndarray:
     """What the graph computes, in numpy; `STEPS` normalise each channel alike, so that the order is the mean's."""
-    from tests.conftest import reference_pixels
+    from tests.support.tiny_bundle import reference_pixels
 
     weights = {each.name: numpy_helper.to_array(each) for each in graph().graph.initializer}
     return reference_pixels(image).mean((0, 2, 3)) @ weights["wide"] @ weights["narrow"]

@@ -1,4 +1,4 @@
-"""A study at work: trainings, bundles and times, each kept on disk as soon as it is there."""
+"""A study at work: trainings, bundles and times, each written to disk as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import TASKS, StudyPlan, TaskName, described
 from xattn_edge.study.report import processor, write_report
 from xattn_edge.study.subjects import Subject, make_subject
@@ -21,22 +21,13 @@ from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write
+from xattn_runtime.progress import Progress, silent
 
-__all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
+__all__ = ["StudyReport", "report_study", "study"]
 
 _BUDGET, _RUNS, _BUNDLES, _TIMES = "budget.json", "runs", "bundles", "times.json"
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS, _WARM_UP, _CALLS = 5, 2, 10
-
-Tell = Callable[["StudyProgress"], None]
-
-
-@dataclass(frozen=True)
-class StudyProgress:
-    """What is being done, and the share of the whole that is done, 0 to 1."""
-
-    what: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class StudyReport:
 
     report: Path
     plan: StudyPlan
-    results: tuple[Measured, ...]
+    results: tuple[CombinationResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -63,26 +54,25 @@ def study(
     report: Path | None = None,
     threads: int = 1,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> StudyReport:
     """Train, export and time every combination of a plan, and write what that says.
 
-    What is done is not done again: a study that was stopped goes on, and one with more seeds or combinations within
+    What is done is not done again: a study that was stopped resumes, and one with more seeds or combinations within
     the same budget takes what it can use of an earlier one.
 
     Args:
         folder: for runs and bundles.
-        report: Markdown file to write; pictures lie beside it. By default `report.md` in the folder.
+        report: Markdown file to write; charts lie beside it. By default `report.md` in the folder.
         threads: within an operator, in training and in timing.
         command: what was typed, for the record.
 
     Raises:
         OutputError: the folder holds something else, or a study of another budget.
-        DataError, DependencyError: the data are not there.
+        DataError, DependencyError: the data are missing.
     """
     _prepare(folder, plan)
     torch.set_num_threads(threads)
-    tell = progress or (lambda _: None)
     subjects = {task: make_subject(task, plan) for task in plan.tasks}
     todo = [(seed, task, each) for seed in range(plan.seeds) for task in plan.tasks for each in plan.combinations]
     for number, (seed, task, combination) in enumerate(todo):
@@ -90,10 +80,10 @@ def study(
 
         def on_step(step: int, loss: float, number: int = number, name: str = name, seed: int = seed) -> None:
             what = f"{name}, seed {seed}: step {step} of {plan.steps}, loss {loss:.3f}"
-            tell(StudyProgress(what, (number + step / plan.steps) / len(todo)))
+            progress(what, (number + step / plan.steps) / len(todo))
 
         _run(folder, subjects[task], name, combination, seed, on_step, command)
-    return _told(folder, plan, subjects, report, threads, command, tell)
+    return _told(folder, plan, subjects, report, threads, command, progress)
 
 
 def report_study(
@@ -103,7 +93,7 @@ def report_study(
     report: Path | None = None,
     threads: int = 1,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> StudyReport:
     """Time what a study has trained so far, however much that is, and write what it says; train nothing.
 
@@ -111,12 +101,12 @@ def report_study(
 
     Args:
         folder: of a study.
-        tasks: those to report; what of them is not there is told to be missing.
+        tasks: those to report; what of them is missing is listed.
         report, threads, command: as for `study`.
 
     Raises:
         UserError: the folder holds no study, or nothing of these tasks.
-        DataError, DependencyError: the data are not there.
+        DataError, DependencyError: the data are missing.
     """
     path = folder / _BUDGET
     if not path.is_file():
@@ -132,7 +122,7 @@ def report_study(
     torch.set_num_threads(threads)
     plan = replace(plan, tasks=there)
     subjects = {task: make_subject(task, plan) for task in there}
-    return _told(folder, plan, subjects, report, threads, command, progress or (lambda _: None))
+    return _told(folder, plan, subjects, report, threads, command, progress)
 
 
 def _told(
@@ -142,10 +132,10 @@ def _told(
     report: Path | None,
     threads: int,
     command: str,
-    tell: Tell,
+    progress: Progress,
 ) -> StudyReport:
     """Time what there is of a plan, and report it."""
-    times = _times(folder, plan, subjects, threads, lambda what: tell(StudyProgress(what, 1.0)))
+    times = _times(folder, plan, subjects, threads, lambda what: progress(what, 1.0))
     found = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
     results = tuple(each for each in found if each is not None)
     path = report or folder / "report.md"
@@ -279,7 +269,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 def _measured(
     folder: Path, plan: StudyPlan, task: TaskName, combination: Combination, times: dict[str, float]
-) -> Measured | None:
+) -> CombinationResult | None:
     """None where there is no run."""
     runs = _runs(folder, plan, task, combination)
     if not runs:
@@ -287,8 +277,8 @@ def _measured(
     name, first = _name(task, combination), runs[0]
     told: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
     if "forbidden" in first:
-        return Measured(**told, forbidden=first["forbidden"])
-    return Measured(
+        return CombinationResult(**told, forbidden=first["forbidden"])
+    return CombinationResult(
         **told,
         accuracies=tuple(run["accuracy"] for run in runs),
         width=first["width"],

@@ -92,8 +92,8 @@ def _weights_of(model: ModelProto, value: str) -> str:
                 continue
             if node.op_type == "Attention" and name == node.input[2]:
                 return _given_by(node)
-            if node.op_type in _PRODUCTS and (found := _softmax_before(model, node, name)) is not None:
-                return found
+            if node.op_type in _PRODUCTS and (producer := _softmax_before(model, node, name)) is not None:
+                return producer
             waiting += [output for output in node.output if output not in seen]
             seen |= set(node.output)
     raise UserError(f"{value}: expected an attention that these values are for, found none; leave --with-attention out")

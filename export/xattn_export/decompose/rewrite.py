@@ -15,7 +15,7 @@ from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
 from xattn_export.graph.conformance import all_nodes, examine, subgraphs
-from xattn_export.graph.writer import Constants, GraphWriter, Names
+from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
 from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
@@ -82,7 +82,7 @@ class _Rewriter:
         self._with_gelu = with_gelu
         self._version = default_opset(model)
         self._names = Names(_names(model.graph))
-        self._constants = Constants(model.graph, self._names)
+        self._constants = ConstantPool(model.graph, self._names)
 
     def run(self) -> None:
         """Rewrite the model in place."""
@@ -225,5 +225,5 @@ def _spell_out_defaults(nodes: Iterable[NodeProto], model: ModelProto) -> None:
     functions = {(function.domain, function.name): function for function in model.functions}
     for node in all_nodes(nodes):
         if function := functions.get((node.domain, node.op_type)):
-            given = {attribute.name for attribute in node.attribute}
-            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
+            present_names = {attribute.name for attribute in node.attribute}
+            node.attribute.extend(default for default in function.attribute_proto if default.name not in present_names)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto
 
-__all__ = ["Constants", "Dimension", "GraphWriter", "Names"]
+__all__ = ["ConstantPool", "Dimension", "GraphWriter", "Names"]
 
 Dimension = int | str | None
 """The size of an axis: a number, a symbol that stands for one number throughout a graph, or not known."""
@@ -32,7 +32,7 @@ class Names:
         return name
 
 
-class Constants:
+class ConstantPool:
     """Initializers of the main graph, which its subgraphs see too: one for each value."""
 
     def __init__(self, graph: GraphProto, names: Names, stem: str = "attention/constant") -> None:
@@ -69,7 +69,7 @@ class GraphWriter:
     stem: what the names of the next nodes begin with.
     """
 
-    def __init__(self, names: Names, constants: Constants) -> None:
+    def __init__(self, names: Names, constants: ConstantPool) -> None:
         self.nodes: list[NodeProto] = []
         self.stem = "attention"
         self.constants = constants

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from xattn_export import export_checkpoint, inspect_path
-from xattn_export.graph.writer import Constants, GraphWriter, Names
+from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
 from xattn_export.quantize import quantize_bundle
 from xattn_export.whole.decoded import token_texts, write_texts
 from xattn_export.whole.pixels import unwritable_step, write_pixels
@@ -55,7 +55,7 @@ def written(write, inputs, outputs):
     """A session of what `write` writes; it is told the inputs' names and returns the outputs' names."""
     graph = onnx.GraphProto()
     names = Names(set())
-    writer = GraphWriter(names, Constants(graph, names, "constant"))
+    writer = GraphWriter(names, ConstantPool(graph, names, "constant"))
     for name, output in zip(outputs, write(writer), strict=True):
         writer.publish(output, name)
     made = helper.make_graph(

@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 from tokenizers import Tokenizer, processors
 
-from tests.conftest import LAYERS, WIDTH, TinyModel, reference_pixels
+from tests.support.tiny_bundle import LAYERS, WIDTH, TinyModel, reference_pixels
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Graph, Manifest, parse
 from xattn_runtime.errors import BundleError, UserError

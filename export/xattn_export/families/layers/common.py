@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
 
 __all__ = [
     "attend",
@@ -23,10 +23,10 @@ __all__ = [
     "embed_with_image",
     "for_each_image",
     "fuse_linears",
+    "head",
     "normalized",
     "padding_mask",
     "places",
-    "split_heads",
 ]
 
 
@@ -113,12 +113,6 @@ def attend_heads(query: Tensor, context: KeyValue, mask: Tensor | None = None, s
     return output.transpose(1, 2).flatten(2)
 
 
-def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """`[batch, length, heads × head_width]` to `[batch, heads, length, head_width]`."""
-    batch, length, width = tokens.shape
-    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
-
-
 def embed_with_image(
     input_ids: Tensor, image_tokens: Tensor, words: nn.Embedding, placeholder: int, past: int
 ) -> Tensor:
@@ -143,6 +137,11 @@ def embed_with_image(
     rows = torch.arange(batch, device=input_ids.device)[:, None] * tokens
     image = F.embedding(rows + number, image_tokens.flatten(0, 1))
     return torch.where(is_image[..., None], image, words(input_ids))
+
+
+def head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`logits`, `next_token` and `next_log_prob` of logits `[batch, vocabulary]`."""
+    return logits, logits.argmax(-1), logits.log_softmax(-1).amax(-1)
 
 
 def for_each_image(rows: Tensor, tokens: Tensor) -> Tensor:

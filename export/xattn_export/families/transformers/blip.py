@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
+from xattn_edge.models.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import encoder_decoder_cache, presents
@@ -28,8 +29,7 @@ from xattn_export.families.checkpoint_folder.folder import (
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.cache import head, pairs
-from xattn_export.families.layers.common import padding_mask, split_heads
+from xattn_export.families.layers.common import head, padding_mask
 from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
 from xattn_export.families.layers.text.decoders import CrossDecoderGraph, CrossKeys, DecoderParts
 from xattn_export.families.layers.vision.blip import BlipVisionEncoder

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xattn_edge.models.caches import pairs
 from xattn_export.families.base import Embeds, Role, Source
 from xattn_export.families.base.standard_roles import (
     image_encoder_role,
@@ -23,7 +24,6 @@ from xattn_export.families.base.standard_roles import (
 from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.drawings import captioned_images
-from xattn_export.families.layers.cache import pairs
 from xattn_export.families.layers.common import padding_mask
 from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
 from xattn_export.families.layers.text.decoders import CrossKeys

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.models.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
@@ -28,7 +29,7 @@ from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.cache import head, pairs
+from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.bart import BartEncoder, bart_decoder
 from xattn_export.families.layers.text.decoders import CrossDecoderGraph, CrossKeys, DecoderParts
 from xattn_export.families.layers.text.prompt import PromptGraph, mask_with_image

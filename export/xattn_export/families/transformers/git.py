@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.models.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
@@ -28,7 +29,7 @@ from xattn_export.families.checkpoint_folder.folder import (
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.cache import flatten, head, pairs
+from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.bert import BertTextEmbeddings
 from xattn_export.families.layers.text.git import GitImageTokens, GitLayer
 from xattn_runtime.bundle.contract import prefix_names

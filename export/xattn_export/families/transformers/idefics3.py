@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.models.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
@@ -30,8 +31,7 @@ from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.drawings import row_images
-from xattn_export.families.layers.cache import flatten, head, pairs
-from xattn_export.families.layers.common import embed_with_image
+from xattn_export.families.layers.common import embed_with_image, head
 from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
 from xattn_export.families.layers.vision.idefics3 import Idefics3ImageTokens
 from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images

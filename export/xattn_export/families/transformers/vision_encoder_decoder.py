@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from xattn_edge.models.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
@@ -29,7 +30,7 @@ from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.cache import head, pairs
+from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.decoders import DECODERS, CrossDecoderGraph, CrossKeys, DecoderParts
 from xattn_export.families.layers.vision.encoders import ENCODERS, check_encoder, image_size_px
 from xattn_runtime.bundle.contract import cross_names

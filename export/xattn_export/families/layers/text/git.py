@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import KeyValue
-from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
+from xattn_edge.attention import KeyValue, split_heads
+from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears
 from xattn_export.families.layers.vision.clip import ClipVision
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.layers.cache import flatten, head, pairs
-from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears, places
+from xattn_edge.models.caches import flatten, pairs
+from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears, head, places
 
 if TYPE_CHECKING:
     from transformers.models.opt.modeling_opt import OPTDecoder

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from xattn_edge.models.caches import pairs
 from xattn_export.families.base import Generated, Role, SourceTokenizer
 from xattn_export.families.base.standard_roles import decoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
@@ -17,7 +18,7 @@ from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text, with_image_token
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.layers.cache import head, pairs
+from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.opt import OptDecoderGraph
 from xattn_export.families.transformers.blip2.language import QUESTION, Language, text_token
 from xattn_runtime.errors import CheckpointError
