@@ -23,8 +23,8 @@ from tests.parity.small_families import SMALL_FAMILIES
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_export.engines import ENGINES
 from xattn_export.engines.verify import verify_in_engine
-from xattn_export.quantize.modes.table import mode_names
 from xattn_export.quantize.calibration.examples import golden_examples
+from xattn_export.quantize.modes.table import mode_names
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import DependencyError, UserError, XattnError
 

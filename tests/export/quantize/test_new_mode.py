@@ -82,5 +82,5 @@ def test_beside_another_mode(with_row, exported, tmp_path):
 
 
 def test_without_the_row(exported, tmp_path):
-    with pytest.raises(UserError, match="mode: expected one of fp32, fp16, .* found 'half-weight'"):
+    with pytest.raises(UserError, match=r"mode: expected one of fp32, fp16, .* found 'half-weight'"):
         quantize_bundle(exported["lstm"], tmp_path / "out.xattn", mode="half-weight")
