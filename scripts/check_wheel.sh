@@ -30,6 +30,13 @@ for picture in *.png; do
         exit 1
     fi
 done
+for command in "inspect emoji-caption --strict" "verify emoji-caption" "inspect shapes-vqa.xattn"; do
+    # The name of a bundle that came with the wheel, on a machine that has nothing but the wheel.
+    if ! venv/bin/xattn-edge $command >/dev/null; then
+        echo "check_wheel: expected 'xattn-edge $command' to work without onnx, found that it fails" >&2
+        exit 1
+    fi
+done
 if [ "$added_mb" -gt "$limit_mb" ]; then
     echo "check_wheel: expected at most $limit_mb MB beyond an empty environment, found $added_mb MB" >&2
     exit 1

@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xattn_export.bundle.inspection import InspectReport, inspect_path
     from xattn_export.bundle.record import record_calibration, record_evaluation
     from xattn_export.exporter import ExportReport, export_checkpoint
     from xattn_export.quantize import QuantizeOptions, QuantizeReport, quantize_bundle
+    from xattn_runtime.bundle.inspection import InspectReport, inspect_path
 
 __all__ = [
     "ExportReport",
@@ -31,22 +31,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ExportReport": "exporter",
-    "InspectReport": "bundle.inspection",
-    "QuantizeOptions": "quantize",
-    "QuantizeReport": "quantize",
-    "export_checkpoint": "exporter",
-    "inspect_path": "bundle.inspection",
-    "quantize_bundle": "quantize",
-    "record_calibration": "bundle.record",
-    "record_evaluation": "bundle.record",
+    "ExportReport": "xattn_export.exporter",
+    "InspectReport": "xattn_runtime.bundle.inspection",
+    "QuantizeOptions": "xattn_export.quantize",
+    "QuantizeReport": "xattn_export.quantize",
+    "export_checkpoint": "xattn_export.exporter",
+    "inspect_path": "xattn_runtime.bundle.inspection",
+    "quantize_bundle": "xattn_export.quantize",
+    "record_calibration": "xattn_export.bundle.record",
+    "record_evaluation": "xattn_export.bundle.record",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"xattn_export.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

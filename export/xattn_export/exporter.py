@@ -18,20 +18,21 @@ import onnx
 
 from xattn_export.bundle.attention_role import write_attention
 from xattn_export.bundle.graph_files import write_generator, write_graph
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.provenance import created_utc, versions, weights_digest
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_export.families.base import Role, Source
 from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
 from xattn_export.families.table import family_of
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
-from xattn_export.graph.conformance import GraphFacts, examine, require_valid
+from xattn_export.graph.conformance import examine, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
+from xattn_export.graph.reading import read_graph
 from xattn_export.parity import RoleParity, check_parity
 from xattn_export.side_by_side import side_by_side
 from xattn_export.to_onnx import choose_opset, export_role
 from xattn_export.whole import left_out, write_wholes
+from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import (
     ATTENTION_ROLE,
     Attention,
@@ -46,11 +47,11 @@ from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.execution.machine import return_freed_memory
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
-__all__ = ["ExportReport", "Progress", "export_checkpoint"]
+__all__ = ["ExportReport", "export_checkpoint"]
 
-Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole that is done, from 0 to 1."""
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -111,7 +112,7 @@ def export_checkpoint(
     static_batch: bool = False,
     whole: bool = True,
     with_attention: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
 
@@ -136,10 +137,9 @@ def export_checkpoint(
         XattnError: the export is not standard, or does not compute what the model computes.
         VerificationError: the finished bundle fails its own golden cases.
     """
-    tell = progress or (lambda what, share: None)
     opset = choose_opset(attention, opset)
     check_output(output, overwrite=overwrite)
-    tell("opening the model", 0.0)
+    progress("opening the model", 0.0)
     model = _open(source, task)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
@@ -154,7 +154,7 @@ def export_checkpoint(
         tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
         inside_bytes = 0 if wanted else inside_bytes
         compute_golden = partial(make_golden, model, TextCodec(tokenizer_path, tokenizer), golden_images)
-        graphs, golden = _export_roles(model, attention, opset, inside_bytes, staged, compute_golden, tell)
+        graphs, golden = _export_roles(model, attention, opset, inside_bytes, staged, compute_golden, progress)
         if static_batch and _STATIC in graphs:
             _fix_batch(staged, _graph_file(_STATIC))
         for path, content in golden.files.items():
@@ -167,17 +167,17 @@ def export_checkpoint(
             manifest, facts, written = write_attention(staged, manifest)
             graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
         if wanted:
-            tell("joining the graphs", 0.85)
+            progress("joining the graphs", 0.85)
             wholes = write_wholes(staged, manifest)
             manifest = wholes.stated(manifest)
             graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
         elif manifest.task != "retrieval":
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
-        tell("verifying the bundle", 0.9)
+        progress("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)
         verdict.raise_if_failed()
-    tell("done", 1.0)
+    progress("done", 1.0)
     return ExportReport(
         bundle=output,
         task=manifest.task,
@@ -240,11 +240,11 @@ def _export_roles(
     inside_bytes: int,
     staged: StagedBundle,
     compute_golden: Callable[[], GoldenSet],
-    tell: Progress,
+    progress: Progress,
 ) -> tuple[dict[str, _Exported], GoldenSet]:
     """Export all roles side by side, with the golden cases, and compare each role with torch as soon as it is there."""
     folder = staged.folder / _GRAPHS_FOLDER
-    tell(f"exporting the {' and the '.join(role.name for role in source.roles)}, computing golden cases", 0.1)
+    progress(f"exporting the {' and the '.join(role.name for role in source.roles)}, computing golden cases", 0.1)
     # Which of them is done first is left to chance, but not the bundle: so each has its weights in a folder of its own.
     stores = [WeightStore(folder / f"of-{role.name}", inside_bytes) for role in source.roles]
     works: list[Callable[[], object]] = [
@@ -254,9 +254,9 @@ def _export_roles(
     with side_by_side([*works, compute_golden]) as found:
         for number, role in enumerate(source.roles):
             content, own = cast(tuple[bytes, WeightStore], next(found))
-            tell(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(works)))
+            progress(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(works)))
             exported[role.name] = _take(role, content, own, weights, staged)
-        tell("computing golden cases", _GRAPHS_DONE)
+        progress("computing golden cases", _GRAPHS_DONE)
         golden = cast(GoldenSet, next(found))
     # Where scores are always changed, nothing is ever decoded in one run.
     if LOOPED in exported and source.decoding is not None and replace(source.decoding, beams=1).is_plain:

@@ -6,19 +6,17 @@ The rows say which provider computes there; what it takes is in that provider's 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.writer import check_output
 from xattn_export.exporter import ExportReport, export_checkpoint
 from xattn_export.graph.conformance import examine
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize.base.options import Mode
 from xattn_export.quantize.bundle import quantize_bundle
 from xattn_export.quantize.calibration.examples import golden_examples
@@ -27,7 +25,9 @@ from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Attention, Task
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU, PROVIDERS, Provider, Wants
+from xattn_runtime.files import scratch_folder
 from xattn_runtime.json_reader import likely_meant
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["TARGETS", "Fit", "Target", "TargetReport", "export_for_target", "fit_of", "target_of"]
 
@@ -161,17 +161,15 @@ def export_for_target(
     with_attention: bool = False,
     overwrite: bool = False,
     command: str = "",
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> tuple[ExportReport, QuantizeReport]:
     """Make the bundle `output` of `source` as `target` wants it: exported, then quantized in its mode.
 
     Ranges of `int8-static` are calibrated on the golden inputs that the export makes.
     Raises what `export_checkpoint` and `quantize_bundle` raise; nothing is left behind then.
     """
-    tell = progress or (lambda what, share: None)
     check_output(output, overwrite=overwrite)
-    between = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
-    try:
+    with scratch_folder(output) as between:
         exported = export_checkpoint(
             source,
             between / output.name,
@@ -181,7 +179,7 @@ def export_for_target(
             static_batch=target.static_batch,
             with_attention=with_attention,
             command=command,
-            progress=lambda what, share: tell(what, 0.7 * share),
+            progress=lambda what, share: progress(what, 0.7 * share),
         )
         needs_ranges = target.mode == "int8-static"
         quantized = quantize_bundle(
@@ -191,10 +189,8 @@ def export_for_target(
             examples=golden_examples(open_bundle(between / output.name)) if needs_ranges else None,
             overwrite=overwrite,
             command=command,
-            progress=lambda what, share: tell(what, 0.7 + 0.3 * share),
+            progress=lambda what, share: progress(what, 0.7 + 0.3 * share),
         )
-    finally:
-        shutil.rmtree(between)
     return exported, quantized
 
 

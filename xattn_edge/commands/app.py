@@ -92,7 +92,11 @@ def root(
     Examples:
       xattn-edge caption picture.png
       xattn-edge vqa picture.png "what color is the shape?"
+      xattn-edge verify emoji-caption
       xattn-edge COMMAND --help
+
+    A BUNDLE is a folder, or the name of one that came with this package: emoji-caption, emoji-retrieval, sentiment,
+    shapes-vqa.
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help(), err=True)

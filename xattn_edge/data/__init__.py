@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from xattn_edge.data.cache import CACHE_VARIABLE, cache_folder
 from xattn_runtime.errors import DataError
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["CACHE_VARIABLE", "DataSet", "cache_folder", "data_sets", "fetch"]
 
@@ -56,7 +56,7 @@ def data_sets() -> tuple[DataSet, ...]:
     )
 
 
-def fetch(name: str, progress: Callable[[str, float], None] | None = None) -> Path:
+def fetch(name: str, progress: Progress = silent) -> Path:
     """Make a data set ready to use; returns the folder where it lies.
 
     Args:

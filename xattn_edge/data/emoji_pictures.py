@@ -16,8 +16,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ from PIL import Image
 from xattn_edge.data.cache import cache_folder
 from xattn_edge.data.emoji_names import TONES, caption_of_name
 from xattn_runtime.errors import DataError, DependencyError
+from xattn_runtime.files import atomic_folder, scratch_folder
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["ARTISTS", "PICTURE_SIZE_PX", "Artist", "EmojiPictures", "Picture", "fetch_emoji", "is_fetched"]
 
@@ -143,7 +144,7 @@ def is_fetched() -> bool:
     return (_folder() / _INDEX).is_file()
 
 
-def fetch_emoji(progress: Callable[[str, float], None] | None = None) -> Path:
+def fetch_emoji(progress: Progress = silent) -> Path:
     """Fetch and render the set, unless it is there; returns its folder.
 
     Args:
@@ -157,23 +158,18 @@ def fetch_emoji(progress: Callable[[str, float], None] | None = None) -> Path:
     if is_fetched():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
-        work = Path(temporary) / _VERSION
-        work.mkdir()
-        sets = [_fetch_artist(artist, Path(temporary)) for artist in ARTISTS]
+    with scratch_folder(folder) as downloads, atomic_folder(folder) as work:
+        sets = [_fetch_artist(artist, downloads) for artist in ARTISTS]
         pictures = _list_pictures(set.intersection(*(set(icons) for icons in sets)))
         for number, (artist, icons) in enumerate(zip(ARTISTS, sets, strict=True)):
             drawings = np.empty((len(pictures), PICTURE_SIZE_PX, PICTURE_SIZE_PX, 4), np.uint8)
             for row, picture in enumerate(pictures):
                 drawings[row] = _render(icons[picture.code_points])
-                if progress and row % 50 == 0:
+                if row % 50 == 0:
                     progress(f"render {artist.name}", (number + row / len(pictures)) / len(ARTISTS))
             np.save(work / f"{artist.name}.npy", drawings)
         index = json.dumps([asdict(picture) for picture in pictures], ensure_ascii=False, indent=0)
         (work / _INDEX).write_text(index, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
     return folder
 
 

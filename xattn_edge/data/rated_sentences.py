@@ -18,9 +18,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +31,9 @@ from numpy.typing import NDArray
 from xattn_edge.data.cache import cache_folder
 from xattn_edge.data.faces import face_frames
 from xattn_runtime.errors import DataError, DependencyError
+from xattn_runtime.files import atomic_folder, scratch_folder
 from xattn_runtime.preprocess.speech import MelSpec, log_mel
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["DOMAINS", "LABELS", "SPEECH", "RatedSentences", "Sentence", "fetch_sentences", "is_fetched", "label_of"]
 
@@ -145,7 +146,7 @@ def is_fetched() -> bool:
     return (_folder() / _INDEX).is_file()
 
 
-def fetch_sentences(progress: Callable[[str, float], None] | None = None) -> Path:
+def fetch_sentences(progress: Progress = silent) -> Path:
     """Fetch the sentences and speak them, unless they are there; returns their folder.
 
     Raises:
@@ -156,10 +157,8 @@ def fetch_sentences(progress: Callable[[str, float], None] | None = None) -> Pat
     if is_fetched():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
-        work = Path(temporary) / _VERSION
-        work.mkdir()
-        archive = _download(Path(temporary))
+    with scratch_folder(folder) as downloads, atomic_folder(folder) as work:
+        archive = _download(downloads)
         found = list(_read_sentences(archive))
         spectrograms, sentences, start = [], [], 0
         for number, sentence in enumerate(found):
@@ -167,16 +166,13 @@ def fetch_sentences(progress: Callable[[str, float], None] | None = None) -> Pat
                 spectrograms.append(log_mel(_speak(sentence), SPEECH.rate_hz, SPEECH).astype(np.float16))
                 end = start + len(spectrograms[-1])
                 sentence, start = Sentence(**{**asdict(sentence), "spoken": (start, end)}), end
-                if progress and len(spectrograms) % 50 == 0:
+                if len(spectrograms) % 50 == 0:
                     progress("speak", number / len(found))
             sentences.append(sentence)
         np.save(work / _SPOKEN, np.concatenate(spectrograms))
         (work / _WORDS).write_text(json.dumps(_read_lexicon(archive), ensure_ascii=False, indent=0), encoding="utf-8")
         index = json.dumps([asdict(each) for each in sentences], ensure_ascii=False, indent=0)
         (work / _INDEX).write_text(index, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        work.rename(folder)
     return folder
 
 

@@ -5,7 +5,7 @@ Logits are taken from the runtime; nothing here imports torch. Guo et al., 2017,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import DataError, UserError
 from xattn_runtime.generate.processors import log_softmax
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import VqaTask
 
 __all__ = ["calibrate", "expected_calibration_error", "fit_temperature"]
 
-Progress = Callable[[str, float], None]
 
 _BINS = 15
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -68,7 +68,7 @@ def calibrate(
     provider: str = "cpu",
     threads: int | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Calibration:
     """Fit a temperature on every other picture of the test split of `data`, and try it on the pictures between.
 
@@ -83,7 +83,7 @@ def calibrate(
     if opened.manifest.labels is None or opened.manifest.task != "vqa":
         raise UserError(f"{bundle}: expected a bundle that chooses its answers among labels, found none")
     task = load(opened, provider, threads, task="vqa")
-    places, logits, labels = _logits(task, data, opened.manifest.labels, limit, progress or (lambda what, share: None))
+    places, logits, labels = _logits(task, data, opened.manifest.labels, limit, progress)
     fits = places % 2 == 0
     if not fits.any() or fits.all():
         raise UserError(f"limit: expected questions about 2 pictures or more, found {len(places)} about one")
@@ -93,7 +93,7 @@ def calibrate(
 
 
 def _logits(
-    task: VqaTask, data: str, known: Sequence[str], limit: int | None, tell: Progress
+    task: VqaTask, data: str, known: Sequence[str], limit: int | None, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     """Of every question: the number of its picture, its logits `[questions, answers]`, and the right label."""
     from xattn_edge.data.easy_vqa import EasyVqa
@@ -107,7 +107,7 @@ def _logits(
             [sample.image for sample in batch], [sample.question for sample in batch], top_k=len(known)
         )
         rows += [[dict(answer.top)[label] for label in known] for answer in answers]
-        tell("answering", (start + len(batch)) / len(samples))
+        progress("answering", (start + len(batch)) / len(samples))
     # The logarithms of probabilities are logits but for a number that is the same for all answers.
     logits = np.log(np.maximum(np.array(rows, dtype=np.float32), np.finfo(np.float32).tiny))
     labels = [known.index(sample.answer) for sample in samples]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_edge.data.emoji_captions import EmojiCaptions
 from xattn_edge.data.emoji_pictures import ARTISTS, Artist
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["RECALLS", "RERANKED", "recall", "retrieval_scores"]
 
@@ -49,7 +50,7 @@ def retrieval_scores(
     embed_texts: EmbedTexts,
     rerank: Rerank | None = None,
     limit: int | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, dict[str, float]]:
     """Recall by split, artist and direction, as `held-out-concepts/noto/text-to-image`.
 
@@ -59,8 +60,7 @@ def retrieval_scores(
     """
     scores: dict[str, dict[str, float]] = {}
     for number, (split, artist) in enumerate(parts := list(_parts())):
-        if progress:
-            progress(f"looking at {split} by {artist.name}", number / len(parts))
+        progress(f"looking at {split} by {artist.name}", number / len(parts))
         captions, pictures = data.alone_by(artist.name, split)
         captions, pictures = captions[:limit], pictures[:limit]
         name, images = f"{split}/{artist.name}", embed_images(pictures)

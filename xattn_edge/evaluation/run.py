@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from xattn_edge.evaluation.metrics import caption_metrics
 from xattn_runtime.errors import DataError, QuestionError, UserError
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask
 from xattn_runtime.tasks.sentiment import Sample
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluationReport", "evaluate"]
 
-Progress = Callable[[str, float], None]
 _Part = TypeVar("_Part")
 
 _IMAGES_PER_BATCH = 32
@@ -69,7 +68,7 @@ def evaluate(
     provider: str = "cpu",
     threads: int | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> EvaluationReport:
     """Measure a bundle on a split of a data set.
 
@@ -89,12 +88,11 @@ def evaluate(
     if data not in _DATA_TASKS:
         raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_DATA_TASKS)}")
     task = load(bundle, provider=provider, threads=threads)
-    tell = progress or (lambda _message, _share: None)
     found = task.bundle.manifest.task
     if found not in _DATA_TASKS[data]:
         wanted = " and ".join(_DATA_TASKS[data])
         raise UserError(f"{bundle}: a bundle for {found} cannot be evaluated on {data}, which is for {wanted}")
-    metric, per_split = _evaluate(task, split, limit, tell)
+    metric, per_split = _evaluate(task, split, limit, progress)
     # Parts that are answers to different questions have no mean: there the first one stands for the bundle.
     counted = dict([next(iter(per_split.items()))]) if found in _FIRST_PART_COUNTS else per_split
     total = int(sum(scores["n"] for scores in counted.values()))
@@ -112,19 +110,21 @@ def evaluate(
     )
 
 
-def _evaluate(task: AnyTask, split: str, limit: int | None, tell: Progress) -> tuple[str, dict[str, dict[str, float]]]:
+def _evaluate(
+    task: AnyTask, split: str, limit: int | None, progress: Progress
+) -> tuple[str, dict[str, dict[str, float]]]:
     """The metric, and the scores of every part."""
     if isinstance(task, VqaTask):
-        return "accuracy", _evaluate_vqa(task, split, limit, tell)
+        return "accuracy", _evaluate_vqa(task, split, limit, progress)
     if isinstance(task, CaptionTask):
-        return "exact_match", _evaluate_captions(task, split, limit, tell)
+        return "exact_match", _evaluate_captions(task, split, limit, progress)
     if isinstance(task, RetrievalTask):
-        return "recall_at_1", _evaluate_retrieval(task, split, limit, tell)
-    return "accuracy", _evaluate_sentiment(task, split, limit, tell)
+        return "recall_at_1", _evaluate_retrieval(task, split, limit, progress)
+    return "accuracy", _evaluate_sentiment(task, split, limit, progress)
 
 
 def _evaluate_retrieval(
-    task: RetrievalTask, split: str, limit: int | None, tell: Progress
+    task: RetrievalTask, split: str, limit: int | None, progress: Progress
 ) -> dict[str, dict[str, float]]:
     from xattn_edge.data.emoji_captions import EmojiCaptions
     from xattn_edge.evaluation.retrieval import retrieval_scores
@@ -135,7 +135,7 @@ def _evaluate_retrieval(
         lambda texts: np.stack([_embedding(task, text) for text in texts]),
         _reranker(task) if task.reranks else None,
         limit,
-        tell,
+        progress,
     )
     return _of_split(scores, split)
 
@@ -160,7 +160,7 @@ def _embedding(task: RetrievalTask, text: str) -> NDArray[np.float32]:
 
 
 def _evaluate_sentiment(
-    task: SentimentTask, split: str, limit: int | None, tell: Progress
+    task: SentimentTask, split: str, limit: int | None, progress: Progress
 ) -> dict[str, dict[str, float]]:
     from xattn_edge.data.rated_sentences import RatedSentences
     from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
@@ -168,7 +168,7 @@ def _evaluate_sentiment(
     data, scores = RatedSentences(), {}
     parts = _of_split({part.name: part for part in PARTS}, split)
     for number, part in enumerate(parts.values()):
-        tell(f"reading {part.name}", number / len(parts))
+        progress(f"reading {part.name}", number / len(parts))
         rows = part_sentences(data, part)[:limit]
         found = [
             _label(
@@ -209,7 +209,7 @@ def _weighted_means(per_split: dict[str, dict[str, float]], total: int) -> dict[
     return {name: sum(scores[name] * scores["n"] for scores in per_split.values()) / total for name in names}
 
 
-def _evaluate_vqa(task: VqaTask, split: str, limit: int | None, tell: Progress) -> dict[str, dict[str, float]]:
+def _evaluate_vqa(task: VqaTask, split: str, limit: int | None, progress: Progress) -> dict[str, dict[str, float]]:
     from xattn_edge.data.easy_vqa import EasyVqa
 
     samples = EasyVqa().samples(split)[:limit]
@@ -218,11 +218,13 @@ def _evaluate_vqa(task: VqaTask, split: str, limit: int | None, tell: Progress) 
         batch = samples[start : start + _QUESTIONS_PER_BATCH]
         answers = task.ask_batch([sample.image for sample in batch], [sample.question for sample in batch])
         right += sum(answer.answer == sample.answer for answer, sample in zip(answers, batch, strict=True))
-        tell("answering", (start + len(batch)) / len(samples))
+        progress("answering", (start + len(batch)) / len(samples))
     return {split: {"n": len(samples), "accuracy": 100 * right / len(samples)}}
 
 
-def _evaluate_captions(task: CaptionTask, split: str, limit: int | None, tell: Progress) -> dict[str, dict[str, float]]:
+def _evaluate_captions(
+    task: CaptionTask, split: str, limit: int | None, progress: Progress
+) -> dict[str, dict[str, float]]:
     from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
 
     data = EmojiCaptions()
@@ -237,6 +239,6 @@ def _evaluate_captions(task: CaptionTask, split: str, limit: int | None, tell: P
             captions += [caption.text for caption in task.caption_batch([sample.pixels for sample in batch])]
             references += [sample.caption for sample in batch]
             done += len(batch)
-            tell(f"captioning {part}", done / sum(sizes.values()))
+            progress(f"captioning {part}", done / sum(sizes.values()))
         scores[part] = {"n": len(references), **caption_metrics(captions, references)}
     return scores

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
 from xattn_edge.models.sentiment import SentimentConfig, SentimentModel
 from xattn_edge.models.vqa import VqaModel
 from xattn_runtime.errors import CheckpointError
+from xattn_runtime.files import atomic_file, atomic_write
 
 __all__ = [
     "FORMAT_VERSION",
@@ -39,7 +39,6 @@ __all__ = [
     "build_model",
     "load_checkpoint",
     "save_checkpoint",
-    "write_atomically",
 ]
 
 FORMAT_VERSION = 1
@@ -81,10 +80,9 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
     """Write everything but the report to `checkpoint.path`, the configuration last: it marks the folder complete."""
     folder = checkpoint.path
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "model.safetensors.partial"
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
-    write_atomically(folder / "tokenizer.json", checkpoint.tokenizer_json)
+    with atomic_file(folder / "model.safetensors") as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.state_dict().items()}, temporary)
+    atomic_write(folder / "tokenizer.json", checkpoint.tokenizer_json)
     config = {
         "format_version": FORMAT_VERSION,
         "task": checkpoint.task,
@@ -94,7 +92,7 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
         "image_preprocessing": list(checkpoint.image_preprocessing),
         "recipe": dict(checkpoint.recipe),
     }
-    write_atomically(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    atomic_write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -129,19 +127,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: damaged or of another model: {type(error).__name__}: {reason}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 `text` under a temporary name beside `path`, flush it to disk, then rename."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

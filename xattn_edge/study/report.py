@@ -7,12 +7,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xattn_edge.models.checkpoint import write_atomically
 from xattn_edge.study.chart import Point, scatter
 from xattn_edge.study.effects import Spread
 from xattn_edge.study.measured import Measured
 from xattn_edge.study.plan import TASKS, StudyPlan
 from xattn_edge.study.reading import coverage, grid_lines
+from xattn_runtime.files import atomic_write
 
 __all__ = ["processor", "write_report"]
 
@@ -50,9 +50,9 @@ def write_report(
         rows = [each for each in results if each.task == task]
         picture = path.with_name(f"{path.stem}-{task}.svg")
         points = [_point(each) for each in rows if each.forbidden is None]
-        write_atomically(picture, scatter(_TITLES[task], points, floors[task][0]))
+        atomic_write(picture, scatter(_TITLES[task], points, floors[task][0]))
         parts.append(_section(task, plan, rows, floors[task], picture.name))
-    write_atomically(path, "\n\n".join(parts) + "\n")
+    atomic_write(path, "\n\n".join(parts) + "\n")
 
 
 def _introduction(plan: StudyPlan, measured: Sequence[str], threads: int, command: str) -> str:

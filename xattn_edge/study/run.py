@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from xattn_edge.models.checkpoint import write_atomically
 from xattn_edge.study.measured import Measured
 from xattn_edge.study.plan import TASKS, StudyPlan, TaskName, described
 from xattn_edge.study.report import processor, write_report
@@ -21,6 +20,7 @@ from xattn_edge.study.subjects import Subject, make_subject
 from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.files import atomic_write
 from xattn_runtime.loader import load
 
 __all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
@@ -167,7 +167,7 @@ def _prepare(folder: Path, plan: StudyPlan) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: holds something else than a study; name an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(budget, indent=2) + "\n")
+    atomic_write(path, json.dumps(budget, indent=2) + "\n")
 
 
 def _name(task: TaskName, combination: Combination) -> str:
@@ -194,14 +194,14 @@ def _run(
     try:
         width, parameters = subject.take(combination, seed)
     except ValueError as error:
-        write_atomically(path, json.dumps({"forbidden": str(error)}) + "\n")
+        atomic_write(path, json.dumps({"forbidden": str(error)}) + "\n")
         return
     subject.fit(seed, on_step)
     found: dict[str, Any] = {"width": width, "parameters": parameters, "accuracy": subject.accuracy()}
     found["training_seconds"] = round(time.monotonic() - began, 2)
     if seed == 0:
         found |= _bundle_bytes(folder, subject, name, command)
-    write_atomically(path, json.dumps(found, indent=2) + "\n")
+    atomic_write(path, json.dumps(found, indent=2) + "\n")
 
 
 def _bundle_bytes(folder: Path, subject: Subject, name: str, command: str) -> dict[str, int]:
@@ -242,7 +242,7 @@ def _times(
             call = subjects[task].call(load(folder / _BUNDLES / name, threads=threads))
             rounds[name].append(_milliseconds(call))
     times = {name: statistics.median(values) for name, values in rounds.items()}
-    write_atomically(path, json.dumps({**how, "milliseconds": times}, indent=2) + "\n")
+    atomic_write(path, json.dumps({**how, "milliseconds": times}, indent=2) + "\n")
     return times
 
 

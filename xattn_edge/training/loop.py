@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import CheckpointError, OutputError
+from xattn_runtime.files import atomic_file
 
 __all__ = ["STATE_FILE", "Batch", "Task", "fit", "fit_in_memory"]
 
@@ -189,13 +190,9 @@ def _save(path: Path, identity: dict[str, Any], done: int, model: nn.Module, opt
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": moments[name] for name in _ADAM_MOMENTS}
     tensors["random"] = torch.get_rng_state()
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        metadata = {"identity": json.dumps(identity, sort_keys=True), "done": str(done)}
+    metadata = {"identity": json.dumps(identity, sort_keys=True), "done": str(done)}
+    with atomic_file(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _restore(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

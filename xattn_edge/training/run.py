@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint, write_atomically
+from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint
 from xattn_edge.training.caption import CaptionTask
 from xattn_edge.training.combination import Combination
 from xattn_edge.training.loop import STATE_FILE, fit
@@ -23,6 +23,7 @@ from xattn_edge.training.retrieval import RetrievalTask
 from xattn_edge.training.sentiment import SentimentTask
 from xattn_edge.training.vqa import VqaTask
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.files import atomic_write, is_leftover, sweep
 
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
@@ -128,10 +129,10 @@ def _run(
         fit(task, recipe, output, identity, on_step)
     finally:
         seconds = before + time.monotonic() - started
-        write_atomically(output / _SECONDS_FILE, json.dumps(seconds))
+        atomic_write(output / _SECONDS_FILE, json.dumps(seconds))
     tell(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
     evaluation = {**task.report(), "data": recipe.data, "training_seconds": round(seconds, 1)}
-    write_atomically(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
+    atomic_write(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
     save_checkpoint(
         Checkpoint(
             path=output,
@@ -154,8 +155,9 @@ def _run(
             },
         )
     )
-    for leftover in (STATE_FILE, _SECONDS_FILE):
-        (output / leftover).unlink(missing_ok=True)
+    for file in (output / STATE_FILE, output / _SECONDS_FILE):
+        sweep(file)
+        file.unlink(missing_ok=True)
     return TrainReport(output, name, evaluation)
 
 
@@ -172,15 +174,20 @@ def _prepare_output(output: Path, overwrite: bool) -> None:
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; expected a folder for the checkpoint")
     if overwrite and output.exists():
-        if not {path.name for path in output.iterdir()} <= _CHECKPOINT_FILES:
+        if _strangers(output):
             raise OutputError(f"{output}: holds files that are not of a checkpoint; choose another folder")
         shutil.rmtree(output)
     if (output / "config.json").exists():
         raise OutputError(f"{output}: holds a finished checkpoint; choose another folder or use --overwrite")
     output.mkdir(parents=True, exist_ok=True)
-    strangers = sorted({path.name for path in output.iterdir()} - _CHECKPOINT_FILES)
-    if strangers:
+    if strangers := _strangers(output):
         raise OutputError(f"{output}: holds {strangers[0]}, which is not of a checkpoint; choose an empty folder")
+
+
+def _strangers(output: Path) -> list[str]:
+    """Names in the folder that no training writes; not those of files that a killed one left half written."""
+    names = {path.name for path in output.iterdir()} - _CHECKPOINT_FILES
+    return sorted(name for name in names if not is_leftover(name))
 
 
 _CHECKPOINT_FILES = {
@@ -189,6 +196,5 @@ _CHECKPOINT_FILES = {
     "tokenizer.json",
     "report.json",
     STATE_FILE,
-    STATE_FILE + ".partial",
     _SECONDS_FILE,
 }

@@ -14,9 +14,10 @@ from pathlib import PurePosixPath
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.bundle.graph_files import write_graph
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.writer import StagedBundle
-from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.graph.conformance import require_standard, require_valid
+from xattn_export.graph.reading import read_graph
+from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, Graph, Manifest
 from xattn_runtime.errors import UserError
 

@@ -6,11 +6,12 @@ from pathlib import PurePosixPath
 
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.writer import StagedBundle
-from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, weights_file
 from xattn_export.graph.generator import GENERATOR, generator_graph
+from xattn_export.graph.reading import read_graph
+from xattn_runtime.bundle.graph_facts import GraphFacts
 
 __all__ = ["write_generator", "write_graph"]
 

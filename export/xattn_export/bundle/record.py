@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xattn_export.bundle.provenance import created_utc
-from xattn_export.bundle.writer import manifest_document, not_written
+from xattn_export.bundle.writer import manifest_document
 from xattn_runtime.bundle.calibration import Calibration
 from xattn_runtime.bundle.folder import MANIFEST_FILE, open_bundle
 from xattn_runtime.bundle.manifest import Manifest
+from xattn_runtime.files import atomic_write, not_written
 
 __all__ = ["record_calibration", "record_evaluation"]
 
@@ -27,27 +26,22 @@ def record_evaluation(bundle: Path, record: Mapping[str, Any]) -> None:
         BundleError: `bundle` is no bundle, or is damaged.
         OutputError: its manifest cannot be written; it stays as it was.
     """
-    manifest = open_bundle(bundle).manifest
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     others = [old for old in manifest.evaluation if any(old.get(key) != record.get(key) for key in _SAME)]
     evaluation = (*others, {**record, "evaluated_utc": created_utc()})
-    _rewrite(bundle, replace(manifest, evaluation=evaluation))
+    _rewrite(opened.path, replace(manifest, evaluation=evaluation))
 
 
 def record_calibration(bundle: Path, calibration: Calibration) -> None:
     """Make `calibration` the manifest's. Raises as `record_evaluation`."""
-    _rewrite(bundle, replace(open_bundle(bundle).manifest, calibration=calibration))
+    opened = open_bundle(bundle)
+    _rewrite(opened.path, replace(opened.manifest, calibration=calibration))
 
 
 def _rewrite(bundle: Path, manifest: Manifest) -> None:
     target = bundle / MANIFEST_FILE
-    temporary = bundle.with_name(f".{bundle.name}.{os.getpid()}-{secrets.token_hex(4)}.manifest.partial")
     try:
-        with temporary.open("wb") as stream:
-            stream.write(manifest_document(manifest))
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
+        atomic_write(target, manifest_document(manifest), beside=bundle)
     except OSError as error:
         raise not_written(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)

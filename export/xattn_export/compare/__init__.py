@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +20,7 @@ from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask
 from xattn_runtime.tasks.sentiment import read_sample
 
@@ -60,7 +61,7 @@ def compare_bundles(
     *,
     threshold: float = _THRESHOLD,
     looked_into: int = _LOOKED_INTO,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> CompareReport:
     """Answer `samples` with both, and look into the layers of both on the first of them.
 
@@ -76,18 +77,17 @@ def compare_bundles(
         UserError: tasks that differ, no samples, or bundles for retrieval, which answer nothing.
         BundleError, ProviderError: as loading and running raise them.
     """
-    tell = progress or (lambda what, share: None)
     _check(bundles, samples)
     tasks = load(bundles[0], settings[0]), load(bundles[1], settings[1])
     changes, right, equal = [], [0, 0], 0
     for number, sample in enumerate(samples.items):
-        tell(f"answering {samples.name}", 0.7 * number / len(samples.items))
+        progress(f"answering {samples.name}", 0.7 * number / len(samples.items))
         found = [_answer(task, sample) for task in tasks]
         right = [count + (text == sample.reference) for count, (text, _) in zip(right, found, strict=True)]
         equal += found[0][0] == found[1][0]
         if found[0][0] != found[1][0]:
             changes.append(_change(number, sample, bundles[0], found))
-    tell("looking into the layers", 0.7)
+    progress("looking into the layers", 0.7)
     components = _components(bundles, settings, samples.items[:looked_into], threshold)
     return CompareReport(
         first=f"{bundles[0].path} on {settings[0].name}",

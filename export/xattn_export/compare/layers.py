@@ -17,9 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.compare.report import Component, Layer
 from xattn_export.graph.conformance import FLOATING, all_initializers
+from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.execution.loading import load_graph
 from xattn_runtime.execution.session import EngineTensor, SessionSettings, Tensor

@@ -11,8 +11,9 @@ import onnx.inliner
 from onnx import ModelProto, NodeProto
 from onnx.defs import OpSchema
 
-from xattn_export.graph.conformance import STANDARD_DOMAIN, all_nodes
+from xattn_export.graph.conformance import all_nodes
 from xattn_runtime.bundle.manifest import LOWEST_OPSET
+from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
 

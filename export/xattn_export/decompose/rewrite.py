@@ -12,8 +12,9 @@ from xattn_export.decompose.arithmetic import write_attention
 from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
-from xattn_export.graph.conformance import STANDARD_DOMAIN, all_nodes, examine, subgraphs
+from xattn_export.graph.conformance import all_nodes, examine, subgraphs
 from xattn_export.graph.editing import Constants, Names, Writer, copy_fields, is_large
+from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
 

@@ -8,7 +8,6 @@ https://onnx.ai/onnx/repo-docs/ExternalData.html
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -66,8 +65,6 @@ class WeightStore:
                         shape=ir.Shape(tensor.shape.numpy()),
                         name=value.name or "",
                     )
-            stream.flush()
-            os.fsync(stream.fileno())
             empty = stream.tell() == 0
         if empty:
             (self.folder / file).unlink()

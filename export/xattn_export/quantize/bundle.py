@@ -16,7 +16,7 @@ from xattn_export.bundle.attention_role import write_attention
 from xattn_export.bundle.graph_files import write_generator, write_graph
 from xattn_export.bundle.provenance import created_utc, versions
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
-from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
 from xattn_export.quantize.base.mode_spec import BASELINE
@@ -32,6 +32,7 @@ from xattn_export.quantize.quantizing import quantize_graph
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.whole import write_wholes
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
+from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.loader import load

@@ -9,14 +9,15 @@ from pathlib import PurePosixPath
 from onnx import ModelProto, TensorProto
 
 from xattn_export.bundle.graph_files import write_graph
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.bundle.writer import StagedBundle
-from xattn_export.graph.conformance import GraphFacts, require_standard, require_valid
+from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.generator import GENERATOR, LOOPED, generator_graph
+from xattn_export.graph.reading import read_graph
 from xattn_export.whole.asked import QuestionWords, question_words, write_question
 from xattn_export.whole.compose import Composition, compose, new_composition
 from xattn_export.whole.decoded import TokenTexts, token_texts, write_labels, write_texts
 from xattn_export.whole.pixels import unwritable_step
+from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import PRECISIONS, WHOLE_ROLES, Graph, Manifest
 from xattn_runtime.preprocess.text import TextCodec
 

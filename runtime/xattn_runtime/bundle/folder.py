@@ -16,7 +16,16 @@ from xattn_runtime.bundle.manifest import FileEntry, Manifest, Task, parse
 from xattn_runtime.errors import BundleError
 from xattn_runtime.json_reader import one_line, show
 
-__all__ = ["MANIFEST_FILE", "Bundle", "default_bundle", "file_digest", "open_bundle", "parse_manifest_json"]
+__all__ = [
+    "MANIFEST_FILE",
+    "Bundle",
+    "bundle_path",
+    "default_bundle",
+    "file_digest",
+    "open_bundle",
+    "parse_manifest_json",
+    "shipped_bundles",
+]
 
 MANIFEST_FILE = "manifest.json"
 _DEFAULT_NAMES: dict[Task, str] = {
@@ -47,9 +56,10 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """The bundle in the folder `path`, after checking schema version, paths, sizes and SHA-256 of every file.
 
+    path: a folder; or the name of a bundle that came with this package, with or without `.xattn`.
     Raises BundleError, one line that names the file, for anything missing, truncated, altered, linked or not listed.
     """
-    folder = Path(path)
+    folder = bundle_path(path)
     _check_folder(folder)
     manifest_path = folder / MANIFEST_FILE
     manifest = parse_manifest_json(_read_manifest(manifest_path), str(manifest_path))
@@ -71,17 +81,34 @@ def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
 
 def default_bundle(task: Task) -> Path:
     """Folder of the bundle for `task` that came with this package; BundleError where there is none."""
-    from importlib import resources
-
     if task not in _DEFAULT_NAMES:
         raise BundleError(f"default bundle: expected a task of {', '.join(_DEFAULT_NAMES)}, found {show(task)}")
-    folder = Path(str(resources.files("xattn_runtime"))) / "defaults" / _DEFAULT_NAMES[task]
+    folder = _defaults() / _DEFAULT_NAMES[task]
     if not (folder / MANIFEST_FILE).is_file():
         raise BundleError(
             f"{folder}: expected the default bundle for {task}, found none; name a bundle with --bundle, "
             "install xattn-edge from its wheel, or run scripts/make_defaults.sh in a checkout"
         )
     return folder
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """The bundles that came with this package: their names, without `.xattn`, and their folders."""
+    return {path.stem: path for path in sorted(_defaults().glob("*.xattn")) if (path / MANIFEST_FILE).is_file()}
+
+
+def bundle_path(path: str | os.PathLike[str]) -> Path:
+    """`path`; or, where nothing lies there, the folder of the bundle of that name that came with this package."""
+    folder = Path(path)
+    if os.path.lexists(folder):
+        return folder
+    return shipped_bundles().get(str(folder).removesuffix(".xattn"), folder)
+
+
+def _defaults() -> Path:
+    from importlib import resources
+
+    return Path(str(resources.files("xattn_runtime"))) / "defaults"
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -92,7 +119,9 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not os.path.lexists(folder):
-        raise BundleError(f"{folder}: expected a bundle folder, found nothing; check the path")
+        names = ", ".join(shipped_bundles())
+        advice = f", or name one that came with this package: {names}" if names else ""
+        raise BundleError(f"{folder}: expected a bundle folder, found nothing; check the path{advice}")
     if not folder.is_dir():
         raise BundleError(
             f"{folder}: expected a bundle folder, found a file; name the folder that holds {MANIFEST_FILE}"

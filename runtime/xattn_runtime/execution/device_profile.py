@@ -18,6 +18,7 @@ from xattn_runtime.errors import OutputError
 from xattn_runtime.execution.loading import SessionTuning
 from xattn_runtime.execution.machine import describe_machine
 from xattn_runtime.execution.providers import load_onnxruntime
+from xattn_runtime.files import atomic_folder, atomic_write, check_writable
 
 __all__ = [
     "DeviceProfile",
@@ -118,22 +119,18 @@ def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
 def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path | None = None) -> Path:
     """Write it whole or not at all, with the graphs in the folder `optimized`; OutputError where that cannot be."""
     path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
-    temporary, made = path.with_name(f".{path.name}.partial"), folder.with_name(f".{folder.name}.partial")
+    document = json.dumps({"schema": _SCHEMA, **asdict(profile)}, indent=2) + "\n"
     try:
-        temporary.write_text(json.dumps({"schema": _SCHEMA, **asdict(profile)}, indent=2) + "\n", encoding="utf-8")
-        if profile.optimized is not None and optimized is not None:
-            shutil.copytree(optimized, made)
+        check_writable(path)
         # In between an older profile finds graphs that are gone or are not its own, and does without.
-        if folder.is_dir() and not folder.is_symlink():
+        if profile.optimized is not None and optimized is not None:
+            with atomic_folder(folder) as made:
+                shutil.copytree(optimized, made, dirs_exist_ok=True)
+        elif folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
-        if made.is_dir():
-            made.replace(folder)
-        temporary.replace(path)
+        atomic_write(path, document)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; move the bundle") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return path
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from xattn_runtime.bundle.folder import bundle_path
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.execution.machine import describe_machine
 from xattn_runtime.profiling.document import Failure, Profile, ProfileDocument
@@ -26,11 +27,11 @@ from xattn_runtime.profiling.measure.nodes import GraphTime, summarise_graph
 from xattn_runtime.profiling.measure.passes import Times
 from xattn_runtime.profiling.measure.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
 from xattn_runtime.profiling.worker_process import Combination, Contestant
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.version import installed_version
 
-__all__ = ["ProfileOptions", "Progress", "profile_combinations", "profile_matrix"]
+__all__ = ["ProfileOptions", "profile_combinations", "profile_matrix"]
 
-Progress = Callable[[str, float], None]
 Trace = dict[str, list[dict[str, Any]]]
 
 _LOGGER = logging.getLogger("xattn_runtime")
@@ -113,7 +114,7 @@ def profile_matrix(
     threads: Sequence[int | None] = (None,),
     batches: Sequence[int] = (1,),
     options: ProfileOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     traces: dict[Combination, Trace] | None = None,
 ) -> ProfileDocument:
     """Profile every bundle on every provider with every number of threads and of pictures at once.
@@ -129,7 +130,7 @@ def profile_matrix(
     """
     options = options or ProfileOptions()
     combinations = [
-        Combination(os.fspath(bundle), provider, count, batch)
+        Combination(os.fspath(bundle_path(bundle)), provider, count, batch)
         for bundle, provider, count, batch in product(bundles, providers, threads, batches)
     ]
     run = _measured(combinations, options, progress)
@@ -139,7 +140,7 @@ def profile_matrix(
 
 
 def profile_combinations(
-    combinations: Sequence[Combination], options: ProfileOptions, progress: Progress | None = None
+    combinations: Sequence[Combination], options: ProfileOptions, progress: Progress = silent
 ) -> tuple[dict[Combination, Profile], list[Failure]]:
     """As `profile_matrix`, of just these: what was found of each, and what failed. KeyboardInterrupt ends it."""
     run = _measured(combinations, options, progress)
@@ -149,9 +150,9 @@ def profile_combinations(
     return found, run.failures
 
 
-def _measured(combinations: Sequence[Combination], options: ProfileOptions, progress: Progress | None) -> _Run:
+def _measured(combinations: Sequence[Combination], options: ProfileOptions, progress: Progress) -> _Run:
     _check(combinations, options)
-    run = _Run(options, progress or (lambda text, share: None))
+    run = _Run(options, progress)
     with run.interruptible():
         for number in range(options.processes):
             run.start(combinations, number)

@@ -20,10 +20,11 @@ from xattn_runtime.execution.machine import describe_machine
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import default_threads
 from xattn_runtime.profiling.document import Profile
-from xattn_runtime.profiling.matrix import ProfileOptions, Progress, profile_combinations
+from xattn_runtime.profiling.matrix import ProfileOptions, profile_combinations
 from xattn_runtime.profiling.measure.estimates import Shift, ratio_shift
 from xattn_runtime.profiling.optimized import OptimizedVerdict, try_optimized
 from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["Candidate", "Goal", "Tuned", "tune_bundle"]
 
@@ -76,7 +77,7 @@ def tune_bundle(
     goal: Goal = "latency",
     providers: Sequence[str] = ("cpu",),
     time_budget_s: float = 60.0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     also: Sequence[str | os.PathLike[str]] = (),
     optimize_into: Path | None = None,
 ) -> Tuned:
@@ -95,12 +96,11 @@ def tune_bundle(
         raise UserError(f"--goal: expected one of {', '.join(_FIGURES)}, found {goal}")
     if not providers:
         raise UserError("--provider: expected at least one, found none")
-    tell = progress or (lambda text, share: None)
     forms = _forms([bundle, *also])
-    plain = Combination(os.fspath(bundle), providers[0], default_threads(), 1)
+    plain = Combination(next(iter(forms)), providers[0], default_threads(), 1)
     combinations = _combinations(plain, forms, providers)
     options = ProfileOptions(time_budget_s=0.6 * time_budget_s, nodes=False)
-    profiles = _measured(combinations, goal, options, lambda text, share: tell(text, 0.6 * share))
+    profiles = _measured(combinations, goal, options, lambda text, share: progress(text, 0.6 * share))
     if plain not in profiles:
         raise XattnError(
             f"{plain.bundle}: expected to measure the defaults on {plain.provider}, found that they failed"
@@ -115,8 +115,8 @@ def tune_bundle(
         options = replace(options, time_budget_s=0.25 * time_budget_s / _MEETINGS)
         meetings = []
         for number in range(_MEETINGS):
-            tell("the best against the defaults", 0.6 + 0.25 * number / _MEETINGS)
-            meetings.append(_measured([plain, best], goal, options, lambda text, share: None))
+            progress("the best against the defaults", 0.6 + 0.25 * number / _MEETINGS)
+            meetings.append(_measured([plain, best], goal, options, silent))
         chosen = _confirmed(plain, best, meetings, goal)
     taken = plain if chosen is None else best
     verdict = None
@@ -125,7 +125,7 @@ def tune_bundle(
             taken,
             optimize_into,
             0.15 * time_budget_s,
-            lambda share: tell("optimized graphs", 0.85 + 0.15 * share),
+            lambda share: progress("optimized graphs", 0.85 + 0.15 * share),
             memory=goal == "memory",
         )
         chosen = _with_graphs(chosen, taken, verdict, goal)
@@ -141,7 +141,7 @@ def _forms(bundles: Sequence[str | os.PathLike[str]]) -> dict[str, str]:
                 f"--also: expected the model of {opened[0].path} in another attention form and the same precisions, "
                 f"found that {other.path} is not; compare other models by xattn-edge profile"
             )
-    return {os.fspath(bundle): one.manifest.attention for bundle, one in zip(bundles, opened, strict=True)}
+    return {os.fspath(one.path): one.manifest.attention for one in opened}
 
 
 def _kind(bundle: Bundle) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
+from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.retrieval.match import Embedder, Embeddings
 
 __all__ = [
@@ -48,8 +50,6 @@ _ALIGNED = 64
 _BATCH = 16
 _MOST_HEADER_BYTES = 2**30
 _MOST_NAMED = 3
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def open_index(path: Path, bundle: Bundle) -> PictureIndex:
     return PictureIndex(path, folder, files, embeddings)
 
 
-def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progress | None = None) -> IndexReport:
+def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progress = silent) -> IndexReport:
     """Make the file `path` the index of the pictures in `folder`; what it holds already and is unchanged is kept.
 
     Pictures that cannot be used are left out and reported. The file is replaced when all is done, or not at all.
@@ -140,7 +140,7 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
     old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
     new = [file for file in before if file not in rows]
-    found, refused = _embed(embedder, folder, new, progress or _silent)
+    found, refused = _embed(embedder, folder, new, progress)
     _check_unchanged(folder, before)
     kept = [file for file in before if file in rows or file in found]
     embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else found[file] for file in kept]
@@ -150,21 +150,17 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
     return IndexReport(open_index(path, embedder.bundle), len(found), removed, tuple(refused))
 
 
-def look_at_folder(embedder: Embedder, folder: Path, progress: Progress | None = None) -> IndexReport:
+def look_at_folder(embedder: Embedder, folder: Path, progress: Progress = silent) -> IndexReport:
     """The same index in memory alone, of all pictures in `folder`.
 
     Raises:
         UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
     """
     files = pictures_of(folder)
-    found, refused = _embed(embedder, folder, files, progress or _silent)
+    found, refused = _embed(embedder, folder, files, progress)
     _check_unchanged(folder, files)
     embeddings = np.stack(list(found.values())) if found else np.zeros((0, embedder.width), dtype=np.float32)
     return IndexReport(PictureIndex(folder, folder, tuple(found), embeddings), len(found), 0, tuple(refused))
-
-
-def _silent(_what: str, _share: float) -> None:
-    pass
 
 
 def pictures_of(folder: Path) -> list[Indexed]:
@@ -279,16 +275,10 @@ def _write(
     }
     text = json.dumps(header).encode()
     text += b" " * (-(len(_MAGIC) + 8 + len(text)) % _ALIGNED)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as stream:
+        with atomic_file(path) as temporary, temporary.open("wb") as stream:
             stream.write(_MAGIC + len(text).to_bytes(8, "little") + text)
             for row in embeddings:
                 stream.write(np.asarray(row, dtype="<f4").tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: expected a file that can be written, found {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from xattn_runtime.errors import DependencyError, UserError
+from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.retrieval.match import Embedder, Embeddings, Match
 
@@ -98,13 +99,11 @@ def _graph(index: PictureIndex) -> Any:
 
 def _save(graph: Any, path: Path) -> None:
     """Kept for the next search; where nothing can be written, the next one makes it anew."""
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        graph.save(str(temporary))
-        temporary.replace(path)
+        with atomic_file(path) as temporary:
+            graph.save(str(temporary))
     except (OSError, RuntimeError) as error:
         logging.getLogger("xattn_runtime").info(f"{path}: cannot be kept for the next search: {one_line(error)}")
-        temporary.unlink(missing_ok=True)
 
 
 def _graph_path(index: Path) -> Path:

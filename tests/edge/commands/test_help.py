@@ -1,11 +1,14 @@
 """Every command explains itself, with examples that parse, and takes the options that all of them take."""
 
+import json
 import re
 import shlex
+import sys
 
 import pytest
 
 from xattn_edge.commands.app import COMMANDS
+from xattn_runtime.bundle.folder import shipped_bundles
 
 LEAVES = [(name,) for name in COMMANDS if name != "data"] + [("data", "fetch"), ("data", "list")]
 
@@ -49,6 +52,26 @@ def test_without_a_command_the_help_goes_to_standard_error(invoke):
     result = invoke()
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Commands:" in result.stderr
+
+
+def test_the_bundles_that_came_with_the_package_are_named(invoke):
+    named = re.findall(r"came with this package:([^.]*)\.", invoke("--help").stdout.replace("-\n  ", "-"))
+    assert [name.strip() for name in named[0].split(",")] == list(shipped_bundles())
+    listed = json.loads(invoke("data", "list", "--json").stdout)["bundles"]
+    assert {entry["name"]: entry["path"] for entry in listed} == {k: str(v) for k, v in shipped_bundles().items()}
+    assert {entry["task"] for entry in listed} == {"caption", "retrieval", "sentiment", "vqa"}
+
+
+@pytest.mark.parametrize("name", ["shapes-vqa", "shapes-vqa.xattn"])
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_bundle_is_found_by_its_name_without_onnx(invoke, monkeypatch, tmp_path, name, command):
+    """As on a device, where neither the exporter nor what it imports is installed."""
+    monkeypatch.chdir(tmp_path)
+    for module in ("onnx", "torch", "xattn_export"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = invoke(command, name)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "classifier" in result.stdout or "golden case" in result.stdout
 
 
 def test_version(invoke):

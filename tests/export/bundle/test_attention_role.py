@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from xattn_edge.commands.app import app
 from xattn_edge.models import load_checkpoint
 from xattn_export import export_checkpoint, quantize_bundle
-from xattn_export.bundle.inspection import read_graph
+from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.loader import load

@@ -12,9 +12,9 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from xattn_export import export_checkpoint
-from xattn_export.bundle.inspection import inspect_path, read_graph
+from xattn_export import export_checkpoint, inspect_path
 from xattn_export.graph.external_weights import WeightStore, has_weights_outside
+from xattn_export.graph.reading import read_graph
 from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.loader import load

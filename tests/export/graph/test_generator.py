@@ -12,8 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from xattn_export import quantize_bundle
-from xattn_export.bundle.inspection import inspect_path
+from xattn_export import inspect_path, quantize_bundle
 from xattn_export.graph.conformance import all_initializers, require_standard
 from xattn_export.graph.generator import generator_graph
 from xattn_runtime.bundle.decoding import Decoding

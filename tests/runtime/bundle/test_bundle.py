@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xattn_runtime.bundle import folder as bundle_module
-from xattn_runtime.bundle.folder import default_bundle, file_digest, open_bundle
+from xattn_runtime.bundle.folder import default_bundle, file_digest, open_bundle, shipped_bundles
 from xattn_runtime.errors import BundleError
 
 
@@ -86,6 +86,33 @@ def test_paths_that_are_no_folder(tmp_path: Path) -> None:
     for name, message in (("none", "found nothing"), ("file", "found a file"), (".", "found no manifest.json")):
         with pytest.raises(BundleError, match=message):
             open_bundle(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["", ".xattn"])
+def test_a_bundle_that_came_with_the_package_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sorted(shipped_bundles()) == ["emoji-caption", "emoji-retrieval", "sentiment", "shapes-vqa"]
+    for name, folder in shipped_bundles().items():
+        assert open_bundle(name + suffix).path == folder
+
+
+def test_a_path_that_exists_wins_over_a_name(
+    caption_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shapes-vqa.xattn").symlink_to(caption_bundle)
+    assert open_bundle("shapes-vqa.xattn").manifest.task == "caption"
+    assert open_bundle("shapes-vqa").manifest.task == "vqa"
+
+
+def test_a_name_that_is_not_found_lists_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = "check the path, or name one that came with this package: emoji-caption, emoji-retrieval, sentiment, sha"
+    for name in ("emoji", "folder/emoji-caption", "emoji-caption.xattn.xattn"):
+        with pytest.raises(BundleError, match=expected):
+            open_bundle(name)
 
 
 def test_digest(tmp_path: Path) -> None:

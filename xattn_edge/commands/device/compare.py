@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
-from xattn_edge.commands.shared.options import Debug, Fallback, Json, Quiet, Threads, new_app
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Quiet, Threads, bundle_argument, new_app
 from xattn_edge.commands.shared.output import write_text
 from xattn_runtime.errors import UserError
 
@@ -25,7 +25,8 @@ _MOST_SHOWN = 10
 @app.command()
 def compare(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE [OTHER]", help="Two bundles; or one, with two providers.")
+        list[Path],
+        bundle_argument("Two bundles; or one, with two providers.", metavar="BUNDLE [OTHER]"),
     ],
     data: Annotated[
         str, typer.Option("--data", help="A data set (its test split), a folder of pictures, or golden.")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
-from xattn_edge.commands.shared.options import Debug, Json, Quiet, new_app
+from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argument, new_app
 
 __all__ = ["app"]
 
@@ -17,7 +17,7 @@ app = new_app()
 
 @app.command(name="inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE|GRAPH.onnx", help="Bundle, or a single ONNX file.")],
+    path: Annotated[Path, bundle_argument("Bundle, or a single ONNX file.", metavar="BUNDLE|GRAPH.onnx")],
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 on anything that is not standard ONNX.")
     ] = False,
@@ -45,7 +45,7 @@ def inspect_command(
         if target is not None:
             _inspect_for(console, path, target)
             return
-        from xattn_export import inspect_path
+        from xattn_runtime.bundle.inspection import inspect_path
 
         report = inspect_path(path).to_dict()
         if as_json:

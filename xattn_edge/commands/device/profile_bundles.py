@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import command
-from xattn_edge.commands.shared.options import Debug, Json, Quiet, new_app
+from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argument, find_bundles, new_app
 from xattn_runtime.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ _PROCESSES_OF_A_GATE = 4
 
 @app.command()
 def profile(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundles to profile, all taking turns.")],
+    bundles: Annotated[
+        list[Path],
+        bundle_argument("Bundles to profile, all taking turns.", metavar="BUNDLE..."),
+    ],
     providers: Annotated[
         list[str] | None, typer.Option("--provider", help="Execution provider; repeat it for several.  [default: cpu]")
     ] = None,
@@ -61,7 +64,9 @@ def profile(
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", help="What --json wrote before, or the older bundle itself, to take turns: exit 1 if slower."
+            "--against",
+            callback=find_bundles,
+            help="What --json wrote before, or the older bundle itself, to take turns: exit 1 if slower.",
         ),
     ] = None,
     tolerance: Annotated[

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
-from xattn_edge.commands.shared.options import Debug, Json, Quiet, new_app
+from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argument, find_bundles, new_app
 
 if TYPE_CHECKING:
     from xattn_runtime.profiling.tune import Tuned
@@ -32,13 +32,14 @@ class Goal(StrEnum):
 
 @app.command()
 def tune(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to tune.")],
+    bundle: Annotated[Path, bundle_argument("Bundle to tune.")],
     goal: Annotated[Goal, typer.Option("--goal", help="What is to be low.")] = Goal.latency,
     providers: Annotated[
         list[str] | None, typer.Option("--provider", help="Execution provider; repeat it.  [default: cpu]")
     ] = None,
     also: Annotated[
-        list[Path] | None, typer.Option("--also", help="The same model in the other attention form; repeat it.")
+        list[Path] | None,
+        typer.Option("--also", callback=find_bundles, help="The same model in the other attention form; repeat it."),
     ] = None,
     time_budget: Annotated[float, typer.Option("--time-budget", help="Seconds of measuring.")] = 60.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
-from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, bundle_argument, new_app
 
 if TYPE_CHECKING:
     from xattn_export.engines.verify import EngineReport
@@ -21,7 +21,7 @@ app = new_app()
 
 @app.command()
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to verify.")],
+    bundle: Annotated[Path, bundle_argument("Bundle to verify.")],
     provider: Provider = "cpu",
     fallback: Fallback = False,
     threads: Threads = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands.shared.console import command
-from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, bundle_argument, new_app
 from xattn_edge.commands.shared.report import print_report
 
 __all__ = ["app"]
@@ -18,7 +18,7 @@ app = new_app()
 
 @app.command()
 def calibrate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="VQA bundle that chooses among labels.")],
+    bundle: Annotated[Path, bundle_argument("VQA bundle that chooses among labels.")],
     data: Annotated[str, typer.Option("--data", help="Data set: easy-vqa.")],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first questions.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write the temperature into the bundle's manifest.")] = False,

@@ -1,4 +1,4 @@
-"""`xattn-edge data`: fetches and lists the data sets that `train` and `evaluate` read."""
+"""`xattn-edge data`: fetches and lists data sets, and lists the bundles that came with this package."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def fetch(name: _Name, as_json: Json = False, quiet: Quiet = False, debug: Debug
 
 @app.command(name="list")
 def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """List the data sets, and whether each is here.
+    """List the data sets, and the bundles that came with this package.
+
+    The name of such a bundle stands wherever a command takes a BUNDLE.
 
     \b
     Examples:
@@ -49,10 +51,15 @@ def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fal
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_edge.data import data_sets
+        from xattn_runtime.bundle.folder import open_bundle, shipped_bundles
 
         found = [data_set.to_dict() for data_set in data_sets()]
+        bundles = [
+            {"name": name, "task": open_bundle(path).manifest.task, "path": str(path)}
+            for name, path in shipped_bundles().items()
+        ]
         if as_json:
-            console.document({"data_sets": found})
+            console.document({"data_sets": found, "bundles": bundles})
             return
         rows = [("name", "task", "here", "license", "synthetic", "splits")]
         for entry in found:
@@ -60,3 +67,6 @@ def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fal
             splits = ", ".join(entry["splits"])
             rows.append((entry["name"], entry["task"], here, entry["license"], entry["synthetic"], splits))
         console.table(rows)
+        if bundles:
+            console.line("")
+            console.table([("bundle", "task"), *((entry["name"], entry["task"]) for entry in bundles)])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands.shared.console import command
-from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
+from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, bundle_argument, new_app
 from xattn_edge.commands.shared.report import print_report
 
 __all__ = ["app"]
@@ -18,7 +18,7 @@ app = new_app()
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle to evaluate.")],
+    bundle: Annotated[Path, bundle_argument("Bundle to evaluate.")],
     data: Annotated[str, typer.Option("--data", help="Data set; see `xattn-edge data list`.")],
     split: Annotated[str, typer.Option("--split", help="Split of the data set.")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Evaluate only the first examples.")] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from xattn_edge.commands.shared.console import Console, command, provenance_command
-from xattn_edge.commands.shared.options import Debug, Json, OutputOption, Overwrite, Quiet, new_app
+from xattn_edge.commands.shared.options import Debug, Json, OutputOption, Overwrite, Quiet, bundle_argument, new_app
 from xattn_edge.commands.shared.output import write_text
 from xattn_edge.commands.shared.report import print_report
 from xattn_runtime.errors import UserError
@@ -23,7 +23,7 @@ app = new_app()
 
 @app.command()
 def quantize(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle that `xattn-edge export` wrote.")],
+    bundle: Annotated[Path, bundle_argument("Bundle that `xattn-edge export` wrote.")],
     output: OutputOption,
     mode: Annotated[
         Literal["int8", "int8-static", "int8-weight", "int4", "fp16", "fp32", "auto"],

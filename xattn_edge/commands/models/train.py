@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from xattn_edge.commands.shared.console import Console, Progress, command
+from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.options import Debug, Json, OutputOption, Overwrite, Quiet, new_app
 from xattn_edge.commands.shared.report import print_report
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xattn_edge.training import TrainProgress
+    from xattn_runtime.progress import Progress
 
 __all__ = ["app"]
 

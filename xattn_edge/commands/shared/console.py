@@ -19,14 +19,12 @@ from typing import Any, TypeVar
 import typer
 
 from xattn_runtime.errors import DependencyError, ImageError, QuestionError, XattnError
+from xattn_runtime.progress import Progress, silent
 
-__all__ = ["INTERRUPTED", "Console", "Progress", "cell", "command", "one_line", "print_error", "provenance_command"]
+__all__ = ["INTERRUPTED", "Console", "cell", "command", "one_line", "print_error", "provenance_command"]
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of the whole that is done, from 0 to 1."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -116,7 +114,7 @@ class Console:
     def progress(self) -> Iterator[Progress]:
         """A bar on standard error while a person watches, else nothing."""
         if self.quiet or not sys.stderr.isatty():
-            yield lambda what, share: None
+            yield silent
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from xattn_edge.commands.shared.caption_json import caption_json
 from xattn_edge.commands.shared.console import Console, one_line, print_error
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
+from xattn_runtime.files import sync
 
 if TYPE_CHECKING:
     from xattn_runtime.bundle.folder import Bundle
@@ -117,7 +117,7 @@ def caption_to_file(
                     console.exit_code = found.exit_code
                     print_error(str(found))
                 tell(f"captioning {picture.path.name}", (len(pictures) - len(waiting) + number) / len(pictures))
-        os.fsync(stream.fileno())
+        sync(stream)
     if console.as_json:
         console.document(
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -20,6 +20,8 @@ __all__ = [
     "Provider",
     "Quiet",
     "Threads",
+    "bundle_argument",
+    "find_bundles",
     "new_app",
 ]
 
@@ -27,8 +29,33 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the answer and errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
+
+_Paths = TypeVar("_Paths", Path, Path | None, list[Path], list[Path] | None)
+
+
+def find_bundles(value: _Paths) -> _Paths:
+    """Paths of bundles as a user names them, with the names of those that came with this package resolved."""
+    from xattn_runtime.bundle.folder import bundle_path
+
+    if isinstance(value, list):
+        return [bundle_path(path) for path in value]
+    return None if value is None else bundle_path(value)
+
+
+def bundle_argument(help_text: str, *, metavar: str = "BUNDLE") -> Any:
+    """An argument that takes one bundle or several, by path or by the name of one that came with this package."""
+    return typer.Argument(metavar=metavar, help=help_text, callback=find_bundles)
+
+
 BundleOption = Annotated[
-    Path | None, typer.Option("--bundle", "-b", help="Bundle to run; without it, the one that came with this package.")
+    Path | None,
+    typer.Option(
+        "--bundle",
+        "-b",
+        callback=find_bundles,
+        help="Bundle to run: a folder, or a name of `xattn-edge data list`; without it, the one that came with this "
+        "package.",
+    ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from xattn_runtime import files
 from xattn_runtime.errors import OutputError
 
 __all__ = ["check_writable", "write_text"]
@@ -13,30 +14,19 @@ __all__ = ["check_writable", "write_text"]
 
 def check_writable(path: Path) -> None:
     """Raises OutputError where `write_text` would, so that nobody works for a result that cannot be kept."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; name another") from error
+    with _to(path):
+        files.check_writable(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 `text` under a temporary name beside `path`, then rename.
+    """Make `text` in UTF-8 all of the file `path`. Raises OutputError where it cannot be written."""
+    with _to(path):
+        files.atomic_write(path, text)
 
-    Raises OutputError where it cannot be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
+
+@contextmanager
+def _to(path: Path) -> Iterator[None]:
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
         raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; name another") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from xattn_export.bundle.inspection import read_graph
 from xattn_export.graph.conformance import require_standard
 from xattn_export.graph.editing import GraphParts, graph_parts
 from xattn_export.graph.generator import GENERATOR
+from xattn_export.graph.reading import read_graph
 from xattn_export.graph.stored_weights import map_weights
 from xattn_export.quantize.base.layers import QuantizableLayer, check_weights, find_layers
 from xattn_export.quantize.base.products import prepare_products

@@ -23,8 +23,9 @@ from typing import IO, Any, cast
 
 from xattn_runtime import errors
 from xattn_runtime.bundle.folder import MANIFEST_FILE, open_bundle
-from xattn_runtime.profiling.matrix import ProfileOptions, Progress, Trace
+from xattn_runtime.profiling.matrix import ProfileOptions, Trace
 from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.version import installed_version
 
 __all__ = ["Host", "profile_on_host"]
@@ -70,7 +71,7 @@ def profile_on_host(
     threads: Sequence[int | None] = (None,),
     batches: Sequence[int] = (1,),
     options: ProfileOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     traces: dict[Combination, Trace] | None = None,
 ) -> dict[str, Any]:
     """What `profile_matrix` gives on `host`, as JSON values in which `host` says where.
@@ -82,7 +83,7 @@ def profile_on_host(
         BundleError: a bundle here is damaged.
         XattnError: the connection was lost, or the other end failed.
     """
-    tell, options = progress or (lambda text, share: None), options or ProfileOptions()
+    options = options or ProfileOptions()
     names = {f"bundles/{number}.xattn": os.fspath(bundle) for number, bundle in enumerate(bundles)}
     pictures = {f"images/{number}{Path(image).suffix}": image for number, image in enumerate(options.images)}
     files = _files(names, pictures)
@@ -94,12 +95,12 @@ def profile_on_host(
         "options": asdict(replace(options, images=list(pictures))),
         "traces": traces is not None,
     }
-    tell(f"connect to {host.name}", 0.0)
+    progress(f"connect to {host.name}", 0.0)
     with _connected(host) as connection:
         connection.check_python(connection.answer("found")["found"])
-        tell(f"copy to {host.name}", 0.0)
+        progress(f"copy to {host.name}", 0.0)
         connection.send(files, order)
-        answer = connection.answer("document", lambda text, share: tell(_named(text, names), _COPIED + 0.9 * share))
+        answer = connection.answer("document", lambda text, share: progress(_named(text, names), _COPIED + 0.9 * share))
     written = {there: json.dumps(here)[1:-1] for there, here in names.items()}
     document = cast("dict[str, Any]", json.loads(_named(json.dumps(answer["document"]), written)))
     for told, roles in answer["traces"] if traces is not None else []:
@@ -150,7 +151,7 @@ class _Connection:
         except BrokenPipeError:  # it has ended: what it left to read says more
             return
 
-    def answer(self, expected: str, progress: Progress | None = None) -> dict[str, Any]:
+    def answer(self, expected: str, progress: Progress = silent) -> dict[str, Any]:
         """The line that holds `expected`; Ctrl-C tells the other end to stop, and waits for what it has."""
         stopped = False
         while True:
@@ -172,7 +173,7 @@ class _Connection:
             if "error" in message:
                 kind = getattr(errors, message["error"]["type"], errors.XattnError)
                 raise kind(f"{self._host.name}: {message['error']['message']}")
-            if progress is not None and "progress" in message:
+            if "progress" in message:
                 progress(*message["progress"])
 
     def _listen(self, stream: IO[bytes]) -> None:

@@ -10,7 +10,6 @@ import html
 import io
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import OutputError
+from xattn_runtime.files import atomic_write
 from xattn_runtime.json_reader import one_line
 from xattn_runtime.tasks.shared.attention_maps import AttentionMap
 
@@ -63,16 +63,11 @@ def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, hea
         content = stream.getvalue()
     else:
         content = draw_html(found, layer, head).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        atomic_write(path, content)
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise OutputError(f"{path}: expected a file that can be written, found: {reason}; name another") from error
-    finally:
-        with suppress(OSError):  # it is not there, or nothing can be changed there
-            temporary.unlink()
 
 
 def draw_png(found: AttentionMap, layer: int | None = None, head: int | None = None) -> Image.Image:

@@ -21,7 +21,7 @@ from tests.parity.parity import embedding_error, generated_agreement, logits_err
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
 from xattn_export.bundle.attention_role import attention_graph
-from xattn_export.bundle.inspection import read_graph
+from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError

@@ -1,0 +1,185 @@
+"""Files and folders that are written whole or not at all: under a temporary name beside the target, then renamed.
+
+What is written reaches the disk before it gets its name. Whatever goes wrong (a full disk, Ctrl-C, an error of ours)
+takes the temporary file or folder away, and what was there before stays. A process that is killed leaves
+`.NAME.PROCESS-TOKEN.partial`, which the next write of the same target removes. It does not know what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from xattn_runtime.errors import OutputError
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "atomic_write",
+    "check_writable",
+    "is_leftover",
+    "not_written",
+    "scratch_folder",
+    "sweep",
+    "sync",
+]
+
+_PARTIAL, _OLD = "partial", "old"
+_LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
+_ADVICE = {
+    errno.EACCES: "check the permissions of its folder",
+    errno.EDQUOT: "free some space or name another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOSPC: "free some space or name another place",
+    errno.EPERM: "check the permissions of its folder",
+    errno.EROFS: "name another place",
+}
+
+
+def atomic_write(path: Path, content: bytes | str, *, beside: Path | None = None) -> None:
+    """Make `content`, a str as UTF-8, all of the file `path`. `beside`: see `atomic_file`. Raises OSError."""
+    with atomic_file(path, beside=beside) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
+    """A name to write a file under, which becomes `path` when the block ends without an error.
+
+    beside: what the temporary file lies beside, in place of `path`: a folder in which no stranger may appear.
+    Raises OSError where it cannot be written.
+    """
+    near = path if beside is None else beside
+    sweep(near)
+    temporary = _temporary(near)
+    try:
+        yield temporary
+        _sync_path(temporary)
+        temporary.replace(path)
+        _sync_folder(path.absolute().parent)
+    finally:
+        with suppress(OSError):  # it was renamed or never made, or nothing can be changed in its folder
+            temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `path`, in place of a folder there, when the block ends without an error.
+
+    Raises OSError where it cannot be written, or where `path` is something other than a folder.
+    """
+    with scratch_folder(path) as staging:
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _sync_path(file)
+        _move_into_place(staging, path.absolute())
+        _sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder on the disk of `path`, beside it, for work that is thrown away when the block ends."""
+    sweep(path)
+    folder = _temporary(path.absolute())
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise the OSError that `atomic_write` would, so that nobody works for a result that cannot be kept."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    temporary = _temporary(path)
+    temporary.touch()
+    temporary.unlink()
+
+
+def sync(stream: IO[bytes]) -> None:
+    """Bring what was written to `stream` to the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of writing `path`; a folder that one had moved aside comes back."""
+    with suppress(OSError):  # no folder, or one that cannot be read: then there is nothing to sweep
+        for left in path.absolute().parent.iterdir():
+            found = _LEFTOVER.fullmatch(left.name)
+            if found and found["name"] == path.name and not _is_running(int(found["process"])):
+                if found["kind"] == _OLD and not os.path.lexists(path):
+                    left.rename(path)
+                elif left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file or folder of this name is one that is being written, or that a killed process left."""
+    return _LEFTOVER.fullmatch(name) is not None
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """What to say when `path` cannot be written."""
+    advice = _ADVICE.get(error.errno or 0, "check the path")
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return OutputError(f"{path}: cannot be written: {reason}; {advice}")
+
+
+def _temporary(path: Path, kind: str = _PARTIAL) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+
+
+def _move_into_place(staging: Path, target: Path) -> None:
+    """Rename `staging` to `target`; a folder that is there goes aside first, and comes back if that fails."""
+    aside = _temporary(target, _OLD)
+    try:
+        if os.path.lexists(target):
+            if target.is_symlink() or not target.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+            target.rename(aside)
+        staging.rename(target)
+    finally:
+        if os.path.lexists(aside):
+            if os.path.lexists(target):
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.rename(target)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a new name to the disk, where the system can."""
+    if os.name == "posix":
+        with suppress(OSError):  # not every file system can
+            _sync_path(folder)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # elsewhere asking ends the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
