@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenizers import Tokenizer
 
 from xattn_export.compare.layers import GraphPair, PairEngine
-from xattn_export.compare.report import Change, CompareReport, Component, Layer, TokenDifference
+from xattn_export.compare.report import Change, CompareReport, Component, LayerDifference, TokenDifference
 from xattn_export.graph.generator import GENERATOR
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
@@ -27,7 +27,7 @@ from xattn_runtime.tasks.sentiment import read_sample
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference", "compare_bundles"]
+__all__ = ["Change", "CompareReport", "Component", "LayerDifference", "TokenDifference", "compare_bundles"]
 
 # Roles that run the whole of decoding, of which no step can be looked into, and what is another graph over again.
 _LOOPS = (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Change", "CompareReport", "Component", "Layer", "TokenDifference"]
+__all__ = ["Change", "CompareReport", "Component", "LayerDifference", "TokenDifference"]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerDifference:
     """A tensor that both graphs compute under one name, in the order of the first graph.
 
     relative_rms: root-mean-square of the difference over that of the first graph's values, over all runs; the graphs
@@ -34,9 +34,9 @@ class Component:
     role: str
     runs: int
     relative_rms: float | None
-    parts_at: Layer | None
-    jumps_at: Layer | None
-    layers: tuple[Layer, ...]
+    parts_at: LayerDifference | None
+    jumps_at: LayerDifference | None
+    layers: tuple[LayerDifference, ...]
     note: str | None = None
 
 

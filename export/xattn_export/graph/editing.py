@@ -16,6 +16,7 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from xattn_export.graph.conformance import all_nodes
 from xattn_export.graph.stored_weights import WeightFiles, is_outside, tensor_values
 
 __all__ = [
@@ -267,7 +268,8 @@ class GraphParts:
     def rewritten(self, writer: Writer, frame: ModelProto | None = None) -> GraphParts:
         """The same graph with what `writer` wrote in place of its nodes, and those constants that they read."""
         frame = frame or self.frame
-        read = {name for node in writer.nodes for name in node.input} | {output.name for output in frame.graph.output}
+        read = {name for node in all_nodes(writer.nodes) for name in node.input}
+        read |= {output.name for output in frame.graph.output}
         tensors = {name: tensor for name, tensor in writer.constants.tensors.items() if name in read}
         return replace(self, frame=frame, nodes=tuple(writer.nodes), tensors=tensors)
 
@@ -283,17 +285,16 @@ class GraphParts:
                 model.graph.initializer.append(tensor)
         return model
 
-    def model(self) -> ModelProto:
-        """The whole model, its weights inside."""
+    def model(self, *, weights_inside: bool = True) -> ModelProto:
+        """The whole model. weights_inside: also those that lie in files, rather than where they are."""
         model = ModelProto()
         model.CopyFrom(self.frame)
         model.graph.node.extend(self.nodes)
         for name, tensor in self.tensors.items():
             proto = _proto(name, tensor, self.files)
-            is_inside = not is_outside(proto)
-            model.graph.initializer.append(
-                proto if is_inside else numpy_helper.from_array(_values(tensor, self.files), name)
-            )
+            if weights_inside and is_outside(proto):
+                proto = numpy_helper.from_array(_values(tensor, self.files), name)
+            model.graph.initializer.append(proto)
         return model
 
 

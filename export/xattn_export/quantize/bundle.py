@@ -71,7 +71,7 @@ def quantize_bundle(
         components: role, or role/layer, → a mode, for graphs and layers that are to have another one than `mode`.
         options: how each mode does what it does.
         examples: what to calibrate on, for the modes and options that need that.
-        overwrite: replace a bundle that is there.
+        overwrite: replace an existing bundle.
         command: what was typed, for the record.
         progress: told what is being done and the share of the whole that is done.
 

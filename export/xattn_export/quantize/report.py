@@ -1,4 +1,4 @@
-"""What quantizing gives back: what became of every graph, its size, and what was lost."""
+"""The result of quantizing: what became of every graph, its size, and what was lost."""
 
 from __future__ import annotations
 

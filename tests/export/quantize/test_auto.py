@@ -88,8 +88,8 @@ class Planned:
 
 
 def samples(count=2):
-    picture = np.full((20, 20, 3), 120, np.uint8)
-    return Samples("made", [Sample(picture, "what color is the shape ?", "red")] * count)
+    image = np.full((20, 20, 3), 120, np.uint8)
+    return Samples("made", [Sample(image, "what color is the shape ?", "red")] * count)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_the_command(exported, tmp_path):
     assert not (tmp_path / "out.xattn").exists()
 
 
-def test_a_folder_of_pictures_is_halved(exported, tmp_path):
+def test_a_folder_of_images_is_halved(exported, tmp_path):
     from PIL import Image
 
     for number in range(5):

@@ -44,9 +44,9 @@ def test_graphs_agree_and_little_is_lost(made, exported, case):
     task = load(path)
     losses = [one.relative_rms for one in measure(task)]
     assert 0 < max(losses) < LARGEST_LOSS[case]
-    picture = exported["caption"] / "golden" / "0.png"
-    assert task.caption(picture).text == load(exported["caption"]).caption(picture).text
-    assert task.caption(picture, beams=3).text == load(exported["caption"]).caption(picture, beams=3).text
+    image = exported["caption"] / "golden" / "0.png"
+    assert task.caption(image).text == load(exported["caption"]).caption(image).text
+    assert task.caption(image, beams=3).text == load(exported["caption"]).caption(image, beams=3).text
 
 
 def test_graphs_of_two_bundles_do_not_go_together(made, exported, tmp_path):

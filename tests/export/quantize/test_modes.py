@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from typing import get_args, get_type_hints
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from xattn_edge.commands.models.quantize import quantize
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
 from xattn_export.quantize.base.layers import check_weights
 from xattn_export.quantize.calibration.examples import golden_examples
+from xattn_export.quantize.modes.table import mode_names
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.loader import load
@@ -43,6 +46,11 @@ def made(made_and_read):
 @pytest.mark.parametrize("mode", RATIOS)
 def test_each_graph_is_read_and_prepared_once(made_and_read, exported, once, mode):
     assert made_and_read[1][mode] == once(exported["caption"])
+
+
+def test_the_command_has_every_mode():
+    choices = get_args(get_type_hints(quantize)["mode"])
+    assert sorted(choices) == sorted([*mode_names(), "auto"])
 
 
 @pytest.mark.parametrize("mode", RATIOS)

@@ -106,7 +106,7 @@ class Pass:
 def round_product(
     weights: NDArray[np.float32], grid: Grid, options: Options, observed: Observed, source: str
 ) -> tuple[Rounded, NDArray[np.float32] | None]:
-    """`weights` `[rows, columns]` on `grid`, and by how much less the product gives on average, float32 `[columns]`.
+    """`weights` `[rows, columns]` on `grid`, and how much less the product is on average, float32 `[columns]`.
 
     source: the tensor that is multiplied with them. The shift is None where the mean of that is not known.
     """

@@ -124,7 +124,7 @@ def _confirm(
 ) -> AutoReport:
     """Write the preferred mix, of those `ranked`, that keeps to the budget on samples that the search has not seen.
 
-    What does not keep to it there stands in the way of no other among `results`.
+    A mix that does not keep to it is left out, and the best of the others in `results` comes next.
     """
     baseline = unseen.scores(bench.source.bundle)
     left, nearest = list(results), (math.inf, results[0])

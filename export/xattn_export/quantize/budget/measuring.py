@@ -37,7 +37,7 @@ __all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_ident
 
 _TIMED = 12
 _CALIBRATED = 32
-# Other programs disturb single answers of a millisecond: several turns each, for as long as that takes little time.
+# Other programs disturb single answers of a millisecond, so that each is measured several times while that is quick.
 _TURNS, _SECONDS_OF_TURNS = 10, 5.0
 _MEMORY = """
 import re, resource, sys

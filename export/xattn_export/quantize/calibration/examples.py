@@ -1,8 +1,8 @@
 """Calibration: examples go through the whole pipeline, and what passes through each graph is observed.
 
 So a decoder is seen at real decoding, step by step with its cache. The tensors of interest become outputs of the graphs
-beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on how many examples
-there are.
+beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on the number of
+examples.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _LARGEST = "_largest"
 
 
 class Example(Protocol):
-    """What a task takes: an image, and a question, prompt or query where it takes one."""
+    """The input of a task: an image, and a question, prompt or query where it has one."""
 
     @property
     def image(self) -> ImageInput:
-        """As a task takes it."""
+        """In any form that a task reads."""
 
     @property
     def text(self) -> str | None:

@@ -14,10 +14,10 @@ BLOCKED_OPTIONS = ("rounding", "block", "symmetric", "exact_activations")
 
 
 def accuracy_level(options: Options) -> Mapping[str, str]:
-    """In what ONNX Runtime takes the other factor of a product with blocked weights."""
+    """Whether ONNX Runtime multiplies blocked weights with float32 (1) or with bytes (4)."""
     return {"session.qdq_matmulnbits_accuracy_level": "1" if options.exact_activations else "4"}
 
 
 def rounds_activations(options: Options) -> bool:
-    """Whether that is in 8 bits."""
+    """Whether it multiplies them with bytes."""
     return not options.exact_activations

@@ -12,7 +12,7 @@ from xattn_export.quantize.passes.weights import STORE_CONVOLUTIONS, STORE_EMBED
 __all__ = ["INT8_STATIC"]
 
 # Signed weights whose pairs are not kept within bounds, as those of `int8` are, overflow the 16-bit sums of x86 without
-# VNNI: there, and only there, the runtime sets this.
+# VNNI: on such processors alone the runtime sets this.
 _WIDE_SUMS = {"session.x64quantprecision": "1"}
 
 # What it is for wants all in bytes: no layer is kept from it.

@@ -1,4 +1,4 @@
-"""Bias correction: what rounded weights give too little of on average goes into the bias that follows the product.
+"""Bias correction: what the product with rounded weights lacks on average is added to the bias that follows it.
 
 Activations are far from zero on average, so that errors of weights add up in the same direction at every token. Nothing
 is added to the graph (Nagel et al., 2019, https://arxiv.org/abs/1906.04721).

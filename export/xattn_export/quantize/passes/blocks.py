@@ -32,8 +32,8 @@ _COUNTED = {4: "int4_products", 8: "int8_weight_products"}
 def store_blocks(draft: Draft, assignment: Assignment, bits: int) -> Draft:
     """Store the constant factors of products in `bits` bits, in blocks.
 
-    Where the block does not divide the rows the largest smaller one that does is taken; without one the factor is left
-    as it is.
+    Where the block does not divide the rows, it is the largest smaller one that does; without one the factor stays as
+    it is.
     """
     names, writer = assignment.names("product"), Writer(draft.graph.constants())
     restored: dict[str, str] = {}

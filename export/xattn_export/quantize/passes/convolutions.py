@@ -216,7 +216,7 @@ class _Rewriter:
         return self._constants.sizes(node.input[1])[1:] == [size.channels, size.height * size.width]
 
     def _makes_positions(self, node: NodeProto) -> bool:
-        """Whether `node` makes of such a flattened map what is there already."""
+        """Whether the output of `node`, whose input is such a flattened map, is held already."""
         if node.op_type != "Transpose" or node.input[0] not in self._flat:
             return False
         return attributes(node)["perm"] == [0, 2, 1] and node.output[0] not in self._outputs

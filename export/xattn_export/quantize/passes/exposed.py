@@ -28,8 +28,8 @@ def find_exposed(graph: GraphParts, layers: Sequence[QuantizableLayer]) -> list[
     producers = {name: node for node in graph.nodes for name in node.output}
     most = _LARGEST_SHARE * sum(layer.elements for layer in layers)
     heads = [_before(output.name, products, producers, graph) for output in graph.outputs]
-    before = [_before(head.input, products, producers, graph) for head in heads if head is not None]
-    return [layer for layer in before if layer is not None and layer.elements <= most]
+    candidates = [_before(head.input, products, producers, graph) for head in heads if head is not None]
+    return [layer for layer in candidates if layer is not None and layer.elements <= most]
 
 
 def _before(

@@ -121,7 +121,7 @@ CONVERT_TO_HALF = Pass("convert_to_half", convert_to_half)
 
 
 class _Converter:
-    """Writes the nodes anew, and knows of every float tensor whether it is there in fp32, fp16 or both."""
+    """Writes the nodes anew, and knows of every float tensor whether it exists in fp32, fp16 or both."""
 
     def __init__(self, graph: GraphParts) -> None:
         self.converted = 0
@@ -163,7 +163,7 @@ class _Converter:
         return self._graph.rewritten(self._writer, frame)
 
     def _half_places(self, node: NodeProto) -> list[int]:
-        """The inputs that become fp16; none where the operator takes no fp16, or takes no floats."""
+        """The inputs that become fp16; none where the operator has no fp16, or no floats."""
         if node.domain not in ("", "ai.onnx") or any(True for _ in subgraphs(node)):
             return []
         schema = onnx.defs.get_schema(node.op_type, self._opset)
@@ -177,7 +177,7 @@ class _Converter:
         return places
 
     def _read(self, name: str, *, as_half: bool) -> str:
-        """The name under which `name` is there in the precision asked for."""
+        """The name of the tensor `name` in the precision asked for."""
         if name not in self._floats and not self._constants.is_float(name):
             return name
         if as_half == (name in self._is_half):

@@ -98,7 +98,7 @@ def store_recurrences(draft: Draft, assignment: Assignment) -> Draft:
             writer.keep(node)
             continue
         inputs = list(node.input)
-        for place in (1, 2):  # of the input, of the state before: `[directions, gates × hidden, …]`
+        for place in (1, 2):  # of the input, of the state: `[directions, gates × hidden, …]`
             if writer.constants.is_float(inputs[place], 3):
                 weights = writer.constants.values(inputs[place])
                 values, scales = quantize_rows(weights.reshape(-1, weights.shape[2]))
