@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 TOKENS = 20
+HERE = Path(__file__).parent
 ENGINES = {
     "generate() fp32": "checkpoint",
     "eager loop bf16": "checkpoint",
@@ -273,12 +274,7 @@ def encoder_operations(bundle: Path) -> int:
 
 def loading(bundle: Path, threads: int) -> float:
     """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
-    program = (
-        "import sys, time, tokenizers\nfrom xattn_runtime.execution.providers import load_onnxruntime\n"
-        "from xattn_runtime.loader import load\nload_onnxruntime()\nbegan = time.perf_counter()\n"
-        "load(sys.argv[1], threads=int(sys.argv[2]))\nprint(time.perf_counter() - began)"
-    )
-    arguments = [sys.executable, "-c", program, str(bundle), str(threads)]
+    arguments = [sys.executable, str(HERE / "loading_time.py"), str(bundle), str(threads)]
     return statistics.median(float(subprocess.check_output(arguments)) for _ in range(5))
 
 
@@ -290,14 +286,8 @@ def command_line(bundle: Path, folder: Path) -> dict[str, float]:
     Image.linear_gradient("L").convert("RGB").save(picture)
     executable = Path(sys.executable).with_name("xattn-edge")
     arguments = [str(executable), "caption", str(picture), "--bundle", str(bundle), "--max-new-tokens", str(TOKENS)]
-    # A process begins with the peak of the one that started it: hence a small one in between.
-    program = (
-        "import os, subprocess, sys, time\nbegan = time.perf_counter()\n"
-        "process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)\n"
-        "_, status, usage = os.wait4(process.pid, 0)\nprint(time.perf_counter() - began, usage.ru_maxrss)\n"
-        "sys.exit(bool(status))"
-    )
-    found = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    timed = [sys.executable, str(HERE / "timed_command.py"), *arguments]
+    found = subprocess.run(timed, stdout=subprocess.PIPE, text=True)
     if found.returncode:
         raise SystemExit(f"{' '.join(arguments)}: failed")
     seconds, peak_kib = found.stdout.split()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 import onnx
 
@@ -20,7 +20,16 @@ from xattn_export.bundle.attention_role import write_attention
 from xattn_export.bundle.graph_files import write_generator, write_graph
 from xattn_export.bundle.provenance import created_utc, versions, weights_digest
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
-from xattn_export.families.base import Role, Source
+from xattn_export.families.base import (
+    Chooses,
+    ChoosesOverRegions,
+    Embeds,
+    Generates,
+    Labels,
+    Reference,
+    Role,
+    Source,
+)
 from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
 from xattn_export.families.table import family_of
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
@@ -41,7 +50,6 @@ from xattn_runtime.bundle.manifest import (
     Manifest,
     Provenance,
     Task,
-    TokenizerSpec,
 )
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.execution.machine import return_freed_memory
@@ -52,9 +60,6 @@ from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
 __all__ = ["ExportReport", "export_checkpoint"]
 
-"""Called with what is being done and the share of the whole that is done, from 0 to 1."""
-
-_TOKENIZER_FILE = "tokenizer.json"
 _GRAPHS_FOLDER = "graphs"
 _GRAPHS_DONE = 0.8
 _STATIC, _BATCH = "image_encoder", "batch"
@@ -119,14 +124,14 @@ def export_checkpoint(
     Args:
         task: for a model that does several; by default the family's first.
         attention: `standard` (the `Attention` operator, opset ≥ 23) or `decomposed` (`MatMul` and `Softmax`, ≥ 18).
-        opset: of ai.onnx; by default the oldest that suffices.
+        opset: of ai.onnx; by default the lowest that suffices.
         overwrite: replace a bundle that is there.
         command: what was typed, for the record.
-        golden_images: pictures for the golden cases; by default the family draws some.
+        golden_images: images for the golden cases; by default the family draws some.
         inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
-        static_batch: whether the image encoder takes one picture at a time, so that every axis of it has a size.
+        static_batch: whether the image encoder takes one image at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
-        with_attention: write a graph that gives the attention weights too, for pictures of what it looked at.
+        with_attention: write a graph with the attention weights as outputs too, for maps of what it looked at.
         progress: told what is being done.
 
     Raises:
@@ -143,35 +148,37 @@ def export_checkpoint(
     model = _open(source, task)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
-        source_sha256=weights_digest(model.weights if isinstance(model.weights, tuple) else (model.weights,)),
+        source_sha256=weights_digest(model.weights),
         command=command or "xattn_export.export_checkpoint",
         created_utc=created_utc(),
         versions=versions(),
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
-        wanted = whole and model.task != "retrieval"
-        tokenizer = _tokenizer(model)
-        tokenizer_path = staged.write(_TOKENIZER_FILE, model.tokenizer_json.encode())
-        inside_bytes = 0 if wanted else inside_bytes
+        # Images and texts that are embedded apart are never one graph.
+        can_be_whole = not isinstance(model.reference, Embeds)
+        joins = whole and can_be_whole
+        tokenizer = model.tokenizer.spec
+        tokenizer_path = staged.write(tokenizer.file, model.tokenizer.json.encode())
+        inside_bytes = 0 if joins else inside_bytes
         compute_golden = partial(make_golden, model, TextCodec(tokenizer_path, tokenizer), golden_images)
         graphs, golden = _export_roles(model, attention, opset, inside_bytes, staged, compute_golden, progress)
         if static_batch and _STATIC in graphs:
             _fix_batch(staged, _graph_file(_STATIC))
         for path, content in golden.files.items():
             staged.write(path, content)
-        manifest = _manifest(model, attention, opset, tuple(graphs), tokenizer, golden, provenance)
+        manifest = _manifest(model, attention, opset, tuple(graphs), golden, provenance)
         # Nothing below needs the model: verifying the bundle loads its weights once more.
         del model, golden, compute_golden
-        _give_memory_back()
+        _release_memory()
         if with_attention:
             manifest, facts, written = write_attention(staged, manifest)
             graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
-        if wanted:
+        if joins:
             progress("joining the graphs", 0.85)
             wholes = write_wholes(staged, manifest)
             manifest = wholes.stated(manifest)
             graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
-        elif manifest.task != "retrieval":
+        elif can_be_whole:
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
         progress("verifying the bundle", 0.9)
@@ -205,22 +212,6 @@ def _open(place: Path, task: Task | None) -> Source:
     return source
 
 
-def _tokenizer(source: Source) -> TokenizerSpec:
-    return TokenizerSpec(
-        file=_TOKENIZER_FILE,
-        unknown_token_id=source.unknown_token_id,
-        max_tokens=source.max_tokens,
-        clean_up_spaces=source.clean_up_spaces,
-        question_template=source.question_template,
-        prompt_template=source.prompt_template,
-        caption_template=source.caption_template,
-        prompts=source.prompts,
-        pad_to=source.pad_to,
-        pad_token_id=source.pad_token_id,
-        image_layout=source.image_layout,
-    )
-
-
 @dataclass(frozen=True)
 class _Exported:
     """A graph that was written: what it is made of, its size with weights of its own beside it, and its parity.
@@ -251,18 +242,23 @@ def _export_roles(
         partial(_export, role, attention, opset, store) for role, store in zip(source.roles, stores, strict=True)
     ]
     weights, exported = WeightStore(folder, inside_bytes), {}
-    with side_by_side([*works, compute_golden]) as found:
+    with side_by_side([*works, compute_golden]) as results:
         for number, role in enumerate(source.roles):
-            content, own = cast(tuple[bytes, WeightStore], next(found))
+            content, own = cast(tuple[bytes, WeightStore], next(results))
             progress(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(works)))
             exported[role.name] = _take(role, content, own, weights, staged)
         progress("computing golden cases", _GRAPHS_DONE)
-        golden = cast(GoldenSet, next(found))
+        golden = cast(GoldenSet, next(results))
     # Where scores are always changed, nothing is ever decoded in one run.
-    if LOOPED in exported and source.decoding is not None and replace(source.decoding, beams=1).is_plain:
+    if LOOPED in exported and _is_greedy(source.reference):
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
     return exported, golden
+
+
+def _is_greedy(reference: Reference) -> bool:
+    """Whether a text may be decoded by taking the best token of every step."""
+    return isinstance(reference, Generates) and replace(reference.decoding, beams=1).is_plain
 
 
 def _take(role: Role, content: bytes, own: WeightStore, weights: WeightStore, staged: StagedBundle) -> _Exported:
@@ -273,7 +269,7 @@ def _take(role: Role, content: bytes, own: WeightStore, weights: WeightStore, st
     facts, written = examine(graph), write_graph(staged, file, graph)
     del graph
     taken = _Exported(facts, written, check_parity(staged.folder / file, role))
-    _give_memory_back()
+    _release_memory()
     return taken
 
 
@@ -293,8 +289,8 @@ def _fix_batch(staged: StagedBundle, file: str) -> None:
     write_graph(staged, file, graph)
 
 
-def _give_memory_back() -> None:
-    """Torch's programs hold weights in cycles: give them back before more is taken."""
+def _release_memory() -> None:
+    """Torch's programs hold weights in cycles: release them before more is needed."""
     gc.collect()
     return_freed_memory()
 
@@ -308,27 +304,33 @@ def _manifest(
     attention: Attention,
     opset: int,
     roles: Sequence[str],
-    tokenizer: TokenizerSpec,
     golden: GoldenSet,
     provenance: Provenance,
 ) -> Manifest:
-    return Manifest(
+    manifest = Manifest(
         name=source.name,
         task=source.task,
         license=source.license,
         attention=attention,
         opset=opset,
         graphs={role: Graph(_graph_file(role), "fp32") for role in roles},
-        image_steps=source.image_steps,
-        regions=source.regions,
-        speech=source.speech,
-        longest_frames=source.longest_frames,
-        tokenizer=tokenizer,
+        image_steps=(),
+        tokenizer=source.tokenizer.spec,
         provenance=provenance,
         golden=Golden(FP32_RELATIVE_RMS, golden.cases),
         files={},
-        decoding=source.decoding,
-        labels=source.labels,
-        similarity=source.similarity,
         session_options={},
     )
+    match source.reference:
+        case Generates(image_steps=steps, decoding=decoding):
+            return replace(manifest, image_steps=steps, decoding=decoding)
+        case Chooses(image_steps=steps, labels=labels):
+            return replace(manifest, image_steps=steps, labels=labels)
+        case ChoosesOverRegions(regions=regions, labels=labels):
+            return replace(manifest, regions=regions, labels=labels)
+        case Embeds(image_steps=steps, similarity=similarity):
+            return replace(manifest, image_steps=steps, similarity=similarity)
+        case Labels(speech=speech, frame_steps=steps, longest_frames=longest, labels=labels):
+            return replace(manifest, image_steps=steps, speech=speech, longest_frames=longest, labels=labels)
+        case _ as never:
+            assert_never(never)

@@ -1,17 +1,18 @@
-"""Golden cases: pictures with what the trained model itself computes on them, in torch and float32.
+"""Golden cases: inputs with what the original model itself computes of them, in torch and float32.
 
-Pictures go through the runtime's own preprocessing, so that a case covers the whole way from file to answer. It knows
-what a source can compute, and no graph: nothing here comes from the exported model.
+Inputs go through the runtime's own preprocessing, so that a case covers the whole way from file to answer. Each kind of
+model has one function here. It knows what a source can compute, and no graph: nothing here comes from the exported
+model.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -19,12 +20,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from xattn_export.families.base import Generated, GoldenPicture, Source
+from xattn_export.families.base import (
+    SAFE_LEAD,
+    Chooses,
+    ChoosesOverRegions,
+    Embeds,
+    Generates,
+    GoldenInput,
+    Labels,
+    Source,
+)
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import QuestionError, XattnError
 from xattn_runtime.preprocess.image import open_image
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.preprocess.regions import RegionReader
+from xattn_runtime.preprocess.regions import RegionReader, RegionSpec
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
 from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
@@ -36,14 +46,8 @@ FP32_RELATIVE_RMS = 1e-3
 """What an fp32 bundle may differ by on any device."""
 
 _MOST_CASES = 8
-# Of drawn pictures, where the model itself generates a text for each of them.
-_MOST_GENERATED_FROM = 3
 _FEWEST_CASES = 3
 _MADE_UP_WORDS = 4
-_SAMPLE, _REGIONS = "sample.npz", "regions.npz"
-_PNG = b"\x89PNG"
-# A lead of the best logit over the next, as a share of their root-mean-square, that rounding on no device turns.
-_SAFE_LEAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,8 @@ class GoldenSet:
 
 @dataclass(frozen=True)
 class _Computed:
-    """A case in the making. `lead` says how sure the model is; `text` is None where that is not enough."""
+    """What was computed of an input. `lead` says how sure the model is; `text` is None where that is not enough."""
 
-    picture: int
-    png: bytes
     tensors: Mapping[str, NDArray[np.float32]]
     lead: float
     text: str | None = None
@@ -69,205 +71,202 @@ class _Computed:
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """Pixel values `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`; and how the picture was cut."""
+class _Case:
+    """A case in the making: what was computed of the input with this number."""
 
-    values: Tensor
-    grid: Grid
+    number: int
+    content: bytes
+    computed: _Computed
 
 
-_Cases = Callable[[Source, TextCodec, Any, Sequence[str]], Iterator[_Computed]]
+@dataclass(frozen=True)
+class _Texts:
+    """The texts that golden cases ask or seek."""
+
+    source: Source
+    codec: TextCodec
+
+    def is_known(self, text: str) -> bool:
+        """Whether the model knows every word of `text`."""
+        try:
+            return not self.codec.encode_question(text).unknown_words
+        except QuestionError:
+            return False
+
+    def known(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """Those of `texts` whose every word the model knows; else one made of words that it does know."""
+        known = tuple(text for text in texts if self.is_known(text))
+        if known:
+            return known
+        tokenizer = Tokenizer.from_str(self.source.tokenizer.json)
+        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
+        words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalnum()]
+        made_up = " ".join(words[: min(_MADE_UP_WORDS, self.source.tokenizer.spec.max_tokens)])
+        if not self.is_known(made_up):
+            raise XattnError(f"{self.source.name}: its tokenizer knows no word to make a golden question of")
+        return (made_up,)
+
+
+_Compute = Callable[[GoldenInput], Iterator[_Computed]]
 
 
 def make_golden(source: Source, codec: TextCodec, images: Sequence[Path] | None = None) -> GoldenSet:
-    """The golden cases of `source` on `images`, or on pictures that its family draws.
+    """The golden cases of `source` on `images`, or on the inputs that its family brings.
 
-    At most eight of the drawn cases are kept, those in which the model is surest of every token; all of given images.
+    At most eight of the family's cases are kept, those in which the model is surest of every token; all of `images`.
 
     Raises:
         ImageError: one of `images` cannot be used.
         XattnError: the tokenizer knows no word to ask a question of.
     """
-    drawn = source.pictures() if source.generate is None else source.pictures()[:_MOST_GENERATED_FROM]
-    pictures = drawn if images is None else _given(source, images, drawn)
-    prepare = _preparation(source)
-    cases_of = _cases_of(source)
-    computed: list[_Computed] = []
+    inputs = source.golden_inputs if images is None else _own_inputs(source, images)
+    compute = _compute(source, _Texts(source, codec))
     with torch.inference_mode():
-        for number, picture in enumerate(pictures):
-            cases = cases_of(source, codec, prepare(picture.png), picture.questions)
-            computed += [replace(case, picture=number, png=picture.png) for case in cases]
-    if not computed:
-        raise XattnError("golden cases: there is no picture to make one of")
-    return _files(computed if images is not None else _surest(computed), _SAMPLE if source.speech else _REGIONS)
+        cases = [
+            _Case(number, each.content, computed) for number, each in enumerate(inputs) for computed in compute(each)
+        ]
+    if not cases:
+        raise XattnError("golden cases: there is no input to make one of")
+    return _files(cases if images is not None else _surest(cases), _ending(source))
 
 
-def _preparation(source: Source) -> Callable[[bytes], Any]:
-    """A file's bytes to what the source computes on: pixels, or the inputs made of regions, in a batch of 1."""
-    if source.speech is not None:
-        return lambda data: data
-    if source.regions is None:
-        return partial(_pixels, Pipeline(source.image_steps))
-    reader = RegionReader(source.regions)
-    return lambda data: {name: torch.from_numpy(values)[None] for name, values in reader(data).items()}
-
-
-def _pixels(pipeline: Pipeline, data: bytes) -> _Pixels:
-    tiles = pipeline.tiles(data)
-    values = torch.from_numpy(tiles.pixels)
-    return _Pixels(values[None] if pipeline.tiled else values, (tiles.rows, tiles.columns))
-
-
-def _given(source: Source, images: Sequence[Path], drawn: Sequence[GoldenPicture]) -> tuple[GoldenPicture, ...]:
-    """The user's pictures as PNG files of the very same pixels, without what else their files hold; or regions."""
-    questions = tuple(dict.fromkeys(question for picture in drawn for question in picture.questions))
-    pictures = []
+def _own_inputs(source: Source, images: Sequence[Path]) -> tuple[GoldenInput, ...]:
+    """The user's images as PNG files of the very same pixels, without what else their files hold; or regions."""
+    questions = tuple(dict.fromkeys(text for drawn in source.golden_inputs for text in drawn.texts))
+    inputs = []
     for number, path in enumerate(images):
-        stream = io.BytesIO()
-        if source.regions is None:
-            open_image(path).save(stream, "PNG")
-        else:
-            found = RegionReader(source.regions)(path)
-            arrays = {key: found[name] for name, (key, _) in source.regions.arrays.items()}
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
         asked = (questions[number % len(questions)],) if questions else ()
-        pictures.append(GoldenPicture(stream.getvalue(), asked))
-    return tuple(pictures)
+        if isinstance(source.reference, ChoosesOverRegions):
+            inputs.append(GoldenInput(_regions_npz(source.reference.regions, path), asked))
+        else:
+            stream = io.BytesIO()
+            open_image(path).save(stream, "PNG")
+            inputs.append(GoldenInput(stream.getvalue(), asked))
+    return tuple(inputs)
 
 
-def _cases_of(source: Source) -> _Cases:
-    """How cases are made of what the source can compute."""
-    if source.task == "retrieval":
-        return _retrieval_cases
-    if source.task == "sentiment":
-        return _sentiment_cases
-    if source.decoding is not None:
-        return _generated_cases
-    return _answer_cases if source.regions is None else _region_cases
+def _regions_npz(spec: RegionSpec, path: Path) -> bytes:
+    regions = RegionReader(spec)(path)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **{key: regions[name] for name, (key, _) in spec.arrays.items()})
+    return stream.getvalue()
 
 
-def _generated_cases(
-    source: Source, codec: TextCodec, pixels: _Pixels, questions: Sequence[str]
+def _compute(source: Source, texts: _Texts) -> _Compute:
+    """What makes cases of an input, by the kind of the model."""
+    match source.reference:
+        case Generates() as reference:
+            # A question that a decoder goes on from is no text of its own.
+            special = any(role.name == "text_encoder" for role in source.roles)
+            return partial(_generated, reference, Pipeline(reference.image_steps), texts, special)
+        case Chooses() as reference:
+            return partial(_chosen, reference, Pipeline(reference.image_steps), texts)
+        case ChoosesOverRegions() as reference:
+            return partial(_chosen_over_regions, reference, RegionReader(reference.regions), texts)
+        case Embeds() as reference:
+            return partial(_embedded, reference, Pipeline(reference.image_steps), texts)
+        case Labels() as reference:
+            steps = reference.frame_steps
+            reader = SampleReader(texts.codec, reference.speech, steps, reference.longest_frames)
+            return partial(_labelled, reference, reader, texts)
+        case _ as never:
+            assert_never(never)
+
+
+def _generated(
+    reference: Generates, pipeline: Pipeline, texts: _Texts, special: bool, golden: GoldenInput
 ) -> Iterator[_Computed]:
-    # A question that a decoder goes on from is no text of its own.
-    special = any(role.name == "text_encoder" for role in source.roles)
-
-    def ids_of(question: str | None) -> tuple[int, ...]:
+    pixels, grid = _pixels(pipeline, golden.content)
+    questions: tuple[str | None, ...] = texts.known(golden.texts) if golden.texts else (None,)
+    for question in questions:
         if question is None:
-            return codec.encode_prompt(grid=pixels.grid)
-        return codec.encode_question(question, special_tokens=special, grid=pixels.grid).ids
-
-    for question in (None,) if source.task == "caption" else _known_questions(source, codec, questions):
-        found = _generate(source, pixels.values, ids_of(question))
-        text = codec.decode(found.token_ids) if found.steady else None
-        tensors = {"logits": found.logits}
-        yield _Computed(0, b"", tensors, least_lead(found.logits), text, question, found.token_ids)
+            ids = texts.codec.encode_prompt(grid=grid)
+        else:
+            ids = texts.codec.encode_question(question, special_tokens=special, grid=grid).ids
+        output = reference.generate(pixels, ids)
+        text = texts.codec.decode(output.token_ids) if output.steady else None
+        yield _Computed({"logits": output.logits}, least_lead(output.logits), text, question, output.token_ids)
 
 
-def _generate(source: Source, pixel_values: Tensor, question_ids: tuple[int, ...]) -> Generated:
-    if source.generate is not None:
-        return source.generate(pixel_values, question_ids)
-    if source.caption is None or source.forced_logits is None:
-        raise XattnError(f"{source.name}: its family says not how it generates")
-    token_ids = source.caption(pixel_values)
-    logits = source.forced_logits(pixel_values, token_ids).numpy()
-    return Generated(token_ids, logits, steady=least_lead(logits) >= _SAFE_LEAD)
+def _chosen(reference: Chooses, pipeline: Pipeline, texts: _Texts, golden: GoldenInput) -> Iterator[_Computed]:
+    pixels, _ = _pixels(pipeline, golden.content)
+    for question in texts.known(golden.texts):
+        logits = reference.answer_logits(pixels, texts.codec.encode_question(question).ids)
+        yield _label(reference.labels, logits, question)
 
 
-def _answer_cases(source: Source, codec: TextCodec, pixels: _Pixels, questions: Sequence[str]) -> Iterator[_Computed]:
-    if source.answer_logits is None:
-        raise XattnError(f"{source.name}: its family says not how it answers")
-    yield from _chosen_cases(source, codec, partial(source.answer_logits, pixels.values), questions)
-
-
-def _region_cases(
-    source: Source, codec: TextCodec, regions: Mapping[str, Tensor], questions: Sequence[str]
+def _chosen_over_regions(
+    reference: ChoosesOverRegions, reader: RegionReader, texts: _Texts, golden: GoldenInput
 ) -> Iterator[_Computed]:
-    if source.answer_regions is None:
-        raise XattnError(f"{source.name}: its family says not how it answers")
-    yield from _chosen_cases(source, codec, partial(source.answer_regions, regions), questions)
+    regions = {name: torch.from_numpy(values)[None] for name, values in reader(golden.content).items()}
+    for question in texts.known(golden.texts):
+        logits = reference.answer_logits(regions, texts.codec.encode_question(question).ids)
+        yield _label(reference.labels, logits, question)
 
 
-def _chosen_cases(
-    source: Source, codec: TextCodec, answer: Callable[[tuple[int, ...]], Tensor], questions: Sequence[str]
-) -> Iterator[_Computed]:
-    if source.labels is None:
-        raise XattnError(f"{source.name}: its family says not what it answers with")
-    for question in _known_questions(source, codec, questions):
-        logits = answer(codec.encode_question(question).ids).numpy()
-        lead = least_lead(logits)
-        text = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
-        yield _Computed(0, b"", {"logits": logits}, lead, text, question)
-
-
-def _retrieval_cases(source: Source, codec: TextCodec, pixels: _Pixels, queries: Sequence[str]) -> Iterator[_Computed]:
-    if source.embed_image is None or source.embed_text is None:
-        raise XattnError(f"{source.name}: its family says not how it embeds")
-    image = source.embed_image(pixels.values).numpy()
-    for query in _known_questions(source, codec, queries):
-        ids = codec.encode_question(query).ids
-        tensors = {"image_embeddings": image, "text_embeddings": source.embed_text(ids).numpy()}
-        if source.match is not None:
-            logits = [float(source.match(pixels.values, ids[:end])) for end in range(1, len(ids) + 1)]
+def _embedded(reference: Embeds, pipeline: Pipeline, texts: _Texts, golden: GoldenInput) -> Iterator[_Computed]:
+    pixels, _ = _pixels(pipeline, golden.content)
+    image = reference.embed_image(pixels).numpy()
+    for query in texts.known(golden.texts):
+        ids = texts.codec.encode_question(query).ids
+        tensors = {"image_embeddings": image, "text_embeddings": reference.embed_text(ids).numpy()}
+        if reference.match is not None:
+            logits = [float(reference.match(pixels, ids[:end])) for end in range(1, len(ids) + 1)]
             tensors["match"] = np.array([0.0, *logits], dtype=np.float32)
-        yield _Computed(0, b"", tensors, _SAFE_LEAD, query=query)
+        yield _Computed(tensors, SAFE_LEAD, query=query)
 
 
-def _sentiment_cases(source: Source, codec: TextCodec, data: bytes, texts: Sequence[str]) -> Iterator[_Computed]:
-    if source.label_logits is None or source.labels is None:
-        raise XattnError(f"{source.name}: its family says not how it tells labels apart")
-    if source.speech is None or source.longest_frames is None:
-        raise XattnError(f"{source.name}: its family says not how speech and frames are prepared")
-    read = SampleReader(codec, source.speech, source.image_steps, source.longest_frames)
+def _labelled(reference: Labels, reader: SampleReader, texts: _Texts, golden: GoldenInput) -> Iterator[_Computed]:
     # A text of words that are all unknown is no case, but a sample may go without one.
-    for text in [text for text in texts if _is_known(codec, text)] or (None,):
-        sample = read_sample(io.BytesIO(data), text)
+    for text in [text for text in golden.texts if texts.is_known(text)] or (None,):
+        sample = read_sample(io.BytesIO(golden.content), text)
         if sample == Sample():
             continue
-        inputs = {name: torch.from_numpy(values) for name, values in read(sample)[0].items()}
-        logits = source.label_logits(inputs).numpy()
-        lead = least_lead(logits)
-        label = source.labels[int(logits.argmax())] if lead >= _SAFE_LEAD else None
-        yield _Computed(0, b"", {"logits": logits}, lead, label, text)
+        inputs = {name: torch.from_numpy(values) for name, values in reader(sample)[0].items()}
+        yield _label(reference.labels, reference.label_logits(inputs), text)
 
 
-def _known_questions(source: Source, codec: TextCodec, questions: Sequence[str]) -> tuple[str, ...]:
-    """Those of `questions` whose every word the model knows; else one made of words that it does know."""
-    known = tuple(question for question in questions if _is_known(codec, question))
-    if known:
-        return known
-    vocabulary: dict[str, int] = Tokenizer.from_str(source.tokenizer_json).get_vocab(with_added_tokens=False)
-    words = [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word.isalnum()]
-    question = " ".join(words[: min(_MADE_UP_WORDS, source.max_tokens)])
-    if not _is_known(codec, question):
-        raise XattnError(f"{source.name}: its tokenizer knows no word to make a golden question of")
-    return (question,)
+def _pixels(pipeline: Pipeline, content: bytes) -> tuple[Tensor, Grid]:
+    """Pixel values `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`; and how the image was cut."""
+    tiles = pipeline.tiles(content)
+    values = torch.from_numpy(tiles.pixels)
+    return values[None] if pipeline.tiled else values, (tiles.rows, tiles.columns)
 
 
-def _is_known(codec: TextCodec, question: str) -> bool:
-    try:
-        return not codec.encode_question(question).unknown_words
-    except QuestionError:
-        return False
+def _label(labels: Sequence[str], logits: Tensor, question: str | None) -> _Computed:
+    """The best of `labels` by logits `[labels]`."""
+    values: NDArray[np.float32] = logits.numpy()
+    lead = least_lead(values)
+    return _Computed({"logits": values}, lead, labels[int(values.argmax())] if lead >= SAFE_LEAD else None, question)
 
 
-def _surest(computed: Sequence[_Computed]) -> list[_Computed]:
+def _surest(cases: Sequence[_Case]) -> list[_Case]:
     """The cases in which the model is surest, in the order they came; a few without text where it is sure of none."""
-    ranked = sorted(computed, key=lambda case: (case.text is not None, case.lead), reverse=True)
-    sure = [case for case in ranked if case.text is not None or case.query is not None]
+    ranked = sorted(cases, key=lambda case: (case.computed.text is not None, case.computed.lead), reverse=True)
+    sure = [case for case in ranked if case.computed.text is not None or case.computed.query is not None]
     kept = sure[:_MOST_CASES] or ranked[:_FEWEST_CASES]
-    return [case for case in computed if any(case is one for one in kept)]
+    return [case for case in cases if any(case is one for one in kept)]
 
 
-def _files(computed: Sequence[_Computed], other: str) -> GoldenSet:
-    """The cases and their files; `other` is the ending of inputs that are no pictures."""
+def _ending(source: Source) -> str:
+    """Of the files that hold the inputs."""
+    match source.reference:
+        case ChoosesOverRegions():
+            return "regions.npz"
+        case Labels():
+            return "sample.npz"
+        case _:
+            return "png"
+
+
+def _files(cases: Sequence[_Case], ending: str) -> GoldenSet:
     files: dict[str, bytes] = {}
-    cases = []
-    for number, case in enumerate(computed):
-        kind = "png" if case.png.startswith(_PNG) else other
-        image, tensors = f"golden/{case.picture}.{kind}", f"golden/{number}.npz"
+    golden = []
+    for number, case in enumerate(cases):
+        made = case.computed
+        image, tensors = f"golden/{case.number}.{ending}", f"golden/{number}.npz"
         stream = io.BytesIO()
-        np.savez_compressed(stream, allow_pickle=False, **case.tensors)
-        files |= {image: case.png, tensors: stream.getvalue()}
-        cases.append(GoldenCase(image, tensors, case.text, case.question, case.token_ids, case.query))
-    return GoldenSet(tuple(cases), files)
+        np.savez_compressed(stream, allow_pickle=False, **made.tensors)
+        files |= {image: case.content, tensors: stream.getvalue()}
+        golden.append(GoldenCase(image, tensors, made.text, made.question, made.token_ids, made.query))
+    return GoldenSet(tuple(golden), files)

@@ -139,7 +139,7 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
         lengths = torch.tensor([max(spec.fewest, length - row * max(1, length // 3)) for row in range(batch)])
         return (torch.arange(length)[None, :] < lengths[:, None]).to(torch.int64)
     values = torch.randn(shape, generator=generator)
-    for picture, (height, width) in zip(values, cycle(spec.pictures), strict=False):
+    for picture, (height, width) in zip(values, cycle(spec.sizes_px), strict=False):
         picture[:, height:], picture[:, :, width:] = 0, 0
     return values
 

@@ -3,13 +3,13 @@
 XattnError                  ours, or a check that failed: exit code 1
 ├── VerificationError       golden inputs came out differently
 └── UserError               the user's mistake: exit code 2
-    ├── ImageError          a picture that is missing, broken, too large
+    ├── ImageError          an image that is missing, broken, too large
     ├── QuestionError       a question that is empty, too long, of no known word
     ├── AudioError          speech of another rate or length, or that is no sound
     ├── BundleError         a bundle that is missing, damaged, of another schema
     ├── ProviderError       an execution provider that is unknown, missing or unusable
     ├── CheckpointError     a checkpoint that is missing, damaged, of another kind
-    ├── IndexFileError      an index of pictures that is missing, damaged, of another bundle
+    ├── IndexFileError      an index of images that is missing, damaged, of another bundle
     ├── DataError           a data set that is missing or damaged
     ├── OutputError         an output that exists, cannot be written, does not fit
     └── DependencyError     a package that this command needs is not installed
@@ -55,7 +55,7 @@ class UserError(XattnError):
 
 
 class ImageError(UserError):
-    """A picture cannot be used."""
+    """An image cannot be used."""
 
 
 class QuestionError(UserError):
@@ -79,7 +79,7 @@ class CheckpointError(UserError):
 
 
 class IndexFileError(UserError):
-    """An index of pictures cannot be used."""
+    """An index of images cannot be used."""
 
 
 class DataError(UserError):

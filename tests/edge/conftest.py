@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from xattn_edge.attention import AttentionOptions, MechanismConfig
-from xattn_edge.data.emoji_pictures import ARTISTS, PICTURE_SIZE_PX, Picture
+from xattn_edge.data.emoji_images import ARTISTS, IMAGE_SIZE_PX, Emoji
 from xattn_edge.encoders import ImageEncoderConfig, SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
 from xattn_edge.fusion import FusionConfig
 from xattn_edge.models import (
@@ -81,14 +81,14 @@ def write_fake_emoji(cache: Path) -> None:
     for number in range(_CONCEPTS):
         concept, name = f"{0x2600 + number:x}", f"thing{number}"
         split = "held-out-concepts" if number % 10 == 0 else "train"
-        pictures.append(Picture(concept, name, concept, None, split))
+        pictures.append(Emoji(concept, name, concept, None, split))
         if number % 5 == 1:
             for tone in ("light", "dark"):
                 held_out = "held-out-tones" if (number, tone) == (_CONCEPTS - 4, "dark") else split
-                pictures.append(Picture(f"{concept}-{tone}", f"{name} with {tone} skin tone", concept, tone, held_out))
+                pictures.append(Emoji(f"{concept}-{tone}", f"{name} with {tone} skin tone", concept, tone, held_out))
     for artist in ARTISTS:
         rng = np.random.default_rng(len(artist.name))
-        drawings = np.zeros((len(pictures), PICTURE_SIZE_PX, PICTURE_SIZE_PX, 4), np.uint8)
+        drawings = np.zeros((len(pictures), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 4), np.uint8)
         drawings[:, 20:60, 20:60] = rng.integers(0, 256, (len(pictures), 1, 1, 4))
         drawings[:, 20:60, 20:60, 3] = 255
         np.save(folder / f"{artist.name}.npy", drawings)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import xattn_edge
-from xattn_edge.data.emoji_pictures import is_fetched
+from xattn_edge.data.emoji_images import is_fetched
 from xattn_edge.evaluation import evaluate
 from xattn_export import export_checkpoint
 from xattn_runtime import default_bundle, open_bundle, verify_bundle

@@ -32,9 +32,9 @@ class DataSet:
 
 def data_sets() -> tuple[DataSet, ...]:
     """Every data set that `fetch` knows."""
-    from xattn_edge.data import easy_vqa, emoji_captions, emoji_pictures, rated_sentences
+    from xattn_edge.data import easy_vqa, emoji_captions, emoji_images, rated_sentences
 
-    drawings = sorted({artist.license for artist in emoji_pictures.ARTISTS})
+    drawings = sorted({artist.license for artist in emoji_images.ARTISTS})
     return (
         DataSet(
             "easy-vqa",
@@ -50,7 +50,7 @@ def data_sets() -> tuple[DataSet, ...]:
             " AND ".join(drawings),
             "scenes, backgrounds",
             ("test", *emoji_captions.SPLITS),
-            emoji_pictures.is_fetched(),
+            emoji_images.is_fetched(),
         ),
         DataSet("sentiment", "sentiment", "MIT", "speech, frames", ("test",), rated_sentences.is_fetched()),
     )
@@ -68,7 +68,7 @@ def fetch(name: str, progress: Progress = silent) -> Path:
         DependencyError: a package that it needs is not installed.
     """
     if name == "emoji":
-        from xattn_edge.data.emoji_pictures import fetch_emoji
+        from xattn_edge.data.emoji_images import fetch_emoji
 
         return fetch_emoji(progress)
     if name == "sentiment":

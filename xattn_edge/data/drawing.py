@@ -1,4 +1,4 @@
-"""Putting pictures on backgrounds, and the augmentation of training pictures. Arrays are uint8."""
+"""Putting images on backgrounds, and the augmentation of training images. Arrays are uint8."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class VqaSample:
-    """A question about the picture at `image`, and its answer."""
+    """A question about the image at `image`, and its answer."""
 
     image: Path
     question: str
@@ -23,7 +23,7 @@ class VqaSample:
 
 
 class EasyVqa:
-    """The data set as the installed package carries it: 64×64 pictures, 13 answers.
+    """The data set as the installed package carries it: 64×64 images, 13 answers.
 
     Raises:
         DependencyError: the package is not installed.
@@ -41,10 +41,10 @@ class EasyVqa:
         }
 
     def samples(self, split: str) -> list[VqaSample]:
-        """All questions of a split; those of one picture stand together.
+        """All questions of a split; those of one image stand together.
 
         Raises:
-            DataError: an unknown split, or a picture that is missing.
+            DataError: an unknown split, or an image that is missing.
         """
         if split not in self._splits:
             raise DataError(f"easy-vqa: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -53,6 +53,6 @@ class EasyVqa:
         by_image = defaultdict(list)
         for question, answer, image in zip(*read_questions(), strict=True):
             if image not in paths:
-                raise DataError(f"easy-vqa: picture {image} of the {split} split is missing; install easy-vqa again")
+                raise DataError(f"easy-vqa: image {image} of the {split} split is missing; install easy-vqa again")
             by_image[image].append(VqaSample(Path(paths[image]), question, answer))
         return [sample for image in sorted(by_image) for sample in by_image[image]]

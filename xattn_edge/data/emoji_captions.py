@@ -1,4 +1,4 @@
-"""Captioned pictures of emoji: alone, in scenes of two or three on varied backgrounds, and on sheets of four.
+"""Captioned images of emoji: alone, in scenes of two or three on varied backgrounds, and on sheets of four.
 
 Every training sample is a function of a seed and an index alone, so that training resumes exactly where it stopped.
 Two concepts whose pair is held out never stand in one training scene; test scenes are made of such pairs alone.
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn_edge.data.drawing import add_noise, augment, background, place
+from xattn_edge.data.emoji_images import ARTISTS, EmojiImages
 from xattn_edge.data.emoji_names import TONES, scene_caption
-from xattn_edge.data.emoji_pictures import ARTISTS, EmojiPictures
 from xattn_runtime.errors import DataError
 
 __all__ = ["SIDE_PX", "SPLITS", "CaptionedImage", "EmojiCaptions", "Thing"]
 
 SIDE_PX = 96
-"""Side of every picture of this data set."""
+"""Side of every image of this data set."""
 
 SPLITS = {
     "unseen-artist": "seen concepts, drawn by an artist who is not in training",
     "held-out-concepts": "concepts that are not in training in any tone",
     "held-out-tones": "professions in the one skin tone that training leaves out",
-    "unseen-pairs": "scenes of pictures that never stand together in training",
+    "unseen-pairs": "scenes of images that never stand together in training",
 }
 
 _SCENES = 1000
@@ -43,7 +43,7 @@ _TRIES_PER_SCENE = 5000
 
 @dataclass(frozen=True)
 class Thing:
-    """One emoji in a picture: its number among `EmojiCaptions.concepts`, its tone among `tones`, its middle (x, y)."""
+    """One emoji in an image: its number among `EmojiCaptions.concepts`, its tone among `tones`, its middle (x, y)."""
 
     concept: int
     tone: int
@@ -61,7 +61,7 @@ class CaptionedImage:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Name, size and centres of the pictures of a scene, as shares of the side."""
+    """Name, size and centres of the images of a scene, as shares of the side."""
 
     name: str
     sizes: tuple[float, float]
@@ -88,24 +88,24 @@ class EmojiCaptions:
     """Training samples without end, and the four test splits.
 
     Raises:
-        DataError: the pictures have not been fetched (`fetch_emoji`).
+        DataError: the images have not been fetched (`fetch_emoji`).
     """
 
     def __init__(self) -> None:
-        self._set = EmojiPictures()
+        self._set = EmojiImages()
         self._drawings = {artist.name: self._set.drawings(artist.name) for artist in ARTISTS}
         self._artists = [artist.name for artist in ARTISTS if artist.trained]
         train = self._rows("train")
-        self._plain = np.array([row for row in train if self._set.pictures[row].tone is None])
-        self._toned = np.array([row for row in train if self._set.pictures[row].tone is not None])
-        self.concepts = sorted({self._set.pictures[row].concept for row in train})
+        self._plain = np.array([row for row in train if self._set.images[row].tone is None])
+        self._toned = np.array([row for row in train if self._set.images[row].tone is not None])
+        self.concepts = sorted({self._set.images[row].concept for row in train})
         self.tones = [None, *TONES.values()]
         self._concept_numbers = {concept: number for number, concept in enumerate(self.concepts)}
 
     def training_sample(self, seed: int, index: int) -> CaptionedImage:
         """The sample number `index` of the stream that `seed` names: augmented, with a random background.
 
-        Half of the samples show one picture, half a scene of two or three.
+        Half of the samples show one image, half a scene of two or three.
         """
         rng = np.random.default_rng((seed, index))
         count = int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))
@@ -117,21 +117,21 @@ class EmojiCaptions:
         """`count` different concepts in some tone, each drawn by two artists, and what they are called.
 
         Returns:
-            Pictures `[2, count, 96, 96, 3]`, augmented, with random backgrounds, and captions.
+            Images `[2, count, 96, 96, 3]`, augmented, with random backgrounds, and captions.
         """
         rng = np.random.default_rng((seed, index))
         rows: dict[str, int] = {}
         while len(rows) < count:
             row = self._any_row(rng)
-            rows.setdefault(self._set.pictures[row].caption, row)
-        pictures = [
+            rows.setdefault(self._set.images[row].caption, row)
+        images = [
             [self._one(rng, row, artist).pixels for artist in rng.permutation(self._artists)[:2]]
             for row in rows.values()
         ]
-        return np.stack(pictures, axis=1), list(rows)
+        return np.stack(images, axis=1), list(rows)
 
     def training_sheet(self, seed: int, index: int) -> CaptionedImage:
-        """Four small pictures, one in each quarter, augmented: much to see in little time. It has no caption."""
+        """Four small images, one in each quarter, augmented: much to see in little time. It has no caption."""
         rng = np.random.default_rng((seed, index))
         canvas, things = _white() if rng.random() < 0.3 else background(rng, SIDE_PX), []
         for left, top in product((0, SIDE_PX / 2), repeat=2):
@@ -143,11 +143,11 @@ class EmojiCaptions:
         return CaptionedImage(add_noise(rng, canvas), "", tuple(things))
 
     def training_captions(self) -> list[str]:
-        """Every caption of a training picture alone."""
-        return [self._set.pictures[row].caption for row in self._rows("train")]
+        """Every caption of a training image alone."""
+        return [self._set.images[row].caption for row in self._rows("train")]
 
-    def training_pictures(self) -> Iterator[CaptionedImage]:
-        """Every training picture alone, by every training artist, on white, not augmented."""
+    def training_images(self) -> Iterator[CaptionedImage]:
+        """Every training image alone, by every training artist, on white, not augmented."""
         return self._alone(self._rows("train"), self._artists)
 
     def training_scenes(self, count: int) -> Iterator[CaptionedImage]:
@@ -157,7 +157,7 @@ class EmojiCaptions:
             yield self._scene(rng, 2 + index % 2, held_out=False, augmented=False)
 
     def split_size(self, split: str) -> int:
-        """Number of pictures of a test split."""
+        """Number of images of a test split."""
         if split == "unseen-pairs":
             return _SCENES
         rows, artists = self._split_rows(split)
@@ -181,7 +181,7 @@ class EmojiCaptions:
         """Every concept of `split` (`train`, `held-out-concepts` or `held-out-tones`) alone on white, by one artist.
 
         Returns:
-            Captions, and pictures `[count, 96, 96, 3]` in the same order.
+            Captions, and images `[count, 96, 96, 3]` in the same order.
         """
         samples = list(self._alone(self._rows(split), [artist]))
         return [sample.caption for sample in samples], np.stack([sample.pixels for sample in samples])
@@ -194,14 +194,14 @@ class EmojiCaptions:
         return self._rows(split), self._artists
 
     def _rows(self, split: str) -> list[int]:
-        return [row for row, picture in enumerate(self._set.pictures) if picture.split == split]
+        return [row for row, image in enumerate(self._set.images) if image.split == split]
 
     def _drawing(self, artist: str, row: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self._drawings[artist][row]))
 
     def _thing(self, row: int, x: float, y: float) -> Thing:
-        picture = self._set.pictures[row]
-        return Thing(self._concept_numbers[picture.concept], self.tones.index(picture.tone), (x, y))
+        image = self._set.images[row]
+        return Thing(self._concept_numbers[image.concept], self.tones.index(image.tone), (x, y))
 
     def _any_row(self, rng: Generator) -> int:
         rows = self._toned if rng.random() < _TONED_SHARE else self._plain
@@ -212,10 +212,10 @@ class EmojiCaptions:
             for artist in artists:
                 canvas = _white()
                 place(canvas, self._drawing(artist, row), (SIDE_PX / 2, SIDE_PX / 2), _ALONE_SIZE_PX)
-                yield CaptionedImage(np.asarray(canvas), self._set.pictures[row].caption)
+                yield CaptionedImage(np.asarray(canvas), self._set.images[row].caption)
 
     def _one(self, rng: Generator, row: int, artist: str | None = None) -> CaptionedImage:
-        """One picture, augmented, on white or another background, by any training artist if not by `artist`."""
+        """One image, augmented, on white or another background, by any training artist if not by `artist`."""
         canvas = _white() if rng.random() < 0.5 else background(rng, SIDE_PX)
         size = int(rng.integers(52, 93))
         slack = max(0.0, (SIDE_PX - size) / 2)
@@ -223,7 +223,7 @@ class EmojiCaptions:
         drawn = self._drawing(artist or str(rng.choice(self._artists)), row)
         drawing = drawn.resize((size, size), Image.Resampling.BILINEAR)
         place(canvas, augment(rng, drawing), (x, y), size)
-        return CaptionedImage(add_noise(rng, canvas), self._set.pictures[row].caption, (self._thing(row, x, y),))
+        return CaptionedImage(add_noise(rng, canvas), self._set.images[row].caption, (self._thing(row, x, y),))
 
     def _scene(self, rng: Generator, count: int, *, held_out: bool, augmented: bool = True) -> CaptionedImage:
         rows = self._rows_together(rng, count, held_out)
@@ -240,7 +240,7 @@ class EmojiCaptions:
             if augmented:
                 things.append(self._thing(row, *centre))
         pixels = add_noise(rng, canvas) if augmented else np.asarray(canvas)
-        caption = scene_caption(layout.name, [self._set.pictures[row].caption for row in rows])
+        caption = scene_caption(layout.name, [self._set.images[row].caption for row in rows])
         return CaptionedImage(pixels, caption, tuple(things))
 
     def _rows_together(self, rng: Generator, count: int, held_out: bool) -> list[int]:
@@ -253,7 +253,7 @@ class EmojiCaptions:
             if tries % _TRIES_PER_SCENE == 0:
                 rows = [row]
                 continue
-            concepts = [self._set.pictures[each].concept for each in (*rows, row)]
+            concepts = [self._set.images[each].concept for each in (*rows, row)]
             if all(_pair_is_held_out(a, b) == held_out for a, b in combinations(concepts, 2)):
                 rows.append(row)
         return rows

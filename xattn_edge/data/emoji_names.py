@@ -1,7 +1,7 @@
 """The English of emoji: what one is called, and how a scene of several is told.
 
-Names are those of Unicode CLDR, as the `emoji` package carries them. A picture's skin tone is told at the end, so that
-the words of a toned picture are the words of its base and of its tone.
+Names are those of Unicode CLDR, as the `emoji` package carries them. An image's skin tone is told at the end, so that
+the words of a toned image are the words of its base and of its tone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VOWEL_SOUND = re.compile(
 
 
 def caption_of_name(name: str) -> str:
-    """The caption of one picture, from its CLDR short name.
+    """The caption of one image, from its CLDR short name.
 
     >>> caption_of_name("woman_cook_medium-dark_skin_tone")
     'woman cook with medium-dark skin tone'

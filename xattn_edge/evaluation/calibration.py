@@ -70,7 +70,7 @@ def calibrate(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Calibration:
-    """Fit a temperature on every other picture of the test split of `data`, and try it on the pictures between.
+    """Fit a temperature on every other image of the test split of `data`, and try it on the images between.
 
     limit: take only so many questions.
     Raises DataError for another data set than easy-vqa, UserError for a bundle that does not choose among labels, or of
@@ -86,7 +86,7 @@ def calibrate(
     places, logits, labels = _logits(task, data, opened.manifest.labels, limit, progress)
     fits = places % 2 == 0
     if not fits.any() or fits.all():
-        raise UserError(f"limit: expected questions about 2 pictures or more, found {len(places)} about one")
+        raise UserError(f"limit: expected questions about 2 images or more, found {len(places)} about one")
     temperature = fit_temperature(logits[fits], labels[fits])
     errors = [_error(logits[~fits], labels[~fits], divisor) for divisor in (1.0, temperature)]
     return Calibration(temperature, f"{data} test", int(fits.sum()), int((~fits).sum()), errors[0], errors[1])
@@ -95,11 +95,11 @@ def calibrate(
 def _logits(
     task: VqaTask, data: str, known: Sequence[str], limit: int | None, progress: Progress
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Of every question: the number of its picture, its logits `[questions, answers]`, and the right label."""
+    """Of every question: the number of its image, its logits `[questions, answers]`, and the right label."""
     from xattn_edge.data.easy_vqa import EasyVqa
 
     samples = EasyVqa().samples("test")[:limit]
-    pictures = {image: place for place, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
+    images = {image: place for place, image in enumerate(dict.fromkeys(sample.image for sample in samples))}
     rows = []
     for start in range(0, len(samples), _QUESTIONS_PER_BATCH):
         batch = samples[start : start + _QUESTIONS_PER_BATCH]
@@ -111,7 +111,7 @@ def _logits(
     # The logarithms of probabilities are logits but for a number that is the same for all answers.
     logits = np.log(np.maximum(np.array(rows, dtype=np.float32), np.finfo(np.float32).tiny))
     labels = [known.index(sample.answer) for sample in samples]
-    return np.array([pictures[sample.image] for sample in samples]), logits, np.array(labels)
+    return np.array([images[sample.image] for sample in samples]), logits, np.array(labels)
 
 
 def _error(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> float:

@@ -28,30 +28,30 @@ def question_only_accuracy(train: Sequence[VqaSample], test: Sequence[VqaSample]
 
 
 class NearestPixels:
-    """The caption of the training picture whose pixels (averaged over 3×3) are nearest, by Euclidean distance.
+    """The caption of the training image whose pixels (averaged over 3×3) are nearest, by Euclidean distance.
 
-    The memory holds every training picture alone, by every training artist, and 20,000 training scenes.
+    The memory holds every training image alone, by every training artist, and 20,000 training scenes.
     """
 
     SCENES = 20_000
 
     def __init__(self, data: EmojiCaptions) -> None:
-        pictures: list[NDArray[np.float32]] = []
+        images: list[NDArray[np.float32]] = []
         self._captions: list[str] = []
-        for source in (data.training_pictures(), data.training_scenes(self.SCENES)):
+        for source in (data.training_images(), data.training_scenes(self.SCENES)):
             for sample in source:
-                pictures.append(_pooled(sample.pixels))
+                images.append(_pooled(sample.pixels))
                 self._captions.append(sample.caption)
-        self._pictures = np.stack(pictures)
-        self._squares = np.square(self._pictures).sum(1)
+        self._images = np.stack(images)
+        self._squares = np.square(self._images).sum(1)
 
     def captions(self, samples: Iterable[CaptionedImage]) -> list[str]:
         """The floor's caption of each sample."""
         found: list[str] = []
         remaining = iter(samples)
         while chunk := list(islice(remaining, _CHUNK)):
-            pictures = np.stack([_pooled(sample.pixels) for sample in chunk])
-            distances = self._squares - 2 * pictures @ self._pictures.T
+            images = np.stack([_pooled(sample.pixels) for sample in chunk])
+            distances = self._squares - 2 * images @ self._images.T
             found += [self._captions[int(nearest)] for nearest in distances.argmin(1)]
         return found
 

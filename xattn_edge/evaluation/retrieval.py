@@ -1,6 +1,6 @@
-"""Recall on the emoji set: whether the right picture is among the first, for concepts and an artist not trained on.
+"""Recall on the emoji set: whether the right image is among the first, for concepts and an artist not trained on.
 
-It knows no model: whoever asks says how pictures and texts are embedded. Needs no torch.
+It knows no model: whoever asks says how images and texts are embedded. Needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_edge.data.emoji_captions import EmojiCaptions
-from xattn_edge.data.emoji_pictures import ARTISTS, Artist
+from xattn_edge.data.emoji_images import ARTISTS, Artist
 from xattn_runtime.progress import Progress, silent
 
 __all__ = ["RECALLS", "RERANKED", "recall", "retrieval_scores"]
@@ -54,26 +54,24 @@ def retrieval_scores(
 ) -> dict[str, dict[str, float]]:
     """Recall by split, artist and direction, as `held-out-concepts/noto/text-to-image`.
 
-    Text to image: each name among all pictures of the split by one artist. Image to image: each picture by the unseen
+    Text to image: each name among all images of the split by one artist. Image to image: each image by the unseen
     artist among those of the same split by Noto; `raw-pixels` is that by the pixels, averaged over 3×3, alone.
-    `reranked` are those whose first `RERANKED` are put in the order of `rerank`. `limit` pictures of each.
+    `reranked` are those whose first `RERANKED` are put in the order of `rerank`. `limit` images of each.
     """
     scores: dict[str, dict[str, float]] = {}
     for number, (split, artist) in enumerate(parts := list(_parts())):
         progress(f"looking at {split} by {artist.name}", number / len(parts))
-        captions, pictures = data.alone_by(artist.name, split)
-        captions, pictures = captions[:limit], pictures[:limit]
-        name, images = f"{split}/{artist.name}", embed_images(pictures)
-        cosines = embed_texts(captions) @ images.T
+        captions, images = data.alone_by(artist.name, split)
+        captions, images = captions[:limit], images[:limit]
+        name, embedded = f"{split}/{artist.name}", embed_images(images)
+        cosines = embed_texts(captions) @ embedded.T
         scores[f"{name}/text-to-image"] = recall(ranks_of(cosines))
         if rerank is not None and split != "train" and artist.name in _RERANKED_ARTISTS:
-            scores[f"{name}/text-to-image/reranked"] = recall(_reranked(cosines, captions, pictures, rerank))
+            scores[f"{name}/text-to-image/reranked"] = recall(_reranked(cosines, captions, images, rerank))
         if not artist.trained:
             gallery = data.alone_by(_GALLERY, split)[1][:limit]
-            scores[f"{name}/image-to-image"] = recall(ranks_of(images @ embed_images(gallery).T))
-            scores[f"{name}/image-to-image/raw-pixels"] = recall(
-                ranks_of(_nearness(_pooled(pictures), _pooled(gallery)))
-            )
+            scores[f"{name}/image-to-image"] = recall(ranks_of(embedded @ embed_images(gallery).T))
+            scores[f"{name}/image-to-image/raw-pixels"] = recall(ranks_of(_nearness(_pooled(images), _pooled(gallery))))
     return scores
 
 
@@ -84,20 +82,20 @@ def _parts() -> Iterator[tuple[str, Artist]]:
 
 
 def _reranked(
-    cosines: NDArray[np.float32], captions: Sequence[str], pictures: NDArray[np.uint8], rerank: Rerank
+    cosines: NDArray[np.float32], captions: Sequence[str], images: NDArray[np.uint8], rerank: Rerank
 ) -> NDArray[np.int64]:
     again = np.array(cosines)
     for row, caption in enumerate(captions):
         first = np.argsort(-cosines[row], kind="stable")[:RERANKED]
-        scores = rerank(caption, pictures[first], cosines[row, first])
+        scores = rerank(caption, images[first], cosines[row, first])
         # All of them stay before the others, whose cosines are at most 1.
         again[row, first] = 2 + scores - scores.min()
     return ranks_of(again)
 
 
-def _pooled(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    count, height, width, channels = pictures.shape
-    blocks = pictures.reshape(count, height // _POOL_PX, _POOL_PX, width // _POOL_PX, _POOL_PX, channels)
+def _pooled(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    count, height, width, channels = images.shape
+    blocks = images.reshape(count, height // _POOL_PX, _POOL_PX, width // _POOL_PX, _POOL_PX, channels)
     pooled: NDArray[np.float32] = blocks.mean((2, 4), dtype=np.float32).reshape(count, -1)
     return pooled
 

@@ -131,7 +131,7 @@ def _evaluate_retrieval(
 
     scores = retrieval_scores(
         EmojiCaptions(),
-        lambda pictures: task.embed_images(list(pictures)),
+        lambda images: task.embed_images(list(images)),
         lambda texts: np.stack([_embedding(task, text) for text in texts]),
         _reranker(task) if task.reranks else None,
         limit,
@@ -141,9 +141,9 @@ def _evaluate_retrieval(
 
 
 def _reranker(task: RetrievalTask) -> Rerank:
-    def rerank(text: str, pictures: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+    def rerank(text: str, images: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
-            return task.rerank(text, list(pictures), cosines.tolist())
+            return task.rerank(text, list(images), cosines.tolist())
         except QuestionError:
             return cosines
 

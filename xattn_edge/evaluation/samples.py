@@ -1,4 +1,4 @@
-"""Samples to calibrate, search and compare on: images with their texts and references, from data sets or pictures."""
+"""Samples to calibrate, search and compare on: images with their texts and references, from data sets or images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import DataError, UserError
+from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -24,7 +25,6 @@ DATA_TASKS = {"easy-vqa": "vqa", "emoji": "caption"}
 GOLDEN = "golden"
 """In place of a data set: the inputs that the bundle itself holds."""
 
-_PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 # Of the endless stream of training samples, one that no training takes.
 _STREAM = 2**31
 
@@ -50,7 +50,7 @@ def check_task(bundle: Bundle, data: str) -> None:
     """UserError where the data set `data` is for another task than `bundle`, DataError where there is none such."""
     if data not in DATA_TASKS:
         known = ", ".join(DATA_TASKS)
-        raise DataError(f"unknown data set {data!r}; expected one of {known}, a folder of pictures, or {GOLDEN}")
+        raise DataError(f"unknown data set {data!r}; expected one of {known}, a folder of images, or {GOLDEN}")
     if bundle.manifest.task != DATA_TASKS[data]:
         raise UserError(
             f"{bundle.path}: expected data for {bundle.manifest.task}, found {data}, which is for {DATA_TASKS[data]}"
@@ -60,7 +60,7 @@ def check_task(bundle: Bundle, data: str) -> None:
 def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
     """At most `count` samples for `bundle` that its test does not hold.
 
-    data: a data set, whose training split is taken; a folder of pictures, with the golden texts of the bundle; or
+    data: a data set, whose training split is taken; a folder of images, with the golden texts of the bundle; or
         `golden`.
     Raises UserError where the data does not fit the task or `count` is not positive, DataError where there is none.
     """
@@ -70,7 +70,7 @@ def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
         cases = bundle.manifest.golden.cases[:count]
         return Samples(GOLDEN, [Sample(bundle.file(case.image), case.question or case.query) for case in cases])
     if data not in DATA_TASKS and Path(data).is_dir():
-        return Samples(Path(data).name, _pictures(bundle, Path(data), count))
+        return Samples(Path(data).name, _images(bundle, Path(data), count))
     check_task(bundle, data)
     return Samples(f"{data} train", _easy_vqa("train", count) if data == "easy-vqa" else _emoji_stream(count))
 
@@ -86,20 +86,20 @@ def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
     if data in DATA_TASKS:
         return calibration_samples(bundle, data, count), unseen_samples(bundle, data, count)
     if data == GOLDEN:
-        raise UserError(f"expected a data set or a folder of pictures to search on, found {GOLDEN}, which is too few")
+        raise UserError(f"expected a data set or a folder of images to search on, found {GOLDEN}, which is too few")
     found = calibration_samples(bundle, data, 2 * count)
     if len(found.items) < 2:
-        raise DataError(f"{data}: expected at least 2 pictures, one to search on and one to confirm it, found 1")
+        raise DataError(f"{data}: expected at least 2 images, one to search on and one to confirm it, found 1")
     half = len(found.items) // 2
     return Samples(f"{found.name}, first half", found.items[:half]), Samples(
         f"{found.name}, second half", found.items[half:]
     )
 
 
-def _pictures(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)[:count]
+def _images(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
+    paths = image_files(folder)[:count]
     if not paths:
-        raise DataError(f"{folder}: expected pictures ({', '.join(_PICTURES)}), found none")
+        raise DataError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
     texts = [case.question or case.query for case in bundle.manifest.golden.cases]
     return [Sample(path, text) for path, text in zip(paths, cycle(texts), strict=False)]
 

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from xattn_export.bundle.graph_files import write_graph
 from xattn_export.bundle.writer import StagedBundle
 from xattn_export.graph.conformance import all_nodes, require_standard, require_valid
-from xattn_export.graph.editing import GraphParts, Writer, graph_parts, with_inputs
+from xattn_export.graph.editing import GraphParts, GraphWriter, graph_parts, with_inputs
 from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, Graph, Manifest
@@ -58,7 +58,7 @@ def attention_graph(graph: ModelProto, series: str, *, keeps_logits: bool) -> Mo
     values = [name for value in parts.inputs if (name := value.name).startswith(f"{series}_value_")]
     tensors = [_weights_of(parts, name) for name in values]
     with_weights = {node.output[0]: node for _, node in tensors if node is not None}
-    writer = Writer(parts.constants())
+    writer = GraphWriter(parts.constants())
     for node in parts.nodes:
         writer.keep(with_weights.get(node.output[0], node))
     frame = ModelProto()

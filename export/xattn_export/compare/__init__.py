@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tokenizers import Tokenizer
 
 from xattn_export.compare.layers import GraphPair, PairEngine
-from xattn_export.compare.report import Change, CompareReport, Component, LayerDifference, TokenDifference
+from xattn_export.compare.report import ChangedAnswer, CompareReport, Component, LayerError, TokenDifference
 from xattn_export.graph.generator import GENERATOR
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
@@ -27,7 +27,7 @@ from xattn_runtime.tasks.sentiment import read_sample
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Change", "CompareReport", "Component", "LayerDifference", "TokenDifference", "compare_bundles"]
+__all__ = ["ChangedAnswer", "CompareReport", "Component", "LayerError", "TokenDifference", "compare_bundles"]
 
 # Roles that run the whole of decoding, of which no step can be looked into, and what is another graph over again.
 _LOOPS = (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)
@@ -144,12 +144,14 @@ def _answer(task: AnyTask, sample: _Sample) -> tuple[str, tuple[int, ...]]:
     return "", ()
 
 
-def _change(number: int, sample: _Sample, bundle: Bundle, found: Sequence[tuple[str, tuple[int, ...]]]) -> Change:
+def _change(
+    number: int, sample: _Sample, bundle: Bundle, found: Sequence[tuple[str, tuple[int, ...]]]
+) -> ChangedAnswer:
     image: Any = sample.image
     name = Path(image).name if isinstance(image, str | os.PathLike) else f"example {number}"
     (first, first_ids), (second, second_ids) = found
     token = _token_difference(bundle, first_ids, second_ids)
-    return Change(number, name, sample.text, sample.reference, first, second, token)
+    return ChangedAnswer(number, name, sample.text, sample.reference, first, second, token)
 
 
 def _token_difference(bundle: Bundle, first: tuple[int, ...], second: tuple[int, ...]) -> TokenDifference | None:

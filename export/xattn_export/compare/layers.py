@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from xattn_export.compare.report import Component, LayerDifference
+from xattn_export.compare.report import Component, LayerError
 from xattn_export.graph.conformance import FLOATING, all_initializers
 from xattn_export.graph.reading import read_graph
 from xattn_runtime.bundle.folder import Bundle
@@ -104,9 +104,7 @@ class GraphPair:
         """What was found in all runs."""
         operators = {name: node.op_type for node in self.model.graph.node for name in node.output}
         layers = [
-            LayerDifference(name, operators[name], self.sums[name].relative_rms)
-            for name in self.names
-            if name in self.sums
+            LayerError(name, operators[name], self.sums[name].relative_rms) for name in self.names if name in self.sums
         ]
         if not layers:
             nothing = "no example runs it" if self.names else "no tensor has the same name"

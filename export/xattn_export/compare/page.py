@@ -1,4 +1,4 @@
-"""A comparison as one HTML page without a network: the pictures, what both said, and the error from layer to layer."""
+"""A comparison as one HTML page without a network: the images, what both said, and the error from layer to layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from xattn_export.compare.report import Change, CompareReport, Component
+from xattn_export.compare.report import ChangedAnswer, CompareReport, Component
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -33,24 +33,24 @@ del { text-decoration: none; opacity: .7; }
 
 
 def thumbnail(image: ImageInput) -> str:
-    """The picture as a PNG of at most 160 px a side, as a data URL; empty where it is none that can be shown."""
+    """The image as a PNG of at most 160 px a side, as a data URL; empty where it is none that can be shown."""
     from xattn_runtime.preprocess.image import open_image
 
     try:
-        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else open_image(image)
+        opened = Image.fromarray(image) if isinstance(image, np.ndarray) else open_image(image)
     except Exception:  # regions in an .npz, or a file that has gone
         return ""
-    picture = picture.convert("RGB")
-    picture.thumbnail((_SIDE_PX, _SIDE_PX))
+    opened = opened.convert("RGB")
+    opened.thumbnail((_SIDE_PX, _SIDE_PX))
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    opened.save(stream, "PNG")
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def page(report: CompareReport, pictures: Mapping[int, str]) -> str:
-    """The whole page. `pictures`: number of an example → its `thumbnail`."""
+def page(report: CompareReport, images: Mapping[int, str]) -> str:
+    """The whole page. `images`: number of an example → its `thumbnail`."""
     right = "" if report.right is None else f"; right: {report.right[0]} and {report.right[1]}"
-    changes = "\n".join(_change(change, pictures.get(change.number, "")) for change in report.changes)
+    changes = "\n".join(_change(change, images.get(change.number, "")) for change in report.changes)
     components = "\n".join(_component(component, report.threshold) for component in report.components.values())
     title = "Two bundles compared"
     return f"""<!doctype html>
@@ -64,7 +64,7 @@ def page(report: CompareReport, pictures: Mapping[int, str]) -> str:
 graph; its height is the relative error, on a logarithmic scale from {_LEAST:.0e} to 1.</p>
 {components}
 <h2>Examples that changed</h2>
-<table><tr><th>picture</th><th>asked</th><th>1</th><th>2</th><th>first difference</th><th>right</th></tr>
+<table><tr><th>image</th><th>asked</th><th>1</th><th>2</th><th>first difference</th><th>right</th></tr>
 {changes or '<tr><td colspan="6">none</td></tr>'}
 </table></body></html>
 """
@@ -101,8 +101,8 @@ def _plot(component: Component, threshold: float) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="error by layer">{bars}{line}</svg>'
 
 
-def _change(change: Change, picture: str) -> str:
-    image = f'<img src="{picture}" alt="">' if picture else escape(change.image)
+def _change(change: ChangedAnswer, shown: str) -> str:
+    image = f'<img src="{shown}" alt="">' if shown else escape(change.image)
     token = change.token
     step = "" if token is None else f"step {token.step}: {escape(str(token.first))} / {escape(str(token.second))}"
     cells = (image, *(escape(text or "") for text in (change.text, change.first, change.second)), step)

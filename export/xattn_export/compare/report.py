@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Change", "CompareReport", "Component", "LayerDifference", "TokenDifference"]
+__all__ = ["ChangedAnswer", "CompareReport", "Component", "LayerError", "TokenDifference"]
 
 
 @dataclass(frozen=True)
-class LayerDifference:
+class LayerError:
     """A tensor that both graphs compute under one name, in the order of the first graph.
 
     relative_rms: root-mean-square of the difference over that of the first graph's values, over all runs; the graphs
@@ -34,9 +34,9 @@ class Component:
     role: str
     runs: int
     relative_rms: float | None
-    parts_at: LayerDifference | None
-    jumps_at: LayerDifference | None
-    layers: tuple[LayerDifference, ...]
+    parts_at: LayerError | None
+    jumps_at: LayerError | None
+    layers: tuple[LayerError, ...]
     note: str | None = None
 
 
@@ -50,7 +50,7 @@ class TokenDifference:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedAnswer:
     """An example that the two answer differently. reference: the right answer where it is known."""
 
     number: int
@@ -79,7 +79,7 @@ class CompareReport:
     right: tuple[int, int] | None
     threshold: float
     components: Mapping[str, Component]
-    changes: tuple[Change, ...]
+    changes: tuple[ChangedAnswer, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

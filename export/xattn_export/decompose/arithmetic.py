@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from xattn_export.decompose.bias import MASKED_SCORES, fully_masked_rows, write_bias
 from xattn_export.decompose.call import AttentionCall, Operand
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.errors import XattnError
 
 __all__ = ["write_attention"]
@@ -22,7 +22,7 @@ __all__ = ["write_attention"]
 _WEIGHTS = 3
 
 
-def write_attention(call: AttentionCall, writer: Writer) -> None:
+def write_attention(call: AttentionCall, writer: GraphWriter) -> None:
     """Write what computes every output of `call`, under its name.
 
     Raises:
@@ -59,7 +59,7 @@ def _weights(
     key: Operand,
     bias: str | None,
     masked_rows: str,
-    writer: Writer,
+    writer: GraphWriter,
 ) -> str:
     """Attention weights `[batch, heads, queries, keys]`; on the way the optional output of scores.
 
@@ -92,7 +92,7 @@ def _weights(
     return weights
 
 
-def _scores(call: AttentionCall, groups: _Groups, query: Operand, key: Operand, writer: Writer) -> str:
+def _scores(call: AttentionCall, groups: _Groups, query: Operand, key: Operand, writer: GraphWriter) -> str:
     """Scaled products `[batch, heads, queries, keys]`: each side takes the root of the scale, against overflow."""
     root = _root_of_scale(call, query, writer)
     scaled_query = writer.op("Mul", query.name, root)
@@ -100,7 +100,7 @@ def _scores(call: AttentionCall, groups: _Groups, query: Operand, key: Operand, 
     return groups.unfold(writer.op("MatMul", groups.fold(scaled_query), scaled_key))
 
 
-def _root_of_scale(call: AttentionCall, query: Operand, writer: Writer) -> str:
+def _root_of_scale(call: AttentionCall, query: Operand, writer: GraphWriter) -> str:
     width = query.size(3)
     if call.scale is not None:
         return writer.constants.number(math.sqrt(call.scale), call.element)
@@ -111,14 +111,14 @@ def _root_of_scale(call: AttentionCall, query: Operand, writer: Writer) -> str:
     return root if call.element == TensorProto.FLOAT else writer.op("Cast", root, to=call.element)
 
 
-def _zero_rows(tensor: str, rows: str, call: AttentionCall, writer: Writer) -> str:
+def _zero_rows(tensor: str, rows: str, call: AttentionCall, writer: GraphWriter) -> str:
     return writer.op("Where", rows, writer.constants.number(0.0, call.element), tensor)
 
 
 class _Groups:
     """Grouped queries: the heads that share a key are laid one below the other, so that no key is repeated."""
 
-    def __init__(self, query: Operand, key: Operand, call: AttentionCall, writer: Writer) -> None:
+    def __init__(self, query: Operand, key: Operand, call: AttentionCall, writer: GraphWriter) -> None:
         query_heads, key_heads = query.size(1), key.size(1)
         if isinstance(query_heads, int) and isinstance(key_heads, int) and (not key_heads or query_heads % key_heads):
             raise XattnError(
@@ -148,7 +148,7 @@ class _Groups:
         return self._writer.op("Reshape", tensor, shape)
 
 
-def _split_heads(operand: Operand, heads: int, call: AttentionCall, writer: Writer) -> Operand:
+def _split_heads(operand: Operand, heads: int, call: AttentionCall, writer: GraphWriter) -> Operand:
     """`[batch, heads, length, width]`, of `[batch, length, heads · width]` where the call is packed."""
     if not call.packed:
         return operand
@@ -163,7 +163,7 @@ def _split_heads(operand: Operand, heads: int, call: AttentionCall, writer: Writ
     return replace(operand, name=name, shape=(operand.size(0), heads, operand.size(1), width))
 
 
-def _append(past: Operand | None, new: Operand, present: Operand, writer: Writer) -> Operand:
+def _append(past: Operand | None, new: Operand, present: Operand, writer: GraphWriter) -> Operand:
     """Past and new keys, or values, one after the other, under the name of `present` where it is an output."""
     if past is None:
         writer.publish(new.name, present.name)

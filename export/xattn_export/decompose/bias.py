@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from xattn_export.decompose.call import AttentionCall, Operand
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 
 __all__ = ["MASKED_SCORES", "fully_masked_rows", "write_bias"]
 
@@ -25,7 +25,7 @@ _LOWEST: dict[int, float] = {
 }
 
 
-def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: Writer) -> str | None:
+def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: GraphWriter) -> str | None:
     """The bias, of the call's element type, that broadcasts to `[batch, heads, queries, keys]`; None for no bias.
 
     Args:
@@ -41,7 +41,7 @@ def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Opera
     return writer.op("Where", allowed, nothing if bias is None else bias, _never(call, writer))
 
 
-def fully_masked_rows(call: AttentionCall, bias: str, writer: Writer) -> str:
+def fully_masked_rows(call: AttentionCall, bias: str, writer: GraphWriter) -> str:
     """bool `[…, queries, 1]`: true for a query that may see no key; empty where there is no such query."""
     if call.mask is None and call.key_counts is None and call.behind is None:
         return ""  # causal alone: the first key is before every query
@@ -49,7 +49,7 @@ def fully_masked_rows(call: AttentionCall, bias: str, writer: Writer) -> str:
     return writer.op("LessOrEqual", highest, writer.constants.number(_LOWEST[call.element], call.element))
 
 
-def _mask_bias(call: AttentionCall, mask: Operand, key: Operand, writer: Writer) -> str:
+def _mask_bias(call: AttentionCall, mask: Operand, key: Operand, writer: GraphWriter) -> str:
     if mask.element == TensorProto.BOOL:
         nothing = writer.constants.number(0.0, call.element)
         bias = writer.op("Where", mask.name, nothing, _never(call, writer))
@@ -70,7 +70,7 @@ def _may_be_short(call: AttentionCall, mask: Operand, key: Operand) -> bool:
     return call.opset >= _FIRST_PADDED_OPSET and (given is None or given != total)
 
 
-def _allowed(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: Writer) -> str | None:
+def _allowed(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: GraphWriter) -> str | None:
     """bool `[batch or nothing, 1, queries, keys]`: which keys the places of query and key allow; None for all."""
     counts = None
     if call.key_counts is not None:
@@ -100,7 +100,7 @@ def _sees_all_ahead(call: AttentionCall, new_key: Operand) -> bool:
     return call.ahead is None or (isinstance(new, int) and new <= call.ahead + 1)
 
 
-def _query_places(call: AttentionCall, query: Operand, counts: str | None, writer: Writer) -> str:
+def _query_places(call: AttentionCall, query: Operand, counts: str | None, writer: GraphWriter) -> str:
     """int64 `[batch or nothing, 1, queries, 1]`: place of each query among the keys."""
     rows = _places(query, writer)
     rows = writer.op("Unsqueeze", rows, writer.constants.integers([1]))
@@ -111,11 +111,11 @@ def _query_places(call: AttentionCall, query: Operand, counts: str | None, write
     return rows
 
 
-def _shifted(places: str, steps: int, writer: Writer) -> str:
+def _shifted(places: str, steps: int, writer: GraphWriter) -> str:
     return writer.op("Add", places, writer.constants.integers([steps])) if steps else places
 
 
-def _places(operand: Operand, writer: Writer) -> str:
+def _places(operand: Operand, writer: GraphWriter) -> str:
     """int64 `[length]`: 0, 1, 2, … along axis 2."""
     size = operand.size(2)
     if isinstance(size, int):
@@ -124,7 +124,7 @@ def _places(operand: Operand, writer: Writer) -> str:
     return writer.op("Range", writer.constants.integers(0), end, writer.constants.integers(1))
 
 
-def _never(call: AttentionCall, writer: Writer) -> str:
+def _never(call: AttentionCall, writer: GraphWriter) -> str:
     """What is added to the score of a masked position.
 
     The lowest number gives it a weight of 0, as infinity does, which OpenVINO multiplies by 0 in some of its fusions.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import NodeProto, TypeProto
 
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.errors import XattnError
 
 __all__ = ["write_gelu"]
@@ -20,7 +20,7 @@ __all__ = ["write_gelu"]
 _CUBE_FACTOR = 0.044715
 
 
-def write_gelu(node: NodeProto, types: Mapping[str, TypeProto], writer: Writer) -> None:
+def write_gelu(node: NodeProto, types: Mapping[str, TypeProto], writer: GraphWriter) -> None:
     """Write what computes the output of `node`, under its name.
 
     Raises:

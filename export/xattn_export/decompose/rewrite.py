@@ -13,7 +13,7 @@ from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
 from xattn_export.graph.conformance import all_nodes, examine, subgraphs
-from xattn_export.graph.editing import Constants, Names, Writer, copy_fields, is_large
+from xattn_export.graph.editing import Constants, GraphWriter, Names, copy_fields, is_large
 from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
@@ -95,7 +95,7 @@ class _Rewriter:
     def _graph(self, graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto]) -> None:
         """`inferred` is the same graph with its types, `outer` the types around it."""
         types = {**outer, **_types(inferred)}
-        writer = Writer(self._constants, self._names, "attention")
+        writer = GraphWriter(self._constants, self._names, "attention")
         nodes: list[NodeProto] = []
         for node, known in zip(graph.node, inferred.node, strict=True):
             for inner, inner_known in zip(subgraphs(node), subgraphs(known), strict=True):

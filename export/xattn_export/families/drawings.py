@@ -1,4 +1,4 @@
-"""Simple pictures for golden cases, drawn the same everywhere: export needs no data set."""
+"""Simple images for golden cases, drawn the same everywhere: export needs no data set."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 
 from PIL import Image, ImageDraw
 
-from xattn_export.families.base import GoldenPicture
+from xattn_export.families.base import GoldenInput
+from xattn_runtime.bundle.manifest import Task
 
-__all__ = ["caption_pictures", "captioned_pictures", "question_pictures", "row_pictures", "shape_pictures"]
+__all__ = ["caption_images", "captioned_images", "few_images", "question_images", "row_images", "shape_images"]
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
@@ -27,6 +28,7 @@ _SHAPES: tuple[tuple[str, Color], ...] = (
 _CAPTIONS = ("a red circle", "a blue rectangle", "a green triangle", "a yellow circle")
 _SHAPE_SIDE_PX = 64
 _CAPTION_SIDE_PX = 160
+_FEW = 3
 _QUESTIONS = (
     "what color is the shape?",
     "what shape is in the image?",
@@ -35,42 +37,42 @@ _QUESTIONS = (
 )
 
 
-def shape_pictures() -> tuple[GoldenPicture, ...]:
+def shape_images() -> tuple[GoldenInput, ...]:
     """One coloured shape on a light background in each, with two questions."""
     return tuple(
-        GoldenPicture(_png(_one_shape(shape, color, offset)), (_QUESTIONS[offset % 4], _QUESTIONS[(offset + 1) % 4]))
+        GoldenInput(_png(_one_shape(shape, color, offset)), (_QUESTIONS[offset % 4], _QUESTIONS[(offset + 1) % 4]))
         for offset, (shape, color) in enumerate(_SHAPES)
     )
 
 
-def question_pictures() -> tuple[GoldenPicture, ...]:
-    """The first four of `shape_pictures` with a question each: for models that take long to answer one."""
-    return tuple(GoldenPicture(picture.png, picture.questions[:1]) for picture in shape_pictures()[: len(_CAPTIONS)])
+def question_images() -> tuple[GoldenInput, ...]:
+    """The first four of `shape_images` with a question each: for models that take long to answer one."""
+    return tuple(GoldenInput(image.content, image.texts[:1]) for image in shape_images()[: len(_CAPTIONS)])
 
 
-def captioned_pictures() -> tuple[GoldenPicture, ...]:
+def captioned_images() -> tuple[GoldenInput, ...]:
     """The same four with what they show."""
     return tuple(
-        GoldenPicture(picture.png, (caption,)) for picture, caption in zip(question_pictures(), _CAPTIONS, strict=True)
+        GoldenInput(image.content, (caption,)) for image, caption in zip(question_images(), _CAPTIONS, strict=True)
     )
 
 
-def row_pictures() -> tuple[GoldenPicture, ...]:
-    """Four shapes beside each other, and three below each other, with a question each.
+def row_images(task: Task) -> tuple[GoldenInput, ...]:
+    """Four shapes beside each other, and three below each other, with a question each where `task` is to answer one.
 
-    For models that cut pictures into tiles: of long and narrow ones they make few.
+    For models that cut images into tiles: of long and narrow ones they make few.
     """
     drawings = []
     for number, (columns, rows) in enumerate(((4, 1), (1, 3))):
-        picture = Image.new("RGB", (columns * _SHAPE_SIDE_PX, rows * _SHAPE_SIDE_PX), _LIGHT)
+        image = Image.new("RGB", (columns * _SHAPE_SIDE_PX, rows * _SHAPE_SIDE_PX), _LIGHT)
         for place in range(columns * rows):
             corner = (place % columns * _SHAPE_SIDE_PX, place // columns * _SHAPE_SIDE_PX)
-            picture.paste(_one_shape(*_SHAPES[place + number], offset=place), corner)
-        drawings.append(GoldenPicture(_png(picture), (_QUESTIONS[number],)))
+            image.paste(_one_shape(*_SHAPES[place + number], offset=place), corner)
+        drawings.append(GoldenInput(_png(image), (_QUESTIONS[number],) if task == "vqa" else ()))
     return tuple(drawings)
 
 
-def caption_pictures() -> tuple[GoldenPicture, ...]:
+def caption_images() -> tuple[GoldenInput, ...]:
     """Hearts, circles, stars and squares, alone and in pairs, on plain and graded backgrounds."""
     side = _CAPTION_SIDE_PX
     middle = (0.5 * side, 0.5 * side)
@@ -84,19 +86,24 @@ def caption_pictures() -> tuple[GoldenPicture, ...]:
         ((230, 240, 250), (("heart", left, 0.2, (150, 70, 190)), ("circle", right, 0.2, (40, 160, 80)))),
         (None, (("star", left, 0.2, (255, 220, 60)), ("square", right, 0.17, (20, 20, 20)))),
     ):
-        picture = _graded(side) if background is None else Image.new("RGB", (side, side), background)
-        draw = ImageDraw.Draw(picture)
+        image = _graded(side) if background is None else Image.new("RGB", (side, side), background)
+        draw = ImageDraw.Draw(image)
         for shape, centre, size, color in figures:
             _draw(draw, shape, centre, size * side, color)
-        drawings.append(GoldenPicture(_png(picture)))
+        drawings.append(GoldenInput(_png(image)))
     return tuple(drawings)
 
 
+def few_images(task: Task) -> tuple[GoldenInput, ...]:
+    """Three images to caption, or with a question each: for models that take long to generate a text."""
+    return (caption_images() if task == "caption" else question_images())[:_FEW]
+
+
 def _one_shape(shape: str, color: Color, offset: int) -> Image.Image:
-    picture = Image.new("RGB", (_SHAPE_SIDE_PX, _SHAPE_SIDE_PX), _LIGHT)
+    image = Image.new("RGB", (_SHAPE_SIDE_PX, _SHAPE_SIDE_PX), _LIGHT)
     centre = (26.0 + 3 * (offset % 4), 38.0 - 3 * (offset % 5))
-    _draw(ImageDraw.Draw(picture), shape, centre, 13.0 + offset % 3, color)
-    return picture
+    _draw(ImageDraw.Draw(image), shape, centre, 13.0 + offset % 3, color)
+    return image
 
 
 def _draw(draw: ImageDraw.ImageDraw, shape: str, centre: Point, radius: float, color: Color) -> None:
@@ -133,7 +140,7 @@ def _graded(side: int) -> Image.Image:
     )
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()

@@ -23,9 +23,9 @@ __all__ = [
     "Constants",
     "Dimension",
     "GraphParts",
+    "GraphWriter",
     "Names",
     "Transposed",
-    "Writer",
     "attributes",
     "copy_fields",
     "graph_parts",
@@ -175,7 +175,7 @@ class Constants:
         return self._written[key]
 
 
-class Writer:
+class GraphWriter:
     """The nodes of one graph in the making, in order.
 
     nodes: what has been written since it was last emptied.
@@ -265,7 +265,7 @@ class GraphParts:
         """The initializers, to read and to add to."""
         return Constants(self.tensors, self.files)
 
-    def rewritten(self, writer: Writer, frame: ModelProto | None = None) -> GraphParts:
+    def rewritten(self, writer: GraphWriter, frame: ModelProto | None = None) -> GraphParts:
         """The same graph with what `writer` wrote in place of its nodes, and those constants that they read."""
         frame = frame or self.frame
         read = {name for node in all_nodes(writer.nodes) for name in node.input}

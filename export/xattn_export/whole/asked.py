@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 from xattn_export.whole.decoded import write_joined
 from xattn_runtime.bundle.manifest import TokenizerSpec
 from xattn_runtime.errors import QuestionError
@@ -121,7 +121,7 @@ def _question(chance: random.Random, known: list[str], marks: tuple[str, ...]) -
     return text + (chance.choice(["", *marks]) if not _is_mark(words[-1]) else "")
 
 
-def write_question(writer: Writer, questions: str, words: QuestionWords) -> str:
+def write_question(writer: GraphWriter, questions: str, words: QuestionWords) -> str:
     """Token ids, int64 `[batch, length]`, of `questions`, strings `[batch]`; 0 where a row is shorter."""
     text = questions
     for mark in words.marks:
@@ -146,7 +146,7 @@ def write_question(writer: Writer, questions: str, words: QuestionWords) -> str:
     return writer.op("Gather", writer.constants.tensor(ids), writer.op("ArgMax", matches, axis=2, keepdims=0))
 
 
-def _set_apart(writer: Writer, texts: str, mark: str) -> str:
+def _set_apart(writer: GraphWriter, texts: str, mark: str) -> str:
     """`texts`, strings `[batch]`, with a blank on both sides of every `mark`."""
     split = writer.op("StringSplit", texts, delimiter=mark)
     counts = f"{split}.counts"

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.graph.conformance import all_nodes
-from xattn_export.graph.editing import Constants, Names, Writer
+from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
 from xattn_runtime.bundle.contract import past_names, prefix_names
 from xattn_runtime.bundle.manifest import Decoding, Manifest
@@ -30,7 +30,7 @@ class Composition:
     inputs, outputs: name → ONNX element type and axes.
     """
 
-    writer: Writer
+    writer: GraphWriter
     inputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
 
@@ -55,7 +55,7 @@ class Composition:
 def new_composition() -> Composition:
     """An empty one, which takes `images`, uint8 `[batch, height, width, 3]`."""
     names = Names()
-    composition = Composition(Writer(Constants(names=names, stem="whole/constant"), names, "whole"))
+    composition = Composition(GraphWriter(Constants(names=names, stem="whole/constant"), names, "whole"))
     composition.inputs["images"] = (TensorProto.UINT8, ["batch", "height", "width", 3])
     return composition
 
@@ -153,7 +153,7 @@ def _generate(
         composition.outputs[name] = (element, ["batch", "steps"])
 
 
-def _limit_after(writer: Writer, decoding: Decoding, question: str) -> str:
+def _limit_after(writer: GraphWriter, decoding: Decoding, question: str) -> str:
     """How many tokens may follow the question, int64 `[]`; as `Decoding.asked` has it."""
     integers = writer.constants.integers
     start = len(decoding.prompt_token_ids)
@@ -164,13 +164,13 @@ def _limit_after(writer: Writer, decoding: Decoding, question: str) -> str:
     return writer.op("Max", integers(1), writer.op("Min", integers(decoding.max_new_tokens), left))
 
 
-def _tiled(writer: Writer, token_ids: tuple[int, ...], batch: str) -> str:
+def _tiled(writer: GraphWriter, token_ids: tuple[int, ...], batch: str) -> str:
     """`token_ids` in every row, int64 `[batch, length]`."""
     row = writer.constants.integers(np.array([token_ids], np.int64))
     return writer.op("Expand", row, writer.op("Concat", batch, writer.constants.integers([len(token_ids)]), axis=0))
 
 
-def _of_any_length(writer: Writer, cache: str, batch: str) -> str:
+def _of_any_length(writer: GraphWriter, cache: str, batch: str) -> str:
     """`cache`, `[batch, heads, length, width]`, all of it, by a slice whose end is known only at run time.
 
     It grows in the loop. OpenVINO takes a length that is known when the graph is loaded to be that of every turn.
@@ -180,7 +180,7 @@ def _of_any_length(writer: Writer, cache: str, batch: str) -> str:
     return writer.op("Slice", cache, integers([0]), end, integers([2]))
 
 
-def _empty(writer: Writer, batch: str, heads: int, width: int, element: int) -> str:
+def _empty(writer: GraphWriter, batch: str, heads: int, width: int, element: int) -> str:
     """A cache of no tokens, `[batch, heads, 0, width]` of the ONNX type `element`."""
     shape = writer.op("Concat", batch, writer.constants.integers([heads, 0, width]), axis=0)
     return writer.op("ConstantOfShape", shape, value=helper.make_tensor("value", element, [1], [0]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
 
@@ -70,7 +70,7 @@ def _difference(codec: TextCodec, texts: TokenTexts) -> str | None:
     return None
 
 
-def write_texts(writer: Writer, token_ids: str, texts: TokenTexts) -> str:
+def write_texts(writer: GraphWriter, token_ids: str, texts: TokenTexts) -> str:
     """Strings `[batch]` of int64 `[batch, steps]`."""
     first, later = (
         writer.op("Gather", writer.constants.tensor(np.array(table, dtype=object)), token_ids)
@@ -86,7 +86,7 @@ def write_texts(writer: Writer, token_ids: str, texts: TokenTexts) -> str:
     return write_joined(writer, pieces, steps, beginning)
 
 
-def write_joined(writer: Writer, pieces: str, count: str, beginning: str) -> str:
+def write_joined(writer: GraphWriter, pieces: str, count: str, beginning: str) -> str:
     """Strings `[batch]`: `beginning`, and the first `count`, int64 `[]`, of `pieces`, strings `[batch, columns]`."""
     body = helper.make_graph(
         [
@@ -110,6 +110,6 @@ def write_joined(writer: Writer, pieces: str, count: str, beginning: str) -> str
     return joined
 
 
-def write_labels(writer: Writer, numbers: str, labels: Sequence[str]) -> str:
+def write_labels(writer: GraphWriter, numbers: str, labels: Sequence[str]) -> str:
     """Strings `[batch]`: the label of each of int64 `[batch]`."""
     return writer.op("Gather", writer.constants.tensor(np.array(labels, dtype=object)), numbers)

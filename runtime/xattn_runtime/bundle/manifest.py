@@ -104,9 +104,9 @@ class GoldenCase:
     """An input with the trained model's own output.
 
     text: what it says; None where it is so unsure that rounding may change it.
-    question: asked of the picture, for VQA; what is said, for sentiment, where it is known.
+    question: asked of the image, for VQA; what is said, for sentiment, where it is known.
     token_ids: generated, for captioning and generative VQA.
-    query: the text embedded beside the picture, for retrieval.
+    query: the text embedded beside the image, for retrieval.
     """
 
     image: str
@@ -138,7 +138,7 @@ class Manifest:
     """All of manifest.json.
 
     `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
-    `regions` takes no picture, and has no `image_steps`. `absent` says why a role of the whole model is not there.
+    `regions` takes no image, and has no `image_steps`. `absent` says why a role of the whole model is not there.
     Of sentiment the steps are those of a frame; it has `speech` and `longest_frames` besides.
     """
 
@@ -349,7 +349,7 @@ def _case(reader: ObjectReader, task: Task, roles: Collection[str]) -> GoldenCas
 
 
 def _any_text(reader: ObjectReader, key: str) -> str:
-    """A string that may be empty: a model may caption a picture with no word."""
+    """A string that may be empty: a model may caption an image with no word."""
     value = reader.raw(key, "a string")
     if not isinstance(value, str):
         reader.fail(key, "a string", value)

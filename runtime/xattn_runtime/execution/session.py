@@ -272,7 +272,7 @@ def _device_failure(path: Path, provider: Provider, error: Exception) -> str:
 
 
 def _is_small(bundle: Bundle, role: str) -> bool:
-    """Whether the graph takes no pictures and has few weights: one thread runs it faster than several."""
+    """Whether the graph takes no images and has few weights: one thread runs it faster than several."""
     if role == "image_encoder" or role in WHOLE_ROLES:
         return False
     files, graphs = bundle.manifest.files, bundle.manifest.graphs

@@ -1,1 +1,1 @@
-"""From what an encoder gave for a picture to token ids; knows neither pictures nor text."""
+"""From what an encoder gave for an image to token ids; knows neither images nor text."""

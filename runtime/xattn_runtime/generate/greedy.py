@@ -1,6 +1,6 @@
 """Decoding a token at a time with a key/value cache, the best one or one that is drawn, until an end or the limit.
 
-It works on tensors and ids of a whole batch; text, pictures and timing belong to `tasks/`.
+It works on tensors and ids of a whole batch; text, images and timing belong to `tasks/`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Drawing tokens: what temperature, top-k, top-p and min-p leave of a distribution, and a draw from it.
 
-Every row of a batch has a generator of its own: what is drawn for a picture does not depend on those beside it.
+Every row of a batch has a generator of its own: what is drawn for an image does not depend on those beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Sampler:
     """Draws for a batch, a token a row at a time."""
 
     def __init__(self, sampling: Sampling, rows: int, draws: int = 1) -> None:
-        """For `rows` that are `draws` in turn for each of some pictures: the n-th draws of all are made alike."""
+        """For `rows` that are `draws` in turn for each of some images: the n-th draws of all are made alike."""
         self._sampling = sampling
         seed = sampling.seed
         self._generators = [

@@ -17,7 +17,7 @@ from xattn_runtime.generate.sequence import Sequence
 
 __all__ = ["generate", "generate_best"]
 
-# Of all rows of a run together: where a picture in tiles stands in the prompt, it is a thousand tokens long, and the
+# Of all rows of a run together: where an image in tiles stands in the prompt, it is a thousand tokens long, and the
 # cache of a batch of them would not fit.
 _MOST_PROMPT_TOKENS = 8192
 

@@ -1,1 +1,1 @@
-"""From a picture to pixel values, from a question to token ids; knows no graph and no model family."""
+"""From an image to pixel values, from a question to token ids; knows no graph and no model family."""

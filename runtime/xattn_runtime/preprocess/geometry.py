@@ -1,7 +1,7 @@
-"""Sizes of pictures, in whole pixels: what each sizing step makes of a height and a width.
+"""Sizes of images, in whole pixels: what each sizing step makes of a height and a width.
 
 Pure arithmetic, truncating and rounding where the image processors of Transformers 5 do (Pillow backends; the function
-is named at each), so that a picture comes out with the same size. It knows neither steps nor pictures.
+is named at each), so that an image comes out with the same size. It knows neither steps nor images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Window:
-    """What a centre crop takes of a picture, and where it lies on the black canvas of the size asked for."""
+    """What a centre crop takes of an image, and where it lies on the black canvas of the size asked for."""
 
     top: int
     left: int
@@ -98,7 +98,7 @@ def whole_tiles_size(size: Size, side_px: int) -> Size:
 
 
 def centre_window(size: Size, crop: Size) -> Window:
-    """The middle of a picture of `size` for a canvas of `crop`; `center_crop` in image_transforms.py."""
+    """The middle of an image of `size` for a canvas of `crop`; `center_crop` in image_transforms.py."""
     (top, height, above), (left, width, before) = map(_centre, size, crop)
     return Window(top, left, height, width, above, before)
 
@@ -109,7 +109,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def _centre(side: int, crop: int) -> tuple[int, int, int]:
-    """Along one side: where the picture's part begins, how long it is, where it begins on the canvas."""
+    """Along one side: where the image's part begins, how long it is, where it begins on the canvas."""
     if crop <= side:
         return (side - crop) // 2, crop, 0
     return 0, side, (crop - side + 1) // 2

@@ -1,6 +1,6 @@
-"""Opening pictures that nobody vouches for: from a path, bytes, a Pillow image or an array, to RGB or RGBA.
+"""Opening images that nobody vouches for: from a path, bytes, a Pillow image or an array, to RGB or RGBA.
 
-It decides what is a usable picture and how each pixel mode is read. It knows no model; `pipeline.py` goes on from here.
+It decides what is a usable image and how each pixel mode is read. It knows no model; `pipeline.py` goes on from here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HAS_ALPHA = ("LA", "La", "PA", "RGBa")
 
 
 def open_image(image: ImageInput) -> Image.Image:
-    """The picture in mode RGB, or RGBA where it has transparency, turned upright as its EXIF orientation says.
+    """The image in mode RGB, or RGBA where it has transparency, rotated upright as its EXIF orientation says.
 
     `image` is a path, the bytes of a file (PNG, JPEG, WEBP, GIF: first frame, BMP), a Pillow image, or a uint8 array
     `[height, width, 3]`. 16-bit values are scaled to 8 bit. Modes I and F carry no scale, so the smallest of 0–1
@@ -65,16 +65,16 @@ def _open(image: ImageInput) -> tuple[str, Image.Image]:
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return "picture given as an image object", image
+        return "image given as an image object", image
     if isinstance(image, np.ndarray):
-        return "picture given as an array", _from_array(image)
+        return "image given as an array", _from_array(image)
     if isinstance(image, bytes | bytearray | memoryview):
-        return "picture given as bytes", _from_bytes("picture given as bytes", bytes(image))
+        return "image given as bytes", _from_bytes("image given as bytes", bytes(image))
     if isinstance(image, str | os.PathLike):
         name = _printable(image)
         return name, _from_bytes(name, _read(name, image))
     raise ImageError(
-        f"picture: expected a path, bytes, a Pillow image or a uint8 array, found {show(type(image).__name__)}"
+        f"image: expected a path, bytes, a Pillow image or a uint8 array, found {show(type(image).__name__)}"
     )
 
 
@@ -83,10 +83,10 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            "picture given as an array: expected uint8 [height, width, 3], "
+            "image given as an array: expected uint8 [height, width, 3], "
             f"found {array.dtype} {list(array.shape)}; convert it first"
         )
-    _check_size("picture given as an array", (array.shape[1], array.shape[0]))
+    _check_size("image given as an array", (array.shape[1], array.shape[0]))
     return Image.fromarray(np.ascontiguousarray(array))
 
 
@@ -100,28 +100,28 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name}: expected a picture, found a folder; name the files in it")
+            raise ImageError(f"{name}: expected an image, found a folder; name the files in it")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name}: expected a regular file, found a device or pipe; save the picture to a file")
+            raise ImageError(f"{name}: expected a regular file, found a device or pipe; save the image to a file")
         if status.st_size > FILE_LIMIT_BYTES:
             _too_large(name, status.st_size)
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise ImageError(f"{name}: expected a picture, found no such file; check the path") from None
+        raise ImageError(f"{name}: expected an image, found no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: expected a readable picture, found: {one_line(error)}; check the path") from error
+        raise ImageError(f"{name}: expected a readable image, found: {one_line(error)}; check the path") from error
 
 
 def _from_bytes(name: str, data: bytes) -> Image.Image:
-    """The picture in `data`, header read and not yet decoded."""
+    """The image in `data`, header read and not yet decoded."""
     if not data:
-        raise ImageError(f"{name}: expected a picture, found an empty file; copy it again")
+        raise ImageError(f"{name}: expected an image, found an empty file; copy it again")
     if len(data) > FILE_LIMIT_BYTES:
         _too_large(name, len(data))
     image_format = _format_of(data)
     if image_format is None:
         raise ImageError(
-            f"{name}: expected a picture as {', '.join(_READERS)}, found a file that starts with {show(data[:8])}; "
+            f"{name}: expected an image as {', '.join(_READERS)}, found a file that starts with {show(data[:8])}; "
             "convert it"
         )
     # Image.open would import half a dozen plugins to find this one, a tenth of the start-up time on a small machine.
@@ -129,8 +129,8 @@ def _from_bytes(name: str, data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture: Image.Image = getattr(importlib.import_module(plugin), reader)(io.BytesIO(data))
-            return picture
+            image: Image.Image = getattr(importlib.import_module(plugin), reader)(io.BytesIO(data))
+            return image
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged input
         _broken(name, error)
 
@@ -215,5 +215,5 @@ def _too_large(name: str, size: int) -> NoReturn:
 
 def _broken(name: str, error: Exception) -> NoReturn:
     raise ImageError(
-        f"{name}: expected a whole picture, found a damaged one ({one_line(error)}); copy or save it again"
+        f"{name}: expected a whole image, found a damaged one ({one_line(error)}); copy or save it again"
     ) from error

@@ -1,6 +1,6 @@
-"""Runs the manifest's image steps: a picture to float32 `[3, height, width]`, pixel for pixel as in training.
+"""Runs the manifest's image steps: an image to float32 `[3, height, width]`, pixel for pixel as in training.
 
-It knows the steps and Pillow; it does not know where pictures come from (`image.py`), what sizes come out
+It knows the steps and Pillow; it does not know where images come from (`image.py`), what sizes come out
 (`geometry.py`) or where pixels go.
 """
 
@@ -24,11 +24,11 @@ from xattn_runtime.preprocess.steps import (
     Color,
     Filter,
     Flatten,
+    ImageStep,
     Normalize,
     Pad,
     PadToSquare,
     PadZeros,
-    PictureStep,
     Rescale,
     ResizeStep,
     Step,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from xattn_runtime.preprocess.image import ImageInput
 
-    PictureFunction = Callable[[Image.Image], Image.Image]
+    ImageFunction = Callable[[Image.Image], Image.Image]
 
 __all__ = ["Pipeline", "Tiles"]
 
@@ -52,9 +52,9 @@ _WIDEST_FILTER = 3
 
 @dataclass(frozen=True)
 class Tiles:
-    """A picture in tiles: float32 `[rows × columns + 1, 3, side, side]`, row by row, the whole picture last.
+    """An image in tiles: float32 `[rows × columns + 1, 3, side, side]`, row by row, the whole image last.
 
-    A picture that was not cut is one tile, and `rows` and `columns` are 0.
+    An image that was not cut is one tile, and `rows` and `columns` are 0.
     """
 
     pixels: NDArray[np.float32]
@@ -63,10 +63,10 @@ class Tiles:
 
 
 class Pipeline:
-    """The compiled steps of one bundle; call it with a picture.
+    """The compiled steps of one bundle; call it with an image.
 
     size_px: height and width of the result (of each tile).
-    tiled: whether a picture gives tiles, as many as fit its shape.
+    tiled: whether an image gives tiles, as many as fit its shape.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -74,7 +74,7 @@ class Pipeline:
         self.size_px = output_size_px(steps)
         at = next(i for i, step in enumerate(steps) if isinstance(step, Rescale))
         self._tile = next((step for step in steps if isinstance(step, Tile)), None)
-        self._pictures = _compile([step for step in steps[:at] if not isinstance(step, Rescale | Normalize | PadZeros)])
+        self._steps = _compile([step for step in steps[:at] if not isinstance(step, Rescale | Normalize | PadZeros)])
         self._values = _value_table([step for step in steps[at:] if isinstance(step, Rescale | Normalize)])
 
     @property
@@ -84,46 +84,46 @@ class Pipeline:
     def __call__(self, image: ImageInput) -> NDArray[np.float32]:
         """Pixel values, float32, contiguous: `[3, height, width]`, or `[tiles, 3, height, width]` where it is tiled.
 
-        ImageError where the picture cannot be used.
+        ImageError where the image cannot be used.
         """
         pixels = self.tiles(image).pixels
         return pixels if self.tiled else pixels[0]
 
     def tiles(self, image: ImageInput) -> Tiles:
-        """The picture as tiles and how it was cut; one tile where the steps cut none."""
-        picture = open_image(image)
-        for step in self._pictures:
-            picture = step(picture)
+        """The image as tiles and how it was cut; one tile where the steps cut none."""
+        opened = open_image(image)
+        for step in self._steps:
+            opened = step(opened)
         if self._tile is None:
-            return Tiles(self._to_values([picture]), 0, 0)
-        pictures, (rows, columns) = _cut(picture, self._tile)
-        return Tiles(self._to_values(pictures), rows, columns)
+            return Tiles(self._to_values([opened]), 0, 0)
+        images, (rows, columns) = _cut(opened, self._tile)
+        return Tiles(self._to_values(images), rows, columns)
 
     def seen(self, image: ImageInput) -> NDArray[np.uint8]:
-        """The picture before its values are scaled, as the model sees it: uint8 `[height, width, 3]` of `size_px`.
+        """The image before its values are scaled, as the model sees it: uint8 `[height, width, 3]` of `size_px`.
 
         ImageError where it cannot be used. Of one that is cut into tiles it is the whole, before that.
         """
-        picture = open_image(image)
-        for step in self._pictures:
-            picture = step(picture)
+        opened = open_image(image)
+        for step in self._steps:
+            opened = step(opened)
         if self.tiled:
-            return np.asarray(picture)
+            return np.asarray(opened)
         canvas = np.zeros((*self.size_px, 3), np.uint8)
-        canvas[: picture.height, : picture.width] = np.asarray(picture)
+        canvas[: opened.height, : opened.width] = np.asarray(opened)
         return canvas
 
-    def _to_values(self, pictures: Sequence[Image.Image]) -> NDArray[np.float32]:
-        values = np.zeros((len(pictures), 3, *self.size_px), np.float32)
-        for row, picture in zip(values, pictures, strict=True):
-            for channel, table, band in zip(row, self._values, np.moveaxis(np.asarray(picture), 2, 0), strict=True):
-                np.take(table, band, out=channel[: picture.height, : picture.width], mode="clip")
+    def _to_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        values = np.zeros((len(images), 3, *self.size_px), np.float32)
+        for row, image in zip(values, images, strict=True):
+            for channel, table, band in zip(row, self._values, np.moveaxis(np.asarray(image), 2, 0), strict=True):
+                np.take(table, band, out=channel[: image.height, : image.width], mode="clip")
         return values
 
 
-def _compile(steps: Sequence[PictureStep]) -> list[PictureFunction]:
+def _compile(steps: Sequence[ImageStep]) -> list[ImageFunction]:
     """The steps as functions; a resize and a crop right after it are one, as only the crop need be computed."""
-    functions: list[PictureFunction] = []
+    functions: list[ImageFunction] = []
     waiting = list(reversed(steps))
     while waiting:
         step = waiting.pop()
@@ -136,19 +136,19 @@ def _compile(steps: Sequence[PictureStep]) -> list[PictureFunction]:
     return functions
 
 
-def _apply(picture: Image.Image, step: PictureStep) -> Image.Image:
+def _apply(image: Image.Image, step: ImageStep) -> Image.Image:
     match step:
         case Flatten():
-            return _flatten(picture, step.background)
+            return _flatten(image, step.background)
         case PadToSquare():
-            return _lay(picture, step.size_of(_size(picture)), step.background)
+            return _lay(image, step.size_of(_size(image)), step.background)
         case Pad():
             centred = step.position == "center"
-            return _lay(picture, (step.height_px, step.width_px), step.background, centred=centred)
+            return _lay(image, (step.height_px, step.width_px), step.background, centred=centred)
         case CenterCrop():
-            return _crop(picture, step)
+            return _crop(image, step)
         case _:
-            return _resize(picture, step.size_of(_size(picture)), step.filter)
+            return _resize(image, step.size_of(_size(image)), step.filter)
 
 
 def _value_table(steps: Sequence[Rescale | Normalize]) -> NDArray[np.float32]:
@@ -163,63 +163,63 @@ def _value_table(steps: Sequence[Rescale | Normalize]) -> NDArray[np.float32]:
     return values
 
 
-def _flatten(picture: Image.Image, background: Color | None) -> Image.Image:
+def _flatten(image: Image.Image, background: Color | None) -> Image.Image:
     from PIL import Image
 
-    if picture.mode == "RGB":
-        return picture  # no step writes into the picture that it is given
+    if image.mode == "RGB":
+        return image  # no step writes into the image that it is given
     if background is None:
-        return picture.convert("RGB")
-    canvas = Image.new("RGBA", picture.size, (*background, 255))
-    return Image.alpha_composite(canvas, picture).convert("RGB")
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
 
 
-def _lay(picture: Image.Image, size: Size, background: Color, *, centred: bool = True) -> Image.Image:
+def _lay(image: Image.Image, size: Size, background: Color, *, centred: bool = True) -> Image.Image:
     """On a canvas of `size`, in the middle (rounded up and left) or in the upper left corner."""
     from PIL import Image
 
-    if size == _size(picture):
-        return picture
-    _check_pixels(picture, size, "padded")
+    if size == _size(image):
+        return image
+    _check_pixels(image, size, "padded")
     (height, width) = size
     canvas = Image.new("RGB", (width, height), background)
-    corner = ((width - picture.width) // 2, (height - picture.height) // 2) if centred else (0, 0)
-    canvas.paste(picture, corner)
+    corner = ((width - image.width) // 2, (height - image.height) // 2) if centred else (0, 0)
+    canvas.paste(image, corner)
     return canvas
 
 
-def _resize(picture: Image.Image, size: Size, name: Filter) -> Image.Image:
-    _check_pixels(picture, size, "resized")
-    return picture.resize((size[1], size[0]), _resampling(name))
+def _resize(image: Image.Image, size: Size, name: Filter) -> Image.Image:
+    _check_pixels(image, size, "resized")
+    return image.resize((size[1], size[0]), _resampling(name))
 
 
-def _crop(picture: Image.Image, crop: CenterCrop) -> Image.Image:
-    window = centre_window(_size(picture), (crop.height_px, crop.width_px))
+def _crop(image: Image.Image, crop: CenterCrop) -> Image.Image:
+    window = centre_window(_size(image), (crop.height_px, crop.width_px))
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    return _on_black(picture.crop(box), window, crop)
+    return _on_black(image.crop(box), window, crop)
 
 
-def _resize_and_crop(picture: Image.Image, step: ResizeStep, crop: CenterCrop) -> Image.Image:
-    """The middle of the resized picture.
+def _resize_and_crop(image: Image.Image, step: ResizeStep, crop: CenterCrop) -> Image.Image:
+    """The middle of the resized image.
 
-    A strip would grow to gigabytes before nearly all of it is cropped away, so of what is larger than a picture may be
+    A strip would grow to gigabytes before nearly all of it is cropped away, so of what is larger than an image may be
     only the part that stays is computed. Pillow takes the borders of that part as float32: a value may be 1 of 255 off,
     and with `nearest` be its neighbour's.
     """
-    size = step.size_of(_size(picture))
+    size = step.size_of(_size(image))
     if size[0] * size[1] <= PIXEL_LIMIT:
-        return _crop(_resize(picture, size, step.filter), crop)
+        return _crop(_resize(image, size, step.filter), crop)
     window = centre_window(size, (crop.height_px, crop.width_px))
-    top, bottom, above, below = _source_span(picture.height, size[0], window.top, window.height)
-    left, right, before, after = _source_span(picture.width, size[1], window.left, window.width)
-    part = picture.crop((left, top, right, bottom)).resize(
+    top, bottom, above, below = _source_span(image.height, size[0], window.top, window.height)
+    left, right, before, after = _source_span(image.width, size[1], window.left, window.width)
+    part = image.crop((left, top, right, bottom)).resize(
         (window.width, window.height), _resampling(step.filter), box=(before, above, after, below)
     )
     return _on_black(part, window, crop)
 
 
 def _source_span(side: int, resized: int, start: int, length: int) -> tuple[int, int, float, float]:
-    """Along one side: the whole pixels that a part of the resized picture is made from, and that part within them."""
+    """Along one side: the whole pixels that a part of the resized image is made from, and that part within them."""
     scale = side / resized
     reach = _WIDEST_FILTER * max(scale, 1.0) + 1
     begin, end = start * scale, min((start + length) * scale, float(side))
@@ -237,25 +237,25 @@ def _on_black(part: Image.Image, window: Window, crop: CenterCrop) -> Image.Imag
     return canvas
 
 
-def _cut(picture: Image.Image, step: Tile) -> tuple[list[Image.Image], Size]:
-    """Tiles of a picture that is whole tiles large, and rows and columns."""
+def _cut(image: Image.Image, step: Tile) -> tuple[list[Image.Image], Size]:
+    """Tiles of an image that is whole tiles large, and rows and columns."""
     side = step.side_px
-    rows, columns = picture.height // side, picture.width // side
+    rows, columns = image.height // side, image.width // side
     if rows * columns == 1:
-        return [picture], (0, 0)
+        return [image], (0, 0)
     corners = product(range(0, rows * side, side), range(0, columns * side, side))
-    tiles = [picture.crop((left, top, left + side, top + side)) for top, left in corners]
-    return [*tiles, picture.resize((side, side), _resampling(step.filter))], (rows, columns)
+    tiles = [image.crop((left, top, left + side, top + side)) for top, left in corners]
+    return [*tiles, image.resize((side, side), _resampling(step.filter))], (rows, columns)
 
 
-def _size(picture: Image.Image) -> Size:
-    return picture.height, picture.width
+def _size(image: Image.Image) -> Size:
+    return image.height, image.width
 
 
-def _check_pixels(picture: Image.Image, size: Size, done: str) -> None:
+def _check_pixels(image: Image.Image, size: Size, done: str) -> None:
     if size[0] * size[1] > _CANVAS_PIXEL_LIMIT:
         raise ImageError(
-            f"picture of {picture.width} × {picture.height} pixels: expected at most {_CANVAS_PIXEL_LIMIT // 10**6} "
+            f"image of {image.width} × {image.height} pixels: expected at most {_CANVAS_PIXEL_LIMIT // 10**6} "
             f"megapixels once {done}, found {size[0] * size[1] // 10**6}; crop it or scale it down"
         )
 

@@ -1,4 +1,4 @@
-"""Region features that nobody vouches for: what an object detector found in a picture, from an .npz to model inputs.
+"""Region features that nobody vouches for: what an object detector found in an image, from an .npz to model inputs.
 
 An .npz with `features` `[regions, width]` and, where the model wants them, `boxes` `[regions, 4]`, in floating point.
 It decides what is usable; it knows no model beyond the widths it takes.
@@ -25,7 +25,7 @@ from xattn_runtime.json_reader import ObjectReader, one_line, show
 __all__ = ["MOST_REGIONS", "RegionReader", "RegionSpec", "read_region_spec"]
 
 MOST_REGIONS = 1000
-"""Of one picture. Detectors give 10 to 100; attention grows with the square."""
+"""Of one image. Detectors give 10 to 100; attention grows with the square."""
 
 _FILE_LIMIT_BYTES = 64 * 2**20
 _HEADER_LIMIT_BYTES = 10_000
@@ -35,9 +35,9 @@ _BOX_SLACK = 1e-3
 
 @dataclass(frozen=True)
 class RegionSpec:
-    """What a model takes for a picture.
+    """What a model takes for an image.
 
-    feature_width: of a region's features. box_width: numbers of its box, each from 0 to 1 as shares of the picture's
+    feature_width: of a region's features. box_width: numbers of its box, each from 0 to 1 as shares of the image's
         width and height; 0 where the model takes no boxes.
     """
 
@@ -59,7 +59,7 @@ def read_region_spec(reader: ObjectReader) -> RegionSpec:
 
 
 class RegionReader:
-    """Region features of one picture to the inputs of an image encoder."""
+    """Region features of one image to the inputs of an image encoder."""
 
     def __init__(self, spec: RegionSpec) -> None:
         self._spec = spec
@@ -84,7 +84,7 @@ class RegionReader:
             if boxes.min() < -_BOX_SLACK or boxes.max() > 1 + _BOX_SLACK:
                 raise ImageError(
                     f"{name}: boxes: expected values from 0 to 1, found {boxes.min():g} to {boxes.max():g}; divide by "
-                    "the picture's width and height"
+                    "the image's width and height"
                 )
         return found
 
@@ -99,7 +99,7 @@ class RegionReader:
             name = path if path.isprintable() else show(path)
             return name, self._unpack(name, _read(name, Path(path)))
         raise ImageError(
-            "regions: expected the path of an .npz, its bytes, or a mapping of arrays, as this model takes no picture, "
+            "regions: expected the path of an .npz, its bytes, or a mapping of arrays, as this model takes no image, "
             f"found {show(type(regions).__name__)}"
         )
 
@@ -108,7 +108,7 @@ class RegionReader:
         if not data.startswith(b"PK"):
             raise ImageError(
                 f"{name}: expected region features, an .npz with {self._expected()}, found a file that starts with "
-                f"{show(data[:8])}; this model takes no picture"
+                f"{show(data[:8])}; this model takes no image"
             )
         found: dict[str, object] = {}
         try:
@@ -142,7 +142,7 @@ def _read(name: str, path: Path) -> bytes:
         if status.st_size > _FILE_LIMIT_BYTES:
             raise ImageError(
                 f"{name}: expected at most {_FILE_LIMIT_BYTES // 2**20} MiB, found {status.st_size / 2**20:.0f} MiB; "
-                "save one picture's regions alone"
+                "save one image's regions alone"
             )
         return path.read_bytes()
     except FileNotFoundError:

@@ -29,11 +29,11 @@ __all__ = [
     "Color",
     "Filter",
     "Flatten",
+    "ImageStep",
     "Normalize",
     "Pad",
     "PadToSquare",
     "PadZeros",
-    "PictureStep",
     "Rescale",
     "Resize",
     "ResizeLongestEdge",
@@ -88,7 +88,7 @@ class Pad:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle `height_px` × `width_px`; where the picture is smaller, it is centred on black."""
+    """The middle `height_px` × `width_px`; where the image is smaller, it is centred on black."""
 
     op: ClassVar[str] = "center_crop"
     height_px: int
@@ -105,7 +105,7 @@ class Resize:
     filter: Filter
 
     def size_of(self, size: Size) -> Size:
-        """The same for every picture."""
+        """The same for every image."""
         return self.height_px, self.width_px
 
 
@@ -154,7 +154,7 @@ class ResizeToMultiple:
 
 @dataclass(frozen=True)
 class Tile:
-    """Up to whole tiles of `side_px`, cut row by row, then the whole picture as one tile; a single tile stays alone."""
+    """Up to whole tiles of `side_px`, cut row by row, then the whole image as one tile; a single tile stays alone."""
 
     op: ClassVar[str] = "tile"
     side_px: int
@@ -192,12 +192,12 @@ class PadZeros:
 
 
 ResizeStep = Resize | ResizeShortestEdge | ResizeLongestEdge | ResizeToMultiple
-PictureStep = Flatten | PadToSquare | Pad | CenterCrop | ResizeStep | Tile
-Step = PictureStep | Rescale | Normalize | PadZeros
+ImageStep = Flatten | PadToSquare | Pad | CenterCrop | ResizeStep | Tile
+Step = ImageStep | Rescale | Normalize | PadZeros
 
 
 class _Extent(NamedTuple):
-    """What is known of a picture's size before there is one: exact, or at most that; None for no bound."""
+    """What is known of an image's size before there is one: exact, or at most that; None for no bound."""
 
     most: Size | None
     exact: bool
@@ -222,15 +222,15 @@ def parse_steps(readers: Sequence[ObjectReader], file: str) -> tuple[Step, ...]:
 
 
 def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
-    """Height and width of the result (of each tile, where it ends in tiles), the same for every picture.
+    """Height and width of the result (of each tile, where it ends in tiles), the same for every image.
 
     Raises BundleError where the order cannot work: `flatten` comes first and once; then pads, crops and resizes in any
     order, `tile` only as the last of them; then exactly one `rescale`, any number of `normalize`, and at most one
-    `pad_zeros`, the last, never after `tile`. And where the size depends on the picture, or may pass that of a pad.
+    `pad_zeros`, the last, never after `tile`. And where the size depends on the image, or may pass that of a pad.
     """
     at = next((i for i, step in enumerate(steps) if isinstance(step, Rescale)), len(steps))
-    pictures, numbers = steps[:at], steps[at + 1 :]
-    kinds = [type(step) for step in pictures]
+    images, numbers = steps[:at], steps[at + 1 :]
+    kinds = [type(step) for step in images]
     in_order = (
         kinds[:1] == [Flatten]
         and not any(issubclass(kind, Flatten | Normalize | PadZeros) for kind in kinds[1:])
@@ -248,11 +248,11 @@ def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
             f"found {found}; export the bundle again"
         )
     extent = _Extent(None, exact=False)
-    for step in (*pictures[1:], *numbers):
+    for step in (*images[1:], *numbers):
         extent = _extent_after(step, extent, where)
     if extent.most is None or not extent.exact:
         raise BundleError(
-            f"{where}: expected flatten → steps that give every picture the same size (resize, center_crop, pad or "
+            f"{where}: expected flatten → steps that give every image the same size (resize, center_crop, pad or "
             f"tile) → rescale, found {found}; export the bundle again"
         )
     return extent.most
@@ -266,7 +266,7 @@ def _extent_after(step: Step, before: _Extent, where: str) -> _Extent:
             most = before.most
             if most is None or most[0] > step.height_px or most[1] > step.width_px:
                 raise BundleError(
-                    f"{where}: {step.op}: expected pictures of at most {step.height_px} × {step.width_px} pixels, "
+                    f"{where}: {step.op}: expected images of at most {step.height_px} × {step.width_px} pixels, "
                     f"found {'any size' if most is None else f'up to {most[0]} × {most[1]}'} (height × width); "
                     "resize or crop first, or pad to more"
                 )

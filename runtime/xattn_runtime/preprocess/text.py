@@ -64,7 +64,7 @@ class TextCodec:
         """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
 
         `special_tokens`: with those that the tokenizer puts around a text, as a text encoder takes it, or without, as a
-        decoder takes it after its own prompt. `kind`: what an error calls it. `grid`: how the picture was cut, where it
+        decoder takes it after its own prompt. `kind`: what an error calls it. `grid`: how the image was cut, where it
         stands in the text.
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.

@@ -14,10 +14,10 @@ from xattn_runtime.json_reader import ObjectReader
 __all__ = ["WHOLE", "Grid", "ImageLayout", "TokenizerSpec", "read_tokenizer"]
 
 Grid = tuple[int, int]
-"""Rows and columns of the tiles of a picture."""
+"""Rows and columns of the tiles of an image."""
 
 WHOLE: Grid = (0, 0)
-"""Of a picture that is not cut."""
+"""Of an image that is not cut."""
 
 _MOST_IMAGE_TOKENS = 65536
 
@@ -27,11 +27,11 @@ class ImageLayout:
     """How an image is written in a text, for a decoder that reads image tokens among those of the text.
 
     token: what stands for one image token; the tokenizer has it as a token of its own.
-    tokens: how many image tokens a picture has, or each of its tiles.
-    whole: what is written for a picture, with `{tokens}` in the place of that many `token`s.
-    tile: of a picture that is cut, what is written for a tile, with `{row}` and `{column}`, counted from 1, too; None
-        where pictures are not cut.
-    row_end, before_whole: what follows a row of tiles, and what stands before the whole picture, which comes last.
+    tokens: how many image tokens an image has, or each of its tiles.
+    whole: what is written for an image, with `{tokens}` in the place of that many `token`s.
+    tile: of an image that is cut, what is written for a tile, with `{row}` and `{column}`, counted from 1, too; None
+        where images are not cut.
+    row_end, before_whole: what follows a row of tiles, and what stands before the whole image, which comes last.
     """
 
     token: str
@@ -42,7 +42,7 @@ class ImageLayout:
     before_whole: str = ""
 
     def text(self, grid: Grid = WHOLE) -> str:
-        """What is written for a picture that is cut into a grid of tiles."""
+        """What is written for an image that is cut into a grid of tiles."""
         rows, columns = grid
         cut = "".join(
             "".join(self._tile(row, column) for column in range(1, columns + 1)) + self.row_end
@@ -51,7 +51,7 @@ class ImageLayout:
         return (cut and cut + self.before_whole) + self._with_tokens(self.whole)
 
     def count(self, grid: Grid = WHOLE) -> int:
-        """How many image tokens such a picture has."""
+        """How many image tokens such an image has."""
         return (grid[0] * grid[1] + 1) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:

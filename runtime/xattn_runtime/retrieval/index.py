@@ -27,11 +27,11 @@ from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
 from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files, is_image_file
 from xattn_runtime.progress import Progress, silent
 from xattn_runtime.retrieval.match import Embedder, Embeddings
 
 __all__ = [
-    "SUFFIXES",
     "IndexReport",
     "Indexed",
     "PictureIndex",
@@ -40,9 +40,6 @@ __all__ = [
     "open_index",
     "update_index",
 ]
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
-"""Of the files of a folder that are pictures."""
 
 _MAGIC = b"XATTNIDX"
 _VERSION = 1
@@ -135,7 +132,7 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
         OutputError: `path` cannot be written.
     """
     before = pictures_of(folder)
-    if path.parent.resolve() == folder.resolve() and path.suffix.lower() in SUFFIXES:
+    if path.parent.resolve() == folder.resolve() and is_image_file(path):
         raise OutputError(f"{path}: expected a name that is not that of a picture, found {path.suffix}")
     old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
@@ -175,17 +172,16 @@ def pictures_of(folder: Path) -> list[Indexed]:
     files = _list(folder)
     if not files:
         raise UserError(
-            f"{folder}: expected pictures ({', '.join(sorted(SUFFIXES))}), found none; name the folder that has them"
+            f"{folder}: expected pictures ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
         )
     return files
 
 
 def _list(folder: Path) -> list[Indexed]:
     files = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            status = path.stat()
-            files.append(Indexed(path.name, status.st_size, status.st_mtime_ns))
+    for path in image_files(folder):
+        status = path.stat()
+        files.append(Indexed(path.name, status.st_size, status.st_mtime_ns))
     return files
 
 

@@ -38,7 +38,7 @@ def _bomb() -> bytes:
 IMAGES: dict[str, tuple[Callable[[bytes], bytes | None], str]] = {
     "missing": (lambda good: None, "no such file"),
     "truncated": (lambda good: good[: len(good) // 2], "damaged"),
-    "not an image": (lambda good: b"once upon a time", "expected a picture"),
+    "not an image": (lambda good: b"once upon a time", "expected an image"),
     "empty": (lambda good: b"", "empty file"),
     "bomb": (lambda good: _bomb(), "megapixels"),
 }
@@ -60,7 +60,7 @@ def test_pictures(invoke, tmp_path, picture, vqa_bundle, caption_bundle, command
 
 
 def test_a_folder_for_a_picture(invoke, tmp_path, caption_bundle):
-    check(invoke("caption", tmp_path, "-b", caption_bundle), "expected a folder with pictures, found none in it")
+    check(invoke("caption", tmp_path, "-b", caption_bundle), "expected a folder with images, found none in it")
 
 
 @pytest.mark.parametrize(

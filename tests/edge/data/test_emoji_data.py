@@ -12,9 +12,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from xattn_edge.data import emoji_pictures
+from xattn_edge.data import emoji_images
 from xattn_edge.data.emoji_captions import SIDE_PX, SPLITS, EmojiCaptions, _pair_is_held_out
-from xattn_edge.data.emoji_pictures import EmojiPictures, _picture, fetch_emoji
+from xattn_edge.data.emoji_images import EmojiImages, _emoji, fetch_emoji
 from xattn_runtime.errors import DataError, DependencyError
 
 
@@ -63,7 +63,7 @@ def test_a_sheet_shows_four_things_where_it_says(data, monkeypatch):
     monkeypatch.setattr("xattn_edge.data.emoji_captions.background", lambda rng, side: _white(side))
     monkeypatch.setattr("xattn_edge.data.emoji_captions.augment", lambda rng, drawing: drawing)
     monkeypatch.setattr("xattn_edge.data.emoji_captions.add_noise", lambda rng, canvas: np.asarray(canvas))
-    rows = {(p.concept, p.tone): row for row, p in enumerate(EmojiPictures().pictures) if p.split == "train"}
+    rows = {(p.concept, p.tone): row for row, p in enumerate(EmojiImages().images) if p.split == "train"}
     for index in range(30):
         sheet = data.training_sheet(0, index)
         quarters = {(x > SIDE_PX / 2, y > SIDE_PX / 2) for x, y in (thing.centre_px for thing in sheet.things)}
@@ -94,7 +94,7 @@ def test_splits_have_the_size_they_say(data, split):
 def test_a_scene_shows_its_things_where_it_says(data, monkeypatch):
     """Without background or jitter, the colour found at each place is that of the thing named for it."""
     monkeypatch.setattr("xattn_edge.data.emoji_captions.background", lambda rng, side: _white(side))
-    captions = {picture.caption: row for row, picture in enumerate(EmojiPictures().pictures)}
+    captions = {picture.caption: row for row, picture in enumerate(EmojiImages().images)}
     checked = 0
     for index in range(200):
         sample = data._scene(np.random.default_rng(index), 2, held_out=False, augmented=False)
@@ -131,13 +131,13 @@ def test_an_unknown_split_is_refused(data):
     ],
 )
 def test_one_tone_of_a_profession_is_held_out_for_every_gender(code_points, split):
-    assert _picture(code_points, "artist").split == split
+    assert _emoji(code_points, "artist").split == split
 
 
 def test_all_tones_of_a_concept_lie_in_one_split():
     for point in range(0x1F400, 0x1F500):
         tones = ("", "-1f3fb", "-1f3ff")
-        assert len({_picture(f"{point:x}{tone}", "thing").split for tone in tones}) == 1
+        assert len({_emoji(f"{point:x}{tone}", "thing").split for tone in tones}) == 1
 
 
 def test_missing_pictures_name_the_command_that_gets_them(tmp_path, monkeypatch):
@@ -181,16 +181,16 @@ def fake_npm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("XATTN_EDGE_CACHE", str(tmp_path / "cache"))
     digest = hashlib.sha256(archive.getvalue()).hexdigest()
-    artists = tuple(replace(artist, sha256=digest) for artist in emoji_pictures.ARTISTS)
-    monkeypatch.setattr(emoji_pictures, "ARTISTS", artists)
+    artists = tuple(replace(artist, sha256=digest) for artist in emoji_images.ARTISTS)
+    monkeypatch.setattr(emoji_images, "ARTISTS", artists)
     return npm
 
 
 def test_fetching_renders_every_picture_once(fake_npm):
     told = []
     folder = fetch_emoji(lambda message, share: told.append((message, share)))
-    pictures = EmojiPictures()
-    assert [picture.caption for picture in pictures.pictures] == ["sun"]
+    pictures = EmojiImages()
+    assert [picture.caption for picture in pictures.images] == ["sun"]
     assert pictures.drawings("noto")[0, 40, 40].tolist() == [255, 0, 0, 255]
     assert told[0] == ("render noto", 0)
     fake_npm.unlink()
@@ -198,8 +198,8 @@ def test_fetching_renders_every_picture_once(fake_npm):
 
 
 def test_another_checksum_is_refused_and_leaves_nothing(fake_npm, tmp_path, monkeypatch):
-    artists = tuple(replace(artist, sha256="0" * 64) for artist in emoji_pictures.ARTISTS)
-    monkeypatch.setattr(emoji_pictures, "ARTISTS", artists)
+    artists = tuple(replace(artist, sha256="0" * 64) for artist in emoji_images.ARTISTS)
+    monkeypatch.setattr(emoji_images, "ARTISTS", artists)
     with pytest.raises(DataError, match=r"expected SHA-256 0+, found [0-9a-f]{64}"):
         fetch_emoji()
     assert list((tmp_path / "cache" / "emoji").iterdir()) == []

@@ -49,7 +49,7 @@ class TwoPictures:
         def __init__(self, value, caption):
             self.pixels, self.caption = np.full((96, 96, 3), value, np.uint8), caption
 
-    def training_pictures(self):
+    def training_images(self):
         return iter([self.Sample(20, "dark"), self.Sample(220, "bright")])
 
     def training_scenes(self, count):

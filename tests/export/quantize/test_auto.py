@@ -95,7 +95,7 @@ def samples(count=2):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(table, "MODES", (FP32, INT8))
-    monkeypatch.setattr("xattn_export.quantize.budget.measuring._peak_memory", lambda path: 1.0)
+    monkeypatch.setattr("xattn_export.quantize.budget.measuring.peak_memory_bytes", lambda path: 2**20)
 
 
 def test_a_whole_search(quick, exported, reads, once, tmp_path):

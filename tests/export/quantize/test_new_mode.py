@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto
 
 from xattn_export import quantize_bundle
-from xattn_export.graph.editing import Writer, with_inputs
+from xattn_export.graph.editing import GraphWriter, with_inputs
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.mode_spec import ModeSpec
 from xattn_export.quantize.base.passing import Pass
@@ -19,7 +19,7 @@ from xattn_runtime.verify.golden import verify_bundle
 
 def store_halves(draft, assignment):
     """Store the weights of products in half precision."""
-    names, writer = assignment.names("product"), Writer(draft.graph.constants())
+    names, writer = assignment.names("product"), GraphWriter(draft.graph.constants())
     for node in draft.graph.nodes:
         if layer_name(node) not in names:
             writer.keep(node)

@@ -89,7 +89,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "not finite": (_with(features=np.full((3, WIDTH), np.nan)), "expected finite values in float32"),
     "beyond float32": (_with(features=np.full((3, WIDTH), 1e300)), "expected finite values in float32"),
     "other number of boxes": (_with(boxes=np.ones((2, 4))), "boxes: expected 3, one a region, found 2"),
-    "boxes in pixels": (_with(boxes=np.full((3, 4), 640.0)), "from 0 to 1, found 640 to 640; divide by the picture's"),
+    "boxes in pixels": (_with(boxes=np.full((3, 4), 640.0)), "from 0 to 1, found 640 to 640; divide by the image's"),
     "header that lies": (_members(features=_LIE, boxes=b""), "features: expected .* bytes for .*, found"),
     "long header": (_members(features=b"\x93NUMPY\x02\x00\xff\xff\xff\x00" + b" " * 300), "found a damaged one"),
     "bomb": (

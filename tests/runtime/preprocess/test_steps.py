@@ -143,7 +143,7 @@ def test_zeros_give_a_size_too() -> None:
     ],
 )
 def test_a_size_that_depends_on_the_picture_is_refused(pictures: list[Step]) -> None:
-    with pytest.raises(BundleError, match="expected flatten → steps that give every picture the same size"):
+    with pytest.raises(BundleError, match="expected flatten → steps that give every image the same size"):
         output_size_px([FIRST, *pictures, LAST])
 
 
@@ -158,7 +158,7 @@ def test_a_size_that_depends_on_the_picture_is_refused(pictures: list[Step]) -> 
     ],
 )
 def test_a_pad_that_a_picture_may_pass_is_refused(steps: list[Step], found: str) -> None:
-    with pytest.raises(BundleError, match=f"expected pictures of at most . × . pixels, found {found} "):
+    with pytest.raises(BundleError, match=f"expected images of at most . × . pixels, found {found} "):
         output_size_px(steps)
 
 

@@ -44,9 +44,9 @@ def test_a_list_of_images_in_every_form(captioner: CaptionTask, noise: Noise) ->
 
 
 def test_a_bad_image_among_others_is_named(captioner: CaptionTask, noise: Noise, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"^image 2 of 3: picture given as bytes: expected a picture"):
+    with pytest.raises(ImageError, match=r"^image 2 of 3: image given as bytes: expected an image"):
         captioner.caption([noise(0), b"", noise(1)])
-    with pytest.raises(ImageError, match=f"^{tmp_path / 'none.png'}: expected a picture, found no such file"):
+    with pytest.raises(ImageError, match=f"^{tmp_path / 'none.png'}: expected an image, found no such file"):
         captioner.caption([noise(0), tmp_path / "none.png"])
     assert len(captioner.caption([noise(0), noise(1)])) == 2
 

@@ -110,7 +110,7 @@ def caption(
       xattn-edge caption pictures --recursive -o captions.jsonl
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
-        from xattn_edge.commands.shared.many import caption_to_file, open_for_many, pictures_in
+        from xattn_edge.commands.shared.many import caption_to_file, images_in, open_for_many
         from xattn_runtime.bundle.folder import default_bundle, open_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
@@ -148,7 +148,7 @@ def caption(
             return
         task = load(opened, asked, threads, task="caption")
         if any(image.is_dir() for image in images):
-            images = [picture.path for picture in pictures_in(images, recursive=recursive)]
+            images = [picture.path for picture in images_in(images, recursive=recursive)]
         if stream:
             list(console.each(images, lambda image: _stream(console, task, image, prompt, options, images)))
             return

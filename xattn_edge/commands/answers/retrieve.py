@@ -135,9 +135,9 @@ def _show(console: Console, results: Sequence[dict[str, Any]], made_by: dict[str
 
 def _is_picture(query: str) -> bool:
     """Whether a query is the path of a picture: by its suffix, or because there is such a file."""
-    from xattn_runtime.retrieval.index import SUFFIXES
+    from xattn_runtime.preprocess.image_files import is_image_file
 
     try:
-        return Path(query).suffix.lower() in SUFFIXES or Path(query).is_file()
+        return is_image_file(Path(query)) or Path(query).is_file()
     except OSError:  # a text too long for a path
         return False

@@ -29,7 +29,7 @@ def compare(
         bundle_argument("Two bundles; or one, with two providers.", metavar="BUNDLE [OTHER]"),
     ],
     data: Annotated[
-        str, typer.Option("--data", help="A data set (its test split), a folder of pictures, or golden.")
+        str, typer.Option("--data", help="A data set (its test split), a folder of images, or golden.")
     ] = "golden",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Compare on so many examples.")] = 100,
     providers: Annotated[
@@ -41,7 +41,7 @@ def compare(
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, help="Relative error above which layers count as parted.")
     ] = 1e-3,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with pictures there, too.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with images there, too.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -54,7 +54,7 @@ def compare(
     \b
     Examples:
       xattn-edge compare shapes-vqa.xattn shapes-vqa-int8.xattn --data easy-vqa
-      xattn-edge compare blip.xattn blip-int8.xattn --data pictures/ --html blip.html
+      xattn-edge compare blip.xattn blip-int8.xattn --data images/ --html blip.html
       xattn-edge compare blip.xattn --provider cpu --provider cuda
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
@@ -99,8 +99,8 @@ def _samples(bundle: Bundle, data: str, limit: int) -> Any:
 def _write_page(path: Path, report: CompareReport, samples: Any) -> None:
     from xattn_export.compare.page import page, thumbnail
 
-    pictures = {change.number: thumbnail(samples.items[change.number].image) for change in report.changes}
-    write_text(path, page(report, pictures))
+    images = {change.number: thumbnail(samples.items[change.number].image) for change in report.changes}
+    write_text(path, page(report, images))
 
 
 def _print(console: Console, report: CompareReport) -> None:

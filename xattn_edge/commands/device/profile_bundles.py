@@ -38,10 +38,10 @@ def profile(
         typer.Option("--threads", help="Threads within an operator; repeat it, or write 1,2, for several."),
     ] = None,
     batches: Annotated[
-        list[str] | None, typer.Option("--batch", help="Pictures captioned together; repeat it, or write 1,2.")
+        list[str] | None, typer.Option("--batch", help="Images captioned together; repeat it, or write 1,2.")
     ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--image", help="A picture to use in place of the golden ones; repeat it.")
+        list[Path] | None, typer.Option("--image", help="An image to use in place of the golden ones; repeat it.")
     ] = None,
     runs: Annotated[
         int | None, typer.Option("--runs", min=1, help="Measured passes of each; without it, as many as it takes.")

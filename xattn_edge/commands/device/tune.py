@@ -22,7 +22,7 @@ app = new_app()
 
 
 class Goal(StrEnum):
-    """What is to be low: time of one picture, time of each of several, peak memory, or joules."""
+    """What is to be low: time of one image, time of each of several, peak memory, or joules."""
 
     latency = "latency"
     throughput = "throughput"
@@ -102,7 +102,7 @@ def _say(console: Console, found: Tuned, bundle: str) -> None:
 
 
 def _print(console: Console, found: Tuned) -> None:
-    unit = {"memory": "peak MB", "energy": "J"}.get(found.goal, "ms a picture")
+    unit = {"memory": "peak MB", "energy": "J"}.get(found.goal, "ms an image")
     scale = 1e6 if found.goal == "memory" else 1.0
     rows: list[tuple[object, ...]] = [
         ("bundle", "attention", "provider", "threads", "spinning", "arena", "total ms", unit, "")

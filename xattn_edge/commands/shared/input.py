@@ -1,4 +1,4 @@
-"""Files that a command reads beside its pictures."""
+"""Files that a command reads beside its images."""
 
 from __future__ import annotations
 

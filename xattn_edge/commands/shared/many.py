@@ -1,6 +1,6 @@
-"""Captions of many pictures into a file of JSON lines, which a run that was broken off goes on with.
+"""Captions of many images into a file of JSON lines, which a run that was broken off goes on with.
 
-A line is written when its picture is done, whole or not at all: what is in the file is done, and nothing else is.
+A line is written when its image is done, whole or not at all: what is in the file is done, and nothing else is.
 """
 
 from __future__ import annotations
@@ -23,54 +23,50 @@ if TYPE_CHECKING:
     from xattn_runtime.bundle.folder import Bundle
     from xattn_runtime.tasks import Caption, CaptionTask, DecodingOptions
 
-__all__ = ["Batches", "Picture", "caption_to_file", "open_for_many", "pictures_in"]
+__all__ = ["Batches", "NamedImage", "caption_to_file", "images_in", "open_for_many"]
 
-# The operators of larger graphs have work for several threads and cores without many pictures, whose activations cost
+# The operators of larger graphs have work for several threads and cores without many images, whose activations cost
 # memory: BLIP-base is as fast with two as with eight, in half the memory.
 _SMALL_BYTES = 64 * 2**20
 _BATCH, _BATCH_OF_LARGE = 8, 2
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, and what the file of captions calls it."""
+class NamedImage:
+    """An image, and what the file of captions calls it."""
 
     path: Path
     name: str
 
 
 class Batches(NamedTuple):
-    """How many pictures are captioned together, and on how many such batches the model is at work at once."""
+    """How many images are captioned together, and on how many such batches the model is at work at once."""
 
     size: int
     at_once: int
 
 
-def pictures_in(places: Sequence[Path], *, recursive: bool) -> list[Picture]:
-    """Pictures as they are named, and those of folders in the order of their paths; each file once.
+def images_in(places: Sequence[Path], *, recursive: bool) -> list[NamedImage]:
+    """Images as they are named, and those of folders in the order of their paths; each file once.
 
-    Raises UserError for a folder without a picture, and for no picture at all.
+    Raises UserError for a folder without an image, and for no image at all.
     """
-    from xattn_runtime.retrieval.index import SUFFIXES
+    from xattn_runtime.preprocess.image_files import image_files
 
-    found: dict[str, Picture] = {}
+    found: dict[str, NamedImage] = {}
     for place in places:
         files = [place]
         if place.is_dir():
-            files = sorted(
-                file
-                for file in (place.rglob("*") if recursive else place.iterdir())
-                if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-            )
+            files = image_files(place, recursive=recursive)
             if not files:
                 advice = "name another" if recursive else "name another, or use --recursive"
-                raise UserError(f"{place}: expected a folder with pictures, found none in it; {advice}")
-        found |= {file.as_posix(): Picture(file, file.as_posix()) for file in files}
+                raise UserError(f"{place}: expected a folder with images, found none in it; {advice}")
+        found |= {file.as_posix(): NamedImage(file, file.as_posix()) for file in files}
     return list(found.values())
 
 
 def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, Batches]:
-    """The bundle loaded to caption many pictures, and in which batches it is to do so.
+    """The bundle loaded to caption many images, and in which batches it is to do so.
 
     Threads that share the operators of a small model wait for each other longer than they compute; so it gets one, and
     every core a batch of its own. What `threads` asks for, and another provider, is obeyed.
@@ -97,43 +93,43 @@ def caption_to_file(
     recursive: bool,
     batches: Batches,
 ) -> None:
-    """Caption the pictures that `output` has no line for, and add a line for each; those that are bad get one too.
+    """Caption the images that `output` has no line for, and add a line for each; those that are bad get one too.
 
     Raises OutputError for a file that something else wrote, other settings wrote, or another process is writing.
     """
-    pictures = pictures_in(places, recursive=recursive)
+    images = images_in(places, recursive=recursive)
     made_by = _made_by(task, prompt, options)
     with _opened(output) as stream:
         done = _done(stream, output, made_by)
-        waiting = [picture for picture in pictures if picture.name not in done]
+        waiting = [image for image in images if image.name not in done]
         bad = 0
         with console.progress() as tell:
-            tell("captioning", (len(pictures) - len(waiting)) / len(pictures))
-            captions = task.caption_each([picture.path for picture in waiting], prompt, options, *batches)
-            for number, (picture, found) in enumerate(zip(waiting, captions, strict=True), 1):
-                _add(stream, _line(picture, found, made_by))
+            tell("captioning", (len(images) - len(waiting)) / len(images))
+            captions = task.caption_each([image.path for image in waiting], prompt, options, *batches)
+            for number, (image, found) in enumerate(zip(waiting, captions, strict=True), 1):
+                _add(stream, _line(image, found, made_by))
                 if isinstance(found, ImageError):
                     bad += 1
                     console.exit_code = found.exit_code
                     print_error(str(found))
-                tell(f"captioning {picture.path.name}", (len(pictures) - len(waiting) + number) / len(pictures))
+                tell(f"captioning {image.path.name}", (len(images) - len(waiting) + number) / len(images))
         sync(stream)
     if console.as_json:
         console.document(
             {
                 "output": str(output),
-                "pictures": len(pictures),
+                "pictures": len(images),
                 "captioned": len(waiting) - bad,
                 "bad": bad,
-                "done_before": len(pictures) - len(waiting),
+                "done_before": len(images) - len(waiting),
                 "provider": task.settings.name,
                 "bundle": str(task.bundle.path),
             }
         )
     else:
-        before = f", {len(pictures) - len(waiting)} done before" if len(waiting) < len(pictures) else ""
+        before = f", {len(images) - len(waiting)} done before" if len(waiting) < len(images) else ""
         refused = f", {bad} that cannot be used" if bad else ""
-        console.note(f"{output}: {len(waiting) - bad} pictures captioned{before}{refused}")
+        console.note(f"{output}: {len(waiting) - bad} images captioned{before}{refused}")
 
 
 def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) -> str:
@@ -143,10 +139,10 @@ def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) ->
     return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _line(picture: Picture, found: Caption | ImageError, made_by: str) -> bytes:
+def _line(image: NamedImage, found: Caption | ImageError, made_by: str) -> bytes:
     said: dict[str, Any] = {"error": str(found)} if isinstance(found, ImageError) else caption_json(found)
     # A name that is no Unicode is written with \ud8xx, which JSON knows.
-    return json.dumps({"image": picture.name, **said, "made_by": made_by}).encode() + b"\n"
+    return json.dumps({"image": image.name, **said, "made_by": made_by}).encode() + b"\n"
 
 
 def _add(stream: BinaryIO, line: bytes) -> None:
@@ -181,7 +177,7 @@ def _lock(stream: BinaryIO, output: Path) -> None:
 
 
 def _done(stream: BinaryIO, output: Path, made_by: str) -> set[str]:
-    """Names of the pictures that there are lines for; half a line at the end, from a killed run, is cut off."""
+    """Names of the images that there are lines for; half a line at the end, from a killed run, is cut off."""
     stream.seek(0)
     content = stream.read()
     whole = content[: content.rfind(b"\n") + 1]
@@ -191,7 +187,7 @@ def _done(stream: BinaryIO, output: Path, made_by: str) -> set[str]:
             entry = json.loads(line)
             name, maker = entry["image"], entry["made_by"]
             if not isinstance(name, str) or not ("caption" in entry or "error" in entry):
-                raise ValueError("no caption of a picture")
+                raise ValueError("no caption of an image")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputError(
                 f"{output}: line {number}: expected a caption that this command wrote, found: {one_line(str(error))}; "

@@ -10,22 +10,24 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
 from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["architecture", "has_architecture", "license_of", "load_model", "source_facts"]
+__all__ = ["architecture", "has_architecture", "license_of", "load_model", "name_of", "source_tokenizer"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -46,16 +48,6 @@ _SPDX = {
 _SPDX_IN_CAPITALS = re.compile(r"mit|isc|wtfpl|(cc-by|cc0|bsl|ecl|epl|afl|osl|ofl|eupl|ms-pl)(-[a-z0-9.]+)*")
 
 
-class SourceFacts(TypedDict):
-    """Fields of a `Source` that are read in the same way for every family."""
-
-    name: str
-    license: str
-    tokenizer_json: str
-    unknown_token_id: int | None
-    clean_up_spaces: bool
-
-
 def architecture(config: Mapping[str, Any]) -> str | None:
     """The class that a `config.json` of Transformers names, such as `BlipForQuestionAnswering`."""
     names = config.get("architectures")
@@ -67,20 +59,22 @@ def has_architecture(config: Mapping[str, Any], *names: str) -> bool:
     return architecture(config) in names
 
 
-def source_facts(folder: Path) -> SourceFacts:
-    """What a `Source` says of any folder of Transformers.
+def name_of(folder: Path) -> str:
+    """A bundle's name: that of the folder, in lower case; of a download, that of its repository."""
+    repository = next((part for part in folder.parts if part.startswith("models--")), None)
+    name = repository.rpartition("--")[2] if repository else folder.resolve().name
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
+
+
+def source_tokenizer(folder: Path, max_tokens: int) -> SourceTokenizer:
+    """The tokenizer in `folder`, for texts of up to `max_tokens` tokens that are put to the model as they are.
 
     Raises:
         CheckpointError: there is no tokenizer, or none that can be carried over.
     """
-    tokenizer_json = tokenizer_json_of(folder)
-    return {
-        "name": _name(folder),
-        "license": license_of(folder),
-        "tokenizer_json": tokenizer_json,
-        "unknown_token_id": _unknown_token_id(tokenizer_json),
-        "clean_up_spaces": cleans_up_spaces(folder),
-    }
+    content = tokenizer_json_of(folder)
+    spec = TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(content), max_tokens, cleans_up_spaces(folder))
+    return SourceTokenizer(content, spec)
 
 
 def license_of(folder: Path) -> str:
@@ -139,13 +133,6 @@ def load_model(
         _check_loaded(folder, model_class, info, unused)
         _read_generation_config(folder, model)
     return model.eval().requires_grad_(False), weights.files
-
-
-def _name(folder: Path) -> str:
-    """A bundle's name: that of the folder, in lower case; of a download, that of its repository."""
-    repository = next((part for part in folder.parts if part.startswith("models--")), None)
-    name = repository.rpartition("--")[2] if repository else folder.resolve().name
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
 
 
 def _unknown_token_id(tokenizer_json: str) -> int | None:

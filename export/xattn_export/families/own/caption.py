@@ -14,8 +14,17 @@ from xattn_edge.attention import KeyValue
 from xattn_edge.models import Captioner, CaptionModel, CrossModalCaptionModel, load_checkpoint
 from xattn_edge.models.caption import DecoderLayer
 from xattn_edge.models.cross_modal_caption import CrossModalDecoderLayer
-from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
-from xattn_export.families.drawings import caption_pictures
+from xattn_export.families.base import (
+    Family,
+    Generated,
+    Generates,
+    Role,
+    Source,
+    TensorSpec,
+    cross_specs,
+    generated_greedily,
+)
+from xattn_export.families.drawings import caption_images
 from xattn_export.families.own.checkpoint import (
     SelfAttentionGraph,
     flatten,
@@ -23,7 +32,7 @@ from xattn_export.families.own.checkpoint import (
     image_steps,
     is_checkpoint,
     pairs,
-    unknown_token_id,
+    source_tokenizer,
 )
 from xattn_runtime.bundle.contract import cross_names, past_names, present_names
 from xattn_runtime.bundle.manifest import Decoding
@@ -105,27 +114,22 @@ def _open(folder: Path) -> Source:
     config = model.config
     # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
     most_new_tokens = config.max_tokens - 1
+    decoding = Decoding((config.start_token_id,), (config.end_token_id,), config.pad_token_id, most_new_tokens)
 
-    def caption(pixel_values: Tensor) -> tuple[int, ...]:
-        return tuple(model.generate(pixel_values)[0][:most_new_tokens])
-
-    def forced_logits(pixel_values: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-        return cast(Tensor, model(pixel_values, torch.tensor([[config.start_token_id, *token_ids]]))[0])
+    def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
+        token_ids = tuple(model.generate(pixel_values)[0][:most_new_tokens])
+        logits = model(pixel_values, torch.tensor([[config.start_token_id, *token_ids]]))[0]
+        return generated_greedily(token_ids, logits.numpy())
 
     return Source(
         name=checkpoint.name,
         task="caption",
         license=checkpoint.license,
-        weights=folder / "model.safetensors",
+        weights=(folder / "model.safetensors",),
         roles=_roles(model),
-        image_steps=image_steps(checkpoint),
-        tokenizer_json=checkpoint.tokenizer_json,
-        unknown_token_id=unknown_token_id(checkpoint),
-        max_tokens=config.max_tokens,
-        pictures=caption_pictures,
-        decoding=Decoding((config.start_token_id,), (config.end_token_id,), config.pad_token_id, most_new_tokens),
-        caption=caption,
-        forced_logits=forced_logits,
+        tokenizer=source_tokenizer(checkpoint, config.max_tokens),
+        reference=Generates(image_steps(checkpoint), decoding, generate),
+        golden_inputs=caption_images(),
     )
 
 

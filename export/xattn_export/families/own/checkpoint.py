@@ -14,13 +14,14 @@ from xattn_edge.attention import KeyValue, MultiHeadAttention
 from xattn_edge.encoders import ImageEncoder
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 from xattn_edge.models import CaptionModel, Checkpoint, VqaModel
-from xattn_export.families.base import Role, TensorSpec
+from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
 from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.bundle.manifest import Task
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.steps import Step, parse_steps
+from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 __all__ = [
     "SelfAttentionGraph",
@@ -29,7 +30,7 @@ __all__ = [
     "image_steps",
     "is_checkpoint",
     "pairs",
-    "unknown_token_id",
+    "source_tokenizer",
 ]
 
 
@@ -116,7 +117,14 @@ def image_steps(checkpoint: Checkpoint) -> tuple[Step, ...]:
         raise CheckpointError(f"{file}: image_preprocessing: {error}") from error
 
 
-def unknown_token_id(checkpoint: Checkpoint) -> int:
+def source_tokenizer(checkpoint: Checkpoint, max_tokens: int) -> SourceTokenizer:
+    """The checkpoint's tokenizer, for texts of up to `max_tokens` tokens."""
+    return SourceTokenizer(
+        checkpoint.tokenizer_json, TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(checkpoint), max_tokens)
+    )
+
+
+def _unknown_token_id(checkpoint: Checkpoint) -> int:
     """The id of the tokenizer's unknown token."""
     path = Path(checkpoint.path) / "tokenizer.json"
     try:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from xattn_edge.attention import Tokens
 from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.models import CrossModalVqaConfig, CrossModalVqaModel, load_checkpoint
-from xattn_export.families.base import Family, Role, Source, TensorSpec
-from xattn_export.families.drawings import shape_pictures
-from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, unknown_token_id
+from xattn_export.families.base import Chooses, Family, Role, Source, TensorSpec
+from xattn_export.families.drawings import shape_images
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
 from xattn_export.families.own.vqa import LstmGraph
 
 __all__ = ["XATTN_CROSS_MODAL"]
@@ -61,15 +61,11 @@ def _open(folder: Path) -> Source:
         name=checkpoint.name,
         task="vqa",
         license=checkpoint.license,
-        weights=folder / "model.safetensors",
+        weights=(folder / "model.safetensors",),
         roles=(_image_role(model), _classifier_role(model)),
-        image_steps=image_steps(checkpoint),
-        tokenizer_json=checkpoint.tokenizer_json,
-        unknown_token_id=unknown_token_id(checkpoint),
-        max_tokens=config.text.max_tokens,
-        pictures=shape_pictures,
-        labels=config.answers,
-        answer_logits=answer_logits,
+        tokenizer=source_tokenizer(checkpoint, config.text.max_tokens),
+        reference=Chooses(image_steps(checkpoint), config.answers, answer_logits),
+        golden_inputs=shape_images(),
     )
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from xattn_edge.attention import Tokens
 from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.models import RetrievalModel, load_checkpoint
-from xattn_export.families.base import Family, Role, Source, TensorSpec
-from xattn_export.families.drawings import captioned_pictures
-from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, unknown_token_id
+from xattn_export.families.base import Embeds, Family, Role, Source, TensorSpec
+from xattn_export.families.drawings import captioned_images
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
 from xattn_export.families.own.vqa import LstmGraph
 from xattn_runtime.bundle.manifest import Similarity
 
@@ -80,17 +80,17 @@ def _open(folder: Path) -> Source:
         name=checkpoint.name,
         task="retrieval",
         license=checkpoint.license,
-        weights=folder / "model.safetensors",
+        weights=(folder / "model.safetensors",),
         roles=roles if model.matcher is None else (*roles, _rerank_role(model)),
-        image_steps=image_steps(checkpoint),
-        tokenizer_json=checkpoint.tokenizer_json,
-        unknown_token_id=unknown_token_id(checkpoint),
-        max_tokens=model.config.text.max_tokens,
-        pictures=captioned_pictures,
-        similarity=Similarity("softmax", scale=float(model.scale.detach())),
-        embed_image=lambda pixel_values: model.embed_image(model.encode_image(pixel_values))[0],
-        embed_text=embed_text,
-        match=None if model.matcher is None else match,
+        tokenizer=source_tokenizer(checkpoint, model.config.text.max_tokens),
+        reference=Embeds(
+            image_steps(checkpoint),
+            Similarity("softmax", scale=float(model.scale.detach())),
+            embed_image=lambda pixel_values: model.embed_image(model.encode_image(pixel_values))[0],
+            embed_text=embed_text,
+            match=None if model.matcher is None else match,
+        ),
+        golden_inputs=captioned_images(),
     )
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.models import SentimentConfig, SentimentModel, load_checkpoint
-from xattn_export.families.base import Family, GoldenPicture, Role, Source, TensorSpec
-from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, unknown_token_id
+from xattn_export.families.base import Family, GoldenInput, Labels, Role, Source, TensorSpec
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
 from xattn_export.families.own.vqa import LstmGraph
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.speech import MelSpec
@@ -70,17 +70,11 @@ def _open(folder: Path) -> Source:
         name=checkpoint.name,
         task="sentiment",
         license=checkpoint.license,
-        weights=folder / "model.safetensors",
+        weights=(folder / "model.safetensors",),
         roles=(_role(model),),
-        image_steps=image_steps(checkpoint),
-        tokenizer_json=checkpoint.tokenizer_json,
-        unknown_token_id=unknown_token_id(checkpoint),
-        max_tokens=config.text.max_tokens,
-        pictures=lambda: _samples(speech, config.frames.picture.image_size_px),
-        labels=config.labels,
-        speech=speech,
-        longest_frames=config.frames.longest,
-        label_logits=label_logits,
+        tokenizer=source_tokenizer(checkpoint, config.text.max_tokens),
+        reference=Labels(speech, image_steps(checkpoint), config.frames.longest, config.labels, label_logits),
+        golden_inputs=_recordings(speech, config.frames.picture.image_size_px),
     )
 
 
@@ -118,29 +112,29 @@ def _attends(config: SentimentConfig) -> bool:
     return own > 0 or (by_products and config.layers > 0 and config.mechanism.name != "hierarchical")
 
 
-def _samples(spec: MelSpec, side_px: int) -> tuple[GoldenPicture, ...]:
+def _recordings(spec: MelSpec, side_px: int) -> tuple[GoldenInput, ...]:
     """Texts alone, a sound alone, frames alone, and all together: export needs no data set."""
     time = np.arange(int(_GOLDEN_SECONDS * spec.rate_hz)) / spec.rate_hz
     sound = (0.3 * np.sin(2 * np.pi * (200 + 400 * time) * time) * np.hanning(len(time))).astype(np.float32)
     spoken = {"samples": sound, "rate_hz": np.array(spec.rate_hz)}
     seen = {"frames": np.stack([_face(number / _GOLDEN_FRAMES, side_px) for number in range(_GOLDEN_FRAMES)])}
     return (
-        GoldenPicture(_npz({}), _TEXTS),
-        GoldenPicture(_npz(spoken)),
-        GoldenPicture(_npz(seen)),
-        GoldenPicture(_npz(spoken | seen), _TEXTS),
+        GoldenInput(_npz({}), _TEXTS),
+        GoldenInput(_npz(spoken)),
+        GoldenInput(_npz(seen)),
+        GoldenInput(_npz(spoken | seen), _TEXTS),
     )
 
 
 def _face(bend: float, side_px: int) -> np.typing.NDArray[np.uint8]:
-    picture = Image.new("RGB", (side_px, side_px), (90, 140, 200))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (side_px, side_px), (90, 140, 200))
+    draw = ImageDraw.Draw(image)
     draw.ellipse((2, 2, side_px - 3, side_px - 3), fill=(250, 210, 60))
     middle, height = side_px / 2, side_px * 0.3 * bend
     draw.arc(
         (middle * 0.5, middle * 1.2 - height, middle * 1.5, middle * 1.2 + height), 20, 160, fill=(0, 0, 0), width=2
     )
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _npz(arrays: Mapping[str, np.typing.NDArray[np.generic]]) -> bytes:

@@ -12,9 +12,9 @@ from xattn_edge.attention import Tokens
 from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models import VqaModel, load_checkpoint
-from xattn_export.families.base import Family, Role, Source, TensorSpec, cross_specs
-from xattn_export.families.drawings import shape_pictures
-from xattn_export.families.own.checkpoint import image_encoder_role, image_steps, is_checkpoint, pairs, unknown_token_id
+from xattn_export.families.base import Chooses, Family, Role, Source, TensorSpec, cross_specs
+from xattn_export.families.drawings import shape_images
+from xattn_export.families.own.checkpoint import image_encoder_role, image_steps, is_checkpoint, pairs, source_tokenizer
 
 __all__ = ["XATTN_VQA", "LstmGraph"]
 
@@ -88,15 +88,11 @@ def _open(folder: Path) -> Source:
         name=checkpoint.name,
         task="vqa",
         license=checkpoint.license,
-        weights=folder / "model.safetensors",
+        weights=(folder / "model.safetensors",),
         roles=(image_encoder_role(model, cross), _classifier_role(model)),
-        image_steps=image_steps(checkpoint),
-        tokenizer_json=checkpoint.tokenizer_json,
-        unknown_token_id=unknown_token_id(checkpoint),
-        max_tokens=config.max_tokens,
-        pictures=shape_pictures,
-        labels=config.answers,
-        answer_logits=answer_logits,
+        tokenizer=source_tokenizer(checkpoint, config.max_tokens),
+        reference=Chooses(image_steps(checkpoint), config.answers, answer_logits),
+        golden_inputs=shape_images(),
     )
 
 

@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.base import Family, Generated, Role, Source, Symbol, key_value_specs
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
@@ -29,7 +35,7 @@ from xattn_export.families.checkpoint_folder.roles import (
     presents,
     text_encoder_role,
 )
-from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.common import split_heads
 from xattn_export.families.layers.text.blip import (
     CrossProjections,
@@ -135,18 +141,17 @@ def _open_captioner(folder: Path) -> Source:
         )
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="caption",
+        license=license_of(folder),
         weights=weights,
         roles=(
             _image_keys_role(model, decoder.bert, cross_names(layers)),
             _decoder_role(model, tokens),
         ),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=_most_tokens(model),
-        pictures=caption_pictures,
-        decoding=decoding,
-        generate=generate,
+        tokenizer=source_tokenizer(folder, _most_tokens(model)),
+        reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
+        golden_inputs=few_images("caption"),
     )
 
 
@@ -177,19 +182,18 @@ def _open_answerer(folder: Path) -> Source:
         )
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="vqa",
+        license=license_of(folder),
         weights=weights,
         roles=(
             _image_keys_role(model, model.text_encoder, image_names(layers)),
             _question_role(model),
             _decoder_role(model, "context"),
         ),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=_most_tokens(model),
-        pictures=question_pictures,
-        decoding=decoding,
-        generate=generate,
+        tokenizer=source_tokenizer(folder, _most_tokens(model)),
+        reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
+        golden_inputs=few_images("vqa"),
     )
 
 

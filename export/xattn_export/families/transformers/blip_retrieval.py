@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.base import Role, Source, TensorSpec
-from xattn_export.families.checkpoint_folder.folder import load_model, source_facts
+from xattn_export.families.base import Embeds, Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
 from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps, pairs, text_encoder_role
-from xattn_export.families.drawings import captioned_pictures
+from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.text.blip import (
     CrossProjections,
     TextEmbeddings,
@@ -96,17 +96,20 @@ def open_retriever(folder: Path) -> Source:
         return _yes_over_no(given.itm_score)[0, 0]
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="retrieval",
+        license=license_of(folder),
         weights=weights,
         roles=_roles(model, side_px, longest),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=longest,
-        pictures=captioned_pictures,
-        similarity=Similarity("cosine"),
-        embed_image=lambda pixel_values: _embed_images(model, pixel_values)[0],
-        embed_text=embed_text,
-        match=match,
+        tokenizer=source_tokenizer(folder, longest),
+        reference=Embeds(
+            image_steps(folder, side_px, side_px),
+            Similarity("cosine"),
+            embed_image=lambda pixel_values: _embed_images(model, pixel_values)[0],
+            embed_text=embed_text,
+            match=match,
+        ),
+        golden_inputs=captioned_images(),
     )
 
 

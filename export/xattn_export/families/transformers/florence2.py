@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Generated, Role, Source, TensorSpec
+from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
@@ -28,11 +34,11 @@ from xattn_export.families.checkpoint_folder.roles import (
     presents,
     text_encoder_role,
 )
-from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.bart import BartEncoder, bart_decoder
 from xattn_export.families.layers.text.decoders import CrossKeys, DecoderGraph, DecoderParts
 from xattn_export.families.layers.vision.davit import Davit
-from xattn_export.families.transformers.florence2_text import CAPTION, PROMPTS, text_around, tokenizer_with_places
+from xattn_export.families.transformers.florence2_text import tokenizer_with_prompts
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.bundle.manifest import Task
 from xattn_runtime.errors import CheckpointError
@@ -90,9 +96,6 @@ def _open(task: Task, folder: Path) -> Source:
     _check_config(folder / "config.json", model.config, davit)
     parts = bart_decoder(model.model.language_model.decoder, model.lm_head)
     image_tokens = 1 + davit.grid[0] * davit.grid[1]
-    facts = source_facts(folder)
-    facts["tokenizer_json"] = tokenizer_with_places(folder, facts["tokenizer_json"])
-    written = partial(text_around, folder)
     start = torch.tensor([decoding.prompt_token_ids])
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
@@ -110,23 +113,18 @@ def _open(task: Task, folder: Path) -> Source:
         )
 
     return Source(
-        **facts,
+        name=name_of(folder),
         task=task,
+        license=license_of(folder),
         weights=weights,
         roles=(
             _image_role(model, davit, output_size_px(steps)),
             _prompt_role(model, parts, image_tokens),
             _decoder_role(model, parts),
         ),
-        image_steps=steps,
-        max_tokens=parts.longest - image_tokens,
-        pictures=caption_pictures if task == "caption" else question_pictures,
-        decoding=decoding,
-        prompts=PROMPTS,
-        question_template=written("{question}"),
-        prompt_template=written("{prompt}"),
-        caption_template=written(PROMPTS[CAPTION]),
-        generate=generate,
+        tokenizer=tokenizer_with_prompts(folder, source_tokenizer(folder, parts.longest - image_tokens)),
+        reference=Generates(steps, decoding, generate),
+        golden_inputs=few_images(task),
     )
 
 

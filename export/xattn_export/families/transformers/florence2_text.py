@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from xattn_export.families.base import SourceTokenizer
 from xattn_export.families.checkpoint_folder.tokenizer import special_token_of
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 
-__all__ = ["CAPTION", "PROMPTS", "text_around", "tokenizer_with_places"]
+__all__ = ["PROMPTS", "tokenizer_with_prompts"]
 
-CAPTION = "<CAPTION>"
+_CAPTION = "<CAPTION>"
 PROMPTS: Mapping[str, str] = MappingProxyType(
     {
-        CAPTION: "What does the image describe?",
+        _CAPTION: "What does the image describe?",
         "<DETAILED_CAPTION>": "Describe in detail what is shown in the image.",
         "<MORE_DETAILED_CAPTION>": "Describe with a paragraph what is shown in the image.",
         "<OCR>": "What is the text in the image?",
@@ -38,7 +40,7 @@ PROMPTS: Mapping[str, str] = MappingProxyType(
 )
 """What the model is given for each of these words; `{input}` is what else the text says."""
 
-# What stands for no text. All other added tokens, places in the picture above all, are part of an answer.
+# What stands for no text. All other added tokens, places in the image above all, are part of an answer.
 _WITHOUT_TEXT: Mapping[str, str] = MappingProxyType(
     {
         "bos_token": "<s>",
@@ -53,13 +55,15 @@ _WITHOUT_TEXT: Mapping[str, str] = MappingProxyType(
 )
 
 
-def tokenizer_with_places(folder: Path, tokenizer_json: str) -> str:
-    """The tokenizer in `folder`, putting nothing around a text, and keeping places in the picture when it decodes.
+def tokenizer_with_prompts(folder: Path, tokenizer: SourceTokenizer) -> SourceTokenizer:
+    """The tokenizer in `folder` with what the processor writes around every text and in the place of its prompts.
+
+    It puts nothing around a text by itself, and keeps places in the image when it decodes.
 
     Raises:
-        CheckpointError: it lacks a token that `text_around` writes.
+        CheckpointError: it lacks a token that the processor writes.
     """
-    content = json.loads(tokenizer_json)
+    content = json.loads(tokenizer.json)
     content["post_processor"] = None
     silent = {_word(folder, place) for place in _WITHOUT_TEXT}
     for token in content["added_tokens"]:
@@ -68,10 +72,17 @@ def tokenizer_with_places(folder: Path, tokenizer_json: str) -> str:
     for place in ("bos_token", "eos_token"):
         if (word := _word(folder, place)) not in known:
             raise CheckpointError(f"{folder}: expected a tokenizer with {show(word)} as {place}, found none such")
-    return json.dumps(content, ensure_ascii=False)
+    spec = replace(
+        tokenizer.spec,
+        prompts=PROMPTS,
+        question_template=_text_around(folder, "{question}"),
+        prompt_template=_text_around(folder, "{prompt}"),
+        caption_template=_text_around(folder, PROMPTS[_CAPTION]),
+    )
+    return SourceTokenizer(json.dumps(content, ensure_ascii=False), spec)
 
 
-def text_around(folder: Path, text: str) -> str:
+def _text_around(folder: Path, text: str) -> str:
     """`text` with the tokens that the processor writes before and after every one."""
     return f"{_word(folder, 'bos_token')}{text}{_word(folder, 'eos_token')}"
 

@@ -14,9 +14,15 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Generated, Role, Source
+from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
@@ -28,7 +34,7 @@ from xattn_export.families.checkpoint_folder.roles import (
     image_steps,
     pairs,
 )
-from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.git import ImageTokens, TokenEmbeddings, TokenLayer
 from xattn_runtime.bundle.contract import prefix_names
 from xattn_runtime.bundle.manifest import Task
@@ -104,15 +110,14 @@ def _open(task: Task, folder: Path) -> Source:
         )
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task=task,
+        license=license_of(folder),
         weights=weights,
         roles=(_prefix_role(model, side_px), _decoder_role(model)),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=model.config.max_position_embeddings - len(decoding.prompt_token_ids) - 1,
-        pictures=caption_pictures if task == "caption" else question_pictures,
-        decoding=decoding,
-        generate=generate,
+        tokenizer=source_tokenizer(folder, model.config.max_position_embeddings - len(decoding.prompt_token_ids) - 1),
+        reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
+        golden_inputs=few_images(task),
     )
 
 

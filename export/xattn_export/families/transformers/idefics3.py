@@ -14,9 +14,16 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Generated, Role, Source
+from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import architecture, has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.folder import (
+    architecture,
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
@@ -29,11 +36,11 @@ from xattn_export.families.checkpoint_folder.roles import (
     image_encoder_role,
     pairs,
 )
-from xattn_export.families.drawings import row_pictures
+from xattn_export.families.drawings import row_images
 from xattn_export.families.layers.common import embed_with_image
 from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
 from xattn_export.families.layers.vision.idefics3 import ImageTokens
-from xattn_export.families.transformers.idefics3_prompt import check_picture_text, picture_text
+from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images
 from xattn_runtime.bundle.manifest import Task
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -74,10 +81,10 @@ def _open(task: Task, folder: Path) -> Source:
     pipeline = Pipeline(steps)
     side_px = pipeline.size_px[0]
     tokens = _tokens_of_a_tile(folder, model, side_px)
-    facts = source_facts(folder)
-    text = picture_text(folder, tokens, tiled=pipeline.tiled)
     positions = model.config.text_config.max_position_embeddings
-    check_picture_text(folder, text, facts["tokenizer_json"], pipeline, model.config)
+    tokenizer = tokenizer_with_images(
+        folder, source_tokenizer(folder, positions - tokens - 1), tokens, pipeline, model.config
+    )
     decoding = decoding_of(folder, prompt_token_ids=(), max_positions=positions)
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
@@ -97,19 +104,14 @@ def _open(task: Task, folder: Path) -> Source:
         )
 
     return Source(
-        **facts,
+        name=name_of(folder),
         task=task,
+        license=license_of(folder),
         weights=weights,
         roles=(_image_role(model, side_px), _decoder_role(model)),
-        image_steps=steps,
-        max_tokens=positions - tokens - 1,
-        question_template=text.template,
-        caption_template=text.caption_template,
-        prompt_template=text.prompt_template,
-        image_layout=text.layout,
-        pictures=row_pictures,
-        decoding=decoding,
-        generate=generate,
+        tokenizer=tokenizer,
+        reference=Generates(steps, decoding, generate),
+        golden_inputs=row_images(task),
     )
 
 

@@ -1,6 +1,6 @@
-"""How the processors of Idefics3 and SmolVLM write a picture and a question, as data; and the proof that it is so.
+"""How the processors of Idefics3 and SmolVLM write an image and a question, as data; and the proof that it is so.
 
-A picture is written as its tiles, row by row, and then the whole; each is a number of image tokens between marks.
+An image is written as its tiles, row by row, and then the whole; each is a number of image tokens between marks.
 `Idefics3Processor` and `SmolVLMProcessor` write the same, of marks that SmolVLM's tokenizer may name.
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from xattn_export.families.base import SourceTokenizer
 from xattn_export.families.checkpoint_folder.chat_prompt import QUESTIONS, question_template_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
@@ -21,24 +22,24 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.preprocess.tokenizer import ImageLayout, TokenizerSpec
+from xattn_runtime.preprocess.tokenizer import ImageLayout
 
-__all__ = ["INSTRUCTION", "PictureText", "check_picture_text", "picture_text"]
+__all__ = ["INSTRUCTION", "ProcessorText", "processor_text", "tokenizer_with_images"]
 
 INSTRUCTION = "Can you describe this image?"
 """What is asked for a caption: the question of SmolVLM's own documentation."""
 
-# Widths and heights of pictures that are cut in different ways, or not at all.
+# Widths and heights of images that are cut in different ways, or not at all.
 _SHAPES_PX = ((1, 1), (64, 9), (9, 25), (30, 40))
 _NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
-class PictureText:
-    """What is written around a picture and for it; and Transformers' own code that writes the same.
+class ProcessorText:
+    """What is written around an image and for it; and Transformers' own code that writes the same.
 
-    template: with `{image}` and `{question}` in it. layout: what is written for the picture.
-    ids: a question, rows and columns of tiles → the token ids of the processor. grid: a picture → rows and columns.
+    template: with `{image}` and `{question}` in it. layout: what is written for the image.
+    ids: a question, rows and columns of tiles → the token ids of the processor. grid: an image → rows and columns.
     """
 
     template: str
@@ -46,23 +47,42 @@ class PictureText:
     ids: Callable[[str, int, int], list[int]]
     grid: Callable[[Image.Image], tuple[int, int]]
 
-    @property
-    def caption_template(self) -> str:
-        """For a caption: the instruction in the place of the question."""
-        return self.template.replace("{question}", INSTRUCTION)
 
-    @property
-    def prompt_template(self) -> str:
-        """For a caption with a prompt, which is an instruction of one's own."""
-        return self.template.replace("{question}", "{prompt}")
+def tokenizer_with_images(
+    folder: Path, tokenizer: SourceTokenizer, tokens: int, pipeline: Pipeline, config: Any
+) -> SourceTokenizer:
+    """The tokenizer in `folder` with what the processor writes around every text, and for its image.
+
+    A caption is asked for by the instruction in the place of the question; a caption's prompt is an instruction of
+    one's own.
+
+    Args:
+        tokens: image tokens of a tile, as the model has them.
+        pipeline: what cuts images into tiles.
+        config: the model's, which must know these tokens, and the placeholder by the same number.
+
+    Raises:
+        CheckpointError: as `processor_text`; or the runtime would make other tokens of images and questions.
+    """
+    text = processor_text(folder, tokens, tiled=pipeline.tiled)
+    spec = replace(
+        tokenizer.spec,
+        question_template=text.template,
+        prompt_template=text.template.replace("{question}", "{prompt}"),
+        caption_template=text.template.replace("{question}", INSTRUCTION),
+        image_layout=text.layout,
+    )
+    written = SourceTokenizer(tokenizer.json, spec)
+    _check_text(folder, text, written, pipeline, config)
+    return written
 
 
-def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
+def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
     """What the processor in `folder` writes.
 
     Args:
         tokens: image tokens of a tile, as the model has them.
-        tiled: whether pictures are cut.
+        tiled: whether images are cut.
 
     Raises:
         CheckpointError: the processor is damaged, counts other image tokens, or has no chat template that can be
@@ -73,9 +93,9 @@ def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
     try:
         with quiet_transformers():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            pictures: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            images: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
             settings, _ = Idefics3Processor.get_processor_dict(folder, local_files_only=True)
-            write, marks = _writer(folder, settings, tokenizer, pictures, tokens)
+            write, marks = _writer(folder, settings, tokenizer, images, tokens)
     except Exception as error:  # each of its parts raises what it likes
         raise CheckpointError(
             f"{folder}: expected the processor of Idefics3 or SmolVLM, found: {type(error).__name__}: "
@@ -95,9 +115,9 @@ def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
         found: list[int] = tokenizer(text, add_special_tokens=not begun).input_ids
         return found
 
-    def grid(picture: Image.Image) -> tuple[int, int]:
-        found = pictures(picture, return_row_col_info=True)
-        return found["rows"][0][0], found["cols"][0][0]
+    def grid(uncut: Image.Image) -> tuple[int, int]:
+        cut = images(uncut, return_row_col_info=True)
+        return cut["rows"][0][0], cut["cols"][0][0]
 
     layout = ImageLayout(
         token=image,
@@ -107,34 +127,21 @@ def picture_text(folder: Path, tokens: int, *, tiled: bool) -> PictureText:
         row_end="\n" if tiled else "",
         before_whole="\n" if tiled else "",
     )
-    return PictureText(template, layout, ids, grid)
+    return ProcessorText(template, layout, ids, grid)
 
 
-def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pipeline: Pipeline, config: Any) -> None:
-    """CheckpointError unless the runtime makes of pictures and questions the very tokens that Transformers makes.
-
-    Args:
-        config: the model's, which must know these tokens, and the placeholder by the same number.
-    """
+def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, pipeline: Pipeline, config: Any) -> None:
+    """CheckpointError unless the runtime makes of images and questions the very tokens that Transformers makes."""
     words, placeholder = config.text_config.vocab_size, config.image_token_id
     with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "tokenizer.json"
-        path.write_text(tokenizer_json, encoding="utf-8")
-        spec = TokenizerSpec(
-            path.name,
-            None,
-            max_tokens=_NO_LIMIT,
-            question_template=text.template,
-            prompt_template=text.prompt_template,
-            caption_template=text.caption_template,
-            image_layout=text.layout,
-        )
-        codec = TextCodec(path, spec)
+        path = Path(place) / tokenizer.spec.file
+        path.write_text(tokenizer.json, encoding="utf-8")
+        codec = TextCodec(path, replace(tokenizer.spec, unknown_token_id=None, max_tokens=_NO_LIMIT))
     for number, (width, height) in enumerate(_SHAPES_PX):
-        picture = Image.new("RGB", (width, height))
-        tiles = pipeline.tiles(picture)
+        image = Image.new("RGB", (width, height))
+        tiles = pipeline.tiles(image)
         with quiet_transformers():
-            grid = text.grid(picture)
+            grid = text.grid(image)
         for question in (QUESTIONS[number % len(QUESTIONS)], INSTRUCTION):
             found = codec.encode_question(question, special_tokens=False, grid=(tiles.rows, tiles.columns)).ids
             if list(found) != text.ids(question, *grid):
@@ -151,7 +158,7 @@ def check_picture_text(folder: Path, text: PictureText, tokenizer_json: str, pip
 
 
 def _writer(
-    folder: Path, settings: dict[str, Any], tokenizer: Any, pictures: Any, tokens: int
+    folder: Path, settings: dict[str, Any], tokenizer: Any, images: Any, tokens: int
 ) -> tuple[Callable[[int, int], str], tuple[str, str, str]]:
     """What Transformers writes for rows and columns of tiles, and its three marks: around, of a token, of the whole."""
     from transformers import Idefics3Processor
@@ -167,7 +174,7 @@ def _writer(
             return str(get_image_prompt_string(rows, columns, tokens, fake, image, whole))
 
         return spell, (fake, image, whole)
-    processor = Idefics3Processor(pictures, tokenizer, image_seq_len=tokens)
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=tokens)
 
     def write(rows: int, columns: int) -> str:
         return str(processor.replace_image_token({"rows": [[rows]], "cols": [[columns]]}, 0))

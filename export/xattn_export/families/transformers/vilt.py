@@ -16,10 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xattn_export.families.base import Family, GoldenPicture, Role, Source, TensorSpec
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.base import Chooses, Family, GoldenInput, Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.images import image_steps_of
-from xattn_export.families.drawings import question_pictures
+from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.vision.vilt import AnswerGraph, Canvas, PatchGraph
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.steps import Normalize, PadZeros, Rescale, ResizeToMultiple, Step
@@ -47,15 +53,14 @@ def _open(folder: Path) -> Source:
         return cast(Tensor, logits[0])
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="vqa",
+        license=license_of(folder),
         weights=weights,
         roles=(_image_role(model, canvas, resize), _answer_role(model, canvas)),
-        image_steps=steps,
-        max_tokens=config.max_position_embeddings,
-        pictures=_pictures,
-        labels=tuple(config.id2label[number] for number in range(config.num_labels)),
-        answer_logits=answer_logits,
+        tokenizer=source_tokenizer(folder, config.max_position_embeddings),
+        reference=Chooses(steps, tuple(config.id2label[number] for number in range(config.num_labels)), answer_logits),
+        golden_inputs=_golden_inputs(),
     )
 
 
@@ -74,8 +79,8 @@ def _image_role(model: ViltForQuestionAnswering, canvas: Canvas, resize: ResizeT
             tokens[row, 0], tokens[row, 1:length], mask[row, :length] = found[0, 0], found[0, 1:][order], 1
         return tokens, mask
 
-    pictures = tuple(resize.size_of(size) for size in _SHAPES_PX)
-    pixel_values = TensorSpec("pixel_values", ("batch", 3, *canvas.size_px), "picture", pictures=pictures)
+    sizes_px = tuple(resize.size_of(size) for size in _SHAPES_PX)
+    pixel_values = TensorSpec("pixel_values", ("batch", 3, *canvas.size_px), "image", sizes_px=sizes_px)
     outputs = ("image_tokens", "image_mask")
     return Role("image_encoder", PatchGraph(model, canvas), reference, (pixel_values,), outputs, attends=False)
 
@@ -108,14 +113,14 @@ def _all(picture: Tensor) -> Tensor:
     return torch.ones(picture.shape[0], *picture.shape[2:], dtype=torch.int64)
 
 
-def _pictures() -> tuple[GoldenPicture, ...]:
-    """Question pictures in several proportions."""
-    pictures = []
-    for (height, width), picture in zip(_SHAPES_PX, question_pictures(), strict=True):
+def _golden_inputs() -> tuple[GoldenInput, ...]:
+    """Question images in several proportions."""
+    inputs = []
+    for (height, width), image in zip(_SHAPES_PX, question_images(), strict=True):
         stream = io.BytesIO()
-        Image.open(io.BytesIO(picture.png)).resize((width, height)).save(stream, "PNG")
-        pictures.append(GoldenPicture(stream.getvalue(), picture.questions))
-    return tuple(pictures)
+        Image.open(io.BytesIO(image.content)).resize((width, height)).save(stream, "PNG")
+        inputs.append(GoldenInput(stream.getvalue(), image.texts))
+    return tuple(inputs)
 
 
 def _resize(folder: Path, steps: tuple[Step, ...]) -> ResizeToMultiple:

@@ -14,9 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from xattn_export.families.base import Family, Generated, Role, Source
+from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
@@ -28,7 +34,7 @@ from xattn_export.families.checkpoint_folder.roles import (
     pairs,
     presents,
 )
-from xattn_export.families.drawings import caption_pictures
+from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.decoders import DECODERS, CrossKeys, DecoderGraph, DecoderParts
 from xattn_export.families.layers.vision.encoders import ENCODERS, check_encoder, picture_size_px
 from xattn_runtime.bundle.contract import cross_names
@@ -89,15 +95,14 @@ def _open(folder: Path) -> Source:
         return generated(generate, forced_logits, prompt_length=prompt.shape[1], end_token_ids=decoding.end_token_ids)
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="caption",
+        license=license_of(folder),
         weights=weights,
         roles=(_image_keys_role(model, parts, size_px), _decoder_role(model, parts, size_px)),
-        image_steps=image_steps(folder, *size_px),
-        max_tokens=parts.longest,
-        pictures=caption_pictures,
-        decoding=decoding,
-        generate=generate,
+        tokenizer=source_tokenizer(folder, parts.longest),
+        reference=Generates(image_steps(folder, *size_px), decoding, generate),
+        golden_inputs=few_images("caption"),
     )
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from onnx import NodeProto
 
-from xattn_export.graph.editing import Constants, GraphParts, Writer, attributes, with_inputs
+from xattn_export.graph.editing import Constants, GraphParts, GraphWriter, attributes, with_inputs
 
 __all__ = ["prepare_products"]
 
 
 def prepare_products(graph: GraphParts) -> GraphParts:
     """`graph` with `MatMul` and `Add` for each `Gemm` with constant weights, and transposed constants folded."""
-    writer = Writer(graph.constants())
+    writer = GraphWriter(graph.constants())
     for node in _without_transposes(graph, writer.constants):
         if node.op_type == "Gemm" and _is_linear(node, writer.constants):
             _write_product(node, writer)
@@ -50,7 +50,7 @@ def _is_linear(node: NodeProto, constants: Constants) -> bool:
     return constants.is_float(node.input[1], 2) and (options["alpha"], options["beta"], options["transA"]) == (1, 1, 0)
 
 
-def _write_product(node: NodeProto, writer: Writer) -> None:
+def _write_product(node: NodeProto, writer: GraphWriter) -> None:
     weights, output = node.input[1], node.output[0]
     if attributes(node).get("transB"):
         weights = writer.constants.alias(f"{weights}_transposed", weights, transposed=True)

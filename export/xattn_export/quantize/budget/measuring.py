@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +27,9 @@ from xattn_export.quantize.modes.table import searched_modes
 from xattn_export.quantize.plans import make_plans
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.files import atomic_write, sync
 from xattn_runtime.loader import load
+from xattn_runtime.profiling.measure.peak_memory import peak_memory_bytes
 from xattn_runtime.tasks import AnyTask
 
 __all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_identity"]
@@ -39,25 +38,6 @@ _TIMED = 12
 _CALIBRATED = 32
 # Other programs disturb single answers of a millisecond, so that each is measured several times while that is quick.
 _TURNS, _SECONDS_OF_TURNS = 10, 5.0
-_MEMORY = """
-import re, resource, sys
-from pathlib import Path
-from xattn_runtime.loader import load
-from xattn_runtime.tasks import CaptionTask, RetrievalTask
-task = load(sys.argv[1])
-for case in task.bundle.manifest.golden.cases[:2]:
-    image = task.bundle.file(case.image)
-    if isinstance(task, CaptionTask):
-        task.caption(image)
-    elif isinstance(task, RetrievalTask):
-        task.embed_images([image])
-    else:
-        task.ask(image, case.question)
-status = Path("/proc/self/status")  # Linux counts the peak of the process that started this one in its usage
-peak = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.exists() else None
-usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(int(peak[1]) / 1024 if peak else usage / (1024 * 1024 if sys.platform == "darwin" else 1024))
-"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +82,7 @@ class Journal:
         head = json.dumps({"search": identity}, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if lines[:1] != [head]:
-            path.write_text(head + "\n", encoding="utf-8")
+            atomic_write(path, head + "\n")
             return cls(path)
         known = {}
         for line in lines[1:]:
@@ -117,10 +97,9 @@ class Journal:
         """Keep a measurement."""
         entry = asdict(measured)
         self.known[_key(measured.components)] = entry
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        with self.path.open("ab") as stream:
+            stream.write(f"{json.dumps(entry)}\n".encode())
+            sync(stream)
 
 
 class Bench:
@@ -212,7 +191,7 @@ class Bench:
             with self.made(components) as small:
                 scores = self.split.scores(small)
                 size = sum(path.stat().st_size for path in small.path.rglob("*") if path.is_file())
-                ratio, memory = self._time(small) if components else 1.0, _peak_memory(small.path)
+                ratio, memory = self._time(small) if components else 1.0, peak_memory_bytes(small.path) / 2**20
         except XattnError as error:
             return Measured(components, 0.0, math.inf, 0, math.inf, math.inf, str(error))
         if self._baseline is None:
@@ -243,14 +222,6 @@ def _seconds(task: AnyTask, example: Example) -> float:
     began = time.perf_counter()
     run_example(task, example)
     return time.perf_counter() - began
-
-
-def _peak_memory(bundle: Path) -> float:
-    """MB that a process of its own needs at most to answer two golden inputs."""
-    done = subprocess.run([sys.executable, "-c", _MEMORY, str(bundle)], capture_output=True, text=True)
-    if done.returncode:
-        raise XattnError(f"{bundle.name}: {done.stderr.strip().splitlines()[-1]}")
-    return float(done.stdout)
 
 
 def relative_loss(baseline: float, measured: float) -> float:

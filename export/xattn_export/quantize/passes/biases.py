@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from xattn_export.graph.editing import Writer, with_inputs
+from xattn_export.graph.editing import GraphWriter, with_inputs
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 
 __all__ = ["CORRECT_BIASES", "correct_biases"]
@@ -19,7 +19,7 @@ def correct_biases(draft: Draft, assignment: Assignment) -> Draft:
 
     A product without a bias stays as it is, and layers that are not assigned have no shift.
     """
-    graph, writer = draft.graph, Writer(draft.graph.constants())
+    graph, writer = draft.graph, GraphWriter(draft.graph.constants())
     constants = writer.constants
     readers = Counter(name for node in graph.nodes for name in node.input)
     readers.update(output.name for output in graph.outputs)

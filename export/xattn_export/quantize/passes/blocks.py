@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from xattn_export.graph.editing import Constants, Writer, with_inputs
+from xattn_export.graph.editing import Constants, GraphWriter, with_inputs
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.options import BLOCKS
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass, round_product
@@ -35,7 +35,7 @@ def store_blocks(draft: Draft, assignment: Assignment, bits: int) -> Draft:
     Where the block does not divide the rows, it is the largest smaller one that does; without one the factor stays as
     it is.
     """
-    names, writer = assignment.names("product"), Writer(draft.graph.constants())
+    names, writer = assignment.names("product"), GraphWriter(draft.graph.constants())
     restored: dict[str, str] = {}
     stored: list[TensorProto] = []
     shifts: dict[str, NDArray[np.float32]] = {}
@@ -76,7 +76,7 @@ def block_that_divides(rows: int, block: int) -> int | None:
     return next((size for size in sorted(BLOCKS, reverse=True) if size <= block and rows % size == 0), None)
 
 
-def _write_dequantized(name: str, rounded: Rounded, output: str, writer: Writer) -> list[TensorProto]:
+def _write_dequantized(name: str, rounded: Rounded, output: str, writer: GraphWriter) -> list[TensorProto]:
     """Write the node that restores `rounded` as `output`; the tensors that it reads, but for its scales.
 
     Those are among the constants already, which read no type of four bits.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, shape_inference
 
-from xattn_export.graph.editing import Constants, GraphParts, Writer, attributes, with_inputs
+from xattn_export.graph.editing import Constants, GraphParts, GraphWriter, attributes, with_inputs
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 from xattn_export.quantize.base.rounding import round_weights
@@ -119,7 +119,7 @@ class _Rewriter:
     def __init__(self, graph: GraphParts, constants: Constants, maps: Mapping[str, _Map]) -> None:
         self._graph = graph
         self._constants = constants
-        self._writer = Writer(constants)
+        self._writer = GraphWriter(constants)
         self._maps = maps
         self._positions: dict[str, str] = {}
         self._quantized: dict[str, tuple[str, str, str]] = {}

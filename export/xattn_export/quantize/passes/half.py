@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from xattn_export.graph.conformance import subgraphs
-from xattn_export.graph.editing import GraphParts, Writer
+from xattn_export.graph.editing import GraphParts, GraphWriter
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 
@@ -128,7 +128,7 @@ class _Converter:
         self._graph = graph
         self._opset = next(entry.version for entry in graph.frame.opset_import if entry.domain in ("", "ai.onnx"))
         self._constants = graph.constants()
-        self._writer = Writer(self._constants)
+        self._writer = GraphWriter(self._constants)
         self._floats = float_tensors(graph) | {
             value.name for value in graph.inputs if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }

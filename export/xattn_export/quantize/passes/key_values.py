@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from xattn_export.graph.editing import GraphParts, Writer, attributes, with_inputs
+from xattn_export.graph.editing import GraphParts, GraphWriter, attributes, with_inputs
 from xattn_export.quantize.base.options import KeyValuePrecision
 
 __all__ = ["StoredSeries", "is_transposed", "largest_stored", "series_of", "store_key_values", "stored_name"]
@@ -120,7 +120,7 @@ class _Rewriter:
 
     def __init__(self, graph: GraphParts, stored: Mapping[str, StoredSeries]) -> None:
         self._graph = graph
-        self._writer = Writer(graph.constants())
+        self._writer = GraphWriter(graph.constants())
         self._stored = {
             value.name: stored[stored_name(value.name)]
             for value in _key_values(graph)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from xattn_export.graph.editing import Writer
+from xattn_export.graph.editing import GraphWriter
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass, round_product
 from xattn_export.quantize.base.rounding import Grid
@@ -28,7 +28,7 @@ def quantize_products(draft: Draft, assignment: Assignment) -> Draft:
     Weights are signed and symmetric: ARM's dot product and x86's VNNI both take them at full speed. Processors with
     neither sum pairs of products in 16 bits, which these weights keep within.
     """
-    names, writer = assignment.names("product"), Writer(draft.graph.constants())
+    names, writer = assignment.names("product"), GraphWriter(draft.graph.constants())
     constants = writer.constants
     quantized: dict[str, tuple[str, str, str]] = {}
     factors: dict[str, tuple[str, str]] = {}
@@ -61,7 +61,13 @@ QUANTIZE_PRODUCTS = Pass("quantize_products", quantize_products)
 
 
 def write_integer_product(
-    writer: Writer, source: tuple[str, str, str], factor: tuple[str, str, str], *, stem: str, output: str, name: str
+    writer: GraphWriter,
+    source: tuple[str, str, str],
+    factor: tuple[str, str, str],
+    *,
+    stem: str,
+    output: str,
+    name: str,
 ) -> str:
     """Sums in int32, and their scale, the input's times the column's, to float32 `output` of a node `name`.
 

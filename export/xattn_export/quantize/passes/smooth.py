@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_export.graph.editing import Constants, Writer, with_inputs
+from xattn_export.graph.editing import Constants, GraphWriter, with_inputs
 from xattn_export.quantize.base.layers import QuantizableLayer
 from xattn_export.quantize.base.passing import Assignment, Draft, Observed, Pass
 
@@ -48,7 +48,7 @@ def smooth_products(draft: Draft, assignment: Assignment) -> Draft:
         for one in weights:
             scaled = constants.values(one) * divided[name][:, None]
             renamed[name, one] = constants.add(f"{one}_smooth", scaled)
-    writer = Writer(constants)
+    writer = GraphWriter(constants)
     for node in graph.nodes:
         if node.output[0] in normalized:
             writer.keep(with_inputs(node, normalized[node.output[0]]))

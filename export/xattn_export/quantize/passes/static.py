@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from xattn_export.graph.editing import GraphParts, Writer
+from xattn_export.graph.editing import GraphParts, GraphWriter
 from xattn_export.quantize.base.layers import QuantizableLayer, layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass, round_product
 from xattn_export.quantize.base.rounding import Grid
@@ -73,7 +73,7 @@ class _StaticWriter:
     """Writes what stands between fixed ranges; a tensor is quantized once for all its readers."""
 
     def __init__(self, draft: Draft, assignment: Assignment) -> None:
-        self.writer = Writer(draft.graph.constants())
+        self.writer = GraphWriter(draft.graph.constants())
         self.shifts: dict[str, NDArray[np.float32]] = {}
         self._observed = draft.observed
         self._options = assignment.options

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, shape_inference
 
-from xattn_export.graph.editing import Constants, GraphParts, Writer, attributes
+from xattn_export.graph.editing import Constants, GraphParts, GraphWriter, attributes
 from xattn_export.quantize.base.layers import QuantizableLayer, layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass, TiedPair
 
@@ -46,7 +46,7 @@ def find_tied(graph: GraphParts, layers: Sequence[QuantizableLayer]) -> tuple[Ti
 
 def share_tied(draft: Draft, assignment: Assignment) -> Draft:
     """Look up what the products of tied pairs have stored, their weights as bytes."""
-    writer = Writer(draft.graph.constants())
+    writer = GraphWriter(draft.graph.constants())
     by_name = {layer_name(node): node for node in draft.graph.nodes}
     producers = {output: node for node in draft.graph.nodes for output in node.output}
     wanted = {pair.lookup.name: pair for pair in assignment.tied}
@@ -94,7 +94,7 @@ def _stored(product: NodeProto, producers: Mapping[str, NodeProto], constants: C
     return None
 
 
-def _write_lookup(node: NodeProto, rank: int, stored: _StoredTable, writer: Writer) -> None:
+def _write_lookup(node: NodeProto, rank: int, stored: _StoredTable, writer: GraphWriter) -> None:
     """Columns `[width, …indices]` as bytes, transposed, times their scales: rows `[…indices, width]` in float32."""
     indices, output = node.input[1], node.output[0]
 

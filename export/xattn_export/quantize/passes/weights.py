@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from xattn_export.graph.editing import Writer, with_inputs
+from xattn_export.graph.editing import GraphWriter, with_inputs
 from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 
@@ -37,7 +37,7 @@ def store_convolutions(draft: Draft, assignment: Assignment) -> Draft:
 
     Those over an image's own channels are stored in half precision.
     """
-    names, writer = assignment.names("convolution"), Writer(draft.graph.constants())
+    names, writer = assignment.names("convolution"), GraphWriter(draft.graph.constants())
     count = 0
     for node in draft.graph.nodes:
         if layer_name(node) in names and node.op_type == "Conv" and writer.constants.is_float(node.input[1], 4):
@@ -48,7 +48,7 @@ def store_convolutions(draft: Draft, assignment: Assignment) -> Draft:
     return draft.after(draft.graph.rewritten(writer), int8_stored_convolutions=count)
 
 
-def _store_convolution(node: NodeProto, writer: Writer) -> None:
+def _store_convolution(node: NodeProto, writer: GraphWriter) -> None:
     name = node.input[1]
     weights = writer.constants.values(name)
     if weights.shape[1] <= _MOST_CHANNELS_OF_IMAGES and np.abs(weights).max() <= _LARGEST_HALF:
@@ -69,7 +69,7 @@ def _store_convolution(node: NodeProto, writer: Writer) -> None:
 def store_embeddings(draft: Draft, assignment: Assignment) -> Draft:
     """Store tables that are looked up as int8 with a scale a row, but for those of tied pairs."""
     names = assignment.names("embedding") - {pair.lookup.name for pair in assignment.tied}
-    writer = Writer(draft.graph.constants())
+    writer = GraphWriter(draft.graph.constants())
     stored: dict[str, tuple[str, str]] = {}
     count = 0
     for node in draft.graph.nodes:
@@ -91,7 +91,7 @@ def store_embeddings(draft: Draft, assignment: Assignment) -> Draft:
 
 def store_recurrences(draft: Draft, assignment: Assignment) -> Draft:
     """Store the weights of recurrent layers as int8 with a scale a gate's row; what they compute stays float32."""
-    names, writer = assignment.names("recurrence"), Writer(draft.graph.constants())
+    names, writer = assignment.names("recurrence"), GraphWriter(draft.graph.constants())
     count = 0
     for node in draft.graph.nodes:
         if layer_name(node) not in names:
@@ -115,7 +115,7 @@ STORE_EMBEDDINGS = Pass("store_embeddings", store_embeddings)
 STORE_RECURRENCES = Pass("store_recurrences", store_recurrences)
 
 
-def _write_restored(name: str, values: NDArray[np.int8], scales: NDArray[np.float32], writer: Writer) -> str:
+def _write_restored(name: str, values: NDArray[np.int8], scales: NDArray[np.float32], writer: GraphWriter) -> str:
     """The output of nodes that restore the weights `name`."""
     stored = writer.constants.add(f"{name}_int8", values)
     scale = writer.constants.add(f"{name}_channel_scale", scales)

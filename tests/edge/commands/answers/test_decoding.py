@@ -209,7 +209,7 @@ def test_a_folder_is_captioned_and_gone_on_with(spawn, invoke, caption_bundle, t
     assert [entries[one["image"]]["caption"] for one in alone] == [one["caption"] for one in alone]
     again = invoke("caption", folder, "--recursive", "-b", caption_bundle, "-o", output)
     assert (again.exit_code, again.stdout) == (0, "")
-    assert again.stderr == f"{output}: 0 pictures captioned, 300 done before\n"
+    assert again.stderr == f"{output}: 0 images captioned, 300 done before\n"
     assert output.read_bytes().splitlines() == lines
 
 
@@ -256,7 +256,7 @@ def test_folders_without_pictures_and_places_that_cannot_be_written(invoke, capt
     (tmp_path / "deeper").mkdir()
     empty = invoke("caption", tmp_path, "-b", caption_bundle)
     assert empty.exit_code == 2
-    assert "expected a folder with pictures, found none in it; name another, or use --recursive" in empty.stderr
+    assert "expected a folder with images, found none in it; name another, or use --recursive" in empty.stderr
     picture = caption_bundle / "golden" / "0.png"
     refused = invoke("caption", picture, "-b", caption_bundle, "-o", tmp_path / "none" / "a.jsonl")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)

@@ -83,4 +83,4 @@ def test_regions_where_a_picture_is_wanted(invoke, vqa_bundle, tmp_path):
     np.savez(tmp_path / "regions.npz", features=np.ones((2, WIDTH)))
     result = invoke("vqa", tmp_path / "regions.npz", QUESTION, "--bundle", vqa_bundle)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "expected a picture as PNG" in result.stderr
+    assert "expected an image as PNG" in result.stderr

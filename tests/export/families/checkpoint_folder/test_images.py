@@ -357,7 +357,7 @@ WRONG: list[tuple[dict[str, Any] | str, str]] = [
     ({"image_std": [1, 2, 0]}, "image_std: expected 3 numbers above 0, found [1, 2, 0]"),
     ({"do_center_crop": True}, "crop_size: expected height and width, as do_center_crop is true, found None"),
     ({"do_center_crop": True, "crop_size": {"shortest_edge": 4}}, "crop_size: expected height and width, found {"),
-    ({"do_pad": True, "pad_size": 100}, "pad_zeros: expected pictures of at most 100 × 100 pixels"),
+    ({"do_pad": True, "pad_size": 100}, "pad_zeros: expected images of at most 100 × 100 pixels"),
     ({"size_divisor": 7}, "size_divisor: expected a divisor of the size 384 × 384, found 7"),
     ({"image_processor_type": "ViltImageProcessor", "size": {"height": 4, "width": 4}}, "size: expected shortest_edge"),
     ({"image_processor_type": "ViltImageProcessor", "size": 20}, "size: expected a shortest_edge from 32 to 4916"),

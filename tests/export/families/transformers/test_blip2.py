@@ -235,10 +235,9 @@ def test_a_tokenizer_from_before_there_was_an_image_token(folder: Path, captione
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != "<image>"]
     (older / "tokenizer.json").write_text(json.dumps(content))
     source = _source(older)
-    assert (
-        source.image_layout == captioner.bundle.manifest.tokenizer.image_layout == ImageLayout("<image>", 5, "{tokens}")
-    )
-    assert Tokenizer.from_str(source.tokenizer_json).token_to_id("<image>") == captions_of(folder).vocabulary
+    layouts = source.tokenizer.spec.image_layout, captioner.bundle.manifest.tokenizer.image_layout
+    assert layouts == (ImageLayout("<image>", 5, "{tokens}"),) * 2
+    assert Tokenizer.from_str(source.tokenizer.json).token_to_id("<image>") == captions_of(folder).vocabulary
 
 
 def _changed(folder: Path, target: Path, **values: Any) -> Path:

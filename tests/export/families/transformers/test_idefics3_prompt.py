@@ -11,7 +11,7 @@ import pytest
 from tests.parity.smolvlm import CHAT_TEMPLATE, save_idefics3
 from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.chat_prompt import question_template_of
-from xattn_export.families.transformers.idefics3_prompt import picture_text
+from xattn_export.families.transformers.idefics3_prompt import processor_text
 from xattn_runtime.errors import CheckpointError
 
 SIZES: dict[str, Any] = {
@@ -71,20 +71,20 @@ def change(path: Path, **values: Any) -> None:
 
 def test_the_marks_that_a_tokenizer_names_are_those_of_smolvlm_alone(folder):
     change(folder / "tokenizer_config.json", extra_special_tokens={"global_image_token": "<row_6_col_6>"})
-    whole = picture_text(folder, 4, tiled=True).layout.whole
+    whole = processor_text(folder, 4, tiled=True).layout.whole
     expected = "<row_6_col_6>" if "smolvlm" in (folder / "config.json").read_text() else "<global-img>"
     assert whole == f"<fake_token_around_image>{expected}{{tokens}}<fake_token_around_image>"
 
 
 def test_files_as_older_versions_wrote_them(folder):
-    new = picture_text(folder, 4, tiled=True)
+    new = processor_text(folder, 4, tiled=True)
     settings = json.loads((folder / "processor_config.json").read_text())
     pictures = settings.pop("image_processor") | {"processor_class": settings.pop("processor_class")}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     (folder / "processor_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
-    old = picture_text(folder, 4, tiled=True)
+    old = processor_text(folder, 4, tiled=True)
     assert (old.template, old.layout) == (new.template, new.layout)
     assert old.ids("what?", 2, 3) == new.ids("what?", 2, 3)
 

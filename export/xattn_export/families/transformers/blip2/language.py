@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from xattn_export.families.base import Generated, Role
+from xattn_export.families.base import Generated, Role, SourceTokenizer
 from xattn_runtime.bundle.manifest import Decoding
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
-from xattn_runtime.preprocess.tokenizer import ImageLayout
 
 if TYPE_CHECKING:
     from transformers import Blip2ForConditionalGeneration
@@ -29,17 +28,12 @@ QUESTION = "Question: {question} Answer:"
 
 @dataclass(frozen=True)
 class Language:
-    """Fields of a `Source` that depend on the language model."""
+    """What of a `Source` depends on the language model."""
 
     roles: tuple[Role, ...]
+    tokenizer: SourceTokenizer
     decoding: Decoding
     generate: Callable[[Tensor, tuple[int, ...]], Generated]
-    tokenizer_json: str
-    max_tokens: int
-    question_template: str
-    prompt_template: str
-    caption_template: str
-    image_layout: ImageLayout | None = None
 
 
 def text_token(folder: Path, model: Blip2ForConditionalGeneration, key: str, token_id: int | None) -> int:

@@ -7,7 +7,6 @@ that reads these tokens before the text. https://arxiv.org/abs/2301.12597
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Role, Source
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.base import Family, Generates, Role, Source
+from xattn_export.families.checkpoint_folder.folder import has_architecture, license_of, load_model, name_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
-from xattn_export.families.drawings import caption_pictures, question_pictures
+from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.blip import VisionEncoder
 from xattn_export.families.layers.vision.qformer import QueryEncoder
 from xattn_export.families.transformers.blip2.language import Language
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLIP2"]
 
-_LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration, str], Language]] = MappingProxyType(
+_LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration], Language]] = MappingProxyType(
     {"opt": opt_language, "t5": t5_language}
 )
 
@@ -58,15 +57,16 @@ def _open(task: Task, folder: Path) -> Source:
     language_of = _LANGUAGES[_text_model(folder)]
     model, weights = load_model(folder, Blip2ForConditionalGeneration)
     side_px = int(model.config.vision_config.image_size)
-    facts = source_facts(folder)
-    language = language_of(folder, model, facts["tokenizer_json"])
-    stated = {field.name: getattr(language, field.name) for field in fields(language)}
+    language = language_of(folder, model)
     return Source(
-        **{**facts, **stated, "roles": (_image_tokens_role(model, side_px), *language.roles)},
+        name=name_of(folder),
         task=task,
+        license=license_of(folder),
         weights=weights,
-        image_steps=image_steps(folder, side_px, side_px),
-        pictures=caption_pictures if task == "caption" else question_pictures,
+        roles=(_image_tokens_role(model, side_px), *language.roles),
+        tokenizer=language.tokenizer,
+        reference=Generates(image_steps(folder, side_px, side_px), language.decoding, language.generate),
+        golden_inputs=few_images(task),
     )
 
 

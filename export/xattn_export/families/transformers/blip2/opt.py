@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from xattn_export.families.base import Generated, Role
+from xattn_export.families.base import Generated, Role, SourceTokenizer
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
+from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text, with_image_token
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import decoder_role, dynamic_cache, dynamic_presents, head, pairs
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["opt_language"]
 
 
-def opt_language(folder: Path, model: Blip2ForConditionalGeneration, tokenizer_json: str) -> Language:
+def opt_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language:
     """The language model of `model`, with the tokenizer in `folder`.
 
     Raises:
@@ -52,24 +54,22 @@ def opt_language(folder: Path, model: Blip2ForConditionalGeneration, tokenizer_j
             end_token_ids=decoding.end_token_ids,
         )
 
-    tokenizer_json = with_image_token(tokenizer_json, placeholder, folder)
+    tokenizer = source_tokenizer(folder, text.max_position_embeddings - queries - 1)
+    tokenizer_json = with_image_token(tokenizer.json, placeholder, folder)
     before, after = special_around(tokenizer_json, folder)
     if after:
         raise CheckpointError(
             f"{folder}: expected a tokenizer that puts special tokens before a text alone, found {show(after)} after "
             "it, from where OPT would have to go on"
         )
-    return Language(
-        roles=(_decoder_role(model, placeholder),),
-        decoding=decoding,
-        generate=generate,
-        tokenizer_json=tokenizer_json,
-        max_tokens=text.max_position_embeddings - queries - 1,
+    spec = replace(
+        tokenizer.spec,
         question_template=f"{{image}}{before}{QUESTION}",
         prompt_template=f"{{image}}{before}{{prompt}}",
         caption_template=f"{{image}}{token_text(tokenizer_json, begin, folder)}",
         image_layout=ImageLayout(token_text(tokenizer_json, placeholder, folder), queries, "{tokens}"),
     )
+    return Language((_decoder_role(model, placeholder),), SourceTokenizer(tokenizer_json, spec), decoding, generate)
 
 
 def _decoder_role(model: Blip2ForConditionalGeneration, placeholder: int) -> Role:

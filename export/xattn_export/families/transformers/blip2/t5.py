@@ -4,6 +4,7 @@ decoder that attends to what it makes of both.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from xattn_edge.attention import KeyValue
 from xattn_export.families.base import Generated, Role, TensorSpec
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
+from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
@@ -57,7 +59,7 @@ class PromptGraph(nn.Module):
         return cast("tuple[Tensor, ...]", self.cross(states))
 
 
-def t5_language(folder: Path, model: Blip2ForConditionalGeneration, tokenizer_json: str) -> Language:
+def t5_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language:
     """The language model of `model`, with the tokenizer in `folder`.
 
     Raises:
@@ -84,18 +86,17 @@ def t5_language(folder: Path, model: Blip2ForConditionalGeneration, tokenizer_js
             end_token_ids=decoding.end_token_ids,
         )
 
-    before, after = special_around(tokenizer_json, folder)
-    return Language(
-        roles=(_prompt_role(model.language_model, queries), _decoder_role(model.language_model)),
-        decoding=decoding,
-        generate=generate,
-        tokenizer_json=tokenizer_json,
-        max_tokens=_LONGEST - queries,
+    tokenizer = source_tokenizer(folder, _LONGEST - queries)
+    before, after = special_around(tokenizer.json, folder)
+    spec = replace(
+        tokenizer.spec,
         # A question gets the tokenizer's special tokens; a prompt gets those that are written here.
         question_template=QUESTION,
         prompt_template=f"{before}{{prompt}}{after}",
-        caption_template=token_text(tokenizer_json, begin, folder),
+        caption_template=token_text(tokenizer.json, begin, folder),
     )
+    roles = (_prompt_role(model.language_model, queries), _decoder_role(model.language_model))
+    return Language(roles, replace(tokenizer, spec=spec), decoding, generate)
 
 
 def _prompt_role(language: Any, queries: int) -> Role:

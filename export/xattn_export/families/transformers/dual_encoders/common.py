@@ -6,16 +6,17 @@ It knows neither how states are pooled nor which tokens see each other; that is 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Role, Source, TensorSpec
-from xattn_export.families.checkpoint_folder.folder import source_facts
+from xattn_export.families.base import Embeds, Role, Source, TensorSpec
+from xattn_export.families.checkpoint_folder.folder import license_of, name_of, source_tokenizer
 from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps
-from xattn_export.families.drawings import captioned_pictures
+from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.common import normalized
 from xattn_runtime.bundle.manifest import Similarity
 
@@ -53,18 +54,22 @@ def dual_encoder_source(
     text_features: nn.Module,
     similarity: Similarity,
     ends_with: int | None = None,
-    pad_to: int | None = None,
-    pad_token_id: int = 0,
+    padded_with: int | None = None,
 ) -> Source:
     """The source of a model with Transformers' `get_image_features` and `get_text_features`.
 
     Args:
         image_features, text_features: the same two, re-expressed for export.
         ends_with: the token that a text is pooled at.
-        pad_to, pad_token_id: as in the manifest's `tokenizer`.
+        padded_with: the token that fills every text up to the most that the model takes; None where texts are left as
+            long as they are.
     """
     side_px = int(model.config.vision_config.image_size)
     text = model.config.text_config
+    tokenizer = source_tokenizer(folder, text.max_position_embeddings)
+    if padded_with is not None:
+        spec = replace(tokenizer.spec, pad_to=text.max_position_embeddings, pad_token_id=padded_with)
+        tokenizer = replace(tokenizer, spec=spec)
     embed_images = _embedder(model.get_image_features)
     embed_texts = _embedder(model.get_text_features)
 
@@ -77,8 +82,9 @@ def dual_encoder_source(
         TensorSpec("attention_mask", ("batch", "length"), "mask"),
     )
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="retrieval",
+        license=license_of(folder),
         weights=weights,
         roles=(
             image_encoder_role(
@@ -93,14 +99,14 @@ def dual_encoder_source(
                 text.max_position_embeddings,
             ),
         ),
-        image_steps=image_steps(folder, side_px, side_px),
-        max_tokens=text.max_position_embeddings,
-        pad_to=pad_to,
-        pad_token_id=pad_token_id,
-        pictures=captioned_pictures,
-        similarity=similarity,
-        embed_image=lambda pixel_values: embed_images(pixel_values)[0][0],
-        embed_text=embed_text,
+        tokenizer=tokenizer,
+        reference=Embeds(
+            image_steps(folder, side_px, side_px),
+            similarity,
+            embed_image=lambda pixel_values: embed_images(pixel_values)[0][0],
+            embed_text=embed_text,
+        ),
+        golden_inputs=captioned_images(),
     )
 
 

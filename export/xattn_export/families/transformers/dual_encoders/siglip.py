@@ -105,8 +105,7 @@ def _open(folder: Path) -> Source:
         text_features=TextFeatures(model),
         similarity=Similarity("sigmoid", scale=float(model.logit_scale.exp()), bias=float(model.logit_bias)),
         # It was trained on texts that are all of this length, and sees their padding.
-        pad_to=model.config.text_config.max_position_embeddings,
-        pad_token_id=_pad_token_id(folder, model),
+        padded_with=_pad_token_id(folder, model),
     )
 
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.base import GoldenPicture, Role, TensorSpec
+from xattn_export.families.base import GoldenInput, Role, TensorSpec
 from xattn_export.families.checkpoint_folder.json_files import read_json
-from xattn_export.families.drawings import question_pictures
+from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.common import attend, fuse_linears
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.regions import RegionSpec
@@ -31,7 +31,7 @@ __all__ = [
     "full_mask",
     "key_mask",
     "labels_of",
-    "region_pictures",
+    "region_inputs",
     "region_role",
 ]
 
@@ -147,16 +147,16 @@ def labels_of(folder: Path, config: Any, answers: int) -> tuple[str, ...]:
     return names
 
 
-def region_pictures(regions: RegionSpec) -> tuple[GoldenPicture, ...]:
+def region_inputs(regions: RegionSpec) -> tuple[GoldenInput, ...]:
     """Made-up regions as .npz files, with a question each."""
     generator = np.random.default_rng(_SEED)
-    pictures = []
-    for count, picture in zip(_COUNTS, question_pictures(), strict=True):
+    inputs = []
+    for count, image in zip(_COUNTS, question_images(), strict=True):
         features = generator.normal(size=(count, regions.feature_width)).astype(np.float32)
         arrays = {"features": np.maximum(features, 0)}  # as after a detector's rectifier
         if regions.box_width:
             arrays["boxes"] = np.sort(generator.random((count, regions.box_width)), 1).astype(np.float32)
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **arrays)
-        pictures.append(GoldenPicture(stream.getvalue(), picture.questions))
-    return tuple(pictures)
+        inputs.append(GoldenInput(stream.getvalue(), image.texts))
+    return tuple(inputs)

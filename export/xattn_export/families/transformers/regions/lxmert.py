@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Source
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model, source_facts
+from xattn_export.families.base import ChoosesOverRegions, Family, Source
+from xattn_export.families.checkpoint_folder.folder import (
+    has_architecture,
+    license_of,
+    load_model,
+    name_of,
+    source_tokenizer,
+)
 from xattn_export.families.layers.common import attend, fuse_linears
 from xattn_export.families.transformers.regions.common import (
     SelfAttention,
@@ -24,7 +30,7 @@ from xattn_export.families.transformers.regions.common import (
     full_mask,
     key_mask,
     labels_of,
-    region_pictures,
+    region_inputs,
     region_role,
 )
 from xattn_runtime.preprocess.regions import RegionSpec
@@ -132,8 +138,9 @@ def _open(folder: Path) -> Source:
         return cast(Tensor, found.question_answering_score[0])
 
     return Source(
-        **source_facts(folder),
+        name=name_of(folder),
         task="vqa",
+        license=license_of(folder),
         weights=weights,
         roles=(
             region_role(RegionGraph(model), partial(_encode, model), regions, attends=config.r_layers > 0),
@@ -145,12 +152,9 @@ def _open(folder: Path) -> Source:
                 longest=config.max_position_embeddings,
             ),
         ),
-        image_steps=(),
-        regions=regions,
-        max_tokens=config.max_position_embeddings,
-        pictures=partial(region_pictures, regions),
-        labels=labels_of(folder, config, config.num_qa_labels),
-        answer_regions=answer,
+        tokenizer=source_tokenizer(folder, config.max_position_embeddings),
+        reference=ChoosesOverRegions(regions, labels_of(folder, config, config.num_qa_labels), answer),
+        golden_inputs=region_inputs(regions),
     )
 
 

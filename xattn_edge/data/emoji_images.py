@@ -1,4 +1,4 @@
-"""The emoji set: the same pictures drawn by four artists, fetched once, rendered once, split once.
+"""The emoji set: the same images drawn by four artists, fetched once, rendered once, split once.
 
 | artist | licence | used for |
 |---|---|---|
@@ -31,9 +31,9 @@ from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
 from xattn_runtime.progress import Progress, silent
 
-__all__ = ["ARTISTS", "PICTURE_SIZE_PX", "Artist", "EmojiPictures", "Picture", "fetch_emoji", "is_fetched"]
+__all__ = ["ARTISTS", "IMAGE_SIZE_PX", "Artist", "Emoji", "EmojiImages", "fetch_emoji", "is_fetched"]
 
-PICTURE_SIZE_PX = 80
+IMAGE_SIZE_PX = 80
 _VERSION = "v1"
 _INDEX = "index.json"
 _VARIATION_SELECTOR = 0xFE0F
@@ -97,7 +97,7 @@ ARTISTS = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class Emoji:
     """What one emoji shows, whoever drew it."""
 
     code_points: str
@@ -109,8 +109,8 @@ class Picture:
     """`train`, `held-out-concepts` or `held-out-tones`."""
 
 
-class EmojiPictures:
-    """The fetched set. `pictures[i]` is drawn by every artist at `drawings(artist)[i]`.
+class EmojiImages:
+    """The fetched set. `images[i]` is drawn by every artist at `drawings(artist)[i]`.
 
     Raises:
         DataError: it has not been fetched, or is damaged.
@@ -120,20 +120,20 @@ class EmojiPictures:
         self.folder = _folder()
         index = self.folder / _INDEX
         if not index.is_file():
-            raise DataError(f"the emoji pictures are not in {self.folder}; run `xattn-edge data fetch emoji`")
+            raise DataError(f"the emoji images are not in {self.folder}; run `xattn-edge data fetch emoji`")
         try:
-            self.pictures = tuple(Picture(**entry) for entry in json.loads(index.read_text(encoding="utf-8")))
+            self.images = tuple(Emoji(**entry) for entry in json.loads(index.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise DataError(f"{index}: damaged ({error}); delete {self.folder} and fetch again") from error
 
     def drawings(self, artist: str) -> NDArray[np.uint8]:
-        """`[pictures, 80, 80, 4]` uint8 RGBA, mapped from disk."""
+        """`[images, 80, 80, 4]` uint8 RGBA, mapped from disk."""
         path = self.folder / f"{artist}.npy"
         try:
             drawings: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: damaged ({error}); delete {self.folder} and fetch again") from error
-        expected = (len(self.pictures), PICTURE_SIZE_PX, PICTURE_SIZE_PX, 4)
+        expected = (len(self.images), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 4)
         if drawings.shape != expected or drawings.dtype != np.uint8:
             raise DataError(f"{path}: expected uint8 {expected}, found {drawings.dtype} {drawings.shape}; fetch again")
         return drawings
@@ -160,15 +160,15 @@ def fetch_emoji(progress: Progress = silent) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as downloads, atomic_folder(folder) as work:
         sets = [_fetch_artist(artist, downloads) for artist in ARTISTS]
-        pictures = _list_pictures(set.intersection(*(set(icons) for icons in sets)))
+        images = _list_emoji(set.intersection(*(set(icons) for icons in sets)))
         for number, (artist, icons) in enumerate(zip(ARTISTS, sets, strict=True)):
-            drawings = np.empty((len(pictures), PICTURE_SIZE_PX, PICTURE_SIZE_PX, 4), np.uint8)
-            for row, picture in enumerate(pictures):
-                drawings[row] = _render(icons[picture.code_points])
+            drawings = np.empty((len(images), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 4), np.uint8)
+            for row, image in enumerate(images):
+                drawings[row] = _render(icons[image.code_points])
                 if row % 50 == 0:
-                    progress(f"render {artist.name}", (number + row / len(pictures)) / len(ARTISTS))
+                    progress(f"render {artist.name}", (number + row / len(images)) / len(ARTISTS))
             np.save(work / f"{artist.name}.npy", drawings)
-        index = json.dumps([asdict(picture) for picture in pictures], ensure_ascii=False, indent=0)
+        index = json.dumps([asdict(image) for image in images], ensure_ascii=False, indent=0)
         (work / _INDEX).write_text(index, encoding="utf-8")
     return folder
 
@@ -227,19 +227,19 @@ def _render(svg: str) -> NDArray[np.uint8]:
         import resvg_py
     except ModuleNotFoundError as error:
         raise DependencyError('`resvg-py` is not installed; run `pip install "xattn-edge[data]"`') from error
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=PICTURE_SIZE_PX, height=PICTURE_SIZE_PX, skip_system_fonts=True)
-    canvas = Image.new("RGBA", (PICTURE_SIZE_PX, PICTURE_SIZE_PX))
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=IMAGE_SIZE_PX, height=IMAGE_SIZE_PX, skip_system_fonts=True)
+    canvas = Image.new("RGBA", (IMAGE_SIZE_PX, IMAGE_SIZE_PX))
     with Image.open(io.BytesIO(bytes(png)), formats=("PNG",)) as drawing:
         canvas.paste(
-            drawing.convert("RGBA"), ((PICTURE_SIZE_PX - drawing.width) // 2, (PICTURE_SIZE_PX - drawing.height) // 2)
+            drawing.convert("RGBA"), ((IMAGE_SIZE_PX - drawing.width) // 2, (IMAGE_SIZE_PX - drawing.height) // 2)
         )
     return np.asarray(canvas)
 
 
-def _list_pictures(drawn: set[str]) -> list[Picture]:
+def _list_emoji(drawn: set[str]) -> list[Emoji]:
     """Every emoji that all artists drew and that has a name, with its split."""
     names = {code: name for code, name in _cldr_names() if code in drawn}
-    return [_picture(code, names[code]) for code in sorted(names)]
+    return [_emoji(code, names[code]) for code in sorted(names)]
 
 
 def _cldr_names() -> Iterator[tuple[str, str]]:
@@ -252,12 +252,12 @@ def _cldr_names() -> Iterator[tuple[str, str]]:
             yield _without_selector("-".join(f"{ord(char):x}" for char in text)), entry["en"].strip(":")
 
 
-def _picture(code_points: str, name: str) -> Picture:
+def _emoji(code_points: str, name: str) -> Emoji:
     points = [int(point, 16) for point in code_points.split("-")]
     tones = [TONES[point] for point in points if point in TONES]
     concept = "-".join(f"{point:x}" for point in points if point not in TONES)
     tone = tones[0] if tones else None
-    return Picture(code_points, caption_of_name(name), concept, tone, _split_of(points, concept, tone))
+    return Emoji(code_points, caption_of_name(name), concept, tone, _split_of(points, concept, tone))
 
 
 def _split_of(points: list[int], concept: str, tone: str | None) -> str:

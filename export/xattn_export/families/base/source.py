@@ -1,0 +1,73 @@
+"""An opened model as data, and the architecture that opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xattn_export.families.base.reference import Reference
+from xattn_export.families.base.roles import Role
+from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.preprocess.tokenizer import TokenizerSpec
+
+__all__ = ["TOKENIZER_FILE", "Family", "GoldenInput", "Source", "SourceTokenizer"]
+
+TOKENIZER_FILE = "tokenizer.json"
+"""Where the tokenizer lies in a bundle."""
+
+
+@dataclass(frozen=True)
+class SourceTokenizer:
+    """json: the content of tokenizer.json. spec: how it is used, as in the manifest."""
+
+    json: str
+    spec: TokenizerSpec
+
+
+@dataclass(frozen=True)
+class GoldenInput:
+    """What a golden case is made of.
+
+    content: the bytes of a PNG file, or of an .npz of regions or of a recording.
+    texts: the questions asked of it, or the texts sought beside it; none where it is captioned.
+    """
+
+    content: bytes
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model.
+
+    license: SPDX expression. weights: the files whose SHA-256 stands for the model.
+    reference: what the original model does, with the preprocessing of its inputs.
+    golden_inputs: what golden cases are made of, without any data set.
+    """
+
+    name: str
+    task: Task
+    license: str
+    weights: tuple[Path, ...]
+    roles: tuple[Role, ...]
+    tokenizer: SourceTokenizer
+    reference: Reference
+    golden_inputs: tuple[GoldenInput, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture.
+
+    name: what its author calls it.
+    recognises: whether a source with this `config.json` is of the family.
+    open: the source in a folder that is recognised; CheckpointError where it is damaged.
+    also: the same for other tasks, for models whose files do not say which they were trained for.
+    """
+
+    name: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    open: Callable[[Path], Source]
+    also: Mapping[Task, Callable[[Path], Source]] = field(default_factory=dict)
