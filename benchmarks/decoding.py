@@ -110,10 +110,10 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
 
     variants: dict[str, Run] = {
         "caption": lambda: task.caption(one),
-        "two": lambda: task.caption([one, other]),
+        "two": lambda: list(task.caption_many([one, other])),
         "encode": lambda: task.encode(one),
         "decode": lambda: task.caption(encoded),
-        "decode two": lambda: task.caption([encoded, mirrored]),
+        "decode two": lambda: list(task.caption_many([encoded, mirrored])),
         "steps": steps,
         "both": lambda: (task.encode(one), steps()),
         "greedy": lambda: task.caption(one, options=fixed),
@@ -165,7 +165,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
         save_pictures(place, count, kind, side_px)
         for number in range(3):
             began = time.process_time()
-            ready = [many._encoder.prepare(file) for file in sorted(place.iterdir())]
+            ready = [many._images.prepare(file) for file in sorted(place.iterdir())]
             _caption_ready(many, ready, options)
             least = (time.process_time() - began) / default_threads()
             began = time.perf_counter()
@@ -185,7 +185,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
 
 def _caption_ready(task: CaptionTask, ready: list[PreparedImage], options: DecodingOptions) -> None:
     for start in range(0, len(ready), BATCH):
-        part = list(task._encoder.encode_prepared(ready[start : start + BATCH]))
+        part = list(task._images.encode_prepared(ready[start : start + BATCH]))
         task._caption_encoded(part, [False] * len(part), None, options)
 
 

@@ -64,7 +64,7 @@ def beside_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
     task = load(bundle)
     passes, session = Passes(task), open_session(task.bundle, "image_encoder", task.settings)
     picture = task.bundle.file(task.bundle.manifest.golden.cases[0].image)
-    inputs = {"pixel_values": task._encoder._prepare(picture)["pixel_values"][None]}
+    inputs = {"pixel_values": task._images._prepare(picture)["pixel_values"][None]}
     outputs = list(session.output_shapes)
     found: dict[str, list[float]] = {name: [] for name in ("encode", "total", "bare", "plain")}
     works: list[Callable[[], dict[str, float]]] = [

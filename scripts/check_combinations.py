@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
 
-from xattn_edge.attention import MECHANISMS, AttentionOptions, MechanismConfig
+from xattn_edge.attention import MECHANISMS, SIMILARITIES, WEIGHTINGS, AttentionOptions, MechanismConfig
 from xattn_edge.data.rated_sentences import LABELS, SPEECH
 from xattn_edge.encoders import (
     IMAGE_ENCODERS,
@@ -34,16 +34,16 @@ from xattn_edge.encoders import (
 )
 from xattn_edge.fusion import FUSIONS, FusionConfig
 from xattn_edge.models import (
+    CaptionConfig,
+    CaptionModel,
     Checkpoint,
-    CrossModalCaptionConfig,
-    CrossModalCaptionModel,
-    CrossModalVqaConfig,
-    CrossModalVqaModel,
     ModelConfig,
     RetrievalConfig,
     RetrievalModel,
     SentimentConfig,
     SentimentModel,
+    VqaConfig,
+    VqaModel,
     build_model,
     save_checkpoint,
 )
@@ -56,9 +56,8 @@ WIDTH, SIDE_PX, VOCABULARY, LONGEST = 48, 32, 24, 10
 WORDS = ("[PAD]", "[UNK]", "[START]", "[END]", *(f"word{number}" for number in range(VOCABULARY - 4)))
 OPTIONS = {
     "soft": AttentionOptions(heads=2, similarity="scaled_dot"),
-    "hard": AttentionOptions(heads=2, weighting="hard"),
-    "cosine": AttentionOptions(heads=2, similarity="cosine"),
-    "additive": AttentionOptions(heads=2, similarity="additive"),
+    **{name: AttentionOptions(heads=2, weighting=name) for name in WEIGHTINGS if name != "soft"},
+    **{name: AttentionOptions(heads=2, similarity=name) for name in SIMILARITIES if not name.endswith("dot")},
 }
 
 
@@ -74,14 +73,14 @@ def text_encoder(name: str) -> TextEncoderConfig:
 
 
 def fusion_of(name: str, modalities: int) -> FusionConfig:
-    return FusionConfig(name=name, weights=(2.0, 1.0, 1.0)[:modalities] if name == "late_weighted" else None)
+    return FusionConfig(name=name, weights=(2.0, 1.0, 1.0)[:modalities] if FUSIONS[name].takes_weights else None)
 
 
 def configuration(task: str, mechanism: str, options: str, fusion: str, image: str, text: str) -> ModelConfig:
     """The configuration; ValueError where it is forbidden."""
     how = MechanismConfig(name=mechanism, options=OPTIONS[options], hops=2, neighbours=2)
     if task == "vqa":
-        return CrossModalVqaConfig(
+        return VqaConfig(
             image=image_encoder(image),
             text=text_encoder(text),
             mechanism=how,
@@ -92,7 +91,7 @@ def configuration(task: str, mechanism: str, options: str, fusion: str, image: s
             answers=("yes", "no", "red"),
         )
     if task == "caption":
-        return CrossModalCaptionConfig(
+        return CaptionConfig(
             image=image_encoder(image),
             mechanism=how,
             fusion=fusion_of(fusion, 2),
@@ -107,7 +106,7 @@ def configuration(task: str, mechanism: str, options: str, fusion: str, image: s
         return SentimentConfig(
             text=text_encoder(text),
             speech=SpeechEncoderConfig(bands=SPEECH.bands, longest=SPEECH.longest_frames, channels=4, heads=2),
-            frames=VideoEncoderConfig(picture=image_encoder(image), longest=6, heads=2),
+            frames=VideoEncoderConfig(image=image_encoder(image), longest=6, heads=2),
             mechanism=how,
             fusion=fusion_of(fusion, 3),
             layers=1,
@@ -140,9 +139,9 @@ def train_a_step(model: torch.nn.Module) -> None:
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
     pixels, ids = torch.randn(3, 3, SIDE_PX, SIDE_PX), torch.randint(4, VOCABULARY, (3, 6))
     mask = torch.ones_like(ids)
-    if isinstance(model, CrossModalVqaModel):
+    if isinstance(model, VqaModel):
         loss = F.cross_entropy(model(pixels, ids, mask), torch.tensor([0, 1, 2]))
-    elif isinstance(model, CrossModalCaptionModel):
+    elif isinstance(model, CaptionModel):
         logits = model(pixels, ids[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     elif isinstance(model, SentimentModel):

@@ -43,10 +43,7 @@ def uses(text: str, word: str) -> list[str]:
     return [text[max(0, m.start() - 30) : m.end() + 30] for m in re.finditer(pattern, text, re.IGNORECASE)]
 
 
-IN_OLD_WORDS = ("choosing.md", "mechanisms.md")
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if p != GLOSSARY and p.name not in IN_OLD_WORDS], ids=name_of)
+@pytest.mark.parametrize("page", [p for p in PAGES if p != GLOSSARY], ids=name_of)
 def test_a_page_uses_the_words_of_the_glossary(page):
     text = prose(page)
     for word in refused_words():

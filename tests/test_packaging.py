@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -58,6 +60,19 @@ def test_the_hint_for_a_missing_package_names_an_extra_that_brings_it():
     for extra, modules in _console._EXTRAS.items():
         names = {canonicalize_name(requirement.name) for requirement in required([extra])}
         assert {canonicalize_name(module) for module in modules} <= names | brought_along
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> set[str]:
+    """The files of the wheel that this checkout builds."""
+    path = WheelBuilder(str(CHECKOUT)).build(directory=str(tmp_path_factory.mktemp("wheel")), versions=["standard"])
+    with zipfile.ZipFile(next(iter(path))) as archive:
+        return set(archive.namelist())
+
+
+@pytest.mark.parametrize("package", ["xattn_edge", "xattn_export", "xattn_runtime"])
+def test_the_wheel_says_that_each_package_is_typed(wheel, package):
+    assert {f"{package}/__init__.py", f"{package}/py.typed"} <= wheel
 
 
 def test_the_licence_is_whole():

@@ -49,7 +49,7 @@ from xattn_runtime.bundle.manifest import (
     Graph,
     Manifest,
     Provenance,
-    Task,
+    TaskName,
 )
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.execution.machine import return_freed_memory
@@ -107,7 +107,7 @@ def export_checkpoint(
     source: Path,
     output: Path,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     attention: Attention = "standard",
     opset: int | None = None,
     overwrite: bool = False,
@@ -198,7 +198,7 @@ def export_checkpoint(
     )
 
 
-def _open(place: Path, task: Task | None) -> Source:
+def _open(place: Path, task: TaskName | None) -> Source:
     folder = local_folder(place)
     family = family_of(folder)
     source = (family.open if task is None else family.also.get(task, family.open))(folder)

@@ -37,7 +37,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader, RegionSpec
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import Grid
-from xattn_runtime.tasks.sentiment import Sample, SampleReader, read_sample
+from xattn_runtime.tasks.sentiment import Utterance, UtteranceReader, read_utterance
 from xattn_runtime.verify.golden import least_lead
 
 __all__ = ["FP32_RELATIVE_RMS", "GoldenSet", "make_golden"]
@@ -167,7 +167,7 @@ def _compute(source: Source, texts: _Texts) -> _Compute:
             return partial(_embedded, reference, Pipeline(reference.image_steps), texts)
         case Labels() as reference:
             steps = reference.frame_steps
-            reader = SampleReader(texts.codec, reference.speech, steps, reference.longest_frames)
+            reader = UtteranceReader(texts.codec, reference.speech, steps, reference.longest_frames)
             return partial(_labelled, reference, reader, texts)
         case _ as never:
             assert_never(never)
@@ -216,11 +216,11 @@ def _embedded(reference: Embeds, pipeline: Pipeline, texts: _Texts, golden: Gold
         yield _Computed(tensors, SAFE_LEAD, query=query)
 
 
-def _labelled(reference: Labels, reader: SampleReader, texts: _Texts, golden: GoldenInput) -> Iterator[_Computed]:
+def _labelled(reference: Labels, reader: UtteranceReader, texts: _Texts, golden: GoldenInput) -> Iterator[_Computed]:
     # A text of words that are all unknown is no case, but a sample may go without one.
     for text in [text for text in golden.texts if texts.is_known(text)] or (None,):
-        sample = read_sample(io.BytesIO(golden.content), text)
-        if sample == Sample():
+        sample = read_utterance(io.BytesIO(golden.content), text)
+        if sample == Utterance():
             continue
         inputs = {name: torch.from_numpy(values) for name, values in reader(sample)[0].items()}
         yield _label(reference.labels, reference.label_logits(inputs), text)

@@ -22,7 +22,7 @@ from xattn_export.quantize.bundle import quantize_bundle
 from xattn_export.quantize.calibration.examples import golden_examples
 from xattn_export.quantize.report import QuantizeReport
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.bundle.manifest import Attention, Task
+from xattn_runtime.bundle.manifest import Attention, TaskName
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU, PROVIDERS, Provider, Wants
 from xattn_runtime.files import scratch_folder
@@ -157,7 +157,7 @@ def export_for_target(
     output: Path,
     target: Target,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     with_attention: bool = False,
     overwrite: bool = False,
     command: str = "",

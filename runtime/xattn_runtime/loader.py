@@ -9,7 +9,7 @@ from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.providers import CHOSEN_HERE
 from xattn_runtime.execution.session import SessionSettings
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask, open_task
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, SentimentTask, Task, VqaTask, open_task
 
 __all__ = ["load"]
 
@@ -44,12 +44,10 @@ def load(
 @overload
 def load(
     bundle: _Place, provider: _Provider = "cpu", threads: int | None = None, *, task: str | None = None
-) -> AnyTask: ...
+) -> Task: ...
 
 
-def load(
-    bundle: _Place, provider: _Provider = "cpu", threads: int | None = None, *, task: str | None = None
-) -> AnyTask:
+def load(bundle: _Place, provider: _Provider = "cpu", threads: int | None = None, *, task: str | None = None) -> Task:
     """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
 
     provider: a name of `xattn-edge providers`; `NAME,cpu` lets the CPU run what NAME refuses, `NAME=LIBRARY` takes a

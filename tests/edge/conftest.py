@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from xattn_edge.attention import AttentionOptions, MechanismConfig
+from xattn_edge.attention import AttentionOptions, MechanismConfig, transformer_options
 from xattn_edge.data.emoji_images import ARTISTS, IMAGE_SIZE_PX, Emoji
 from xattn_edge.encoders import ImageEncoderConfig, SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
 from xattn_edge.fusion import FusionConfig
@@ -22,17 +22,24 @@ from xattn_edge.models import (
 )
 
 _CONCEPTS = 60
-IMAGE = {"image_size_px": 32, "channels": (8, 12), "blocks": (1,), "image_layers": 1, "width": 16, "heads": 2}
+IMAGE = ImageEncoderConfig(name="cnn", image_size_px=32, channels=(8, 12), blocks=(1,), layers=1, heads=2)
+PLAIN = {
+    "image": IMAGE,
+    "mechanism": MechanismConfig(name="text_to_image", options=transformer_options(2)),
+    "fusion": None,
+    "layers": 2,
+    "width": 16,
+    "dropout": 0.0,
+}
+"""What the default models have, small."""
 
 
 @pytest.fixture
 def caption_config():
     return CaptionConfig(
-        **IMAGE,
-        dropout=0.0,
+        **PLAIN,
         vocabulary=30,
         max_tokens=9,
-        decoder_layers=2,
         pad_token_id=0,
         start_token_id=2,
         end_token_id=3,
@@ -48,13 +55,11 @@ def caption_model(caption_config):
 @pytest.fixture(params=["lstm", "transformer"])
 def vqa_config(request):
     return VqaConfig(
-        **IMAGE,
-        dropout=0.0,
-        vocabulary=30,
-        max_tokens=9,
-        text_encoder=request.param,
-        text_layers=1,
-        cross_layers=2,
+        **PLAIN,
+        text=TextEncoderConfig(
+            name=request.param, vocabulary=30, max_tokens=9, layers=int(request.param == "transformer"), heads=2
+        ),
+        image_norm=False,
         answers=("yes", "no", "red"),
     )
 
@@ -110,11 +115,11 @@ def small_retrieval() -> RetrievalConfig:
 
 def small_sentiment() -> SentimentConfig:
     """Sentiment from texts of 12 tokens, 40 frames of speech in 8 bands, and 4 pictures of 16 px."""
-    picture = ImageEncoderConfig(name="cnn", image_size_px=16, channels=(4, 8), blocks=(1,))
+    frame = ImageEncoderConfig(name="cnn", image_size_px=16, channels=(4, 8), blocks=(1,))
     return SentimentConfig(
         text=TextEncoderConfig(name="transformer", vocabulary=20, max_tokens=12, layers=1, heads=2),
         speech=SpeechEncoderConfig(bands=8, longest=40, channels=4, heads=2),
-        frames=VideoEncoderConfig(picture=picture, longest=4, heads=2),
+        frames=VideoEncoderConfig(image=frame, longest=4, heads=2),
         mechanism=MechanismConfig(name="text_to_image", options=AttentionOptions(heads=2)),
         fusion=FusionConfig(name="adaptive"),
         layers=1,

@@ -1,7 +1,6 @@
 """The bundles that ship: they answer, they are as good as the trained models, and they are small."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import xattn_edge
+from tests.support.programs import requires_program
 from xattn_edge.data.emoji_images import is_fetched
 from xattn_edge.evaluation import evaluate
 from xattn_export import export_checkpoint
@@ -30,8 +30,7 @@ def data():
     from xattn_edge.data import fetch
 
     if not is_fetched():
-        if shutil.which("npm") is None:
-            pytest.skip("npm is not installed: the emoji pictures cannot be fetched")
+        requires_program("npm", package="npm")
         fetch("emoji")
 
 
@@ -55,6 +54,7 @@ def test_the_examples_of_the_readme():
     assert shapes.ask(picture, "is there a circle?").answer == "no"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_fp32_is_as_good_as_torch_and_int8_as_good_as_fp32(data, name, tmp_path):
     export_checkpoint(CHECKOUT / "checkpoints" / name, tmp_path / "fp32.xattn")

@@ -16,6 +16,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from tests.support.programs import requires_program, run_npm
 from xattn_export import export_checkpoint
 from xattn_runtime import default_bundle
 from xattn_runtime.loader import load
@@ -25,14 +26,6 @@ EXAMPLES = CHECKOUT / "examples"
 PICTURE = EXAMPLES / "gem-and-diamond.png"
 # The headers of ONNX Runtime as a package of npm has them, among much else.
 HEADERS, HEADER = "com.github.asus4.onnxruntime@0.4.9", "onnxruntime_cxx_api.h"
-
-
-def tool(*names: str) -> str:
-    """The first of the commands that there is; a test without one is skipped."""
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    pytest.skip(f"none of {', '.join(names)} is installed")
 
 
 def run(*command: object, **settings: object) -> str:
@@ -69,12 +62,7 @@ def headers(folder: Path) -> Path:
     for place in filter(None, places):
         if (Path(place) / HEADER).is_file():
             return Path(place)
-    command = [tool("npm"), "pack", HEADERS, "--silent"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=True)
-    except subprocess.SubprocessError as error:
-        pytest.skip(f"npm cannot fetch {HEADERS}, which has the headers: {error}")
-    archive = folder / done.stdout.split()[-1]
+    archive = folder / run_npm("pack --silent", [HEADERS], folder).split()[-1]
     with tarfile.open(archive) as packed:
         for member in packed:
             if member.isfile() and "/ios-arm64/" in member.name and member.name.endswith(".h"):
@@ -85,8 +73,9 @@ def headers(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_cpp(bundle, picture, caption, tmp_path):
-    compiler = tool("c++", "g++", "clang++")
+    compiler = requires_program("c++", "g++", "clang++", package="g++")
     found = list((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
     if not found:
         pytest.skip("this build of onnxruntime for Python brings no library to link with")
@@ -102,6 +91,7 @@ def test_cpp(bundle, picture, caption, tmp_path):
     assert (done.returncode, done.stderr) == (2, "the picture is cut short\n")
 
 
+@pytest.mark.slow
 def test_node(bundle, picture, caption, node_folder, tmp_path):
     shutil.copy(EXAMPLES / "node" / "caption.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
@@ -122,8 +112,9 @@ class Quiet(SimpleHTTPRequestHandler):
         self.end_headers()
 
 
+@pytest.mark.slow
 def test_web_page(bundle, caption, node_folder, tmp_path):
-    browser = tool("chromium-headless-shell", "chromium", "google-chrome")
+    browser = requires_program("chromium-headless-shell", "chromium", "google-chrome", package="chromium")
     page = (EXAMPLES / "web" / "index.html").read_text(encoding="utf-8")
     # A browser without a window tells what it shows when it is asked; here the page tells as soon as it shows it.
     report = """<script>new MutationObserver(() => fetch("/", {method: "POST", body: caption.textContent}))

@@ -27,6 +27,7 @@ def way_through():
     return [shlex.split(line.removeprefix("$ xattn-edge ")) for line in block[1].splitlines()]
 
 
+@pytest.mark.slow
 def test_every_step_of_the_readme_runs(tmp_path):
     """Training is cut to a few steps; everything else is as written."""
     shutil.copytree(CHECKOUT / "examples", tmp_path / "examples")
@@ -55,6 +56,7 @@ def checkpoint():
     return str(CHECKOUT / "checkpoints" / "shapes-vqa")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [("standard", "23"), ("standard", "24"), ("decomposed", "18")])
 @pytest.mark.parametrize("name", ["shapes-vqa", "emoji-caption"])
 def test_trained_checkpoints_export_in_both_forms(tmp_path, name, form):

@@ -10,6 +10,8 @@ import torch
 from onnx import ModelProto
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from xattn_edge.attention import MechanismConfig, transformer_options
+from xattn_edge.encoders import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.models import CaptionConfig, CaptionModel, Checkpoint, VqaConfig, build_model, save_checkpoint
 from xattn_export import export_checkpoint, exporter
 from xattn_export.families.base import Role, Source
@@ -19,7 +21,15 @@ from xattn_export.to_onnx import export_role
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
 QUESTION_WORDS = ("what", "color", "is", "the", "shape", "?", "in", "image", "there", "a", "red", "circle")
 ANSWERS = ("circle", "green", "red", "yes", "no")
-IMAGE = {"image_size_px": 32, "channels": (16, 32, 64), "blocks": (1, 1), "width": 64, "heads": 4, "dropout": 0.1}
+IMAGE = {"image_size_px": 32, "channels": (16, 32, 64), "blocks": (1, 1), "heads": 4}
+PLAIN = {
+    "mechanism": MechanismConfig(name="text_to_image", options=transformer_options(4)),
+    "fusion": None,
+    "layers": 2,
+    "width": 64,
+    "dropout": 0.1,
+}
+"""What the default models have."""
 CAPTION_WORDS = 300
 SENTENCE = (2, 5, 9, 7, 20, 3)  # start, four words, end
 
@@ -60,7 +70,7 @@ def say(model: CaptionModel, sentence: tuple[int, ...]) -> None:
     """Make the model surest of the words of `sentence`, so that rounding does not change what it says."""
     with torch.no_grad():
         for name, tensor in model.layers.named_parameters():
-            if name.endswith(("output.weight", "feed_forward.3.weight")):
+            if name.endswith(("out_linear.weight", "after.0.1.3.weight")):
                 tensor.mul_(0.2)
         model.embedding.weight.mul_(8)
         model.position.mul_(0.1)
@@ -75,18 +85,25 @@ def write_checkpoint(path: Path, kind: str) -> Path:
         made = tokenizer(tuple(f"word{i}" for i in range(CAPTION_WORDS)))
         special = {"pad_token_id": 0, "start_token_id": 2, "end_token_id": 3}
         config = CaptionConfig(
-            **IMAGE, **special, image_layers=1, vocabulary=made.get_vocab_size(), max_tokens=12, decoder_layers=2
+            **PLAIN,
+            **special,
+            image=ImageEncoderConfig(name="cnn", **IMAGE, layers=1),
+            vocabulary=made.get_vocab_size(),
+            max_tokens=12,
         )
     else:
         made = tokenizer(QUESTION_WORDS)
         config = VqaConfig(
-            **IMAGE,
-            image_layers=0 if kind == "lstm" else 1,
-            vocabulary=made.get_vocab_size(),
-            max_tokens=10,
-            text_encoder=kind,
-            text_layers=1,
-            cross_layers=2,
+            **PLAIN,
+            image=ImageEncoderConfig(name="cnn", **IMAGE, layers=int(kind == "transformer")),
+            text=TextEncoderConfig(
+                name=kind,
+                vocabulary=made.get_vocab_size(),
+                max_tokens=10,
+                layers=int(kind == "transformer"),
+                heads=4,
+            ),
+            image_norm=False,
             answers=ANSWERS,
         )
     model = build_model(config).eval()

@@ -36,7 +36,7 @@ def test_caption_bundle(exported, checkpoints):
     assert verify_bundle(exported["caption"]).passed
     task, model = load(exported["caption"]), load_checkpoint(checkpoints["caption"]).model
     picture = Image.effect_mandelbrot((50, 40), (-2, -1, 1, 1), 20).convert("RGB")
-    pixels = torch.from_numpy(task._encoder._prepare(picture)["pixel_values"])[None]
+    pixels = torch.from_numpy(task._images._prepare(picture)["pixel_values"])[None]
     assert task.caption(picture).token_ids == tuple(model.generate(pixels)[0]) == (5, 9, 7, 20)
 
 
@@ -68,6 +68,7 @@ def test_the_report(checkpoints, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.xattn"]
 
 
+@pytest.mark.usefixtures("export_anew")
 def test_exporting_again_gives_the_same_bytes(exported, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     export_checkpoint(checkpoints["lstm"], tmp_path / "again.xattn", attention="decomposed", command="pytest")

@@ -49,6 +49,7 @@ def test_a_graph_tells_nothing_of_the_machine(graph):
         assert trace not in content
 
 
+@pytest.mark.usefixtures("export_anew")
 def test_export_is_quiet_and_leaks_no_warning(role, capfd):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -29,7 +29,7 @@ from tests.parity.parity import (
     pixel_error,
 )
 from xattn_export import export_checkpoint
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.loader import load
 
 __all__ = ["FORMS", "QUESTIONS", "Check", "Entry", "Ledger", "check", "chooses", "embeds", "generates", "reads_tiles"]
@@ -71,7 +71,7 @@ class Model:
     """A model in a folder, its bundles and what it is compared with, each made when it is first asked for."""
 
     def __init__(
-        self, make: Callable[[Path], Path], check: Check, asked: Task | None, place: Path, pictures: int
+        self, make: Callable[[Path], Path], check: Check, asked: TaskName | None, place: Path, pictures: int
     ) -> None:
         self._make, self._check, self._asked, self._place, self._pictures = make, check, asked, place, pictures
         self._tasks: dict[str, Any] = {}
@@ -144,7 +144,7 @@ class Entry:
     make: Callable[[Path], Path]
     check: Check
     others: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
-    asked: Task | None = None
+    asked: TaskName | None = None
 
 
 def generates(reference_of: Callable[[Path], Reference], questions: Sequence[str] = ()) -> Check:

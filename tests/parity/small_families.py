@@ -19,7 +19,7 @@ from tests.parity.regions import save_lxmert, save_visual_bert
 from tests.parity.smolvlm import save_idefics3
 from tests.parity.vilt import save_vilt
 from tests.parity.vision_encoder_decoder import save_vit_gpt2
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 
 __all__ = ["SMALL_FAMILIES", "SmallFamily"]
 
@@ -55,7 +55,7 @@ class SmallFamily:
     """save: writes the model into a folder. task: to export it for, None for its own."""
 
     save: Callable[[Path], Path]
-    task: Task | None = None
+    task: TaskName | None = None
 
 
 def _vit_gpt2(folder: Path) -> Path:

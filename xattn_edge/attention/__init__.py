@@ -1,18 +1,17 @@
 """Attention over one or two modalities: similarities, weightings, and the mechanisms made of them."""
 
-from xattn_edge.attention.cross_modal import CrossModalAttention
+from xattn_edge.attention.cross_modal import CrossModalAttention, KeyValue, causal_mask
 from xattn_edge.attention.graph import GraphAttention, GraphExchange, nearest_neighbours
 from xattn_edge.attention.hierarchical import Groups, HierarchicalAttention, HierarchicalExchange, phrases, regions
 from xattn_edge.attention.joint import JointSelfAttention
-from xattn_edge.attention.mechanisms import MECHANISMS, MechanismConfig
-from xattn_edge.attention.multi_head import KeyValue, MultiHeadAttention, causal_mask
+from xattn_edge.attention.mechanisms import MECHANISMS, MechanismConfig, MechanismKind
 from xattn_edge.attention.multi_hop import MultiHopAttention
 from xattn_edge.attention.one_way import ImageToText, TextToImage
-from xattn_edge.attention.options import PLAIN, AttentionOptions
+from xattn_edge.attention.options import PLAIN, AttentionOptions, transformer_options
 from xattn_edge.attention.protocol import Attended, Attention, Exchange, Mechanism, Tokens, every_token
-from xattn_edge.attention.similarity import SIMILARITIES
+from xattn_edge.attention.similarity import SIMILARITIES, AttentionSimilarity, ProductSimilarity
 from xattn_edge.attention.two_way import CoAttention
-from xattn_edge.attention.weighting import WEIGHTINGS, HardWeighting, SoftWeighting
+from xattn_edge.attention.weighting import WEIGHTINGS, HardWeighting, SoftWeighting, WeightingKind
 
 __all__ = [
     "MECHANISMS",
@@ -22,6 +21,7 @@ __all__ = [
     "Attended",
     "Attention",
     "AttentionOptions",
+    "AttentionSimilarity",
     "CoAttention",
     "CrossModalAttention",
     "Exchange",
@@ -36,14 +36,17 @@ __all__ = [
     "KeyValue",
     "Mechanism",
     "MechanismConfig",
-    "MultiHeadAttention",
+    "MechanismKind",
     "MultiHopAttention",
+    "ProductSimilarity",
     "SoftWeighting",
     "TextToImage",
     "Tokens",
+    "WeightingKind",
     "causal_mask",
     "every_token",
     "nearest_neighbours",
     "phrases",
     "regions",
+    "transformer_options",
 ]

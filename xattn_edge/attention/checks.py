@@ -1,4 +1,4 @@
-"""Checks of what attention is given. They name what was expected and found.
+"""Checks of the inputs and sizes of attention. They name what was expected and found.
 
 Sizes are not compared while a graph is exported: its axes are symbols, and what they must be is in its contract.
 """
@@ -12,7 +12,15 @@ from torch import Tensor
 
 from xattn_edge.attention.protocol import Tokens
 
-__all__ = ["broadcast_mask", "check_divides", "check_mask", "check_sides", "check_tokens"]
+__all__ = [
+    "broadcast_mask",
+    "check_divides",
+    "check_heads",
+    "check_mask",
+    "check_same_tokens",
+    "check_sides",
+    "check_tokens",
+]
 
 
 def check_divides(heads: int, **dims: int) -> None:
@@ -24,6 +32,17 @@ def check_divides(heads: int, **dims: int) -> None:
     for name, dim in dims.items():
         if dim < 1 or dim % heads:
             raise ValueError(f"{name}: expected a positive multiple of {heads} heads, found {dim}")
+
+
+def check_heads(width: int, heads: Mapping[str, int]) -> None:
+    """Each of `heads`, by the part of a model that has them, divides `width`.
+
+    Raises:
+        ValueError: one does not; names the part.
+    """
+    for part, number in heads.items():
+        if number < 1 or width % number:
+            raise ValueError(f"{part}: heads: expected a divisor of the width {width}, found {number}")
 
 
 def check_tokens(name: str, tokens: Tensor, *axes: str, width: int) -> None:
@@ -75,25 +94,35 @@ def check_sides(text: Tokens, image: Tokens) -> None:
         check_mask(f"{name} mask", mask, {"batch": batch, "tokens": features.shape[1]})
 
 
-def broadcast_mask(mask: Tensor | None, query: Tensor, context: Tensor) -> Tensor | None:
-    """`mask` as `[batch, 1, queries, context]`, which every head shares; None stays None.
+def check_same_tokens(key: Tensor, value: Tensor) -> None:
+    """Keys and values `[batch, keys, width]` are of the same tokens.
+
+    Raises:
+        ValueError: their batches or numbers of tokens differ.
+    """
+    if not torch.compiler.is_exporting() and key.shape[:2] != value.shape[:2]:
+        raise ValueError(
+            f"expected key and value of the same batch and tokens, found {list(key.shape)} and {list(value.shape)}"
+        )
+
+
+def broadcast_mask(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """`mask` as `[batch, 1, queries, keys]`, which every head shares; None stays None.
 
     Args:
-        mask: bool, `[batch, context]` or `[batch, queries, context]`.
+        mask: bool, `[batch, keys]` or `[batch, queries, keys]`.
         query: `[batch, queries, …]`.
-        context: `[batch, context, …]`.
+        key: `[batch, keys, …]`.
 
     Raises:
         ValueError: the batches differ, or the mask is of another dtype, rank or size.
     """
-    batch, queries, tokens = query.shape[0], query.shape[1], context.shape[1]
-    if not torch.compiler.is_exporting() and context.shape[0] != batch:
-        raise ValueError(
-            f"expected query and context of the same batch, found {list(query.shape)} and {list(context.shape)}"
-        )
+    batch, queries, count = query.shape[0], query.shape[1], key.shape[1]
+    if not torch.compiler.is_exporting() and key.shape[0] != batch:
+        raise ValueError(f"expected query and key of the same batch, found {list(query.shape)} and {list(key.shape)}")
     if mask is None:
         return None
-    keys, rows = {"batch": batch, "context": tokens}, {"batch": batch, "queries": queries, "context": tokens}
+    keys, rows = {"batch": batch, "keys": count}, {"batch": batch, "queries": queries, "keys": count}
     check_mask("mask", mask, keys, rows)
     every_row = mask[:, None] if mask.ndim == 2 else mask
-    return every_row[:, None].expand(batch, 1, queries, tokens)
+    return every_row[:, None].expand(batch, 1, queries, count)

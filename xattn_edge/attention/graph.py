@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from xattn_edge.attention.checks import check_mask, check_sides, check_tokens
 from xattn_edge.attention.cross_modal import CrossModalAttention
-from xattn_edge.attention.joint import join, part
+from xattn_edge.attention.joint import join, split
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Attended, Exchange, Tokens
 from xattn_edge.attention.weighting import best_positions
@@ -35,14 +35,14 @@ class GraphAttention(nn.Module):
         self.attention = CrossModalAttention(dim_in, dim_in, dim_out, options)
 
     def forward(
-        self, nodes: Tensor, edges: Tensor, mask: Tensor | None = None, *, need_weights: bool = True
+        self, nodes: Tensor, edges: Tensor, *, mask: Tensor | None = None, need_weights: bool = True
     ) -> Attended:
         """Attend along `edges`.
 
         Args:
             nodes: `[batch, nodes, dim_in]`.
             edges: bool `[batch, nodes, nodes]`, true where the node of the row sees that of the column.
-            mask: bool `[batch, nodes]`, true where there is a node; the others have no edges, not to themselves either.
+            mask: bool `[batch, nodes]`, false for padding, which has no edges, not to itself either.
 
         Returns:
             Output `[batch, nodes, dim_out]` and weights `[batch, heads, nodes, nodes]`.
@@ -57,7 +57,7 @@ class GraphAttention(nn.Module):
         if mask is not None:
             check_mask("mask", mask, {"batch": batch, "nodes": count})
             edges = edges & mask[:, None, :] & mask[:, :, None]
-        return cast(Attended, self.attention(nodes, nodes, edges, need_weights=need_weights))
+        return cast(Attended, self.attention(nodes, nodes, nodes, mask=edges, need_weights=need_weights))
 
 
 class GraphExchange(nn.Module):
@@ -84,8 +84,8 @@ class GraphExchange(nn.Module):
         check_sides(text, image)
         both = join(text, image)
         edges = torch.cat([nearest_neighbours(both, each, self.neighbours) for each in (text, image)], 2)
-        found = self.attention(both.features, edges, both.mask, need_weights=need_weights)
-        return part(found, text)
+        attended = self.attention(both.features, edges, mask=both.mask, need_weights=need_weights)
+        return split(attended, text)
 
 
 def nearest_neighbours(nodes: Tokens, others: Tokens, count: int) -> Tensor:

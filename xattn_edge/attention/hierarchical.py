@@ -1,4 +1,4 @@
-"""Attention over groups, and over the members inside each: regions of a picture, phrases of a text.
+"""Attention over groups, and over the members inside each: regions of an image, phrases of a text.
 
 With β the weights of the members inside a group, α those of the groups and m_gp the members' part in the group's key,
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention.checks import check_divides, check_mask, check_sides, check_tokens
-from xattn_edge.attention.cross_modal import share_keys, split_heads
-from xattn_edge.attention.one_way import given
+from xattn_edge.attention.cross_modal import output_map, share_keys, split_heads
+from xattn_edge.attention.one_way import present_weights
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Attended, Exchange, Tokens
 
@@ -67,13 +67,13 @@ class HierarchicalAttention(nn.Module):
         self.k_linear = nn.Linear(dim_k, key_width)
         self.group_linear = nn.Linear(dim_k, key_width)
         self.v_linear = nn.Linear(dim_k, value_width)
-        self.out_linear = nn.Linear(dim_v, dim_v, bias=False) if options.heads > 1 else nn.Identity()
+        self.out_linear = output_map(dim_v, options)
         self.member_similarity = options.build_similarity(dim_k // options.heads)
         self.group_similarity = options.build_similarity(dim_k // options.heads)
         self.weighting = options.build_weighting()
 
     def forward(
-        self, query: Tensor, context: Tensor, mask: Tensor | None = None, *, need_weights: bool = True
+        self, query: Tensor, context: Tensor, *, mask: Tensor | None = None, need_weights: bool = True
     ) -> Attended:
         """Attend from `query` to the members of the groups of `context`.
 
@@ -109,7 +109,7 @@ class HierarchicalAttention(nn.Module):
         return share_keys(split.permute(0, 3, 1, 2, 4), self.options)
 
     def _over_groups(self, queries: Tensor, context: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
-        """Weights of the groups `[batch, heads, queries, groups]`, given those of the members inside them."""
+        """Weights of the groups `[batch, heads, queries, groups]`; `inside` are those of their members."""
         parts = self._members(self.group_linear, context)
         if self.order == "members_first":
             shares = inside.transpose(2, 3)
@@ -156,9 +156,9 @@ class HierarchicalExchange(nn.Module):
         check_sides(text, image)
         areas = phrases(image, self.window) if self.side is None else regions(image, self.side, self.window)
         lines = phrases(text, self.words)
-        by_text = self.text_attention(text.features, areas.features, areas.mask, need_weights=need_weights)
-        by_image = self.image_attention(image.features, lines.features, lines.mask, need_weights=need_weights)
-        return Exchange(by_text.output, by_image.output, given(by_text, by_image))
+        by_text = self.text_attention(text.features, areas.features, mask=areas.mask, need_weights=need_weights)
+        by_image = self.image_attention(image.features, lines.features, mask=lines.mask, need_weights=need_weights)
+        return Exchange(by_text.output, by_image.output, present_weights(by_text, by_image))
 
 
 def regions(tokens: Tokens, side: int, window: int) -> Groups:

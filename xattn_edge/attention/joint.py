@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
-from xattn_edge.attention.one_way import given
+from xattn_edge.attention.one_way import present_weights, read
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Attended, Exchange, Tokens
 
-__all__ = ["JointSelfAttention", "join", "part"]
+__all__ = ["JointSelfAttention", "join", "split"]
 
 
 class JointSelfAttention(nn.Module):
@@ -30,8 +30,7 @@ class JointSelfAttention(nn.Module):
         """What each side reads of both; weights are `[batch, heads, text + image, text + image]`."""
         check_sides(text, image)
         both = join(text, image)
-        found = self.attention(both.features, both.features, both.mask, need_weights=need_weights)
-        return part(found, text)
+        return split(read(self.attention, both, both, need_weights), text)
 
 
 def join(text: Tokens, image: Tokens) -> Tokens:
@@ -39,8 +38,8 @@ def join(text: Tokens, image: Tokens) -> Tokens:
     return Tokens(torch.cat([text.features, image.features], 1), torch.cat([text.mask, image.mask], 1))
 
 
-def part(found: Attended, text: Tokens) -> Exchange:
-    """What each side read, out of what `join` of them read."""
+def split(attended: Attended, text: Tokens) -> Exchange:
+    """What each side read, out of what the tokens that `join` returned read."""
     words = text.features.shape[1]
-    output: Tensor = found.output
-    return Exchange(output[:, :words], output[:, words:], given(found))
+    output: Tensor = attended.output
+    return Exchange(output[:, :words], output[:, words:], present_weights(attended))

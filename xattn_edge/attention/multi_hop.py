@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
-from xattn_edge.attention.one_way import given, read
+from xattn_edge.attention.one_way import present_weights, read
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Exchange, Tokens
 
@@ -24,7 +24,7 @@ class MultiHopAttention(nn.Module):
     Args:
         width: of both modalities.
         options: of every attention.
-        hops: how many times somebody reads.
+        hops: how many times one side reads the other.
         shared: whether all hops have the same weights.
 
     Raises:
@@ -48,10 +48,10 @@ class MultiHopAttention(nn.Module):
         weights: list[Tensor] = []
         for hop in range(self.hops):
             attention = cast(CrossModalAttention, self.attentions[hop % len(self.attentions)])
-            turn = hop % 2
-            reader, before = sides[turn], reads[turn]
-            found = read(attention, reader, sides[1 - turn], need_weights)
-            sides[turn] = Tokens(reader.features + found.output, reader.mask)
-            reads[turn] = found.output if before is None else before + found.output
-            weights += given(found)
+            side = hop % 2
+            reader, earlier = sides[side], reads[side]
+            attended = read(attention, reader, sides[1 - side], need_weights)
+            sides[side] = Tokens(reader.features + attended.output, reader.mask)
+            reads[side] = attended.output if earlier is None else earlier + attended.output
+            weights += present_weights(attended)
         return Exchange(reads[0], reads[1], tuple(weights))

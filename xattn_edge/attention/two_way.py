@@ -8,7 +8,7 @@ from torch import nn
 
 from xattn_edge.attention.checks import check_sides
 from xattn_edge.attention.cross_modal import CrossModalAttention
-from xattn_edge.attention.one_way import given, read
+from xattn_edge.attention.one_way import present_weights, read
 from xattn_edge.attention.options import PLAIN, AttentionOptions
 from xattn_edge.attention.protocol import Exchange, Tokens
 
@@ -38,4 +38,4 @@ class CoAttention(nn.Module):
         check_sides(text, image)
         by_text = read(cast(CrossModalAttention, self.attentions[0]), text, image, need_weights)
         by_image = read(cast(CrossModalAttention, self.attentions[-1]), image, text, need_weights)
-        return Exchange(by_text.output, by_image.output, given(by_text, by_image))
+        return Exchange(by_text.output, by_image.output, present_weights(by_text, by_image))

@@ -1,18 +1,19 @@
 """How scores become weights: a share of every position, or the best ones alone.
 
-All take scores `[…, queries, context]` and a mask that broadcasts to them, true where attention is allowed, and give
-weights of the shape of the scores.
+All take scores `[…, queries, keys]` and a mask that broadcasts to them, true where attention is allowed, and return
+weights of the shape of the scores. A new weighting is a class here and one row of `WEIGHTINGS`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WEIGHTINGS", "HardWeighting", "SoftWeighting", "best_positions", "masked_softmax"]
-
-WEIGHTINGS = ("soft", "hard")
-"""Names of the weightings."""
+__all__ = ["WEIGHTINGS", "HardWeighting", "SoftWeighting", "WeightingKind", "best_positions", "masked_softmax"]
 
 
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -43,7 +44,7 @@ class SoftWeighting(nn.Module):
     """A share of every position: softmax (Bahdanau et al., 2015)."""
 
     def forward(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """`scores` `[…, queries, context]` to weights."""
+        """`scores` `[…, queries, keys]` to weights."""
         return masked_softmax(scores, mask)
 
 
@@ -64,7 +65,7 @@ class HardWeighting(nn.Module):
         self.temperature = temperature
 
     def forward(self, scores: Tensor, mask: Tensor | None) -> Tensor:
-        """`scores` `[…, queries, context]` to weights."""
+        """`scores` `[…, queries, keys]` to weights."""
         if not self.training:
             return masked_softmax(scores, best_positions(scores, mask, self.top_k))
         noisy = scores + _gumbel(scores)
@@ -77,3 +78,26 @@ def _gumbel(scores: Tensor) -> Tensor:
     """Noise of the standard Gumbel distribution, finite in any precision, of the shape and dtype of `scores`."""
     drawn = torch.empty_like(scores, dtype=torch.float32).exponential_()
     return -drawn.clamp(min=torch.finfo(torch.float32).tiny).log().to(scores.dtype)
+
+
+@dataclass(frozen=True)
+class WeightingKind:
+    """A row of `WEIGHTINGS`.
+
+    build: the module of a `top_k` and a `temperature`.
+    is_softmax: whether the weights are the softmax of all scores, as in the ONNX operator `Attention`.
+    options: those of `AttentionOptions` that it uses.
+    """
+
+    build: Callable[[int, float], nn.Module]
+    is_softmax: bool
+    options: frozenset[str]
+
+
+WEIGHTINGS: Mapping[str, WeightingKind] = MappingProxyType(
+    {
+        "soft": WeightingKind(lambda top_k, temperature: SoftWeighting(), True, frozenset({"dropout"})),
+        "hard": WeightingKind(HardWeighting, False, frozenset({"top_k", "temperature"})),
+    }
+)
+"""Name → weighting."""

@@ -159,15 +159,15 @@ def fetch_sentences(progress: Progress = silent) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as downloads, atomic_folder(folder) as work:
         archive = _download(downloads)
-        found = list(_read_sentences(archive))
+        read = list(_read_sentences(archive))
         spectrograms, sentences, start = [], [], 0
-        for number, sentence in enumerate(found):
+        for number, sentence in enumerate(read):
             if _is_spoken(sentence):
                 spectrograms.append(log_mel(_speak(sentence), SPEECH.rate_hz, SPEECH).astype(np.float16))
                 end = start + len(spectrograms[-1])
                 sentence, start = Sentence(**{**asdict(sentence), "spoken": (start, end)}), end
                 if len(spectrograms) % 50 == 0:
-                    progress("speak", number / len(found))
+                    progress("speak", number / len(read))
             sentences.append(sentence)
         np.save(work / _SPOKEN, np.concatenate(spectrograms))
         (work / _WORDS).write_text(json.dumps(_read_lexicon(archive), ensure_ascii=False, indent=0), encoding="utf-8")

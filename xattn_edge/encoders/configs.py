@@ -1,28 +1,37 @@
-"""Encoders of pictures, texts, speech and video: typed, frozen, and built from it."""
+"""Encoders of images, texts, speech and video: typed, frozen, and built from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from xattn_edge.encoders.image import ImageEncoder, check_feature_map
-from xattn_edge.encoders.patches import PatchEncoder
+from xattn_edge.encoders.image import CnnEncoder, check_feature_map
+from xattn_edge.encoders.patches import PatchEncoder, check_patches
 from xattn_edge.encoders.speech import SpeechEncoder
-from xattn_edge.encoders.text import TEXT_ENCODERS, LstmTextEncoder, TransformerTextEncoder, build_text_encoder
+from xattn_edge.encoders.text import LstmTextEncoder, TransformerTextEncoder
 from xattn_edge.encoders.video import VideoEncoder
 
-__all__ = ["IMAGE_ENCODERS", "ImageEncoderConfig", "SpeechEncoderConfig", "TextEncoderConfig", "VideoEncoderConfig"]
+__all__ = [
+    "IMAGE_ENCODERS",
+    "TEXT_ENCODERS",
+    "ImageEncoderConfig",
+    "SpeechEncoderConfig",
+    "TextEncoderConfig",
+    "VideoEncoderConfig",
+]
 
 IMAGE_ENCODERS = ("cnn", "patches")
-"""Names of the encoders of pictures."""
+"""Names of the encoders of images."""
+TEXT_ENCODERS = ("lstm", "transformer")
+"""Names of the encoders of texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig:
-    """An encoder of square pictures.
+    """An encoder of square images.
 
     name: `cnn`, the positions of a feature map, or `patches`.
-    image_size_px: side of the picture.
-    channels, blocks: of the feature map of a `cnn`, as for `ImageEncoder`.
+    image_size_px: side of the image.
+    channels, blocks: of the feature map of a `cnn`, as for `CnnEncoder`.
     patch_px: side of one of the `patches`.
     layers, heads: of self-attention over the tokens.
 
@@ -51,19 +60,19 @@ class ImageEncoderConfig:
             )
         if self.patch_px is None:
             check_feature_map(self.image_size_px, self.channels, self.blocks)
-        elif self.patch_px < 1 or self.image_size_px % self.patch_px:
-            raise ValueError(f"patch_px: expected a divisor of {self.image_size_px} px, found {self.patch_px}")
+        else:
+            check_patches(self.image_size_px, self.patch_px)
 
     @property
     def side(self) -> int:
-        """Positions along each side of the picture."""
+        """Positions along each side of the image."""
         return self.image_size_px // (self.patch_px or 1 << len(self.channels))
 
-    def build(self, width: int) -> ImageEncoder | PatchEncoder:
+    def build(self, width: int) -> CnnEncoder | PatchEncoder:
         """The encoder to tokens of `width`, with random weights."""
         if self.patch_px is not None:
             return PatchEncoder(self.image_size_px, self.patch_px, width, self.layers, self.heads)
-        return ImageEncoder(self.image_size_px, self.channels, self.blocks, width, self.layers, self.heads)
+        return CnnEncoder(self.image_size_px, self.channels, self.blocks, width, self.layers, self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +99,20 @@ class TextEncoderConfig:
         if self.name == "lstm" and self.layers:
             raise ValueError(f"text encoder: expected no layers of self-attention in an lstm, found {self.layers}")
 
+    def check_width(self, width: int) -> None:
+        """Check that its tokens can be `width` wide.
+
+        Raises:
+            ValueError: an LSTM of two directions, and an odd width.
+        """
+        if self.name == "lstm" and width % 2:
+            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {width}")
+
     def build(self, width: int, dropout: float) -> LstmTextEncoder | TransformerTextEncoder:
-        """The encoder to tokens of `width`, with random weights."""
-        return build_text_encoder(self.name, self.vocabulary, width, self.max_tokens, self.layers, self.heads, dropout)
+        """The encoder to tokens of `width`, with random weights; `dropout` is of a `transformer`."""
+        if self.name == "lstm":
+            return LstmTextEncoder(self.vocabulary, width)
+        return TransformerTextEncoder(self.vocabulary, width, self.max_tokens, self.layers, self.heads, dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +136,13 @@ class SpeechEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoderConfig:
-    """An encoder of frames. picture: of one frame. longest: most frames. layers, heads: of self-attention over time."""
+    """An encoder of frames. image: of one frame. longest: most frames. layers, heads: of self-attention over time."""
 
-    picture: ImageEncoderConfig
+    image: ImageEncoderConfig
     longest: int
     layers: int = 1
     heads: int = 1
 
     def build(self, width: int, dropout: float) -> VideoEncoder:
         """The encoder to tokens of `width`, with random weights."""
-        return VideoEncoder(self.picture.build(width), self.longest, width, self.layers, self.heads, dropout)
+        return VideoEncoder(self.image.build(width), self.longest, width, self.layers, self.heads, dropout)

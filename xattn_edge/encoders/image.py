@@ -1,7 +1,7 @@
-"""A picture becomes image tokens: the positions of a convolutional feature map.
+"""An image becomes image tokens: the positions of a convolutional feature map.
 
 A small residual network (He et al., 2016), a learned embedding of each position, then Transformer layers, in which the
-positions see the whole picture.
+positions see the whole image.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain, pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,14 @@ from torch.nn import functional as F
 from xattn_edge.attention import Tokens, every_token
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 
-__all__ = ["ImageEncoder", "check_feature_map"]
+__all__ = ["CnnEncoder", "check_feature_map"]
 
 
-class ImageEncoder(nn.Module):
-    """Feature-map tokens of a square picture.
+class CnnEncoder(nn.Module):
+    """Feature-map tokens of a square image.
 
     Args:
-        image_size_px: side of the picture; a multiple of the total stride, which is 2 to the power of `len(channels)`.
+        image_size_px: side of the image; a multiple of the total stride, which is 2 to the power of `len(channels)`.
         channels: of the feature map at strides 2, 4, 8, …
         blocks: residual blocks at strides 4, 8, …; one number fewer than `channels`.
         width: features of a token.
@@ -60,16 +61,20 @@ class ImageEncoder(nn.Module):
         return math.isqrt(len(self.position))
 
     def forward(self, pixel_values: Tensor) -> Tokens:
-        """`[batch, 3, side, side]` float, normalised, to `[batch, (side / stride)², width]`; all are there."""
-        features = self.feature_map(pixel_values).flatten(2).transpose(1, 2)
-        tokens = self.projection(features) + self.position
+        """`[batch, 3, side, side]` float, normalised, to `[batch, (side / stride)², width]`, none of them padding."""
+        tokens = self.embed(pixel_values)
         for layer in self.layers:
             tokens = layer(tokens)
         return every_token(self.norm(tokens))
 
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """The tokens `[batch, (side / stride)², width]` that the layers begin with."""
+        features = self.feature_map(pixel_values).flatten(2).transpose(1, 2)
+        return cast(Tensor, self.projection(features) + self.position)
+
 
 def check_feature_map(image_size_px: int, channels: Sequence[int], blocks: Sequence[int]) -> None:
-    """An `ImageEncoder` of these numbers can be.
+    """Check that a `CnnEncoder` can have these numbers.
 
     Raises:
         ValueError: it cannot; says why.

@@ -53,7 +53,7 @@ class SpeechEncoder(nn.Module):
         """Spectrograms `[batch, frames, bands]` and bool `[batch, frames]` to `[batch, frames / 4 rounded up, width]`.
 
         Raises:
-            ValueError: no frame, another number of bands, or a mask of another shape; names what was found.
+            ValueError: no frame, another number of bands, or a mask of another shape; says what was expected.
         """
         check_tokens("log_mel", log_mel, "batch", "frames", width=self.bands)
         check_mask("mask", mask, {"batch": log_mel.shape[0], "frames": log_mel.shape[1]})

@@ -1,4 +1,4 @@
-"""A question becomes text tokens, by a bidirectional LSTM or by a Transformer; both behave alike from outside."""
+"""A text becomes text tokens, by a bidirectional LSTM or by a Transformer; both are called alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from xattn_edge.attention import Tokens
 from xattn_edge.encoders.transformer import SelfAttentionLayer, attend_to_each_other
 
-__all__ = ["TEXT_ENCODERS", "LstmTextEncoder", "TransformerTextEncoder", "build_text_encoder"]
+__all__ = ["LstmTextEncoder", "TransformerTextEncoder"]
 
 
 class LstmTextEncoder(nn.Module):
@@ -63,22 +63,3 @@ class TransformerTextEncoder(nn.Module):
         mask = attention_mask.bool()
         words = self.embedding(input_ids) + self.position[: input_ids.shape[1]]
         return Tokens(self.norm(attend_to_each_other(self.layers, words, mask)), mask)
-
-
-TEXT_ENCODERS = ("lstm", "transformer")
-"""Names that `build_text_encoder` knows."""
-
-
-def build_text_encoder(
-    kind: str, vocabulary: int, width: int, max_tokens: int, layers: int, heads: int, dropout: float
-) -> LstmTextEncoder | TransformerTextEncoder:
-    """The text encoder called `kind`; `layers`, `heads` and `dropout` concern the Transformer alone.
-
-    Raises:
-        ValueError: `kind` is not one of `TEXT_ENCODERS`.
-    """
-    if kind == "lstm":
-        return LstmTextEncoder(vocabulary, width)
-    if kind == "transformer":
-        return TransformerTextEncoder(vocabulary, width, max_tokens, layers, heads, dropout)
-    raise ValueError(f"unknown text encoder {kind!r}: expected one of {', '.join(TEXT_ENCODERS)}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.calibration import Calibration
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, UserError
 from xattn_runtime.generate.processors import log_softmax
 from xattn_runtime.loader import load
@@ -80,7 +81,7 @@ def calibrate(
         raise DataError(f"unknown data set {data!r}; expected easy-vqa")
     opened = open_bundle(bundle)
     opened = replace(opened, manifest=replace(opened.manifest, calibration=None))
-    if opened.manifest.labels is None or opened.manifest.task != "vqa":
+    if opened.manifest.labels is None or data not in TASKS[opened.manifest.task].data_sets:
         raise UserError(f"{bundle}: expected a bundle that chooses its answers among labels, found none")
     task = load(opened, provider, threads, task="vqa")
     places, logits, labels = _logits(task, data, opened.manifest.labels, limit, progress)
@@ -115,5 +116,5 @@ def _logits(
 
 
 def _error(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> float:
-    found = np.exp(log_softmax(logits / np.float32(temperature)))
-    return expected_calibration_error(found.max(axis=1), found.argmax(axis=1) == labels)
+    probabilities = np.exp(log_softmax(logits / np.float32(temperature)))
+    return expected_calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_edge.evaluation.metrics import caption_metrics
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, QuestionError, UserError
 from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress, silent
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask
-from xattn_runtime.tasks.sentiment import Sample
+from xattn_runtime.tasks import CaptionTask, RetrievalTask, SentimentTask, Task, TaskInput
+from xattn_runtime.tasks.sentiment import Utterance
 
 if TYPE_CHECKING:
     from xattn_edge.evaluation.retrieval import Rerank
@@ -27,8 +29,6 @@ _Part = TypeVar("_Part")
 _IMAGES_PER_BATCH = 32
 _QUESTIONS_PER_BATCH = 512
 _ALL_SPLITS = "test"
-_DATA_TASKS = {"easy-vqa": ("vqa",), "emoji": ("caption", "retrieval"), "sentiment": ("sentiment",)}
-_FIRST_PART_COUNTS = ("retrieval", "sentiment")
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,19 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise UserError(f"expected a limit of at least 1, found {limit}")
-    if data not in _DATA_TASKS:
-        raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_DATA_TASKS)}")
+    if data not in _MEASURES:
+        raise DataError(f"unknown data set {data!r}; expected one of {', '.join(_MEASURES)}")
     task = load(bundle, provider=provider, threads=threads)
-    found = task.bundle.manifest.task
-    if found not in _DATA_TASKS[data]:
-        wanted = " and ".join(_DATA_TASKS[data])
-        raise UserError(f"{bundle}: a bundle for {found} cannot be evaluated on {data}, which is for {wanted}")
-    metric, per_split = _evaluate(task, split, limit, progress)
+    if data not in task.spec.data_sets:
+        tasks = " and ".join(name for name, spec in TASKS.items() if data in spec.data_sets)
+        raise UserError(
+            f"{bundle}: a bundle for {task.bundle.manifest.task} cannot be evaluated on {data}, which is for {tasks}"
+        )
+    metric = task.spec.metric
+    measure = _MEASURES[data][metric]
+    per_split = measure.scores(task, split, limit, progress)
     # Parts that are answers to different questions have no mean: there the first one stands for the bundle.
-    counted = dict([next(iter(per_split.items()))]) if found in _FIRST_PART_COUNTS else per_split
+    counted = dict([next(iter(per_split.items()))]) if measure.first_part_counts else per_split
     total = int(sum(scores["n"] for scores in counted.values()))
     means = _weighted_means(counted, total)
     return EvaluationReport(
@@ -108,19 +111,6 @@ def evaluate(
         per_metric=means,
         per_split=per_split if len(per_split) > 1 else {},
     )
-
-
-def _evaluate(
-    task: AnyTask, split: str, limit: int | None, progress: Progress
-) -> tuple[str, dict[str, dict[str, float]]]:
-    """The metric, and the scores of every part."""
-    if isinstance(task, VqaTask):
-        return "accuracy", _evaluate_vqa(task, split, limit, progress)
-    if isinstance(task, CaptionTask):
-        return "exact_match", _evaluate_captions(task, split, limit, progress)
-    if isinstance(task, RetrievalTask):
-        return "recall_at_1", _evaluate_retrieval(task, split, limit, progress)
-    return "accuracy", _evaluate_sentiment(task, split, limit, progress)
 
 
 def _evaluate_retrieval(
@@ -173,7 +163,7 @@ def _evaluate_sentiment(
         found = [
             _label(
                 task,
-                Sample(
+                Utterance(
                     row.text if "text" in part.modalities else None,
                     frames=list(data.frames(row)) if "frames" in part.modalities else None,
                     log_mel=data.speech(row) if "speech" in part.modalities else None,
@@ -185,10 +175,10 @@ def _evaluate_sentiment(
     return scores
 
 
-def _label(task: SentimentTask, sample: Sample) -> str:
-    """Of one sample; none, which is wrong, of one whose text the model cannot read."""
+def _label(task: SentimentTask, utterance: Utterance) -> str:
+    """Of one utterance; none, which is wrong, of one whose text the model cannot read."""
     try:
-        return task.tell(sample).label
+        return task.tell(utterance).label
     except QuestionError:
         return ""
 
@@ -209,15 +199,15 @@ def _weighted_means(per_split: dict[str, dict[str, float]], total: int) -> dict[
     return {name: sum(scores[name] * scores["n"] for scores in per_split.values()) / total for name in names}
 
 
-def _evaluate_vqa(task: VqaTask, split: str, limit: int | None, progress: Progress) -> dict[str, dict[str, float]]:
+def _evaluate_answers(task: Task, split: str, limit: int | None, progress: Progress) -> dict[str, dict[str, float]]:
     from xattn_edge.data.easy_vqa import EasyVqa
 
     samples = EasyVqa().samples(split)[:limit]
     right = 0
     for start in range(0, len(samples), _QUESTIONS_PER_BATCH):
         batch = samples[start : start + _QUESTIONS_PER_BATCH]
-        answers = task.ask_batch([sample.image for sample in batch], [sample.question for sample in batch])
-        right += sum(answer.answer == sample.answer for answer, sample in zip(answers, batch, strict=True))
+        answers = task.answer_many([TaskInput(sample.image, sample.question) for sample in batch])
+        right += sum(answer.text == sample.answer for answer, sample in zip(answers, batch, strict=True))
         progress("answering", (start + len(batch)) / len(samples))
     return {split: {"n": len(samples), "accuracy": 100 * right / len(samples)}}
 
@@ -236,9 +226,33 @@ def _evaluate_captions(
         captions: list[str] = []
         references: list[str] = []
         while batch := list(islice(samples, _IMAGES_PER_BATCH)):
-            captions += [caption.text for caption in task.caption_batch([sample.pixels for sample in batch])]
+            pixels = [sample.pixels for sample in batch]
+            captions += [caption.text for caption in task.caption_many(pixels, batch=_IMAGES_PER_BATCH)]
             references += [sample.caption for sample in batch]
             done += len(batch)
             progress(f"captioning {part}", done / sum(sizes.values()))
         scores[part] = {"n": len(references), **caption_metrics(captions, references)}
     return scores
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How a metric is measured on a data set.
+
+    scores: of a task whose metric it is, a split, the most examples of each part, and what is told of the progress: the
+    scores of every part, with their number as `n`. first_part_counts: whether the first part alone stands for all.
+    """
+
+    scores: Callable[[Any, str, int | None, Progress], dict[str, dict[str, float]]]
+    first_part_counts: bool = False
+
+
+# Data set → metric → how it is measured.
+_MEASURES: Mapping[str, Mapping[str, _Measure]] = {
+    "easy-vqa": {"accuracy": _Measure(_evaluate_answers)},
+    "emoji": {
+        "exact_match": _Measure(_evaluate_captions),
+        "recall_at_1": _Measure(_evaluate_retrieval, first_part_counts=True),
+    },
+    "sentiment": {"accuracy": _Measure(_evaluate_sentiment, first_part_counts=True)},
+}

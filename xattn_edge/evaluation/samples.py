@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, UserError
 from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["DATA_TASKS", "GOLDEN", "Sample", "Samples", "calibration_samples", "check_task", "halves", "unseen_samples"]
+__all__ = ["DATA_SETS", "GOLDEN", "Sample", "Samples", "calibration_samples", "check_task", "halves", "unseen_samples"]
 
-DATA_TASKS = {"easy-vqa": "vqa", "emoji": "caption"}
-"""Data set → the task that it is for."""
+DATA_SETS = ("easy-vqa", "emoji")
+"""Data sets whose samples have a text as their reference."""
 
 GOLDEN = "golden"
 """In place of a data set: the inputs that the bundle itself holds."""
@@ -48,13 +49,13 @@ class Samples:
 
 def check_task(bundle: Bundle, data: str) -> None:
     """UserError where the data set `data` is for another task than `bundle`, DataError where there is none such."""
-    if data not in DATA_TASKS:
-        known = ", ".join(DATA_TASKS)
+    if data not in DATA_SETS:
+        known = ", ".join(DATA_SETS)
         raise DataError(f"unknown data set {data!r}; expected one of {known}, a folder of images, or {GOLDEN}")
-    if bundle.manifest.task != DATA_TASKS[data]:
-        raise UserError(
-            f"{bundle.path}: expected data for {bundle.manifest.task}, found {data}, which is for {DATA_TASKS[data]}"
-        )
+    spec = TASKS[bundle.manifest.task]
+    if data not in spec.data_sets or not spec.answers:
+        tasks = " and ".join(name for name, row in TASKS.items() if data in row.data_sets and row.answers)
+        raise UserError(f"{bundle.path}: expected data for {bundle.manifest.task}, found {data}, which is for {tasks}")
 
 
 def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
@@ -68,8 +69,8 @@ def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
         raise UserError(f"expected at least 1 example, found {count}")
     if data == GOLDEN:
         cases = bundle.manifest.golden.cases[:count]
-        return Samples(GOLDEN, [Sample(bundle.file(case.image), case.question or case.query) for case in cases])
-    if data not in DATA_TASKS and Path(data).is_dir():
+        return Samples(GOLDEN, [Sample(bundle.file(case.image), case.asked) for case in cases])
+    if data not in DATA_SETS and Path(data).is_dir():
         return Samples(Path(data).name, _images(bundle, Path(data), count))
     check_task(bundle, data)
     return Samples(f"{data} train", _easy_vqa("train", count) if data == "easy-vqa" else _emoji_stream(count))
@@ -83,24 +84,29 @@ def unseen_samples(bundle: Bundle, data: str, count: int | None) -> Samples:
 
 def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
     """At most `count` samples to search on, and as many that it does not see. Raises as `calibration_samples`."""
-    if data in DATA_TASKS:
+    if data in DATA_SETS:
         return calibration_samples(bundle, data, count), unseen_samples(bundle, data, count)
     if data == GOLDEN:
         raise UserError(f"expected a data set or a folder of images to search on, found {GOLDEN}, which is too few")
-    found = calibration_samples(bundle, data, 2 * count)
-    if len(found.items) < 2:
+    samples = calibration_samples(bundle, data, 2 * count)
+    if len(samples.items) < 2:
         raise DataError(f"{data}: expected at least 2 images, one to search on and one to confirm it, found 1")
-    half = len(found.items) // 2
-    return Samples(f"{found.name}, first half", found.items[:half]), Samples(
-        f"{found.name}, second half", found.items[half:]
+    half = len(samples.items) // 2
+    return Samples(f"{samples.name}, first half", samples.items[:half]), Samples(
+        f"{samples.name}, second half", samples.items[half:]
     )
 
 
 def _images(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
+    if TASKS[bundle.manifest.task].has_speech:
+        raise UserError(
+            f"{bundle.path}: expected a bundle whose inputs are images, found one for {bundle.manifest.task}; "
+            f"use --data {GOLDEN}, or a mode that needs no data"
+        )
     paths = image_files(folder)[:count]
     if not paths:
         raise DataError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
-    texts = [case.question or case.query for case in bundle.manifest.golden.cases]
+    texts = [case.asked for case in bundle.manifest.golden.cases]
     return [Sample(path, text) for path, text in zip(paths, cycle(texts), strict=False)]
 
 
@@ -116,8 +122,8 @@ def _emoji_stream(count: int) -> list[Sample]:
     from xattn_edge.data.emoji_captions import EmojiCaptions
 
     data = EmojiCaptions()
-    found = (data.training_sample(_STREAM, index) for index in range(count))
-    return [Sample(sample.pixels, None, sample.caption) for sample in found]
+    scenes = (data.training_sample(_STREAM, index) for index in range(count))
+    return [Sample(sample.pixels, None, sample.caption) for sample in scenes]
 
 
 def _emoji_test(count: int | None) -> list[Sample]:

@@ -1,11 +1,10 @@
-"""Fusion: how one modality takes in the other, and how several become one decision."""
+"""Fusion: how several modalities become one decision."""
 
 from xattn_edge.fusion.adaptive import AdaptiveFusion
 from xattn_edge.fusion.bilinear import BilinearFusion
-from xattn_edge.fusion.cross_attention import CrossAttentionLayer
 from xattn_edge.fusion.dynamic import DynamicFusion
 from xattn_edge.fusion.early import Concatenation, Sum
-from xattn_edge.fusion.fusions import FUSIONS, FusionConfig
+from xattn_edge.fusion.fusions import FUSIONS, FusionConfig, FusionKind
 from xattn_edge.fusion.heads import EarlyHead, HybridHead, LateHead
 from xattn_edge.fusion.late import LearnedDecision, WeightedDecision
 from xattn_edge.fusion.protocol import Fused, Fusion
@@ -15,12 +14,12 @@ __all__ = [
     "AdaptiveFusion",
     "BilinearFusion",
     "Concatenation",
-    "CrossAttentionLayer",
     "DynamicFusion",
     "EarlyHead",
     "Fused",
     "Fusion",
     "FusionConfig",
+    "FusionKind",
     "HybridHead",
     "LateHead",
     "LearnedDecision",

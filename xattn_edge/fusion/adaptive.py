@@ -16,7 +16,7 @@ __all__ = ["AdaptiveFusion"]
 
 
 class AdaptiveFusion(nn.Module):
-    """`Σ_m w_m gelu(W_m x_m + b_m)` with `w` the softmax of one learned number a modality, over those that are there.
+    """`Σ_m w_m gelu(W_m x_m + b_m)` with `w` the softmax of one learned number a modality, over those that are present.
 
     In training each modality of a sample is left out with the probability `drop`, unless that would be all of them, so
     that what is learned does not lean on one alone (ModDrop: Neverova et al., 2016).
@@ -40,10 +40,10 @@ class AdaptiveFusion(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to `[batch, width]`; weights `[batch, modalities]`."""
-        parts, there = without_missing(modalities, self.widths, present)
+        parts, present = without_missing(modalities, self.widths, present)
         if self.training and self.drop:
-            kept = there & (torch.rand(there.shape, device=there.device) >= self.drop)
-            there = torch.where(kept.any(-1, keepdim=True), kept, there)
-        weights = masked_softmax(self.scores.expand(there.shape), there)
+            kept = present & (torch.rand(present.shape, device=present.device) >= self.drop)
+            present = torch.where(kept.any(-1, keepdim=True), kept, present)
+        weights = masked_softmax(self.scores.expand(present.shape), present)
         projected = [F.gelu(project(part)) for project, part in zip(self.project, parts, strict=True)]
         return weighted_sum(projected, weights)

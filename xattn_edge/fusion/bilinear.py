@@ -36,10 +36,10 @@ class BilinearFusion(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to `[batch, width]`; no weights."""
-        parts, there = without_missing(modalities, self.widths, present)
+        parts, present = without_missing(modalities, self.widths, present)
         factors = [torch.tanh(factor(part)) for factor, part in zip(self.factors, parts, strict=True)]
         product = torch.ones_like(factors[0])
-        for factor, has in zip(factors, there.unbind(1), strict=True):
+        for factor, has in zip(factors, present.unbind(1), strict=True):
             product = product * factor.masked_fill(~has[:, None], 1.0)
         summed = product.view(product.shape[0], self.rank, product.shape[1] // self.rank).sum(1)
-        return Fused(summed.masked_fill(~there.any(-1, keepdim=True), 0.0), None)
+        return Fused(summed.masked_fill(~present.any(-1, keepdim=True), 0.0), None)

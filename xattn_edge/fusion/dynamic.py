@@ -33,9 +33,9 @@ class DynamicFusion(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to `[batch, width]`; weights `[batch, modalities, width]`."""
-        parts, there = without_missing(modalities, self.widths, present)
+        parts, present = without_missing(modalities, self.widths, present)
         sample = torch.cat(parts, -1)
         scores = torch.stack([gate(sample) for gate in self.gate], -1)
-        gates = masked_softmax(scores, there[:, None, :]).transpose(1, 2)
+        gates = masked_softmax(scores, present[:, None, :]).transpose(1, 2)
         projected = [torch.tanh(project(part)) for project, part in zip(self.project, parts, strict=True)]
         return weighted_sum(projected, gates)

@@ -29,9 +29,9 @@ class Concatenation(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to `[batch, width]`; no weights."""
-        parts, there = without_missing(modalities, self.widths, present)
+        parts, present = without_missing(modalities, self.widths, present)
         fused = F.gelu(cast(Tensor, self.linear(torch.cat(parts, -1))))
-        return Fused(fused.masked_fill(~there.any(-1, keepdim=True), 0.0), None)
+        return Fused(fused.masked_fill(~present.any(-1, keepdim=True), 0.0), None)
 
 
 class Sum(nn.Module):

@@ -14,11 +14,11 @@ __all__ = ["EarlyHead", "HybridHead", "LateHead"]
 
 
 class EarlyHead(nn.Module):
-    """Features are fused, then classified: `C f(x_1, …, x_M) + c`; `c` for a sample of which nothing is there.
+    """Features are fused, then classified: `C f(x_1, …, x_M) + c`; `c` for a sample of which nothing is present.
 
     Args:
         fusion: of features; a `Fusion`.
-        width: of what it gives.
+        width: of its output.
         outputs: classes.
     """
 
@@ -49,9 +49,9 @@ class LateHead(nn.Module):
         self.classifiers = nn.ModuleList(nn.Linear(width, outputs) for width in widths)
 
     def decide(self, modalities: Sequence[Tensor], present: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """The logits of each modality, `[batch, outputs]`, and which are there."""
-        parts, there = without_missing(modalities, self.widths, present)
-        return [classifier(part) for classifier, part in zip(self.classifiers, parts, strict=True)], there
+        """The logits of each modality, `[batch, outputs]`, and which are present."""
+        parts, present = without_missing(modalities, self.widths, present)
+        return [classifier(part) for classifier, part in zip(self.classifiers, parts, strict=True)], present
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to logits `[batch, outputs]`, and the weights of the decisions."""
@@ -63,7 +63,7 @@ class HybridHead(nn.Module):
 
     Args:
         early: head on fused features.
-        late: head whose fusion takes one decision more than there are modalities; the last is that of `early`.
+        late: head whose fusion takes one decision more than it has modalities; the last is that of `early`.
     """
 
     def __init__(self, early: EarlyHead, late: LateHead) -> None:
@@ -72,7 +72,7 @@ class HybridHead(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, width of each]` to logits `[batch, outputs]`, and weights `[batch, modalities + 1]`."""
-        decisions, there = self.late.decide(modalities, present)
         together = self.early(modalities, present).output
-        some = there.any(-1, keepdim=True)
-        return cast(Fused, self.late.fusion([*decisions, together], torch.cat([there, some], 1)))
+        decisions, present = self.late.decide(modalities, present)
+        some = present.any(-1, keepdim=True)
+        return cast(Fused, self.late.fusion([*decisions, together], torch.cat([present, some], 1)))

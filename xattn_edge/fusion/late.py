@@ -18,10 +18,10 @@ __all__ = ["LearnedDecision", "WeightedDecision", "weighted_sum"]
 
 
 class WeightedDecision(nn.Module):
-    """`Σ_m w_m y_m / Σ_m w_m` over the modalities that are there, with weights that are given; by default their mean.
+    """`Σ_m w_m y_m / Σ_m w_m` over the modalities that are present, with fixed weights; by default their mean.
 
     Args:
-        modalities: how many there are.
+        modalities: their number.
         weights: one each, above 0, for example how accurate each is alone.
 
     Raises:
@@ -39,15 +39,15 @@ class WeightedDecision(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, classes]` each to `[batch, classes]`; weights `[batch, modalities]`."""
-        there = all_present(modalities) if present is None else present
-        return weighted_sum(modalities, masked_softmax(self.weights.log().expand(there.shape), there))
+        present = all_present(modalities) if present is None else present
+        return weighted_sum(modalities, masked_softmax(self.weights.log().expand(present.shape), present))
 
 
 class LearnedDecision(nn.Module):
-    """`Σ_m w_m y_m` with `w` the softmax of one learned number a modality, over those that are there.
+    """`Σ_m w_m y_m` with `w` the softmax of one learned number a modality, over those that are present.
 
     Args:
-        modalities: how many there are.
+        modalities: their number.
     """
 
     def __init__(self, modalities: int) -> None:
@@ -56,8 +56,8 @@ class LearnedDecision(nn.Module):
 
     def forward(self, modalities: Sequence[Tensor], present: Tensor | None = None) -> Fused:
         """`[batch, classes]` each to `[batch, classes]`; weights `[batch, modalities]`."""
-        there = all_present(modalities) if present is None else present
-        return weighted_sum(modalities, masked_softmax(self.scores.expand(there.shape), there))
+        present = all_present(modalities) if present is None else present
+        return weighted_sum(modalities, masked_softmax(self.scores.expand(present.shape), present))
 
 
 def weighted_sum(modalities: Sequence[Tensor], weights: Tensor) -> Fused:

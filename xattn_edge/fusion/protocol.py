@@ -1,4 +1,4 @@
-"""What every fusion takes and gives, and the checks of it.
+"""The inputs and outputs of every fusion, and the checks of them.
 
 A modality is one vector a sample, and may be missing from some samples. Fusions of features make one vector of them,
 fusions of decisions one decision of the decision of each.
@@ -20,9 +20,9 @@ __all__ = ["Fused", "Fusion", "all_present", "without_missing"]
 class Fused(NamedTuple):
     """What fusion makes of the modalities.
 
-    output: float `[batch, width]`; 0 for a sample of which no modality is there.
+    output: float `[batch, width]`; 0 for a sample of which no modality is present.
     weights: how much each modality counted, `[batch, modalities]`, or `[batch, modalities, width]` where that differs
-        between features: they sum to 1 over the modalities, and are 0 for a missing one. None where there are none.
+        between features: they sum to 1 over the modalities, and are 0 for a missing one. None where it has none.
     """
 
     output: Tensor
@@ -36,7 +36,7 @@ class Fusion(Protocol):
         """Fuse `modalities`, each `[batch, width of its own]`.
 
         `present` is bool `[batch, modalities]`, true where the sample has the modality; what a missing one holds does
-        not matter. Without it all are there.
+        not matter. Without it all are present.
         """
         ...
 
@@ -44,10 +44,10 @@ class Fusion(Protocol):
 def without_missing(
     modalities: Sequence[Tensor], widths: Sequence[int], present: Tensor | None
 ) -> tuple[list[Tensor], Tensor]:
-    """The modalities with zeros in place of missing ones, and which are there, `[batch, modalities]`.
+    """The modalities with zeros in place of missing ones, and which are present, `[batch, modalities]`.
 
     Raises:
-        ValueError: another number of modalities than widths, or a shape that does not fit; names what was found.
+        ValueError: another number of modalities than widths, or a shape that does not fit; says what was expected.
     """
     if len(modalities) != len(widths):
         raise ValueError(f"modalities: expected {len(widths)}, found {len(modalities)}")
@@ -59,7 +59,7 @@ def without_missing(
         return list(modalities), all_present(modalities)
     check_mask("present", present, {"batch": modalities[0].shape[0], "modalities": len(modalities)})
     columns = present.unbind(1)
-    return [each.masked_fill(~there[:, None], 0.0) for each, there in zip(modalities, columns, strict=True)], present
+    return [each.masked_fill(~column[:, None], 0.0) for each, column in zip(modalities, columns, strict=True)], present
 
 
 def all_present(modalities: Sequence[Tensor]) -> Tensor:

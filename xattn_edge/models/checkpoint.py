@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,38 +21,20 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from xattn_edge.models.caption import CaptionModel
-from xattn_edge.models.config import CaptionConfig, ModelConfig, VqaConfig, config_from_dict
-from xattn_edge.models.cross_modal import CrossModalVqaModel
-from xattn_edge.models.cross_modal_caption import CrossModalCaptionModel
-from xattn_edge.models.cross_modal_config import CrossModalCaptionConfig, CrossModalVqaConfig
-from xattn_edge.models.retrieval import RetrievalConfig, RetrievalModel
-from xattn_edge.models.sentiment import SentimentConfig, SentimentModel
-from xattn_edge.models.vqa import VqaModel
+from xattn_edge.models.convert import config_of_format_2, tensors_of_format_2
+from xattn_edge.models.table import Model, ModelConfig, build_model, config_from_dict
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.files import atomic_file, atomic_write
 
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
-    "Model",
-    "build_model",
     "load_checkpoint",
     "save_checkpoint",
 ]
 
-FORMAT_VERSION = 1
-
-Model = VqaModel | CaptionModel | CrossModalVqaModel | CrossModalCaptionModel | RetrievalModel | SentimentModel
-
-_MODELS: Mapping[type[ModelConfig], Callable[[Any], Model]] = {
-    VqaConfig: VqaModel,
-    CaptionConfig: CaptionModel,
-    CrossModalVqaConfig: CrossModalVqaModel,
-    CrossModalCaptionConfig: CrossModalCaptionModel,
-    RetrievalConfig: RetrievalModel,
-    SentimentConfig: SentimentModel,
-}
+FORMAT_VERSION = 2
+_CONVERTED_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -69,11 +51,6 @@ class Checkpoint:
     image_preprocessing: tuple[Mapping[str, Any], ...]
     recipe: Mapping[str, Any]
     """How it was trained: data, seed, steps, …"""
-
-
-def build_model(config: ModelConfig) -> Model:
-    """A model of this configuration with random weights."""
-    return _MODELS[type(config)](config)
 
 
 def save_checkpoint(checkpoint: Checkpoint) -> None:
@@ -102,18 +79,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: missing or damaged files, an unknown format, weights that do not fit the configuration.
     """
     config = _read_json(path / "config.json")
-    if config.get("format_version") != FORMAT_VERSION:
+    version = config.get("format_version")
+    if version not in (FORMAT_VERSION, _CONVERTED_VERSION):
         raise CheckpointError(
-            f"{path / 'config.json'}: format version {config.get('format_version')!r}, "
-            f"expected {FORMAT_VERSION}; train again or use the matching version of xattn-edge"
+            f"{path / 'config.json'}: format version {version!r}, expected {FORMAT_VERSION} or {_CONVERTED_VERSION}; "
+            "train again or use the matching version of xattn-edge"
         )
     try:
-        model_config = config_from_dict(config["task"], config["model"])
+        task, values = config["task"], config["model"]
+        is_older = version == _CONVERTED_VERSION
+        model_config = config_from_dict(task, config_of_format_2(task, values) if is_older else values)
         model = build_model(model_config)
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        tensors = load_file(path / "model.safetensors")
+        model.load_state_dict(tensors_of_format_2(task, values, tensors) if is_older else tensors)
         return Checkpoint(
             path=path,
-            task=config["task"],
+            task=task,
             name=config["name"],
             license=config["license"],
             config=model_config,

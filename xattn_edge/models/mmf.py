@@ -97,10 +97,14 @@ class _Side(nn.Module):
 
     def forward(self, own: Tokens, other: Tokens) -> Tokens:
         context = F.pad(other.features, (0, self.inner - other.features.shape[-1]))
-        read = cast(Attended, self.attention(own.features, context, other.mask, need_weights=False)).output
+        read = cast(
+            Attended, self.attention(own.features, context, context, mask=other.mask, need_weights=False)
+        ).output
         features = self.norm(own.features + self.output(read))
         if self.self_attention is not None and self.self_output is not None and self.self_norm is not None:
-            seen = cast(Attended, self.self_attention(features, features, own.mask, need_weights=False)).output
+            seen = cast(
+                Attended, self.self_attention(features, features, features, mask=own.mask, need_weights=False)
+            ).output
             features = self.self_norm(features + self.self_output(seen))
         return Tokens(self.feed_forward_norm(features + self.narrow(F.gelu(self.wide(features)))), own.mask)
 

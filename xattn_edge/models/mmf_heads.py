@@ -1,6 +1,6 @@
 """BUTD's caption decoder and Pythia's answer head out of MMF checkpoints (facebookresearch/mmf).
 
-Both ask regions of a picture from the top down (Anderson et al., 2018), by the equations of `mmf/models/butd.py`,
+Both ask regions of an image from the top down (Anderson et al., 2018), by the equations of `mmf/models/butd.py`,
 `mmf/models/pythia.py` and the layers under them. With `v_k` the features of region k and q what asks:
 
 ```
@@ -54,7 +54,7 @@ class RegionAttention(nn.Module):
         Args:
             regions: `[batch, regions, region_width]`.
             asking: `[batch, asking_width]`.
-            mask: bool `[batch, regions]`, true where there is a region.
+            mask: bool `[batch, regions]`, false for padding.
 
         Raises:
             ValueError: no region, or a shape that does not fit; names what was found and expected.
@@ -72,7 +72,7 @@ class ButdDecoder(nn.Module):
     """Bottom-up and top-down captioning: one LSTM looks, another speaks.
 
     Args:
-        vocabulary, word_width: of the embeddings. region_width: of the picture's features.
+        vocabulary, word_width: of the embeddings. region_width: of the image's features.
         hidden, inner: widths of both LSTMs, and of the attention.
     """
 

@@ -1,4 +1,4 @@
-"""Cross-modal retrieval: a picture and a text as vectors of one space, and how well the two of a pair match."""
+"""Cross-modal retrieval: an image and a text as vectors of one space, and how well the two of a pair match."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import MechanismConfig, Tokens
+from xattn_edge.attention.checks import check_heads
 from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
-from xattn_edge.models.cross_modal import CrossModalLayer, masked_mean
-from xattn_edge.models.cross_modal_config import check_heads
+from xattn_edge.models.layer import CrossModalLayer, masked_mean
 
 __all__ = ["RetrievalConfig", "RetrievalModel"]
 
@@ -46,13 +46,8 @@ class RetrievalConfig:
             "text encoder": self.text.heads,
         }
         check_heads(self.width, heads)
-        if self.text.name == "lstm" and self.width % 2:
-            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
-        if self.mechanism.name == "hierarchical" and self.image.side % self.mechanism.window:
-            raise ValueError(
-                f"mechanism: window: expected a divisor of a side of {self.image.side} positions, which regions must "
-                f"fill, found {self.mechanism.window}"
-            )
+        self.text.check_width(self.width)
+        self.mechanism.check_side(self.image.side)
         if self.rerank_layers < 0 or self.embedding < 1:
             raise ValueError(
                 f"expected 0 or more rerank_layers and an embedding of at least 1, found {self.rerank_layers} and "
@@ -61,7 +56,7 @@ class RetrievalConfig:
 
 
 class RetrievalModel(nn.Module):
-    """Embeddings of length 1 by a dual encoder (Radford et al., 2021), and a match of a text and a picture.
+    """Embeddings of length 1 by a dual encoder (Radford et al., 2021), and a match of a text and an image.
 
     The match is that of ALBEF (Li et al., 2021): what text and image read from each other, classified as one or two.
     """
@@ -82,7 +77,7 @@ class RetrievalModel(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What a cosine is multiplied with before the softmax over candidates."""
+        """The factor of a cosine before the softmax over candidates."""
         return self.log_scale.exp().clamp(max=_LARGEST_SCALE)
 
     def encode_image(self, pixel_values: Tensor) -> Tokens:
@@ -114,6 +109,6 @@ class RetrievalModel(nn.Module):
         return cast(Tensor, self.matcher(torch.cat([masked_mean(*text), masked_mean(*image)], -1)))
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Cosines `[pictures, texts]` times the scale."""
+        """Cosines `[images, texts]` times the scale."""
         images = self.embed_image(self.encode_image(pixel_values))
         return self.scale * images @ self.embed_text(self.encode_text(input_ids, attention_mask)).T

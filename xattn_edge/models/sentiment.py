@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention import MechanismConfig, Tokens
+from xattn_edge.attention.checks import check_heads
 from xattn_edge.encoders.configs import SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
 from xattn_edge.fusion import Fused, FusionConfig
-from xattn_edge.models.cross_modal import CrossModalLayer, masked_mean
-from xattn_edge.models.cross_modal_config import check_heads
+from xattn_edge.models.layer import CrossModalLayer, masked_mean
 
 __all__ = ["MODALITIES", "SentimentConfig", "SentimentModel"]
 
@@ -48,20 +48,18 @@ class SentimentConfig:
             "frame encoder": self.frames.heads,
         }
         check_heads(self.width, heads)
-        if self.text.name == "lstm" and self.width % 2:
-            raise ValueError(f"width: expected an even one, half for each direction of the lstm, found {self.width}")
+        self.text.check_width(self.width)
         if self.layers < 0 or len(self.labels) < 2:
             raise ValueError(
                 f"expected 0 or more layers and at least 2 labels, found {self.layers} and {len(self.labels)}"
             )
-        if self.fusion.weights is not None and len(self.fusion.weights) != len(MODALITIES):
-            raise ValueError(f"fusion: weights: expected {len(MODALITIES)}, found {len(self.fusion.weights)}")
+        self.fusion.check_modalities(len(MODALITIES), ", ".join(MODALITIES))
 
 
 class SentimentModel(nn.Module):
-    """Words attend to sound and frames; the mean of each modality that is there is fused to a label.
+    """Words attend to sound and frames; the mean of each modality that is present is fused to a label.
 
-    A modality is there for a sample whose mask is true somewhere; what a missing one holds does not matter.
+    A modality is present in a sample whose mask is true somewhere; what a missing one holds does not matter.
     """
 
     def __init__(self, config: SentimentConfig) -> None:
@@ -91,7 +89,7 @@ class SentimentModel(nn.Module):
         Args:
             input_ids, attention_mask: int64 `[batch, length]`, padded on the right.
             log_mel, log_mel_mask: spectrograms `[batch, frames, bands]`; int64 or bool `[batch, frames]`.
-            frame_values, frame_mask: pictures `[batch, pictures, 3, side, side]`; `[batch, pictures]`.
+            frame_values, frame_mask: `[batch, images, 3, side, side]`; int64 or bool `[batch, images]`.
         """
         text = self.text_encoder(input_ids, attention_mask)
         speech = self.speech_encoder(log_mel, log_mel_mask.bool())

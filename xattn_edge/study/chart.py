@@ -1,4 +1,4 @@
-"""Accuracy against latency as a picture in SVG."""
+"""Accuracy against latency as a chart in SVG."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Point:
 
 
 def scatter(title: str, points: Sequence[Point], floor: float) -> str:
-    """The picture: a dot for each combination in the colour of its mechanism, bars of one standard deviation.
+    """The chart: a dot for each combination in the colour of its mechanism, bars of one standard deviation.
 
     floor: accuracy without looking, a dashed line.
     """

@@ -50,7 +50,7 @@ class Means:
 
     @property
     def like_highest(self) -> list[str]:
-        """Those that cannot be told from it, without itself, the highest first."""
+        """Those that cannot be distinguished from it, without itself, the highest first."""
         return [
             name
             for name in sorted(self.means, key=lambda name: -self.means[name])

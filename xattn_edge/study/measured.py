@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Measured"]
+__all__ = ["CombinationResult"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class CombinationResult:
     """One combination: accuracy in percent by seed, bytes and milliseconds by precision; or why it is forbidden."""
 
     task: str

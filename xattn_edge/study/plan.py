@@ -11,7 +11,8 @@ from torch import nn
 
 from xattn_edge.fusion import FUSIONS
 from xattn_edge.training import Combination
-from xattn_edge.training.recipes import RECIPES, Recipe
+from xattn_edge.training.recipes import Recipe
+from xattn_edge.training.table import TRAININGS
 from xattn_runtime.errors import UserError
 
 __all__ = ["KINDS", "TASKS", "StudyPlan", "TaskName", "described", "widest"]
@@ -89,7 +90,7 @@ class StudyPlan:
             size |= {"image_size_px": 32, "channels": (16, 32), "blocks": (1,)}
         else:
             size |= {"dropout": 0.2, "learning_rate": 2e-3}
-        return replace(RECIPES[task], **size)
+        return replace(TRAININGS[task].recipe, **size)
 
     def budget(self) -> dict[str, object]:
         """What must be alike for results to stand beside each other."""

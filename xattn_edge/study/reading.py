@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from xattn_edge.study.effects import Effects, Means, effects_of
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import StudyPlan, described
 
 __all__ = ["coverage", "grid_lines"]
 
 
-def coverage(rows: Sequence[Measured]) -> str:
+def coverage(rows: Sequence[CombinationResult]) -> str:
     """How many combinations of the library were measured, with how many seeds, and which were not."""
     every = [(described(each), each.fusion) for each in StudyPlan().combinations]
     seeds = Counter(len(each.accuracies) for each in rows if each.forbidden is None)
@@ -54,7 +54,7 @@ def _missing(missing: dict[str, list[str]]) -> str:
     return "; ".join(told)
 
 
-def grid_lines(measured: Sequence[Measured]) -> list[str]:
+def grid_lines(measured: Sequence[CombinationResult]) -> list[str]:
     """A table of mean accuracy, mechanisms down and fusions across, with the means of both, and what they say."""
     cells = {(each.mechanism, each.fusion): each for each in measured}
     order = [(described(each), each.fusion) for each in StudyPlan().combinations]
@@ -75,7 +75,7 @@ def grid_lines(measured: Sequence[Measured]) -> list[str]:
     return [*lines, f"| {' | '.join(['mean', *means, ''])} |", "", *_reading(found, mechanisms)]
 
 
-def _cell(each: Measured | None) -> str:
+def _cell(each: CombinationResult | None) -> str:
     if each is None:
         return "–"
     return f"{each.mean:.1f}" + ("" if each.deviation is None else f" ± {each.deviation:.1f}")
@@ -116,7 +116,7 @@ def _names(names: Sequence[str]) -> str:
 def _side(what: str, side: Means) -> str:
     told = f"- {what}: `{side.highest}` is highest with {side.means[side.highest]:.1f} %"
     alike = side.like_highest
-    told += f"; not told from it: {_names(alike)}" if alike else ""
+    told += f"; not distinguished from it: {_names(alike)}" if alike else ""
     lower = [name for name in sorted(side.means, key=lambda name: -side.means[name]) if name not in alike][1:]
     told += f"; lower: {_names(lower)}" if lower else ""
-    return f"{told}. Two are told apart when more than {side.least_difference:.1f} points lie between them."
+    return f"{told}. Two are distinguished when more than {side.least_difference:.1f} points lie between them."

@@ -1,4 +1,4 @@
-"""What a study found, as Markdown and as pictures: figures, their spread, and no more than they support."""
+"""What a study found, as Markdown and as charts: figures, their spread, and no more than they support."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from xattn_edge.study.chart import Point, scatter
 from xattn_edge.study.effects import Spread
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import TASKS, StudyPlan
 from xattn_edge.study.reading import coverage, grid_lines
 from xattn_runtime.files import atomic_write
@@ -17,11 +17,11 @@ from xattn_runtime.files import atomic_write
 __all__ = ["processor", "write_report"]
 
 _TITLES = {
-    "vqa": "Questions about pictures",
+    "vqa": "Questions about images",
     "sentiment": "Sentiment of words, speech and frames",
 }
 _DATA = {
-    "vqa": "easy-VQA at 32 px, one drawn shape a picture. Pictures and questions are synthetic: a generator made them. "
+    "vqa": "easy-VQA at 32 px, one drawn shape an image. Images and questions are synthetic: a generator made them. "
     "The split is that of the data set.",
     "sentiment": "sentences on films that people rated (VADER), of the test half those that are spoken, as text, "
     "speech and frames together. The speech is synthetic (espeak-ng) and tells nothing but the words; the frames are "
@@ -33,14 +33,14 @@ _MOST_NAMED = 6
 def write_report(
     path: Path,
     plan: StudyPlan,
-    results: Sequence[Measured],
+    results: Sequence[CombinationResult],
     floors: Mapping[str, tuple[float, int]],
     threads: int,
     command: str,
 ) -> None:
-    """Write the Markdown file `path`, and beside it a picture for each task.
+    """Write the Markdown file `path`, and beside it a chart for each task.
 
-    results: what is measured, with as many seeds as each has; what of the library is not among them is told, too.
+    results: what is measured, with as many seeds as each has; what of the library is not among them is listed, too.
     floors: by task, accuracy without looking, and the number of test samples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,10 +48,10 @@ def write_report(
     parts = [_introduction(plan, measured, threads, command)]
     for task in measured:
         rows = [each for each in results if each.task == task]
-        picture = path.with_name(f"{path.stem}-{task}.svg")
+        chart = path.with_name(f"{path.stem}-{task}.svg")
         points = [_point(each) for each in rows if each.forbidden is None]
-        atomic_write(picture, scatter(_TITLES[task], points, floors[task][0]))
-        parts.append(_section(task, plan, rows, floors[task], picture.name))
+        atomic_write(chart, scatter(_TITLES[task], points, floors[task][0]))
+        parts.append(_section(task, plan, rows, floors[task], chart.name))
     atomic_write(path, "\n\n".join(parts) + "\n")
 
 
@@ -67,7 +67,7 @@ def _introduction(plan: StudyPlan, measured: Sequence[str], threads: int, comman
         "rates are the same for all and were tuned for none."
         + (f" Not measured: {', '.join(missing)}." if missing else "")
         + "\n\n"
-        "Latency is of a whole call (picture or sound prepared, encoded and answered) by ONNX Runtime with "
+        "Latency is of a whole call (image or sound prepared, encoded and answered) by ONNX Runtime with "
         f"{threads} thread{'s' * (threads > 1)} on {processor()}: the median of rounds in which all take turns. "
         "Sizes are of the ONNX graphs of a bundle."
     )
@@ -83,7 +83,9 @@ def processor() -> str:
     return f"{name or platform.processor() or platform.machine()} ({os.cpu_count()} cores)"
 
 
-def _section(task: str, plan: StudyPlan, rows: Sequence[Measured], floor: tuple[float, int], picture: str) -> str:
+def _section(
+    task: str, plan: StudyPlan, rows: Sequence[CombinationResult], floor: tuple[float, int], chart: str
+) -> str:
     measured = sorted((each for each in rows if each.forbidden is None), key=lambda each: -each.mean)
     spread = Spread.of([each.accuracies for each in measured])
     chance = 200 * (measured[0].mean / 100 * (1 - measured[0].mean / 100) / floor[1]) ** 0.5
@@ -100,14 +102,14 @@ def _section(task: str, plan: StudyPlan, rows: Sequence[Measured], floor: tuple[
         "",
         *_said(measured, spread),
         "",
-        f"![accuracy against latency]({picture})",
+        f"![accuracy against latency]({chart})",
         "",
         "### Every combination",
         "",
-        "Told from the highest: by two standard errors.",
+        "Distinguished from the highest: by two standard errors.",
         "",
-        "| mechanism | fusion | accuracy, % | spread | lowest to highest | seeds | told from the highest | width "
-        "| parameters | fp32, KB | int8, KB | fp32, ms | int8, ms |",
+        "| mechanism | fusion | accuracy, % | spread | lowest to highest | seeds | distinguished from the highest "
+        "| width | parameters | fp32, KB | int8, KB | fp32, ms | int8, ms |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(each, measured[0], spread) for each in measured),
     ]
@@ -117,12 +119,12 @@ def _section(task: str, plan: StudyPlan, rows: Sequence[Measured], floor: tuple[
     return "\n".join(lines)
 
 
-def _below(measured: Sequence[Measured], floor: float) -> str:
+def _below(measured: Sequence[CombinationResult], floor: float) -> str:
     count = sum(each.mean <= floor for each in measured)
     return f", and {count} of {len(measured)} combinations do no better" if count else ""
 
 
-def _row(each: Measured, best: Measured, spread: Spread | None) -> str:
+def _row(each: CombinationResult, best: CombinationResult, spread: Spread | None) -> str:
     if each is best:
         told = "is it"
     elif spread is None:
@@ -145,25 +147,25 @@ def _row(each: Measured, best: Measured, spread: Spread | None) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _said(measured: Sequence[Measured], spread: Spread | None) -> list[str]:
-    """What the figures support: which cannot be told from the best, and which is the fastest of those."""
+def _said(measured: Sequence[CombinationResult], spread: Spread | None) -> list[str]:
+    """What the figures support: which cannot be distinguished from the best, and which is the fastest of those."""
     best, lowest = measured[0], measured[-1]
     if spread is None:
-        return ["With one seed no difference between two combinations can be told from chance."]
+        return ["With one seed no difference between two combinations can be distinguished from chance."]
     alike = [each for each in measured if _alike(each, best, spread)]
     fastest = min(alike, key=lambda each: each.milliseconds["int8"])
     named = "; ".join(_named(each) for each in alike[1:]) if len(alike) <= _MOST_NAMED else ""
     return [
         f"The spread over seeds, taken over all combinations, is {spread.deviation:.1f} points: two with "
         f"{len(best.accuracies)} seeds each must lie more than {spread.margin(best.accuracies, best.accuracies):.1f} "
-        "points apart (two standard errors) to be told from each other; among so many some lie so far apart by chance, "
-        "and the highest owes part of its place to it.",
+        "points apart (two standard errors) to be distinguished from each other; among so many some lie so far apart "
+        "by chance, and the highest owes part of its place to it.",
         "",
         f"- Highest is {_named(best)} with {best.mean:.1f} %. "
         + (
             "No other combination comes within that distance."
             if len(alike) == 1
-            else f"{len(alike) - 1} of {len(measured) - 1} others cannot be told from it"
+            else f"{len(alike) - 1} of {len(measured) - 1} others cannot be distinguished from it"
             + (f": {named}." if named else "; the table says which.")
         ),
         f"- Of the highest and those, {_named(fastest)} takes the least time in int8: "
@@ -172,14 +174,14 @@ def _said(measured: Sequence[Measured], spread: Spread | None) -> list[str]:
     ]
 
 
-def _alike(each: Measured, best: Measured, spread: Spread) -> bool:
-    """Whether it is the best or cannot be told from it."""
+def _alike(each: CombinationResult, best: CombinationResult, spread: Spread) -> bool:
+    """Whether it is the best or cannot be distinguished from it."""
     return each is best or each.mean >= best.mean - spread.margin(each.accuracies, best.accuracies)
 
 
-def _named(each: Measured) -> str:
+def _named(each: CombinationResult) -> str:
     return f"{each.mechanism} with `{each.fusion}`"
 
 
-def _point(each: Measured) -> Point:
+def _point(each: CombinationResult) -> Point:
     return Point(each.mechanism, each.fusion, each.milliseconds["int8"], each.mean, each.deviation or 0.0)

@@ -1,4 +1,4 @@
-"""A study at work: trainings, bundles and times, each kept on disk as soon as it is there."""
+"""A study at work: trainings, bundles and times, each written to disk as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import TASKS, StudyPlan, TaskName, described
 from xattn_edge.study.report import processor, write_report
 from xattn_edge.study.subjects import Subject, make_subject
@@ -21,7 +21,6 @@ from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write
-from xattn_runtime.loader import load
 
 __all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
 
@@ -46,7 +45,7 @@ class StudyReport:
 
     report: Path
     plan: StudyPlan
-    results: tuple[Measured, ...]
+    results: tuple[CombinationResult, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -68,18 +67,18 @@ def study(
 ) -> StudyReport:
     """Train, export and time every combination of a plan, and write what that says.
 
-    What is done is not done again: a study that was stopped goes on, and one with more seeds or combinations within
+    What is done is not done again: a study that was stopped resumes, and one with more seeds or combinations within
     the same budget takes what it can use of an earlier one.
 
     Args:
         folder: for runs and bundles.
-        report: Markdown file to write; pictures lie beside it. By default `report.md` in the folder.
+        report: Markdown file to write; charts lie beside it. By default `report.md` in the folder.
         threads: within an operator, in training and in timing.
         command: what was typed, for the record.
 
     Raises:
         OutputError: the folder holds something else, or a study of another budget.
-        DataError, DependencyError: the data are not there.
+        DataError, DependencyError: the data are missing.
     """
     _prepare(folder, plan)
     torch.set_num_threads(threads)
@@ -112,12 +111,12 @@ def report_study(
 
     Args:
         folder: of a study.
-        tasks: those to report; what of them is not there is told to be missing.
+        tasks: those to report; what of them is missing is listed.
         report, threads, command: as for `study`.
 
     Raises:
         UserError: the folder holds no study, or nothing of these tasks.
-        DataError, DependencyError: the data are not there.
+        DataError, DependencyError: the data are missing.
     """
     path = folder / _BUDGET
     if not path.is_file():
@@ -239,7 +238,7 @@ def _times(
     for number in range(_ROUNDS):
         for name, task in bundles.items():
             tell(f"timing {name}, round {number + 1} of {_ROUNDS}")
-            call = subjects[task].call(load(folder / _BUNDLES / name, threads=threads))
+            call = subjects[task].call(folder / _BUNDLES / name, threads)
             rounds[name].append(_milliseconds(call))
     times = {name: statistics.median(values) for name, values in rounds.items()}
     atomic_write(path, json.dumps({**how, "milliseconds": times}, indent=2) + "\n")
@@ -280,7 +279,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 def _measured(
     folder: Path, plan: StudyPlan, task: TaskName, combination: Combination, times: dict[str, float]
-) -> Measured | None:
+) -> CombinationResult | None:
     """None where there is no run."""
     runs = _runs(folder, plan, task, combination)
     if not runs:
@@ -288,8 +287,8 @@ def _measured(
     name, first = _name(task, combination), runs[0]
     told: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
     if "forbidden" in first:
-        return Measured(**told, forbidden=first["forbidden"])
-    return Measured(
+        return CombinationResult(**told, forbidden=first["forbidden"])
+    return CombinationResult(
         **told,
         accuracies=tuple(run["accuracy"] for run in runs),
         width=first["width"],

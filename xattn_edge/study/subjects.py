@@ -5,32 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
-from xattn_edge.attention import Tokens
 from xattn_edge.data.rated_sentences import LABELS, RatedSentences, Sentence
 from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
-from xattn_edge.models import (
-    Checkpoint,
-    CrossModalVqaConfig,
-    CrossModalVqaModel,
-    SentimentConfig,
-    SentimentModel,
-    save_checkpoint,
-)
+from xattn_edge.models import Checkpoint, SentimentConfig, SentimentModel, VqaConfig, VqaModel, save_checkpoint
 from xattn_edge.study.plan import StudyPlan, TaskName, widest
 from xattn_edge.training import Combination
+from xattn_edge.training.combination import vqa_config
 from xattn_edge.training.loop import Batch, fit_in_memory
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import Recipe
-from xattn_edge.training.sentiment import SentimentTask
-from xattn_edge.training.vqa import VqaTask
-from xattn_runtime.tasks import AnyTask
-from xattn_runtime.tasks import SentimentTask as SentimentRunner
-from xattn_runtime.tasks import VqaTask as VqaRunner
-from xattn_runtime.tasks.sentiment import Sample
+from xattn_edge.training.sentiment import SentimentTraining
+from xattn_edge.training.table import Training
+from xattn_edge.training.vqa import VqaTraining
+from xattn_runtime.loader import load
+from xattn_runtime.tasks.sentiment import Utterance
 
 __all__ = ["Subject", "make_subject"]
 
@@ -45,7 +37,7 @@ class Subject(Protocol):
     """A task of a study."""
 
     floor: float
-    """Percent that are right without looking: from the question alone, or by the commonest label."""
+    """Percent that are right without the image: from the question alone, or by the commonest label."""
     tested: int
     """How many samples accuracy is of."""
 
@@ -61,7 +53,7 @@ class Subject(Protocol):
     def save(self, folder: Path) -> None:
         """Write it as a checkpoint."""
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
         """What a device does once, of one test sample, with a bundle of such a model."""
 
 
@@ -89,7 +81,7 @@ class _Vqa:
         from xattn_edge.evaluation.floors import question_only_accuracy
 
         self._plan, self._recipe = plan, plan.recipe("vqa")
-        self._task = VqaTask(self._recipe, 0, "lstm", Combination())
+        self._task = VqaTraining(self._recipe, 0, "lstm", Combination())
         self._test = self._task.test_questions(plan.test_pictures)
         self._batches = _Batches()
         training, test = self._task.samples()
@@ -99,10 +91,10 @@ class _Vqa:
     def take(self, combination: Combination, seed: int) -> tuple[int, int]:
         vocabulary, answers = self._task.tokenizer.get_vocab_size(), self._task.config.answers
 
-        def make(width: int) -> CrossModalVqaConfig:
-            return combination.config(replace(self._recipe, width=width), vocabulary, answers)
+        def make(width: int) -> VqaConfig:
+            return vqa_config(replace(self._recipe, width=width), vocabulary, answers, combination=combination)
 
-        config, count = widest(make, CrossModalVqaModel, self._plan.parameters("vqa"))
+        config, count = widest(make, VqaModel, self._plan.parameters("vqa"))
         torch.manual_seed(seed)
         self._task.begin(config, seed)
         return config.width, count
@@ -114,29 +106,28 @@ class _Vqa:
     @torch.inference_mode()
     def accuracy(self) -> float:
         model = self._task.model
-        assert isinstance(model, CrossModalVqaModel)
-        pixels, input_ids, mask, pictures, answers = self._test
-        seen = model.encode_image(pixels)
+        pixels, input_ids, mask, images, answers = self._test
+        encoded = model.encode_image(pixels)
         right = 0
         for start in range(0, len(answers), _QUESTIONS_PER_BATCH):
             rows = slice(start, start + _QUESTIONS_PER_BATCH)
-            image = Tokens(seen.features[pictures[rows]], seen.mask[pictures[rows]])
+            image = [each[images[rows]] for each in encoded]
             best = model.answer(input_ids[rows], mask[rows], image).argmax(1)
             right += int((best == answers[rows]).sum())
         return 100 * right / len(answers)
 
     def save(self, folder: Path) -> None:
-        save_checkpoint(_checkpoint(folder, "vqa", self._task, self._recipe, {}))
+        save_checkpoint(_checkpoint(folder, "vqa", self._task, self._recipe))
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
-        assert isinstance(runner, VqaRunner)
-        return lambda: runner.ask(self._sample.image, self._sample.question)
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
+        task = load(bundle, threads=threads, task="vqa")
+        return lambda: task.ask(self._sample.image, self._sample.question)
 
 
 class _Sentiment:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan, self._recipe = plan, plan.recipe("sentiment")
-        self._task = SentimentTask(self._recipe, 0)
+        self._task = SentimentTraining(self._recipe, 0)
         self._data = RatedSentences()
         self._rows = _spread(part_sentences(self._data, _PART), plan.test_sentences)
         self._labels = [row.label for row in self._rows]
@@ -171,13 +162,12 @@ class _Sentiment:
         return 100 * label_scores(found, self._labels)["accuracy"]
 
     def save(self, folder: Path) -> None:
-        save_checkpoint(_checkpoint(folder, "sentiment", self._task, self._recipe, self._task.recorded))
+        save_checkpoint(_checkpoint(folder, "sentiment", self._task, self._recipe))
 
-    def call(self, runner: AnyTask) -> Callable[[], object]:
-        assert isinstance(runner, SentimentRunner)
-        row = self._rows[0]
-        sample = Sample(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
-        return lambda: runner.tell(sample)
+    def call(self, bundle: Path, threads: int) -> Callable[[], object]:
+        task, row = load(bundle, threads=threads, task="sentiment"), self._rows[0]
+        utterance = Utterance(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
+        return lambda: task.tell(utterance)
 
 
 def _spread(rows: list[Sentence], most: int) -> list[Sentence]:
@@ -186,9 +176,7 @@ def _spread(rows: list[Sentence], most: int) -> list[Sentence]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _checkpoint(
-    folder: Path, name: TaskName, task: VqaTask | SentimentTask, recipe: Recipe, recorded: dict[str, Any]
-) -> Checkpoint:
+def _checkpoint(folder: Path, name: TaskName, task: Training, recipe: Recipe) -> Checkpoint:
     return Checkpoint(
         path=folder,
         task=name,
@@ -198,5 +186,5 @@ def _checkpoint(
         model=task.trained_model.eval(),
         tokenizer_json=task.tokenizer.to_str(),
         image_preprocessing=image_preprocessing(recipe.image_size_px),
-        recipe={"data": recipe.data, "steps": recipe.steps, "batch": recipe.batch, **recorded},
+        recipe={"data": recipe.data, "steps": recipe.steps, "batch": recipe.batch, **task.recorded},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,42 +18,48 @@ from xattn_edge.data.emoji_names import scene_words
 from xattn_edge.data.vocabulary import END, PADDING, START, caption_tokenizer
 from xattn_edge.evaluation.floors import NearestPixels
 from xattn_edge.evaluation.metrics import caption_metrics
-from xattn_edge.models import CaptionConfig, CaptionModel, CrossModalCaptionModel, build_model
-from xattn_edge.training.combination import Combination
+from xattn_edge.models import CaptionModel
+from xattn_edge.training.combination import Combination, caption_config
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 
-__all__ = ["CaptionTask"]
+__all__ = ["CaptionTraining"]
 
 _REPORT_BATCH = 64
 _SHEETS_SHARE = 0.4
-"""Of the steps: those on sheets come first, and cost less time than those on captioned pictures."""
+"""Of the steps: those on sheets come first, and cost less time than those on captioned images."""
 
 
-class CaptionTask:
-    """Batches of augmented pictures, their captions between start and end token, and where each thing stands.
+class CaptionTraining:
+    """Batches of augmented images, their captions between start and end token, and where each thing stands.
 
-    Two things make the eye learn fast. The first part of the training shows sheets of four pictures without captions.
-    And all along, the image token nearest to the middle of each thing must tell its concept and its skin tone; those
-    two classifiers are thrown away afterwards.
+    Two things make the image encoder learn fast. The first part of the training shows sheets of four images without
+    captions. And throughout, the image token nearest to the middle of each thing must tell its concept and its skin
+    tone; those two classifiers are thrown away afterwards.
     """
 
     def __init__(self, recipe: Recipe, seed: int, combination: Combination | None = None) -> None:
         self._data = EmojiCaptions()
         self._recipe, self._seed = recipe, seed
         self.tokenizer: Tokenizer = caption_tokenizer([*self._data.training_captions(), *scene_words()])
-        vocabulary = self.tokenizer.get_vocab_size()
-        special: dict[str, Any] = {"pad_token_id": PADDING, "start_token_id": START, "end_token_id": END}
-        self.config = (
-            CaptionConfig(**recipe.model_size(), **special, vocabulary=vocabulary, decoder_layers=recipe.layers)
-            if combination is None
-            else combination.caption_config(recipe, vocabulary, **special)
+        self.config = caption_config(
+            recipe,
+            self.tokenizer.get_vocab_size(),
+            pad_token_id=PADDING,
+            start_token_id=START,
+            end_token_id=END,
+            combination=combination,
         )
-        model = cast(CaptionModel | CrossModalCaptionModel, build_model(self.config))
+        model = CaptionModel(self.config)
         self.trained_model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.concept_classifier = nn.Linear(recipe.width, len(self._data.concepts))
         self.tone_classifier = nn.Linear(recipe.width, len(self._data.tones))
         self.model = nn.ModuleList([self.trained_model, self.concept_classifier, self.tone_classifier])
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the checkpoint says of its preprocessing beside that of the images: nothing."""
+        return {}
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels, token ids and things of a step.
@@ -91,9 +97,9 @@ class CaptionTask:
             cross = self.trained_model.project_image(image_tokens[rows])
             past = self.trained_model.empty_cache(len(ids), cross[0].key.dtype)
             logits = self.trained_model.decode(ids[:, :-1], past, cross)[0].flatten(0, 1)
-            wanted = ids[:, 1:].flatten()
-            told = wanted != PADDING
-            losses.append(F.cross_entropy(logits[told].float(), wanted[told], reduction="sum"))
+            targets = ids[:, 1:].flatten()
+            is_token = targets != PADDING
+            losses.append(F.cross_entropy(logits[is_token].float(), targets[is_token], reduction="sum"))
         return torch.stack(losses).sum() / (lengths - 1).sum()
 
     def _tokens(self, samples: list[CaptionedImage]) -> Tensor:
@@ -112,7 +118,7 @@ class CaptionTask:
         return torch.tensor(rows)
 
     def report(self) -> dict[str, Any]:
-        """Metrics of every test split, beside those of the nearest training picture."""
+        """Metrics of every test split, beside those of the nearest training image."""
         floor = NearestPixels(self._data)
         splits: dict[str, dict[str, Any]] = {}
         for split in SPLITS:

@@ -1,21 +1,22 @@
-"""Which mechanism, similarity, weighting and fusion a training takes, and the model that they make of a recipe."""
+"""The mechanism, similarity, weighting and fusion of a training, and the model that they make of a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
-from xattn_edge.attention import AttentionOptions, MechanismConfig
-from xattn_edge.encoders import ImageEncoderConfig, TextEncoderConfig
-from xattn_edge.fusion import FusionConfig
-from xattn_edge.models import CrossModalCaptionConfig, CrossModalVqaConfig
+from xattn_edge.attention import AttentionOptions, MechanismConfig, transformer_options
+from xattn_edge.encoders import TextEncoderConfig
+from xattn_edge.fusion import FUSIONS, FusionConfig
+from xattn_edge.models import CaptionConfig, VqaConfig
 from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import UserError
 
-__all__ = ["Combination"]
+__all__ = ["Combination", "caption_config", "vqa_config"]
 
 _TEXT_COUNTS_TWICE = (2.0, 1.0, 1.0)
+_TEXT_LAYERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,60 +42,90 @@ class Combination:
         return MechanismConfig(name=self.mechanism, options=options, hops=self.hops)
 
     def fusion_config(self, modalities: int) -> FusionConfig:
-        """The fusion; with `late_weighted` the text, which comes first, counts twice. ValueError: an unknown name."""
-        weights = _TEXT_COUNTS_TWICE[:modalities] if self.fusion == "late_weighted" else None
-        return FusionConfig(name=self.fusion, weights=weights)
+        """The fusion; with weights, the text, which comes first, counts twice. ValueError: an unknown name."""
+        weighted = self.fusion in FUSIONS and FUSIONS[self.fusion].takes_weights
+        return FusionConfig(name=self.fusion, weights=_TEXT_COUNTS_TWICE[:modalities] if weighted else None)
 
-    def config(
-        self, recipe: Recipe, vocabulary: int, answers: tuple[str, ...], text_encoder: str = "lstm"
-    ) -> CrossModalVqaConfig:
-        """The model for questions about pictures, of the size of `recipe`; UserError for what does not go together."""
-        with self._told():
-            return CrossModalVqaConfig(
-                image=_image_encoder(recipe),
-                text=TextEncoderConfig(
-                    name=text_encoder,
-                    vocabulary=vocabulary,
-                    max_tokens=recipe.max_tokens,
-                    layers=2 * (text_encoder == "transformer"),
-                    heads=recipe.heads,
-                ),
-                mechanism=self.mechanism_config(recipe.heads),
-                fusion=self.fusion_config(modalities=2),
-                layers=self.layers,
-                width=recipe.width,
-                dropout=recipe.dropout,
-                answers=answers,
-            )
 
-    def caption_config(
-        self, recipe: Recipe, vocabulary: int, *, pad_token_id: int, start_token_id: int, end_token_id: int
-    ) -> CrossModalCaptionConfig:
-        """The model that describes pictures, of the size of `recipe`; UserError for what does not go together."""
-        with self._told():
-            return CrossModalCaptionConfig(
-                image=replace(_image_encoder(recipe), layers=recipe.image_layers, heads=recipe.heads),
-                mechanism=self.mechanism_config(recipe.heads),
-                fusion=self.fusion_config(modalities=2),
-                layers=self.layers,
-                width=recipe.width,
-                dropout=recipe.dropout,
+def vqa_config(
+    recipe: Recipe,
+    vocabulary: int,
+    answers: tuple[str, ...],
+    *,
+    text_encoder: str = "lstm",
+    combination: Combination | None = None,
+) -> VqaConfig:
+    """The model for questions about images, of the size of `recipe`.
+
+    Without a combination it has Transformer layers, in which the text reads the image and then decides alone.
+
+    Raises:
+        UserError: parts that do not go together.
+    """
+    with _named(combination):
+        mechanism, fusion = _reading(recipe, combination)
+        return VqaConfig(
+            image=recipe.image_encoder(),
+            text=TextEncoderConfig(
+                name=text_encoder,
                 vocabulary=vocabulary,
                 max_tokens=recipe.max_tokens,
-                pad_token_id=pad_token_id,
-                start_token_id=start_token_id,
-                end_token_id=end_token_id,
-            )
+                layers=_TEXT_LAYERS * (text_encoder == "transformer"),
+                heads=recipe.heads,
+            ),
+            mechanism=mechanism,
+            image_norm=combination is not None,
+            fusion=fusion,
+            layers=recipe.layers if combination is None else combination.layers,
+            width=recipe.width,
+            dropout=recipe.dropout,
+            answers=answers,
+        )
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            raise UserError(f"{self.label()}: {error}") from error
+
+def caption_config(
+    recipe: Recipe,
+    vocabulary: int,
+    *,
+    pad_token_id: int,
+    start_token_id: int,
+    end_token_id: int,
+    combination: Combination | None = None,
+) -> CaptionConfig:
+    """The model that describes images, of the size of `recipe`.
+
+    Without a combination it has Transformer layers, and what has been said decides alone.
+
+    Raises:
+        UserError: parts that do not go together.
+    """
+    with _named(combination):
+        mechanism, fusion = _reading(recipe, combination)
+        return CaptionConfig(
+            image=recipe.image_encoder(),
+            mechanism=mechanism,
+            fusion=fusion,
+            layers=recipe.layers if combination is None else combination.layers,
+            width=recipe.width,
+            dropout=recipe.dropout,
+            vocabulary=vocabulary,
+            max_tokens=recipe.max_tokens,
+            pad_token_id=pad_token_id,
+            start_token_id=start_token_id,
+            end_token_id=end_token_id,
+        )
 
 
-def _image_encoder(recipe: Recipe) -> ImageEncoderConfig:
-    return ImageEncoderConfig(
-        name="cnn", image_size_px=recipe.image_size_px, channels=recipe.channels, blocks=recipe.blocks
-    )
+def _reading(recipe: Recipe, combination: Combination | None) -> tuple[MechanismConfig, FusionConfig | None]:
+    if combination is None:
+        return MechanismConfig(name="text_to_image", options=transformer_options(recipe.heads)), None
+    return combination.mechanism_config(recipe.heads), combination.fusion_config(modalities=2)
+
+
+@contextmanager
+def _named(combination: Combination | None) -> Iterator[None]:
+    """A ValueError becomes a UserError that names the combination."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error) if combination is None else f"{combination.label()}: {error}") from error

@@ -26,7 +26,7 @@ from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import CheckpointError, OutputError
 from xattn_runtime.files import atomic_file
 
-__all__ = ["STATE_FILE", "Batch", "Task", "fit", "fit_in_memory"]
+__all__ = ["STATE_FILE", "Batch", "Trainable", "fit", "fit_in_memory"]
 
 STATE_FILE = "training_state.safetensors"
 _SAVE_EVERY_SECONDS = 60.0
@@ -36,8 +36,8 @@ _ADAM_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Batch = tuple[Tensor, ...]
 
 
-class Task(Protocol):
-    """What the loop needs to know of a task."""
+class Trainable(Protocol):
+    """What the loop needs to know of a training."""
 
     @property
     def model(self) -> nn.Module:
@@ -51,7 +51,7 @@ class Task(Protocol):
 
 
 def fit(
-    task: Task,
+    task: Trainable,
     recipe: Recipe,
     folder: Path,
     identity: dict[str, Any],
@@ -91,12 +91,12 @@ def fit(
 
 
 def fit_in_memory(
-    task: Task,
+    task: Trainable,
     recipe: Recipe,
     batches: Sequence[Batch],
     on_step: Callable[[int, float], None],
 ) -> None:
-    """Train `task.model` on batches that are there already, one a step, without anything on disk.
+    """Train `task.model` on batches made before, one a step, without anything on disk.
 
     It computes in float32, which small models are faster in than in bfloat16.
     """
@@ -108,12 +108,14 @@ def fit_in_memory(
     task.model.eval()
 
 
-def _optimizer(task: Task, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(task: Trainable, recipe: Recipe) -> torch.optim.Optimizer:
     groups = _parameter_groups(task.model, recipe.weight_decay)
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, *, bfloat16: bool) -> float:
+def _step(
+    task: Trainable, optimizer: torch.optim.Optimizer, batch: Batch, learning_rate: float, *, bfloat16: bool
+) -> float:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -149,7 +151,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 class _Steps(Dataset[Batch]):
-    def __init__(self, task: Task, steps: Sequence[int]) -> None:
+    def __init__(self, task: Trainable, steps: Sequence[int]) -> None:
         self._task, self._steps = task, steps
 
     def __len__(self) -> int:
@@ -166,8 +168,8 @@ def _begin_work(_worker: int) -> None:
 
 
 @contextmanager
-def _prefetched(task: Task, steps: Sequence[int]) -> Iterator[Iterator[Batch]]:
-    """Batches made ahead in one worker process, so that drawing and learning overlap."""
+def _prefetched(task: Trainable, steps: Sequence[int]) -> Iterator[Iterator[Batch]]:
+    """Batches prefetched by one worker process, so that drawing and learning overlap."""
     loader = DataLoader(
         _Steps(task, steps),
         batch_size=None,

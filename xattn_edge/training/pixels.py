@@ -1,4 +1,4 @@
-"""Pixels for the model, and the same as data for those who run it later."""
+"""Pixels for the model, and the same preparation as data for the runtime."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normalized(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def image_preprocessing(side_px: int) -> tuple[dict[str, Any], ...]:
-    """What makes of any picture that which `normalized` makes of a training picture (`docs/bundle-format.md`)."""
+    """The steps that prepare any image as `normalized` prepares those of training (`docs/bundle-format.md`)."""
     return (
         {"op": "flatten", "background": _WHITE},
         {"op": "pad_to_square", "background": _WHITE},

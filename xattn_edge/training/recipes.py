@@ -1,11 +1,12 @@
-"""What is trained, on what, for how long: the two recipes, frozen."""
+"""What is trained, on what, for how long: a frozen recipe a task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-__all__ = ["RECIPES", "Recipe"]
+from xattn_edge.encoders import ImageEncoderConfig
+
+__all__ = ["EMOJI_CAPTION", "EMOJI_RETRIEVAL", "SENTIMENT", "SHAPES_VQA", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,76 +31,79 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 200
 
-    def model_size(self) -> dict[str, Any]:
-        """The values that go into the model's configuration as they are, whatever the task."""
-        names = ("image_size_px", "channels", "blocks", "image_layers", "width", "heads", "dropout", "max_tokens")
-        return {name: getattr(self, name) for name in names}
+    def image_encoder(self) -> ImageEncoderConfig:
+        """The encoder of its images."""
+        return ImageEncoderConfig(
+            name="cnn",
+            image_size_px=self.image_size_px,
+            channels=self.channels,
+            blocks=self.blocks,
+            layers=self.image_layers,
+            heads=self.heads,
+        )
 
 
-RECIPES = {
-    "vqa": Recipe(
-        name="shapes-vqa",
-        data="easy-vqa",
-        image_size_px=64,
-        channels=(24, 48, 96),
-        blocks=(1, 1),
-        width=96,
-        heads=4,
-        image_layers=0,
-        layers=2,
-        max_tokens=32,
-        dropout=0.0,
-        steps=2500,
-        batch=64,
-        learning_rate=2e-3,
-    ),
-    "caption": Recipe(
-        name="emoji-caption",
-        data="emoji",
-        image_size_px=96,
-        channels=(16, 32, 96, 192),
-        blocks=(1, 1, 2),
-        width=192,
-        heads=4,
-        image_layers=1,
-        layers=3,
-        max_tokens=48,
-        dropout=0.0,
-        steps=6000,
-        batch=64,
-        learning_rate=2e-3,
-    ),
-    "retrieval": Recipe(
-        name="emoji-retrieval",
-        data="emoji",
-        image_size_px=96,
-        channels=(16, 32, 96, 192),
-        blocks=(1, 1, 2),
-        width=192,
-        heads=4,
-        image_layers=1,
-        layers=1,
-        max_tokens=48,
-        dropout=0.1,
-        steps=600,
-        batch=64,
-        learning_rate=1e-3,
-    ),
-    "sentiment": Recipe(
-        name="sentiment",
-        data="sentiment",
-        image_size_px=32,
-        channels=(8, 16, 32),
-        blocks=(1, 1),
-        width=96,
-        heads=4,
-        image_layers=0,
-        layers=1,
-        max_tokens=96,
-        dropout=0.35,
-        steps=700,
-        batch=64,
-        learning_rate=7e-4,
-    ),
-}
-"""By task."""
+SHAPES_VQA = Recipe(
+    name="shapes-vqa",
+    data="easy-vqa",
+    image_size_px=64,
+    channels=(24, 48, 96),
+    blocks=(1, 1),
+    width=96,
+    heads=4,
+    image_layers=0,
+    layers=2,
+    max_tokens=32,
+    dropout=0.0,
+    steps=2500,
+    batch=64,
+    learning_rate=2e-3,
+)
+EMOJI_CAPTION = Recipe(
+    name="emoji-caption",
+    data="emoji",
+    image_size_px=96,
+    channels=(16, 32, 96, 192),
+    blocks=(1, 1, 2),
+    width=192,
+    heads=4,
+    image_layers=1,
+    layers=3,
+    max_tokens=48,
+    dropout=0.0,
+    steps=6000,
+    batch=64,
+    learning_rate=2e-3,
+)
+EMOJI_RETRIEVAL = Recipe(
+    name="emoji-retrieval",
+    data="emoji",
+    image_size_px=96,
+    channels=(16, 32, 96, 192),
+    blocks=(1, 1, 2),
+    width=192,
+    heads=4,
+    image_layers=1,
+    layers=1,
+    max_tokens=48,
+    dropout=0.1,
+    steps=600,
+    batch=64,
+    learning_rate=1e-3,
+)
+SENTIMENT = Recipe(
+    name="sentiment",
+    data="sentiment",
+    image_size_px=32,
+    channels=(8, 16, 32),
+    blocks=(1, 1),
+    width=96,
+    heads=4,
+    image_layers=0,
+    layers=1,
+    max_tokens=96,
+    dropout=0.35,
+    steps=700,
+    batch=64,
+    learning_rate=7e-4,
+)

@@ -1,10 +1,10 @@
-"""Training retrieval on the emoji set: pairs of a picture and what it is called are all that it needs."""
+"""Training retrieval on the emoji set: pairs of an image and its name are all that it needs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,14 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xattn_edge.attention import AttentionOptions, MechanismConfig, Tokens
 from xattn_edge.data.emoji_captions import EmojiCaptions
 from xattn_edge.data.vocabulary import PADDING, piece_tokenizer
-from xattn_edge.encoders import ImageEncoderConfig, TextEncoderConfig
+from xattn_edge.encoders import TextEncoderConfig
 from xattn_edge.evaluation.retrieval import retrieval_scores
 from xattn_edge.models import CaptionModel, RetrievalConfig, RetrievalModel, load_checkpoint
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["RetrievalTask"]
+__all__ = ["RetrievalTraining"]
 
 _PIECES = 3000
 _EMBEDDING = 128
@@ -32,12 +32,12 @@ _TEXT_LAYERS = 2
 _BATCH = 64
 
 
-class RetrievalTask:
+class RetrievalTraining:
     """Batches of concepts, each drawn by two artists and named once.
 
-    Both pictures of a concept and its name are drawn together, and away from all others of the batch: the symmetric
-    contrastive loss of CLIP (Radford et al., 2021) over the three pairs of the three. The match of a text and a
-    picture learns from the pairs and from the wrong ones that the cosines find likely, as in ALBEF (Li et al., 2021).
+    Both images of a concept and its name are pulled together, and pushed away from all others of the batch: the
+    symmetric contrastive loss of CLIP (Radford et al., 2021) over the three pairs of the three. The match of a text and
+    an image learns from the pairs and from the wrong ones that the cosines find likely, as in ALBEF (Li et al., 2021).
 
     Args:
         eye: a checkpoint of `train caption`, whose image encoder training begins with; without it, random weights.
@@ -48,14 +48,7 @@ class RetrievalTask:
         self._recipe, self._seed = recipe, seed
         self.tokenizer: Tokenizer = piece_tokenizer(self._data.training_captions(), _PIECES)
         self.config = RetrievalConfig(
-            image=ImageEncoderConfig(
-                name="cnn",
-                image_size_px=recipe.image_size_px,
-                channels=recipe.channels,
-                blocks=recipe.blocks,
-                layers=recipe.image_layers,
-                heads=recipe.heads,
-            ),
+            image=recipe.image_encoder(),
             text=TextEncoderConfig(
                 name="transformer",
                 vocabulary=self.tokenizer.get_vocab_size(),
@@ -74,10 +67,15 @@ class RetrievalTask:
         if eye is not None:
             self._begin_with(eye)
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the checkpoint says of its preprocessing beside that of the images: nothing."""
+        return {}
+
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels `[2 batch, 3, side, side]`, the second half the same concepts again, and ids `[batch, length]`."""
-        pictures, captions = self._data.training_pairs(self._seed, step, self._recipe.batch)
-        pixels = normalized(pictures.reshape(-1, *pictures.shape[2:]))
+        images, captions = self._data.training_pairs(self._seed, step, self._recipe.batch)
+        pixels = normalized(images.reshape(-1, *images.shape[2:]))
         return pixels.contiguous(memory_format=torch.channels_last), self._ids(captions)
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
@@ -90,14 +88,14 @@ class RetrievalTask:
             first, second = model.embed_image(image).float().chunk(2)
             texts = model.embed_text(text).float()
             cosines = model.scale * torch.stack([first @ texts.T, second @ texts.T, first @ second.T])
-            wanted = torch.arange(len(ids)).repeat(3)
-            contrast = F.cross_entropy(cosines.flatten(0, 1), wanted) + F.cross_entropy(
-                cosines.mT.flatten(0, 1), wanted
+            targets = torch.arange(len(ids)).repeat(3)
+            contrast = F.cross_entropy(cosines.flatten(0, 1), targets) + F.cross_entropy(
+                cosines.mT.flatten(0, 1), targets
             )
             return contrast + self._match_loss(text, Tokens(*(each[: len(ids)] for each in image)), cosines[0].detach())
 
     def _match_loss(self, text: Tokens, image: Tokens, cosines: Tensor) -> Tensor:
-        """Binary cross-entropy of pairs, and of likely wrong texts for each picture and pictures for each text."""
+        """Binary cross-entropy of pairs, and of likely wrong texts for each image and images for each text."""
         if self.trained_model.matcher is None:
             return cosines.new_zeros(())
         others = cosines.masked_fill(torch.eye(len(cosines), dtype=torch.bool), -torch.inf)
@@ -123,11 +121,11 @@ class RetrievalTask:
         }
 
     @torch.inference_mode()
-    def _embed_images(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         model = self.trained_model
         found = [
-            model.embed_image(model.encode_image(normalized(pictures[start : start + _BATCH])))
-            for start in range(0, len(pictures), _BATCH)
+            model.embed_image(model.encode_image(normalized(images[start : start + _BATCH])))
+            for start in range(0, len(images), _BATCH)
         ]
         embeddings: NDArray[np.float32] = torch.cat(found).numpy()
         return embeddings
@@ -140,12 +138,12 @@ class RetrievalTask:
         return embeddings
 
     @torch.inference_mode()
-    def _rerank(self, text: str, pictures: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _rerank(self, text: str, images: NDArray[np.uint8], cosines: NDArray[np.float32]) -> NDArray[np.float32]:
         model = self.trained_model
         ids = self._ids([text])
         tokens = model.encode_text(ids, torch.ones_like(ids))
-        repeated = Tokens(*(each.expand(len(pictures), *each.shape[1:]) for each in tokens))
-        logits = model.match(repeated, model.encode_image(normalized(pictures)))[:, 0].numpy()
+        repeated = Tokens(*(each.expand(len(images), *each.shape[1:]) for each in tokens))
+        logits = model.match(repeated, model.encode_image(normalized(images)))[:, 0].numpy()
         scores: NDArray[np.float32] = logits + float(model.scale) * cosines
         return scores
 
@@ -155,11 +153,12 @@ class RetrievalTask:
         return torch.tensor([row + [PADDING] * (length - len(row)) for row in ids])
 
     def _begin_with(self, eye: Path) -> None:
-        model = load_checkpoint(eye).model
+        checkpoint = load_checkpoint(eye)
         try:
-            if not isinstance(model, CaptionModel):
-                raise TypeError(f"expected a model that captions, found {type(model).__name__}")
+            if checkpoint.task != "caption":
+                raise ValueError(f"a model of {checkpoint.task}; expected one of caption")
+            model = cast(CaptionModel, checkpoint.model)
             self.trained_model.image_encoder.load_state_dict(model.image_encoder.state_dict())
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{eye}: expected the image encoder of this recipe, found: {reason}") from error

@@ -14,14 +14,11 @@ from typing import Any
 import torch
 
 from xattn_edge.models.checkpoint import Checkpoint, save_checkpoint
-from xattn_edge.training.caption import CaptionTask
 from xattn_edge.training.combination import Combination
 from xattn_edge.training.loop import STATE_FILE, fit
 from xattn_edge.training.pixels import image_preprocessing
-from xattn_edge.training.recipes import RECIPES, Recipe
-from xattn_edge.training.retrieval import RetrievalTask
-from xattn_edge.training.sentiment import SentimentTask
-from xattn_edge.training.vqa import VqaTask
+from xattn_edge.training.recipes import Recipe
+from xattn_edge.training.table import TRAININGS, Choices, Training
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write, is_leftover, sweep
 
@@ -69,14 +66,14 @@ def train(
     """Train the recipe of `task` into the checkpoint folder `output`; resume an unfinished training there.
 
     Args:
-        task: one of `RECIPES`.
+        task: one of `TRAININGS`.
         seed: of weights, batches and dropout.
         steps: optimizer steps, if not those of the recipe.
         text_encoder: `lstm` (default) or `transformer`, for `vqa` alone.
         combination: mechanism and fusion of the model, for `vqa` and `caption`; without it, the default's layers of
             cross-attention.
         eye: a checkpoint of captioning whose image encoder training begins with, for `retrieval` alone.
-        threads: within an operator; if not given all cores but one, which makes the batches.
+        threads: within an operator; by default all cores but one, which makes the batches.
         overwrite: delete what is in `output` first.
         progress: called after every step.
 
@@ -84,17 +81,13 @@ def train(
         OutputError: `output` holds something else, or a finished checkpoint.
         UserError: an impossible argument.
     """
-    if task not in RECIPES:
-        raise UserError(f"unknown task {task!r}; expected one of {', '.join(RECIPES)}")
-    if text_encoder is not None and task != "vqa":
-        raise UserError(f"the task {task!r} has no text encoder; leave --text-encoder out")
-    if combination is not None and task not in ("vqa", "caption"):
-        raise UserError(f"the task {task!r} has a mechanism of its own; leave --mechanism and its like out")
-    if eye is not None and task != "retrieval":
-        raise UserError(f"the task {task!r} begins with random weights; leave --eye out")
+    if task not in TRAININGS:
+        raise UserError(f"unknown task {task!r}; expected one of {', '.join(TRAININGS)}")
+    kind, choices = TRAININGS[task], Choices(text_encoder=text_encoder, combination=combination, eye=eye)
+    kind.check(choices)
     if steps is not None and steps < 1:
         raise UserError(f"expected at least one training step, found {steps}")
-    recipe = RECIPES[task] if steps is None else dataclasses.replace(RECIPES[task], steps=steps)
+    recipe = kind.recipe if steps is None else dataclasses.replace(kind.recipe, steps=steps)
     _prepare_output(output, overwrite)
     tell = progress or (lambda _: None)
     tell(TrainProgress(0, recipe.steps, None, "reading the data"))
@@ -102,33 +95,27 @@ def train(
     torch.manual_seed(seed)
     if combination is not None:
         recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
-    if task == "vqa":
-        return _run(task, VqaTask(recipe, seed, text_encoder or "lstm", combination), recipe, output, seed, tell)
-    if task == "retrieval":
-        return _run(task, RetrievalTask(recipe, seed, eye), recipe, output, seed, tell)
-    if task == "sentiment":
-        return _run(task, SentimentTask(recipe, seed), recipe, output, seed, tell)
-    return _run(task, CaptionTask(recipe, seed, combination), recipe, output, seed, tell)
+    return _run(task, kind.begin(recipe, seed, choices), recipe, output, seed, tell)
 
 
 def _run(
     name: str,
-    task: VqaTask | CaptionTask | RetrievalTask | SentimentTask,
+    task: Training,
     recipe: Recipe,
     output: Path,
     seed: int,
     tell: Callable[[TrainProgress], None],
 ) -> TrainReport:
     identity = {"task": name, "seed": seed, **dataclasses.asdict(recipe), "config": dataclasses.asdict(task.config)}
-    started, before = time.monotonic(), _seconds_so_far(output)
+    started, earlier = time.monotonic(), _seconds_so_far(output)
 
     def on_step(done: int, loss: float | None) -> None:
-        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"going on after step {done}"))
+        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"resuming after step {done}"))
 
     try:
         fit(task, recipe, output, identity, on_step)
     finally:
-        seconds = before + time.monotonic() - started
+        seconds = earlier + time.monotonic() - started
         atomic_write(output / _SECONDS_FILE, json.dumps(seconds))
     tell(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
     evaluation = {**task.report(), "data": recipe.data, "training_seconds": round(seconds, 1)}
@@ -151,7 +138,7 @@ def _run(
                 "learning_rate": recipe.learning_rate,
                 "weight_decay": recipe.weight_decay,
                 "torch": torch.__version__,
-                **(task.recorded if isinstance(task, SentimentTask) else {}),
+                **task.recorded,
             },
         )
     )

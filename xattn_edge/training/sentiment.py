@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ from xattn_edge.attention import AttentionOptions, MechanismConfig
 from xattn_edge.data.faces import FRAMES, SIDE_PX
 from xattn_edge.data.rated_sentences import LABELS, SPEECH, RatedSentences, Sentence
 from xattn_edge.data.vocabulary import PADDING, UNKNOWN, piece_tokenizer
-from xattn_edge.encoders import ImageEncoderConfig, SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
+from xattn_edge.encoders import SpeechEncoderConfig, TextEncoderConfig, VideoEncoderConfig
 from xattn_edge.evaluation.sentiment import PARTS, Part, label_scores, part_sentences
 from xattn_edge.fusion import FusionConfig
 from xattn_edge.models import SentimentConfig, SentimentModel
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 
-__all__ = ["SentimentTask"]
+__all__ = ["SentimentTraining"]
 
 _PIECES = 6000
 _SPEECH_CHANNELS = 16
@@ -41,11 +41,11 @@ _FIRST_SIZE, _COUNTED_SIZE, _COUNTED_FEATURES = 0.05, 0.3, 8
 _BATCH = 128
 
 
-class SentimentTask:
+class SentimentTraining:
     """Batches of sentences and of single words of the lexicon, with the modalities that each happens to have.
 
-    Every twelfth batch is spoken, every fourth has faces, and there words, sound and faces are often left out. What is
-    to be told is how sure the raters' mean is of each label.
+    Every twelfth batch is spoken, every fourth has faces, and in those words, sound and faces are often left out. The
+    targets say how sure the raters' mean is of each label.
     """
 
     def __init__(self, recipe: Recipe, seed: int) -> None:
@@ -69,9 +69,7 @@ class SentimentTask:
                 bands=SPEECH.bands, longest=SPEECH.longest_frames, channels=_SPEECH_CHANNELS, heads=recipe.heads
             ),
             frames=VideoEncoderConfig(
-                picture=ImageEncoderConfig(
-                    name="cnn", image_size_px=recipe.image_size_px, channels=recipe.channels, blocks=recipe.blocks
-                ),
+                image=replace(recipe.image_encoder(), heads=1),
                 longest=FRAMES,
                 heads=recipe.heads,
             ),
@@ -115,11 +113,11 @@ class SentimentTask:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """How speech is cut, for whoever runs the model."""
+        """What the checkpoint says of its preprocessing beside that of the images: how speech is cut."""
         return {"speech": asdict(SPEECH)}
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
-        """The six inputs of the model, and wanted probabilities `[batch, labels]`."""
+        """The six inputs of the model, and target probabilities `[batch, labels]`."""
         rng = np.random.default_rng((self._seed, step))
         count = self._recipe.batch
         if step % _SPOKEN_EVERY == 0:
@@ -133,12 +131,12 @@ class SentimentTask:
         read = ~(heard | seen) | (rng.random(count) >= _TEXT_LEFT_OUT)
         ids = [self._ids(row.text, rng) if has else [] for row, has in zip(rows, read, strict=True)]
         inputs = (*_padded_ids(ids), *self._speech(rows, heard), *self._frames(rows, seen))
-        return *inputs, _wanted(torch.tensor([row.rating for row in rows]))
+        return *inputs, _targets(torch.tensor([row.rating for row in rows]))
 
     def loss(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Cross-entropy of the labels, each as far as it is sure."""
-        *inputs, wanted = batch
-        return F.cross_entropy(self.trained_model(*inputs).float(), wanted)
+        *inputs, targets = batch
+        return F.cross_entropy(self.trained_model(*inputs).float(), targets)
 
     def report(self) -> dict[str, Any]:
         """Accuracy and F1 of every part of the test half."""
@@ -213,7 +211,7 @@ def _padded_ids(ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return padded, mask
 
 
-def _wanted(ratings: Tensor) -> Tensor:
+def _targets(ratings: Tensor) -> Tensor:
     """How sure a mean rating is of each of `LABELS`, `[batch, labels]`."""
     positive, negative = ((sign * ratings - _EDGE) / _SURE for sign in (1, -1))
     above, below = positive.sigmoid(), negative.sigmoid()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +15,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue, Tokens
 from xattn_edge.data.easy_vqa import EasyVqa, VqaSample
 from xattn_edge.data.vocabulary import PADDING, UNKNOWN, question_tokenizer
 from xattn_edge.evaluation.floors import question_only_accuracy
-from xattn_edge.models import CrossModalVqaConfig, CrossModalVqaModel, VqaConfig, VqaModel, build_model
-from xattn_edge.training.combination import Combination
+from xattn_edge.models import VqaConfig, VqaModel
+from xattn_edge.training.combination import Combination, vqa_config
 from xattn_edge.training.pixels import normalized
 from xattn_edge.training.recipes import Recipe
 
-__all__ = ["VqaTask"]
+__all__ = ["VqaTraining"]
 
 _QUESTIONS_PER_IMAGE = 4
 _UNKNOWN_WORD_SHARE = 0.03
@@ -32,8 +31,8 @@ _NO_QUESTION_MARK_SHARE = 0.3
 _SHIFT_PX = 4
 
 
-class VqaTask:
-    """Batches of pictures with four questions each; a picture is encoded once for its questions."""
+class VqaTraining:
+    """Batches of images with four questions each; an image is encoded once for its questions."""
 
     def __init__(self, recipe: Recipe, seed: int, text_encoder: str, combination: Combination | None = None) -> None:
         self._data = EasyVqa()
@@ -42,30 +41,29 @@ class VqaTask:
         self._images = np.stack([_read(samples[0], recipe.image_size_px) for samples in self._train])
         self.tokenizer: Tokenizer = question_tokenizer(s.question for samples in self._train for s in samples)
         self._question_mark = self.tokenizer.token_to_id("?")
-        vocabulary, answers = self.tokenizer.get_vocab_size(), self._data.answers
-        self.config = (
-            VqaConfig(
-                **recipe.model_size(),
-                vocabulary=vocabulary,
-                text_encoder=text_encoder,
-                text_layers=2,
-                cross_layers=recipe.layers,
-                answers=answers,
-            )
-            if combination is None
-            else combination.config(recipe, vocabulary, answers, text_encoder)
+        self.config = vqa_config(
+            recipe,
+            self.tokenizer.get_vocab_size(),
+            self._data.answers,
+            text_encoder=text_encoder,
+            combination=combination,
         )
-        self.model = cast(VqaModel | CrossModalVqaModel, build_model(self.config))
+        self.model = VqaModel(self.config)
 
     @property
-    def trained_model(self) -> VqaModel | CrossModalVqaModel:
+    def trained_model(self) -> VqaModel:
         """What goes into the checkpoint."""
         return self.model
 
-    def begin(self, config: CrossModalVqaConfig, seed: int) -> None:
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What the checkpoint says of its preprocessing beside that of the images: nothing."""
+        return {}
+
+    def begin(self, config: VqaConfig, seed: int) -> None:
         """Begin anew with a model of this configuration, random weights, and other batches."""
         self.config, self._seed = config, seed
-        self.model = CrossModalVqaModel(config)
+        self.model = VqaModel(config)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Pixels `[images, 3, side, side]`, ids and mask `[images · 4, length]`, answers `[images · 4]`."""
@@ -89,23 +87,21 @@ class VqaTask:
         return F.cross_entropy(logits.float(), answers)
 
     def _answer(self, pixels: Tensor, input_ids: Tensor, mask: Tensor, repeated: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits of the questions, for each of which `repeated` has what was encoded of its picture."""
-        model = self.model
-        if isinstance(model, CrossModalVqaModel):
-            return model.answer(input_ids, mask, Tokens(*map(repeated, model.encode_image(pixels))))
-        return model.answer(input_ids, mask, [KeyValue(*map(repeated, each)) for each in model.encode_image(pixels)])
+        """Logits of the questions; `repeated` makes a row for each of them of what was encoded of the images."""
+        return self.model.answer(input_ids, mask, [repeated(each) for each in self.model.encode_image(pixels)])
 
     def samples(self) -> tuple[list[VqaSample], list[VqaSample]]:
         """All questions of the training and of the test split."""
         return self._data.samples("train"), self._data.samples("test")
 
-    def test_questions(self, pictures: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The first so many pictures of the test split, and all that is asked about them.
+    def test_questions(self, images: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The first images of the test split, so many, and all questions about them.
 
-        Pixels `[pictures, 3, side, side]`; of each question its ids and mask `[questions, length]`, the number of its
-        picture and that of its answer, `[questions]`.
+        Returns:
+            Pixels `[images, 3, side, side]`; of each question its ids and mask `[questions, length]`, the number of its
+            image and that of its answer, `[questions]`.
         """
-        shown = _by_image(self._data.samples("test"))[:pictures]
+        shown = _by_image(self._data.samples("test"))[:images]
         pixels = np.stack([_read(samples[0], self._recipe.image_size_px) for samples in shown])
         asked = [(number, sample) for number, samples in enumerate(shown) for sample in samples]
         input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for _, sample in asked])

@@ -21,8 +21,7 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress, silent
-from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask
-from xattn_runtime.tasks.sentiment import read_sample
+from xattn_runtime.tasks import TaskInput, TaskResult
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -82,11 +81,13 @@ def compare_bundles(
     changes, right, equal = [], [0, 0], 0
     for number, sample in enumerate(samples.items):
         progress(f"answering {samples.name}", 0.7 * number / len(samples.items))
-        found = [_answer(task, sample) for task in tasks]
-        right = [count + (text == sample.reference) for count, (text, _) in zip(right, found, strict=True)]
-        equal += found[0][0] == found[1][0]
-        if found[0][0] != found[1][0]:
-            changes.append(_change(number, sample, bundles[0], found))
+        first, second = (task.answer(TaskInput(sample.image, sample.text)) for task in tasks)
+        right = [
+            count + (result.text == sample.reference) for count, result in zip(right, (first, second), strict=True)
+        ]
+        equal += first.text == second.text
+        if first.text != second.text:
+            changes.append(_change(number, sample, bundles[0], first, second))
     progress("looking into the layers", 0.7)
     components = _components(bundles, settings, samples.items[:looked_into], threshold)
     return CompareReport(
@@ -124,34 +125,15 @@ def _components(
         stepwise = replace(bundles[0], manifest=replace(bundles[0].manifest, graphs=graphs))
         task = load(stepwise, replace(settings[0], engine=PairEngine(pairs)))
         for sample in samples:
-            _answer(task, sample)
+            task.answer(TaskInput(sample.image, sample.text))
         return {role: pair.component(threshold) for role, pair in pairs.items()}
 
 
-def _answer(task: AnyTask, sample: _Sample) -> tuple[str, tuple[int, ...]]:
-    """What the task says of a sample, and the ids of its tokens where it generates them."""
-    if isinstance(task, CaptionTask):
-        caption = task.caption(sample.image, sample.text)
-        return caption.text, caption.token_ids
-    if isinstance(task, VqaTask):
-        answer = task.ask(sample.image, sample.text or "")
-        return answer.answer, answer.token_ids
-    if isinstance(task, SentimentTask):
-        return task.tell(read_sample(Path(str(sample.image)), sample.text)).label, ()
-    task.embed_images([sample.image])
-    if sample.text is not None:
-        task.embed_texts([sample.text])
-    return "", ()
-
-
-def _change(
-    number: int, sample: _Sample, bundle: Bundle, found: Sequence[tuple[str, tuple[int, ...]]]
-) -> ChangedAnswer:
+def _change(number: int, sample: _Sample, bundle: Bundle, first: TaskResult, second: TaskResult) -> ChangedAnswer:
     image: Any = sample.image
     name = Path(image).name if isinstance(image, str | os.PathLike) else f"example {number}"
-    (first, first_ids), (second, second_ids) = found
-    token = _token_difference(bundle, first_ids, second_ids)
-    return ChangedAnswer(number, name, sample.text, sample.reference, first, second, token)
+    token = _token_difference(bundle, first.token_ids, second.token_ids)
+    return ChangedAnswer(number, name, sample.text, sample.reference, first.text, second.text, token)
 
 
 def _token_difference(bundle: Bundle, first: tuple[int, ...], second: tuple[int, ...]) -> TokenDifference | None:

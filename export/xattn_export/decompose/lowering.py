@@ -85,8 +85,8 @@ def _expand_new_operators(model: ModelProto, current: int, opset: int) -> ModelP
 
 def _spell_out_defaults(node: NodeProto, schema: OpSchema) -> None:
     """onnx.inliner forgets the defaults of attributes that a function's body refers to."""
-    given = {attribute.name for attribute in node.attribute}
-    defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in given)
+    present = {attribute.name for attribute in node.attribute}
+    defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in present)
     node.attribute.extend(default for default in defaults if default.name)
 
 

@@ -206,5 +206,5 @@ def _spell_out_defaults(nodes: Iterable[NodeProto], model: ModelProto) -> None:
     functions = {(function.domain, function.name): function for function in model.functions}
     for node in all_nodes(nodes):
         if function := functions.get((node.domain, node.op_type)):
-            given = {attribute.name for attribute in node.attribute}
-            node.attribute.extend(default for default in function.attribute_proto if default.name not in given)
+            present_names = {attribute.name for attribute in node.attribute}
+            node.attribute.extend(default for default in function.attribute_proto if default.name not in present_names)

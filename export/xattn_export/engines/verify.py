@@ -24,7 +24,7 @@ from xattn_runtime.execution.loading import session_entries
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, Tensor, default_threads
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, VqaTask
+from xattn_runtime.tasks import Task, TaskInput
 from xattn_runtime.verify.golden import measure
 from xattn_runtime.verify.wholes import compare_wholes, run_wholes
 
@@ -108,9 +108,9 @@ class _Counted:
         return self.graph.get_outputs()
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        found = self.graph.run(outputs, inputs)
+        results = self.graph.run(outputs, inputs)
         self.runs.append("run")
-        return found
+        return results
 
 
 @dataclass(frozen=True)
@@ -178,46 +178,28 @@ def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) ->
     )
 
 
-def _same_tokens(task: AnyTask, ours: AnyTask) -> tuple[int, int]:
+def _same_tokens(task: Task, ours: Task) -> tuple[int, int]:
     """How many of the golden inputs give the token ids that they give in ONNX Runtime, and of how many.
 
     From where two tokens are as likely, within the bundle's tolerance, either may follow.
     """
     cases, same = task.bundle.manifest.golden.cases, 0
     for case in cases:
-        image, question = task.bundle.file(case.image), case.question
-        found, expected = _token_ids(task, image, question), _token_ids(ours, image, question)
-        same += found == expected or _is_tie(ours, image, question, expected, found)
+        golden = TaskInput(task.bundle.file(case.image), case.asked)
+        found, expected = task.answer(golden).token_ids, ours.answer(golden).token_ids
+        same += found == expected or _is_tie(ours, golden, expected, found)
     return same, len(cases)
 
 
-def _token_ids(task: AnyTask, image: Path, question: str | None) -> tuple[int, ...]:
-    if isinstance(task, CaptionTask):
-        return task.caption(image).token_ids
-    if isinstance(task, VqaTask):
-        return task.ask(image, question or "").token_ids
-    return ()
-
-
-def _is_tie(
-    task: AnyTask,
-    image: Path,
-    question: str | None,
-    expected: tuple[int, ...],
-    found: tuple[int, ...],
-) -> bool:
+def _is_tie(task: Task, golden: TaskInput, expected: tuple[int, ...], found: tuple[int, ...]) -> bool:
     """Whether the logits of the first two tokens that differ do so by less than the bundle's tolerance."""
     decoding = task.bundle.manifest.decoding
-    if isinstance(task, RetrievalTask | SentimentTask) or decoding is None:
+    if decoding is None:
         return False
     end = decoding.end_token_ids[0]
     pairs = list(zip_longest(expected, found, fillvalue=end))
     first = next(number for number, pair in enumerate(pairs) if pair[0] != pair[1])
-    encoded, forced = task.encode(image), expected[:first]
-    if isinstance(task, CaptionTask):
-        row = task.forced_logits(encoded, forced)[-1]
-    else:
-        row = task.logits(encoded, question or "", forced)[-1]
+    row = task.token_logits(golden, expected[:first])[-1]
     size = float(np.sqrt(np.mean((row - row.mean()) ** 2)))
     lead = abs(float(row[pairs[first][0]] - row[pairs[first][1]]))
     return lead <= _TIE * task.bundle.manifest.golden.relative_rms * size

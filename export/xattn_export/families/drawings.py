@@ -8,7 +8,8 @@ import math
 from PIL import Image, ImageDraw
 
 from xattn_export.families.base import GoldenInput
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
+from xattn_runtime.bundle.task_table import TASKS
 
 __all__ = ["caption_images", "captioned_images", "few_images", "question_images", "row_images", "shape_images"]
 
@@ -57,7 +58,7 @@ def captioned_images() -> tuple[GoldenInput, ...]:
     )
 
 
-def row_images(task: Task) -> tuple[GoldenInput, ...]:
+def row_images(task: TaskName) -> tuple[GoldenInput, ...]:
     """Four shapes beside each other, and three below each other, with a question each where `task` is to answer one.
 
     For models that cut images into tiles: of long and narrow ones they make few.
@@ -68,7 +69,7 @@ def row_images(task: Task) -> tuple[GoldenInput, ...]:
         for place in range(columns * rows):
             corner = (place % columns * _SHAPE_SIDE_PX, place // columns * _SHAPE_SIDE_PX)
             image.paste(_one_shape(*_SHAPES[place + number], offset=place), corner)
-        drawings.append(GoldenInput(_png(image), (_QUESTIONS[number],) if task == "vqa" else ()))
+        drawings.append(GoldenInput(_png(image), (_QUESTIONS[number],) if TASKS[task].text_key is not None else ()))
     return tuple(drawings)
 
 
@@ -94,9 +95,9 @@ def caption_images() -> tuple[GoldenInput, ...]:
     return tuple(drawings)
 
 
-def few_images(task: Task) -> tuple[GoldenInput, ...]:
+def few_images(task: TaskName) -> tuple[GoldenInput, ...]:
     """Three images to caption, or with a question each: for models that take long to generate a text."""
-    return (caption_images() if task == "caption" else question_images())[:_FEW]
+    return (caption_images() if TASKS[task].text_key is None else question_images())[:_FEW]
 
 
 def _one_shape(shape: str, color: Color, offset: int) -> Image.Image:

@@ -9,7 +9,6 @@ from typing import Any
 from xattn_export.families.base import Family
 from xattn_export.families.checkpoint_folder.json_files import read_present_json
 from xattn_export.families.own.caption import XATTN_CAPTION
-from xattn_export.families.own.cross_modal import XATTN_CROSS_MODAL
 from xattn_export.families.own.retrieval import XATTN_RETRIEVAL
 from xattn_export.families.own.sentiment import XATTN_SENTIMENT
 from xattn_export.families.own.vqa import XATTN_VQA
@@ -32,7 +31,6 @@ __all__ = ["FAMILIES", "family_of"]
 FAMILIES: tuple[Family, ...] = (
     XATTN_CAPTION,
     XATTN_VQA,
-    XATTN_CROSS_MODAL,
     XATTN_RETRIEVAL,
     XATTN_SENTIMENT,
     *BLIP,

@@ -81,7 +81,7 @@ def _normalizers(part: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [found for one in part["normalizers"] for found in _normalizers(one)]
+        return [each for one in part["normalizers"] for each in _normalizers(one)]
     return [(str(part["type"]), part)]
 
 

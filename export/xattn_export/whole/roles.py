@@ -19,6 +19,7 @@ from xattn_export.whole.decoded import TokenTexts, token_texts, write_labels, wr
 from xattn_export.whole.pixels import unwritable_step
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import PRECISIONS, WHOLE_ROLES, Graph, Manifest
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.preprocess.text import TextCodec
 
 __all__ = ["WHOLE", "WHOLE_TEXT", "Wholes", "left_out", "write_wholes"]
@@ -63,11 +64,12 @@ def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
     if reason := reason or _fixed_axis(graphs):
         wholes.absent.update({WHOLE: reason, WHOLE_TEXT: reason})
         return wholes
+    spec = TASKS[manifest.task]
     codec = TextCodec(staged.folder / manifest.tokenizer.file, manifest.tokenizer)
-    prompt_ids = codec.encode_prompt() if manifest.task == "caption" else ()
+    prompt_ids = codec.encode_prompt() if spec.text_key is None else ()
     composition = new_composition()
     question = None
-    if manifest.task == "vqa":
+    if spec.text_key is not None:
         question = _QUESTION
         composition.inputs[_QUESTION] = (TensorProto.INT64, ["batch", "length"])
     compose(composition, manifest, graphs, prompt_ids, question)
@@ -83,7 +85,7 @@ def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
 
 def _obstacle(manifest: Manifest) -> str | None:
     """Why there can be no graph of the whole model."""
-    if manifest.task in ("retrieval", "sentiment"):
+    if not TASKS[manifest.task].has_whole_graphs:
         return f"the bundle is for {manifest.task}"
     if manifest.regions is not None:
         return "the model takes regions in place of a picture"
@@ -120,7 +122,7 @@ def _words(
     if opset < _LOWEST_OPSET_OF_STRINGS:
         return f"opset {opset} has no StringConcat; export with --opset {_LOWEST_OPSET_OF_STRINGS} or later"
     asked: QuestionWords | None = None
-    if manifest.task == "vqa":
+    if TASKS[manifest.task].text_key is not None:
         tokenizer_json = (staged.folder / manifest.tokenizer.file).read_text(encoding="utf-8")
         read = question_words(codec, tokenizer_json, manifest.tokenizer)
         if isinstance(read, str):

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from xattn_runtime.bundle.manifest import FileEntry, Manifest, Task, parse
+from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import BundleError
 from xattn_runtime.json_reader import one_line, show
 
@@ -28,12 +29,6 @@ __all__ = [
 ]
 
 MANIFEST_FILE = "manifest.json"
-_DEFAULT_NAMES: dict[Task, str] = {
-    "caption": "emoji-caption.xattn",
-    "retrieval": "emoji-retrieval.xattn",
-    "sentiment": "sentiment.xattn",
-    "vqa": "shapes-vqa.xattn",
-}
 _LARGE_FILE_BYTES = 16 * 2**20
 _MOST_HASHED_AT_ONCE = 4
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
@@ -79,11 +74,12 @@ def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
     return parse(data, file)
 
 
-def default_bundle(task: Task) -> Path:
+def default_bundle(task: TaskName) -> Path:
     """Folder of the bundle for `task` that came with this package; BundleError where there is none."""
-    if task not in _DEFAULT_NAMES:
-        raise BundleError(f"default bundle: expected a task of {', '.join(_DEFAULT_NAMES)}, found {show(task)}")
-    folder = _defaults() / _DEFAULT_NAMES[task]
+    names = {name: spec.default_bundle for name, spec in TASKS.items() if spec.default_bundle is not None}
+    if task not in names:
+        raise BundleError(f"default bundle: expected a task of {', '.join(sorted(names))}, found {show(task)}")
+    folder = _defaults() / names[task]
     if not (folder / MANIFEST_FILE).is_file():
         raise BundleError(
             f"{folder}: expected the default bundle for {task}, found none; name a bundle with --bundle, "

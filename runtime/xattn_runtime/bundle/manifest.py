@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from xattn_runtime.bundle.calibration import Calibration, read_calibration
 from xattn_runtime.bundle.decoding import Decoding, read_decoding
 from xattn_runtime.bundle.similarity import Similarity, read_similarity
+from xattn_runtime.bundle.task_table import TASKS, TaskSpec
 from xattn_runtime.errors import BundleError
 from xattn_runtime.json_reader import ObjectReader, show, unsafe_path_reason
 from xattn_runtime.preprocess.regions import RegionSpec, read_region_spec
@@ -26,7 +27,6 @@ __all__ = [
     "PRECISIONS",
     "SCHEMA_VERSION",
     "SESSION_OPTIONS",
-    "TASK_ROLES",
     "WHOLE_ROLES",
     "Attention",
     "Calibration",
@@ -39,28 +39,17 @@ __all__ = [
     "Precision",
     "Provenance",
     "Similarity",
-    "Task",
+    "TaskName",
     "TokenizerSpec",
     "parse",
 ]
 
-Task = Literal["caption", "vqa", "retrieval", "sentiment"]
+TaskName = Literal["caption", "vqa", "retrieval", "sentiment"]
 Attention = Literal["standard", "decomposed"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 SCHEMA_VERSION = 1
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
-# The sets of roles that a bundle for a task may have: which of them it is decides how the task is done.
-TASK_ROLES: Mapping[Task, tuple[tuple[str, ...], ...]] = {
-    "caption": (("image_encoder", "decoder"), ("image_encoder", "text_encoder", "decoder")),
-    "vqa": (
-        ("image_encoder", "classifier"),
-        ("image_encoder", "text_encoder", "decoder"),
-        ("image_encoder", "decoder"),
-    ),
-    "retrieval": (("image_encoder", "text_encoder"), ("image_encoder", "text_encoder", "reranker")),
-    "sentiment": (("classifier",),),
-}
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
 # Beside everything there may be all of it in one graph, and a graph that says what was attended to.
@@ -116,6 +105,11 @@ class GoldenCase:
     token_ids: tuple[int, ...] | None = None
     query: str | None = None
 
+    @property
+    def asked(self) -> str | None:
+        """The text beside the image, whatever the task calls it."""
+        return self.question if self.query is None else self.query
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -143,7 +137,7 @@ class Manifest:
     """
 
     name: str
-    task: Task
+    task: TaskName
     license: str
     attention: Attention
     opset: int
@@ -220,11 +214,12 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
     """
     root = ObjectReader(data, file)
     _check_schema_version(root, file)
-    task = cast(Task, root.text("task", choices=tuple(TASK_ROLES)))
+    task = cast(TaskName, root.text("task", choices=tuple(TASKS)))
+    spec = TASKS[task]
     attention = cast(Attention, root.text("attention", choices=tuple(LOWEST_OPSET)))
     preprocessing = root.child("preprocessing")
     takes_regions = "regions" in preprocessing
-    graphs = _graphs(root.child("graphs"), task)
+    graphs = _graphs(root.child("graphs"), spec)
     tokenizer = read_tokenizer(root.child("tokenizer"))
     manifest = Manifest(
         name=root.text("name", pattern="[a-z0-9][a-z0-9._-]*"),
@@ -240,17 +235,17 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         if "decoder" in graphs
         else None,
         labels=root.texts("labels") if "classifier" in graphs else None,
-        similarity=read_similarity(root.child("similarity")) if task == "retrieval" else None,
+        similarity=read_similarity(root.child("similarity")) if spec.has_similarity else None,
         calibration=read_calibration(root.child("calibration")) if "calibration" in root else None,
-        speech=read_mel_spec(preprocessing.child("speech")) if task == "sentiment" else None,
-        longest_frames=_longest_frames(preprocessing.child("frames")) if task == "sentiment" else None,
+        speech=read_mel_spec(preprocessing.child("speech")) if spec.has_speech else None,
+        longest_frames=_longest_frames(preprocessing.child("frames")) if spec.has_speech else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
         absent=root.text_map("absent") if "absent" in root else None,
         provenance=_provenance(root.child("provenance")),
         quantization=_quantization(root) if "quantization" in root else None,
         evaluation=_evaluation(root),
-        golden=_golden(root.child("golden"), task, graphs),
+        golden=_golden(root.child("golden"), spec, graphs),
         files=_files(root.child("files"), file),
     )
     preprocessing.finish()
@@ -268,14 +263,12 @@ def _check_schema_version(root: ObjectReader, file: str) -> None:
         )
 
 
-def _graphs(reader: ObjectReader, task: Task) -> dict[str, Graph]:
-    roles = min(TASK_ROLES[task], key=lambda roles: len(set(roles) ^ set(reader)))
+def _graphs(reader: ObjectReader, spec: TaskSpec) -> dict[str, Graph]:
+    roles = min(spec.roles, key=lambda roles: len(set(roles) ^ set(reader)))
     if "decoder" in roles and _BESIDE_A_DECODER in reader:
         roles = (*roles, _BESIDE_A_DECODER)
-    roles = (
-        *roles,
-        *(role for role in (*WHOLE_ROLES, ATTENTION_ROLE) if role in reader and task in ("caption", "vqa")),
-    )
+    if spec.has_whole_graphs:
+        roles = (*roles, *(role for role in (*WHOLE_ROLES, ATTENTION_ROLE) if role in reader))
     graphs = {}
     for role in roles:
         graph = reader.child(role)
@@ -326,8 +319,8 @@ def _evaluation(root: ObjectReader) -> tuple[Mapping[str, Any], ...]:
     return tuple(cast("list[dict[str, Any]]", records))
 
 
-def _golden(reader: ObjectReader, task: Task, roles: Collection[str]) -> Golden:
-    cases = tuple(_case(case, task, roles) for case in reader.children("cases"))
+def _golden(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> Golden:
+    cases = tuple(_case(case, spec, roles) for case in reader.children("cases"))
     golden = Golden(reader.positive("relative_rms"), cases)
     if not golden.cases:
         reader.fail("cases", "at least one golden case", [])
@@ -335,14 +328,18 @@ def _golden(reader: ObjectReader, task: Task, roles: Collection[str]) -> Golden:
     return golden
 
 
-def _case(reader: ObjectReader, task: Task, roles: Collection[str]) -> GoldenCase:
+def _case(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> GoldenCase:
+    def asked(key: str) -> str | None:
+        has_it = spec.text_key == key and (spec.text_required or key in reader)
+        return reader.text(key) if has_it else None
+
     case = GoldenCase(
         image=reader.path("image"),
         tensors=reader.path("tensors"),
         text=_any_text(reader, "text") if "text" in reader else None,
-        question=reader.text("question") if task == "vqa" or (task == "sentiment" and "question" in reader) else None,
+        question=asked("question"),
         token_ids=reader.integers("token_ids") if "decoder" in roles else None,
-        query=reader.text("query") if task == "retrieval" else None,
+        query=asked("query"),
     )
     reader.finish()
     return case
@@ -382,5 +379,5 @@ def _check_listed(manifest: Manifest, file: str) -> None:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Without None, and with lists for tuples."""
-    there = {key: value for key, value in values.items() if value is not None}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in there.items()}
+    present = {key: value for key, value in values.items() if value is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in present.items()}

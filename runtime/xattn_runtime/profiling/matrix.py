@@ -24,10 +24,10 @@ from xattn_runtime.profiling.floors import find_floors
 from xattn_runtime.profiling.measure.estimates import median_interval, quantile_interval, summarise
 from xattn_runtime.profiling.measure.limits import Limits, measure_limits
 from xattn_runtime.profiling.measure.nodes import GraphTime, summarise_graph
-from xattn_runtime.profiling.measure.passes import Times
 from xattn_runtime.profiling.measure.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
-from xattn_runtime.profiling.worker_process import Combination, Contestant
+from xattn_runtime.profiling.worker_process import Combination, WorkerProcess
 from xattn_runtime.progress import Progress, silent
+from xattn_runtime.tasks import Times
 from xattn_runtime.version import installed_version
 
 __all__ = ["ProfileOptions", "profile_combinations", "profile_matrix"]
@@ -62,9 +62,9 @@ class ProfileOptions:
 
 @dataclass
 class _Seen:
-    """What a contestant has shown so far."""
+    """What a worker has shown so far."""
 
-    contestant: Contestant
+    worker: WorkerProcess
     warmup: int = 0
     passes: int = 0
     times: Times = field(default_factory=dict)
@@ -77,9 +77,9 @@ class _Seen:
     memory: dict[str, Any] = field(default_factory=dict)
     trace: Trace = field(default_factory=dict)
 
-    def begin(self, contestant: Contestant) -> None:
+    def begin(self, worker: WorkerProcess) -> None:
         """Go on with a new process."""
-        self.contestant = contestant
+        self.worker = worker
         self.process_rounds.append(0)
         self.passes_before = self.passes
 
@@ -135,7 +135,7 @@ def profile_matrix(
     ]
     run = _measured(combinations, options, progress)
     if traces is not None:
-        traces.update({seen.contestant.combination: seen.trace for seen in run.seen})
+        traces.update({seen.worker.combination: seen.trace for seen in run.seen})
     return run.document()
 
 
@@ -146,7 +146,7 @@ def profile_combinations(
     run = _measured(combinations, options, progress)
     if run.interrupted:
         raise KeyboardInterrupt
-    found = {seen.contestant.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
+    found = {seen.worker.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
     return found, run.failures
 
 
@@ -172,7 +172,7 @@ class _Run:
         self.interrupted = False
         self._created = datetime.now(UTC).isoformat(timespec="seconds")
         self._before = read_temperature_c(), read_clock_mhz()
-        self._contestants: list[Contestant] = []
+        self._workers: list[WorkerProcess] = []
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -185,25 +185,25 @@ class _Run:
                 raise
             self.interrupted = True
         finally:
-            for contestant in self._contestants:
-                contestant.end()
+            for worker in self._workers:
+                worker.end()
 
     def start(self, combinations: Sequence[Combination], process: int) -> None:
         """Load and warm every one: the first process of each, or the next of those that have not failed."""
-        for contestant in self._contestants:
-            contestant.end()
-        known = {seen.contestant.combination: seen for seen in self.seen}
+        for worker in self._workers:
+            worker.end()
+        known = {seen.worker.combination: seen for seen in self.seen}
         for number, combination in enumerate(known or combinations):
             share = number / len(combinations) if process == 0 else 1.0
             self._tell(f"load {combination.bundle} on {combination.provider}", process, 0.25 * share)
             with self._may_fail(combination):
-                contestant = Contestant(combination, self.options.images, self.options.time_limit_s)
-                self._contestants.append(contestant)
-                warmup = contestant.order("warm")
+                worker = WorkerProcess(combination, self.options.images, self.options.time_limit_s)
+                self._workers.append(worker)
+                warmup = worker.order("warm")
                 if process == 0:
-                    self.seen.append(_Seen(contestant, warmup))
+                    self.seen.append(_Seen(worker, warmup))
                 else:
-                    known[combination].begin(contestant)
+                    known[combination].begin(worker)
 
     def measure(self, process: int) -> None:
         """Rounds in which each has its turn, until all is known or this process's share of the time is up."""
@@ -215,23 +215,23 @@ class _Run:
                 break
             # Who is first changes, so that nobody always follows the same one.
             for seen in going[number % len(going) :] + going[: number % len(going)]:
-                with self._may_fail(seen.contestant.combination):
+                with self._may_fail(seen.worker.combination):
                     left = _MANY if self.options.runs is None else self._runs(process) - seen.passes
-                    seen.take(seen.contestant.order("turn", seconds=_TURN_SECONDS, passes=left))
+                    seen.take(seen.worker.order("turn", seconds=_TURN_SECONDS, passes=left))
             number += 1
             self._tell(f"round {number}", process, 0.25 + 0.75 * self._share(elapsed / budget_s, process))
 
     def finish(self) -> None:
         """Memory; and, if asked for, the nodes and the device's limits."""
         for number, seen in enumerate(list(self.seen)):
-            combination = seen.contestant.combination
+            combination = seen.worker.combination
             self.progress(f"look inside {combination.bundle}", 0.8 + 0.2 * number / len(self.seen))
             with self._may_fail(combination):
-                seen.memory = seen.contestant.order("memory")
+                seen.memory = seen.worker.order("memory")
                 if self.options.nodes:
-                    seen.trace = seen.contestant.order("nodes", passes=_NODE_PASSES)
+                    seen.trace = seen.worker.order("nodes", passes=_NODE_PASSES)
         if self.options.nodes:
-            counts = sorted({seen.contestant.ready["threads"] for seen in self.seen})
+            counts = sorted({seen.worker.ready["threads"] for seen in self.seen})
             try:
                 self.limits = [measure_limits(count) for count in counts]
             except MemoryError:
@@ -280,7 +280,7 @@ class _Run:
         try:
             yield
         except XattnError as error:
-            self.seen = [seen for seen in self.seen if seen.contestant.combination != combination]
+            self.seen = [seen for seen in self.seen if seen.worker.combination != combination]
             self.failures.append(
                 Failure(
                     combination.bundle,
@@ -295,7 +295,7 @@ class _Run:
 
 
 def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
-    ready, combination = seen.contestant.ready, seen.contestant.combination
+    ready, combination = seen.worker.ready, seen.worker.combination
     tokens = seen.times.pop("tokens", [])
     stages = {stage: summarise(measured) for stage, measured in seen.times.items()}
     decode = sum(seen.times.get("decode", []))

@@ -16,7 +16,7 @@ from xattn_runtime.errors import XattnError
 from xattn_runtime.execution.device_profile import OptimizedGraphs, digests_of
 from xattn_runtime.execution.providers import load_onnxruntime
 from xattn_runtime.profiling.measure.estimates import turns_shift
-from xattn_runtime.profiling.worker_process import Combination, Contestant
+from xattn_runtime.profiling.worker_process import Combination, WorkerProcess
 
 __all__ = ["OptimizedVerdict", "try_optimized"]
 
@@ -44,7 +44,7 @@ class OptimizedVerdict:
 
 @dataclass
 class _Side:
-    contestant: Contestant
+    worker: WorkerProcess
     loads_ms: list[float]
     totals_ms: list[float]
 
@@ -53,23 +53,23 @@ def try_optimized(
     combination: Combination, folder: Path, time_budget_s: float, tell: Callable[[float], None], *, memory: bool = False
 ) -> OptimizedVerdict:
     """Write the graphs of `combination` into the empty `folder`, and compare. memory: whether they may take no more."""
-    contestants: list[Contestant] = []
+    workers: list[WorkerProcess] = []
 
     def start(one: Combination) -> _Side:
-        contestants.append(Contestant(one, (), _TIME_LIMIT_S))
-        return _Side(contestants[-1], [], [])
+        workers.append(WorkerProcess(one, (), _TIME_LIMIT_S))
+        return _Side(workers[-1], [], [])
 
     try:
         plain = start(combination)
-        plain.contestant.order("optimize", folder=str(folder))
+        plain.worker.order("optimize", folder=str(folder))
         kept = start(replace(combination, optimized=str(folder)))
         _take_turns((plain, kept), time_budget_s, tell)
-        peaks = [side.contestant.order("memory")["peak_bytes"] for side in (plain, kept)]
+        peaks = [side.worker.order("memory")["peak_bytes"] for side in (plain, kept)]
     except XattnError as error:
         return OptimizedVerdict(None, None, 0, 0.0, None, str(error))
     finally:
-        for contestant in contestants:
-            contestant.end()
+        for worker in workers:
+            worker.end()
     because, gain = _judged(plain, kept, peaks if memory else None)
     manifest = Path(combination.bundle) / MANIFEST_FILE
     graphs = OptimizedGraphs(file_digest(manifest), load_onnxruntime().__version__, digests_of(folder))
@@ -85,7 +85,7 @@ def try_optimized(
 
 def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable[[float], None]) -> None:
     for side in sides:
-        side.contestant.order("warm")
+        side.worker.order("warm")
     began = time.perf_counter()
     for number in range(_MOST_ROUNDS):
         elapsed = time.perf_counter() - began
@@ -93,8 +93,8 @@ def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable
             return
         tell(min(1.0, elapsed / time_budget_s))
         for side in sides if number % 2 else sides[::-1]:
-            side.loads_ms.append(side.contestant.order("load"))
-            turn = side.contestant.order("turn", seconds=_TURN_SECONDS, passes=10**9)
+            side.loads_ms.append(side.worker.order("load"))
+            turn = side.worker.order("turn", seconds=_TURN_SECONDS, passes=10**9)
             side.totals_ms.append(median(turn["times"]["total"]))
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from xattn_runtime import errors
 
-__all__ = ["Combination", "Contestant"]
+__all__ = ["Combination", "WorkerProcess"]
 
 
 _CRASHED = (", a crash", "update its driver or onnxruntime, or try another provider")
@@ -47,7 +47,7 @@ class Combination:
     optimized: str | None = None
 
 
-class Contestant:
+class WorkerProcess:
     """The process of one combination. Orders raise XattnError where it fails, dies or takes too long."""
 
     def __init__(self, combination: Combination, images: Sequence[str], time_limit_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Captioning: a picture to a sentence.
+"""Captioning: an image to a sentence.
 
 It joins preprocessing, image encoder, decoding and tokenizer of one bundle; it knows nothing of the model.
 """
@@ -9,13 +9,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, ImageError, UserError
 from xattn_runtime.execution.session import SessionSettings, Tensor
 from xattn_runtime.execution.settings import session_settings
@@ -25,17 +26,18 @@ from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.shared.closing import Closable
 from xattn_runtime.tasks.shared.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
-    ImageEncoder,
+    ImageReader,
     PreparedImage,
     concatenate,
     milliseconds_since,
 )
-from xattn_runtime.tasks.shared.prefetch import computed_ahead, prepared_ahead
+from xattn_runtime.tasks.shared.prefetch import compute_many, prefetch_images
 from xattn_runtime.tasks.shared.streaming import StreamedToken, TextStream, before_stop, stop_at
 from xattn_runtime.tasks.shared.text_encoder import open_reader
 
@@ -72,10 +74,10 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption. `score` is the mean natural log-probability a generated token, the end token included.
+    """A caption. `score` is the mean natural log-probability of the generated tokens, the end token included.
 
-    It is the model's own, whatever the settings add to or take from the scores that decoding goes by. `token_ids` begin
-    with those of a prefix, which is not counted in the score. `n_best` are this and the next best, or the draws, where
+    It is the model's own, whatever the settings change of the scores that decoding compares. `token_ids` begin with
+    those of a prefix, which is not counted in the score. `n_best` are this and the next best, or the draws, where
     several were asked for.
     """
 
@@ -84,6 +86,21 @@ class Caption:
     score: float
     timing_ms: CaptionTiming
     n_best: tuple[ScoredText, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the times; `n_best` where several were asked for."""
+        values: dict[str, Any] = {"caption": self.text, "token_ids": list(self.token_ids), "score": self.score}
+        if self.n_best:
+            values["n_best"] = [
+                {
+                    "caption": one.text,
+                    "token_ids": list(one.token_ids),
+                    "score": one.score,
+                    "search_score": one.search_score,
+                }
+                for one in self.n_best
+            ]
+        return values
 
 
 @dataclass(frozen=True)
@@ -96,7 +113,7 @@ class _Asked:
     stop: Stop | None
 
 
-class CaptionTask(Closable):
+class CaptionTask(Closable, Task):
     """A captioning bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
@@ -110,21 +127,16 @@ class CaptionTask(Closable):
         self.bundle = bundle
         self.settings = session_settings(provider, threads, bundle)
         session = open_generation(bundle, self.settings)
-        self._encoder = ImageEncoder(bundle, self.settings)
-        self._reader = open_reader(bundle, self.settings, self._encoder.session)
-        giver = self._encoder.session if self._reader is None else self._reader.session
-        self._generator = TextGenerator(bundle, self.settings, session, giver, decoding)
+        self._images = ImageReader(bundle, self.settings)
+        self._texts = open_reader(bundle, self.settings, self._images.session)
+        producer = self._images.session if self._texts is None else self._texts.session
+        self._generator = TextGenerator(bundle, self.settings, session, producer, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
-        self._known = lru_cache(_KNOWN)(partial(_asked, self._codec, decoding, self._reader is not None))
+        self._known = lru_cache(_KNOWN)(partial(_asked, self._codec, decoding, self._texts is not None))
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of calls; ImageError where it cannot be used."""
-        return self._encoder.encode(image)
-
-    def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
-        """The tokens of a greedy caption one by one, as they are computed."""
-        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
-        return greedy_steps(self._generator.decoder, self._context(encoded.tensors, asked), asked.decoding)
+        return self._images.encode(image)
 
     def stream(
         self, image: ImageInput | EncodedImage, prompt: str | None = None, options: DecodingOptions | None = None
@@ -157,7 +169,6 @@ class CaptionTask(Closable):
             last = bool(step.ended[0]) or number == most
             yield text.add(int(step.token_ids[0]), float(step.log_probs[0]), last=last)
 
-    @overload
     def caption(
         self,
         image: ImageInput | EncodedImage,
@@ -165,37 +176,16 @@ class CaptionTask(Closable):
         beams: int | None = None,
         max_new_tokens: int | None = None,
         options: DecodingOptions | None = None,
-    ) -> Caption: ...
+    ) -> Caption:
+        """The caption of one image; what is left out is as the bundle says.
 
-    @overload
-    def caption(
-        self,
-        image: list[Any] | tuple[Any, ...],
-        prompt: str | None = None,
-        beams: int | None = None,
-        max_new_tokens: int | None = None,
-        options: DecodingOptions | None = None,
-    ) -> list[Caption]: ...
-
-    def caption(
-        self,
-        image: Any,
-        prompt: str | None = None,
-        beams: int | None = None,
-        max_new_tokens: int | None = None,
-        options: DecodingOptions | None = None,
-    ) -> Caption | list[Caption]:
-        """The caption of one image, or those of a list of images; what is not given is as the bundle says.
-
-        prompt: text that the caption goes on from, or that says what is asked for; it is not part of the caption.
+        prompt: text that the caption continues, or that says what is asked for; it is not part of the caption.
         beams: sequences searched at once; 1 is greedy decoding.
         max_new_tokens: end token included; at most what the model has positions for.
         options: these two and everything else that can be asked of decoding.
         Raises ImageError, or UserError for a prompt that cannot be used, a number out of range, or options that
-        contradict each other. Of a list nothing is captioned where one image cannot be used: see `caption_each`.
+        contradict each other.
         """
-        if isinstance(image, list | tuple):
-            return self.caption_batch(image, prompt, beams, max_new_tokens, options)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
         options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
@@ -212,59 +202,83 @@ class CaptionTask(Closable):
         )
         return _caption(best, text, timing)
 
-    def caption_batch(
+    @overload
+    def caption_many(
         self,
-        images: Sequence[ImageInput | EncodedImage],
+        images: Iterable[ImageInput | EncodedImage],
         prompt: str | None = None,
         beams: int | None = None,
         max_new_tokens: int | None = None,
         options: DecodingOptions | None = None,
-    ) -> list[Caption]:
-        """The captions of several images, decoded together; each one's times are its share of the whole."""
-        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
-        self._asked(WHOLE, prompt, options)
-        if not images:
-            return []
-        new = self._encoder.encode_many([image for image in images if not isinstance(image, EncodedImage)])
-        encoded = [image if isinstance(image, EncodedImage) else next(new) for image in images]
-        known = [isinstance(image, EncodedImage) for image in images]
-        return self._caption_encoded(encoded, known, prompt, options)
-
-    def caption_each(
-        self,
-        images: Iterable[ImageInput],
-        prompt: str | None = None,
-        options: DecodingOptions | None = None,
+        *,
         batch: int = 8,
         at_once: int = 1,
-    ) -> Iterator[Caption | ImageError]:
-        """For every image, in order, its caption, or why it cannot be used; the others go on.
+        errors: Literal["raise"] = "raise",
+    ) -> Iterator[Caption]: ...
 
-        The next images are opened in other threads while the model is at work on `batch` of them.
-        at_once: such batches that the model is at work on side by side; as many as there are cores is fastest for a
-        small model that was loaded with `threads=1`.
+    @overload
+    def caption_many(
+        self,
+        images: Iterable[ImageInput | EncodedImage],
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        batch: int = 8,
+        at_once: int = 1,
+        errors: Literal["return"],
+    ) -> Iterator[Caption | ImageError]: ...
+
+    def caption_many(
+        self,
+        images: Iterable[ImageInput | EncodedImage],
+        prompt: str | None = None,
+        beams: int | None = None,
+        max_new_tokens: int | None = None,
+        options: DecodingOptions | None = None,
+        *,
+        batch: int = 8,
+        at_once: int = 1,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Caption] | Iterator[Caption | ImageError]:
+        """The captions of many images, in order; each one's times are its share of its batch. See `caption`.
+
+        batch: images that are encoded and decoded together. The next ones are opened and preprocessed in other threads
+            meanwhile.
+        at_once: batches that the model works on at the same time; as many as there are cores is fastest for a small
+            model that was loaded with `threads=1`.
+        errors: `raise` the ImageError of an image that cannot be used, in its place; or `return` it there, and continue
+            with the next image.
         Raises UserError as `caption` does, before the first image is opened.
         """
-        options = options or DecodingOptions()
+        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
         self._asked(WHOLE, prompt, options)
         for name, value in (("batch", batch), ("at_once", at_once)):
             if value < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}")
-        return self._caption_ahead(images, prompt, options, batch, at_once)
+        captions = self._caption_batches(images, prompt, options, batch, at_once)
+        return captions if errors == "return" else _raised(captions)
 
-    def _caption_ahead(
-        self, images: Iterable[ImageInput], prompt: str | None, options: DecodingOptions, batch: int, at_once: int
+    def _caption_batches(
+        self,
+        images: Iterable[ImageInput | EncodedImage],
+        prompt: str | None,
+        options: DecodingOptions,
+        batch: int,
+        at_once: int,
     ) -> Iterator[Caption | ImageError]:
-        encoder = self._encoder
-
-        def captions_of(part: Sequence[PreparedImage | ImageError]) -> list[Caption | ImageError]:
-            encoded = list(encoder.encode_prepared([one for one in part if isinstance(one, PreparedImage)]))
-            captions = iter(self._caption_encoded(encoded, [False] * len(encoded), prompt, options))
+        def captions_of(part: Sequence[PreparedImage | EncodedImage | ImageError]) -> list[Caption | ImageError]:
+            new = self._images.encode_prepared([one for one in part if isinstance(one, PreparedImage)])
+            usable = [one for one in part if not isinstance(one, ImageError)]
+            encoded = [next(new) if isinstance(one, PreparedImage) else one for one in usable]
+            known = [isinstance(one, EncodedImage) for one in usable]
+            captions = iter(self._caption_encoded(encoded, known, prompt, options))
             return [one if isinstance(one, ImageError) else next(captions) for one in part]
 
-        parts = prepared_ahead(encoder, images, batch)
-        for found in computed_ahead(captions_of, parts, at_once):
-            yield from found
+        parts = prefetch_images(self._images, images, batch)
+        for captions in compute_many(captions_of, parts, at_once):
+            yield from captions
 
     def _caption_encoded(
         self, encoded: Sequence[EncodedImage], known: Sequence[bool], prompt: str | None, options: DecodingOptions
@@ -273,11 +287,11 @@ class CaptionTask(Closable):
         if not encoded:
             return []
         began = time.perf_counter()
-        found = self._generate(encoded, prompt, options)
+        generated = self._generate(encoded, prompt, options)
         decode_ms = milliseconds_since(began) / len(encoded)
         captions = []
-        for (best, texts), one, before in zip(found, encoded, known, strict=True):
-            spent = (0.0, 0.0) if before else (one.preprocess_ms, one.encode_ms)
+        for (best, texts), one, is_known in zip(generated, encoded, known, strict=True):
+            spent = (0.0, 0.0) if is_known else (one.preprocess_ms, one.encode_ms)
             captions.append(_caption(best, texts, CaptionTiming(*spent, decode_ms, sum(spent) + decode_ms)))
         return captions
 
@@ -297,8 +311,62 @@ class CaptionTask(Closable):
         prompt_ids = prompt_ids[: len(prompt_ids) - len(asked.prefix_ids)]
         context = self._context(encoded.tensors, asked)
         weights = attender.of_caption(context, prompt_ids, caption.token_ids)
-        words, found = words_of(caption.token_ids, self._codec.decode, weights)
-        return AttentionMap(caption.text, words, found, attender.seen(image))
+        words, maps = words_of(caption.token_ids, self._codec.decode, weights)
+        return AttentionMap(caption.text, words, maps, attender.seen(image))
+
+    def answer(self, given: TaskInput) -> TaskResult:
+        """See `Task`: the caption, after the text as a prompt."""
+        caption = self.caption(given.image, given.text)
+        return TaskResult(caption.text, caption.token_ids, data=caption.to_dict())
+
+    def run_case(self, case: GoldenCase) -> CaseResult:
+        """See `Task`: the logits along the golden tokens, and the caption."""
+        encoded = self.encode(self.bundle.file(case.image))
+        logits = self.forced_logits(encoded, case.token_ids or ())
+        return CaseResult({"logits": logits}, None if case.text is None else self.caption(encoded).text)
+
+    def token_logits(self, given: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """See `Task`; without a prompt."""
+        return self.forced_logits(self.encode(given.image), token_ids)
+
+    def timed(self, image: ImageInput, case: GoldenCase) -> Times:
+        """See `Task`: preprocess, encode, decode, total; and the same tokens one by one: prefill, and each step."""
+        began = time.perf_counter()
+        encoded = self.encode(image)
+        decode_ms = self.caption(encoded).timing_ms.decode
+        times = {
+            "preprocess": [encoded.preprocess_ms],
+            "encode": [encoded.encode_ms],
+            "decode": [decode_ms],
+            "total": [milliseconds_since(began)],
+        }
+        steps_ms, began = [], time.perf_counter()
+        for _ in self.steps(encoded):
+            steps_ms.append(milliseconds_since(began))
+            began = time.perf_counter()
+        times |= {"prefill": steps_ms[:1], "tokens": [float(len(steps_ms))]}
+        return times | ({"step": steps_ms[1:]} if steps_ms[1:] else {})
+
+    def timed_batch(self, images: Sequence[ImageInput]) -> Times:
+        """See `Task`: preprocess, encode, decode, total."""
+        began = time.perf_counter()
+        encoded = list(self._images.encode_many(images))
+        captions = self._caption_encoded(encoded, [False] * len(encoded), None, _AS_BUNDLED)
+        total_ms = milliseconds_since(began)
+        timing = captions[0].timing_ms
+        return {
+            "total": [total_ms],
+            "preprocess": [timing.preprocess],
+            "encode": [timing.encode],
+            "decode": [timing.decode],
+            # The end token is generated too.
+            "tokens": [1 + sum(len(caption.token_ids) for caption in captions) / len(captions)],
+        }
+
+    def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
+        """The tokens of a greedy caption one by one, as the profiler times them."""
+        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
+        return greedy_steps(self._generator.decoder, self._context(encoded.tensors, asked), asked.decoding)
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
@@ -316,7 +384,7 @@ class CaptionTask(Closable):
         groups: dict[Grid, list[int]] = {}
         for row, one in enumerate(encoded):
             groups.setdefault(one.grid, []).append(row)
-        found: dict[int, tuple[tuple[TokenSequence, ...], tuple[str, ...]]] = {}
+        generated: dict[int, tuple[tuple[TokenSequence, ...], tuple[str, ...]]] = {}
         for grid, rows in groups.items():
             asked = self._asked(grid, prompt, options)
             context = self._context(concatenate([encoded[row] for row in rows]), asked)
@@ -324,8 +392,8 @@ class CaptionTask(Closable):
             for row, sequences in zip(rows, best, strict=True):
                 if asked.prefix_ids:
                     sequences = tuple(one.after(asked.prefix_ids) for one in sequences)
-                found[row] = sequences, tuple(self._text(one, options) for one in sequences)
-        return [found[row] for row in range(len(encoded))]
+                generated[row] = sequences, tuple(self._text(one, options) for one in sequences)
+        return [generated[row] for row in range(len(encoded))]
 
     def _text(self, sequence: TokenSequence, options: DecodingOptions) -> str:
         return before_stop(self._codec.decode(sequence.token_ids), options.stop)
@@ -336,10 +404,10 @@ class CaptionTask(Closable):
 
     def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:
         """What the decoder attends to, for all `images` of a batch."""
-        if self._reader is None:
+        if self._texts is None:
             return images
         batch = len(next(iter(images.values())))
-        return self._reader.read(images, [asked.read_ids] * batch)
+        return self._texts.read(images, [asked.read_ids] * batch)
 
 
 def _asked(
@@ -359,8 +427,15 @@ def _asked(
 
 
 def _caption(best: Sequence[TokenSequence], texts: Sequence[str], timing: CaptionTiming) -> Caption:
-    found = tuple(
+    scored = tuple(
         ScoredText(text, one.token_ids, sum(one.log_probs) / len(one.log_probs), one.score)
         for text, one in zip(texts, best, strict=True)
     )
-    return Caption(found[0].text, found[0].token_ids, found[0].score, timing, found if len(found) > 1 else ())
+    return Caption(scored[0].text, scored[0].token_ids, scored[0].score, timing, scored if len(scored) > 1 else ())
+
+
+def _raised(captions: Iterator[Caption | ImageError]) -> Iterator[Caption]:
+    for number, caption in enumerate(captions, 1):
+        if isinstance(caption, ImageError):
+            raise ImageError(f"image {number}: {caption}") from caption
+        yield caption

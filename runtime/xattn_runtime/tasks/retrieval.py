@@ -1,4 +1,4 @@
-"""Image-text retrieval: pictures and texts to embeddings of one space, and what is nearest to what.
+"""Image-text retrieval: images and texts to embeddings of one space, and what is nearest to what.
 
 It joins preprocessing, tokenizer and the two encoders of one bundle, and knows nothing of the model in it.
 """
@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle.folder import Bundle
-from xattn_runtime.bundle.manifest import Similarity
+from xattn_runtime.bundle.manifest import GoldenCase, Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
 from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.retrieval.match import Embeddings, Match
+from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.closing import Closable
 from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
-    ImageEncoder,
+    ImageReader,
     milliseconds_since,
     padded,
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["TEMPLATE", "Classification", "ClassificationTiming", "LabelScore", "Match", "RetrievalTask"]
 
 TEMPLATE = "a photo of a {label}"
-"""What is said of a picture for each label."""
+"""What is said of an image for each label."""
 
 _TEXT_BATCH = 64
 _IMAGE_OUTPUT, _TEXT_OUTPUT = "image_embeddings", "text_embeddings"
@@ -44,7 +45,7 @@ _RERANKER = "reranker"
 
 @dataclass(frozen=True)
 class LabelScore:
-    """A label, how probable the model finds it, and the cosine of its text's embedding and the picture's."""
+    """A label, how probable the model finds it, and the cosine of its text's embedding and the image's."""
 
     label: str
     probability: float
@@ -79,7 +80,7 @@ def _seen(image: EncodedImage) -> dict[str, Tensor]:
     return {name: image.tensors[name] for name in ("image_tokens", "image_mask")}
 
 
-class RetrievalTask(Closable):
+class RetrievalTask(Closable, Task):
     """A retrieval bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
@@ -93,7 +94,7 @@ class RetrievalTask(Closable):
         self.bundle = bundle
         self.settings = session_settings(provider, threads, bundle)
         self._similarity = manifest.similarity
-        self._images = ImageEncoder(bundle, self.settings)
+        self._images = ImageReader(bundle, self.settings)
         self._texts = open_session(bundle, "text_encoder", self.settings)
         _check_widths(self._images.session, self._texts)
         reranks = _RERANKER in manifest.graphs
@@ -106,14 +107,14 @@ class RetrievalTask(Closable):
 
     @property
     def reranks(self) -> bool:
-        """Whether the bundle can look again at a text and pictures together."""
+        """Whether the bundle can compare a text and images once more, by cross-attention."""
         return self._reranker is not None
 
     def rerank(self, text: str, images: Sequence[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
-        """Scores of pictures for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
+        """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
         Raises:
-            ImageError: a picture cannot be used.
+            ImageError: an image cannot be used.
             QuestionError: the text is empty, too long, or of no known word.
             UserError: the bundle has no graph for it.
         """
@@ -124,7 +125,7 @@ class RetrievalTask(Closable):
         return scores
 
     def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
-        """Logits of a match of the picture with the text's first token, its first two, and so on, float32 `[tokens]`.
+        """Logits of a match of the image with the text's first token, its first two, and so on, float32 `[tokens]`.
 
         They are what golden cases compare. Raises what `rerank` does.
         """
@@ -143,9 +144,9 @@ class RetrievalTask(Closable):
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
-        """Embeddings of pictures; ImageError where one cannot be used."""
-        found = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
-        return np.concatenate(found) if found else self._none()
+        """Embeddings of images; ImageError where one cannot be used."""
+        embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
+        return np.concatenate(embeddings) if embeddings else self._none()
 
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
@@ -202,8 +203,8 @@ class RetrievalTask(Closable):
     def _embed_texts(self, texts: Sequence[str], kind: str) -> Embeddings:
         ids = [self._codec.encode_question(text, kind=kind).ids for text in texts]
         parts = [ids[start : start + _TEXT_BATCH] for start in range(0, len(ids), _TEXT_BATCH)]
-        found = [self._texts.run([_TEXT_OUTPUT], padded(part))[0] for part in parts]
-        return np.concatenate(found) if found else self._none()
+        embeddings = [self._texts.run([_TEXT_OUTPUT], padded(part))[0] for part in parts]
+        return np.concatenate(embeddings) if embeddings else self._none()
 
     def rank(
         self, query: Embeddings, candidates: Embeddings | Sequence[Embeddings], top_k: int = 10
@@ -221,9 +222,37 @@ class RetrievalTask(Closable):
             Match(int(i), float(cosines[i]), None if probabilities is None else float(probabilities[i])) for i in order
         )
 
+    def answer(self, given: TaskInput) -> TaskResult:
+        """See `Task`: image and text are embedded, and nothing is said of them."""
+        self.embed_images([given.image])
+        if given.text is not None:
+            self.embed_texts([given.text])
+        return TaskResult()
+
+    def run_case(self, case: GoldenCase) -> CaseResult:
+        """See `Task`: both embeddings; and how far the text's beginnings match, with a reranker."""
+        image, query = self.bundle.file(case.image), case.query or ""
+        tensors = {_IMAGE_OUTPUT: self.embed_images([image])[0], _TEXT_OUTPUT: self.embed_texts([query])[0]}
+        if self.reranks:
+            tensors["match"] = np.append(np.float32(0), self.beginnings_match(query, image))
+        return CaseResult(tensors)
+
+    def timed(self, image: ImageInput, case: GoldenCase) -> Times:
+        """See `Task`: preprocess, encode, embed_text, total."""
+        began = time.perf_counter()
+        encoded = self.encode(image)
+        text_began = time.perf_counter()
+        self.embed_texts([case.query or ""])
+        return {
+            "preprocess": [encoded.preprocess_ms],
+            "encode": [encoded.encode_ms],
+            "embed_text": [milliseconds_since(text_began)],
+            "total": [milliseconds_since(began)],
+        }
+
     @property
     def width(self) -> int:
-        """Of embeddings."""
+        """Width of an embedding."""
         width = self._texts.output_shapes[_TEXT_OUTPUT][1]
         return width if isinstance(width, int) else 0
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.execution.session import SessionSettings, Tensor, open_session
 from xattn_runtime.execution.settings import session_settings
@@ -23,13 +24,22 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.speech import AudioInput, MelSpec, log_mel, read_audio
 from xattn_runtime.preprocess.steps import Step
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.closing import Closable
 from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, padded
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Sample", "SampleReader", "Sentiment", "SentimentScore", "SentimentTask", "SentimentTiming", "read_sample"]
+__all__ = [
+    "Sentiment",
+    "SentimentScore",
+    "SentimentTask",
+    "SentimentTiming",
+    "Utterance",
+    "UtteranceReader",
+    "read_utterance",
+]
 
 _NO_WORDS: tuple[str, ...] = ()
 
@@ -65,13 +75,23 @@ class Sentiment:
     unknown_words: tuple[str, ...]
     timing_ms: SentimentTiming
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "sentiment": self.label,
+            "confidence": self.confidence,
+            "scores": [asdict(score) for score in self.scores],
+            "modalities": list(self.modalities),
+            "timing_ms": asdict(self.timing_ms),
+        }
+
 
 @dataclass(frozen=True)
-class Sample:
+class Utterance:
     """What somebody said, as far as it is known.
 
     audio: a WAV file, or samples and their rate. log_mel: in its place, the spectrogram `[frames, bands]` of them.
-    frames: pictures.
+    frames: images of the speaker.
     """
 
     text: str | None = None
@@ -82,23 +102,23 @@ class Sample:
     @property
     def modalities(self) -> tuple[str, ...]:
         """What it has of `text`, `speech` and `frames`."""
-        there = {
+        has = {
             "text": self.text is not None,
             "speech": self.audio is not None or self.log_mel is not None,
             "frames": bool(self.frames),
         }
-        return tuple(name for name, has in there.items() if has)
+        return tuple(name for name, is_known in has.items() if is_known)
 
 
-class SampleReader:
-    """Samples to the tensors that the graph of a bundle takes."""
+class UtteranceReader:
+    """Utterances to the tensors that the graph of a bundle takes."""
 
     def __init__(self, codec: TextCodec, speech: MelSpec, steps: Sequence[Step], longest: int) -> None:
         """`steps` prepare a frame; `longest`: most frames."""
         self._codec, self._speech, self._longest = codec, speech, longest
         self._pipeline = Pipeline(tuple(steps))
 
-    def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    def __call__(self, utterance: Utterance) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The inputs in a batch of 1, and the words of the text that the model does not know.
 
         A missing modality is one token that its mask leaves out.
@@ -107,36 +127,36 @@ class SampleReader:
             UserError: nothing at all.
             QuestionError, AudioError, ImageError: a part that cannot be used.
         """
-        if not sample.modalities:
+        if not utterance.modalities:
             raise UserError("expected a text, speech or frames, found none of them; give one at least")
         ids, unknown = padded([[0]]), _NO_WORDS
-        if sample.text is None:
+        if utterance.text is None:
             ids["attention_mask"][:] = 0
         else:
-            encoded = self._codec.encode_question(sample.text, kind="text")
+            encoded = self._codec.encode_question(utterance.text, kind="text")
             ids, unknown = padded([encoded.ids]), encoded.unknown_words
-        return {**ids, **self._sound(sample), **self._pictures(sample.frames or ())}, unknown
+        return {**ids, **self._sound(utterance), **self._frames(utterance.frames or ())}, unknown
 
-    def _sound(self, sample: Sample) -> dict[str, Tensor]:
-        spectrogram = sample.log_mel
-        if sample.audio is not None:
-            spectrogram = log_mel(*read_audio(sample.audio, self._speech), self._speech)
+    def _sound(self, utterance: Utterance) -> dict[str, Tensor]:
+        spectrogram = utterance.log_mel
+        if utterance.audio is not None:
+            spectrogram = log_mel(*read_audio(utterance.audio, self._speech), self._speech)
         if spectrogram is None:
             spectrogram = np.zeros((1, self._speech.bands), dtype=np.float32)
-        mask = np.full((1, len(spectrogram)), "speech" in sample.modalities, dtype=np.int64)
+        mask = np.full((1, len(spectrogram)), "speech" in utterance.modalities, dtype=np.int64)
         return {"log_mel": spectrogram[None], "log_mel_mask": mask}
 
-    def _pictures(self, frames: Sequence[ImageInput]) -> dict[str, Tensor]:
+    def _frames(self, frames: Sequence[ImageInput]) -> dict[str, Tensor]:
         """Of more frames than the model takes, as many as it takes, at even distances."""
         if not frames:
-            values, there = np.zeros((1, 3, *self._pipeline.size_px), dtype=np.float32), 0
+            values, is_known = np.zeros((1, 3, *self._pipeline.size_px), dtype=np.float32), 0
         else:
             places = np.linspace(0, len(frames) - 1, min(len(frames), self._longest)).round().astype(int)
-            values, there = np.stack([self._pipeline(frames[place]) for place in places]), 1
-        return {"frame_values": values[None], "frame_mask": np.full((1, len(values)), there, dtype=np.int64)}
+            values, is_known = np.stack([self._pipeline(frames[place]) for place in places]), 1
+        return {"frame_values": values[None], "frame_mask": np.full((1, len(values)), is_known, dtype=np.int64)}
 
 
-class SentimentTask(Closable):
+class SentimentTask(Closable, Task):
     """A sentiment bundle, loaded. Calls from several threads at once are safe, and run side by side."""
 
     def __init__(self, bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> None:
@@ -150,7 +170,7 @@ class SentimentTask(Closable):
         codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
         self.bundle = bundle
         self.settings = session_settings(provider, threads, bundle)
-        self._read = SampleReader(codec, manifest.speech, manifest.image_steps, manifest.longest_frames)
+        self._read = UtteranceReader(codec, manifest.speech, manifest.image_steps, manifest.longest_frames)
         self._labels = manifest.labels or ()
         self._session = open_session(bundle, "classifier", self.settings)
 
@@ -159,9 +179,9 @@ class SentimentTask(Closable):
         """What it tells apart."""
         return self._labels
 
-    def logits(self, sample: Sample) -> Tensor:
+    def logits(self, utterance: Utterance) -> Tensor:
         """float32 `[labels]`; raises as `rate`."""
-        logits: Tensor = self._session.run(["logits"], self._read(sample)[0])[0][0]
+        logits: Tensor = self._session.run(["logits"], self._read(utterance)[0])[0][0]
         return logits
 
     def rate(
@@ -178,23 +198,43 @@ class SentimentTask(Closable):
             AudioError: speech of another rate or length, of several channels, or that is no sound.
             ImageError: a frame cannot be used.
         """
-        return self.tell(Sample(text, audio, frames))
+        return self.tell(Utterance(text, audio, frames))
 
-    def tell(self, sample: Sample) -> Sentiment:
-        """The same for a sample."""
+    def tell(self, utterance: Utterance) -> Sentiment:
+        """The same for an utterance."""
         began = time.perf_counter()
-        inputs, unknown = self._read(sample)
+        inputs, unknown = self._read(utterance)
         preprocess_ms = milliseconds_since(began)
         decided = time.perf_counter()
         probabilities = self._session.run(["probabilities"], inputs)[0][0]
         timing = SentimentTiming(preprocess_ms, milliseconds_since(decided), milliseconds_since(began))
         order = np.argsort(-probabilities, kind="stable")
         scores = tuple(SentimentScore(self._labels[i], float(probabilities[i])) for i in order)
-        return Sentiment(scores[0].label, scores[0].probability, scores, sample.modalities, unknown, timing)
+        return Sentiment(scores[0].label, scores[0].probability, scores, utterance.modalities, unknown, timing)
+
+    def answer(self, given: TaskInput) -> TaskResult:
+        """See `Task`: the label of the .npz that stands for an image, with the text."""
+        sentiment = self.tell(_read_input(given))
+        top = tuple((score.label, score.probability) for score in sentiment.scores)
+        return TaskResult(sentiment.label, (), top, sentiment.to_dict())
+
+    def run_case(self, case: GoldenCase) -> CaseResult:
+        """See `Task`: the logits of the labels, and the label."""
+        logits = self.logits(read_utterance(self.bundle.file(case.image), case.question))
+        return CaseResult({"logits": logits}, None if case.text is None else self.labels[int(logits.argmax())])
+
+    def timed(self, image: ImageInput, case: GoldenCase) -> Times:
+        """See `Task`: preprocess, decide, total, of the golden case alone."""
+        timing = self.tell(read_utterance(self.bundle.file(case.image), case.question)).timing_ms
+        return {stage: [stage_ms] for stage, stage_ms in asdict(timing).items()}
 
 
-def read_sample(path: Path | BinaryIO, text: str | None) -> Sample:
-    """A sample of a golden case: an .npz of `samples` float32 with `rate_hz`, and `frames` uint8 `[n, h, w, 3]`.
+def _read_input(given: TaskInput) -> Utterance:
+    return read_utterance(Path(str(given.image)), given.text)
+
+
+def read_utterance(path: Path | BinaryIO, text: str | None) -> Utterance:
+    """The utterance of a golden case: an .npz of `samples` float32 with `rate_hz`, and `frames` uint8 `[n, h, w, 3]`.
 
     Raises:
         BundleError: another kind of file.
@@ -205,4 +245,4 @@ def read_sample(path: Path | BinaryIO, text: str | None) -> Sample:
             frames = list(stored["frames"]) if "frames" in stored else None
     except Exception as error:  # numpy and zipfile raise half a dozen kinds on damaged input
         raise BundleError(f"{path}: expected an .npz of a sample, found: {one_line(error)}; export it again") from error
-    return Sample(text, audio, frames)
+    return Utterance(text, audio, frames)

@@ -1,4 +1,4 @@
-"""Visual question answering: a picture and a question to an answer.
+"""Visual question answering: an image and a question to an answer.
 
 It joins preprocessing, image encoder, tokenizer and what answers of one bundle, and knows nothing of the model in it.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.execution.settings import session_settings
@@ -22,10 +23,11 @@ from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.answering import Answerer, Chooser, Reply, Wanted, Writer
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.shared.closing import Closable
-from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageEncoder, milliseconds_since
+from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, milliseconds_since
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -60,8 +62,18 @@ class Answer:
     timing_ms: AnswerTiming
     token_ids: tuple[int, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, without the tokens."""
+        return {
+            "answer": self.answer,
+            "confidence": self.confidence,
+            "top": [{"answer": answer, "confidence": confidence} for answer, confidence in self.top],
+            "unknown_words": list(self.unknown_words),
+            "timing_ms": asdict(self.timing_ms),
+        }
 
-class VqaTask(Closable):
+
+class VqaTask(Closable, Task):
     """A visual question answering bundle, loaded. Calls from several threads at once are safe, and run side by side.
 
     `labels` are the answers that it chooses among; None where it generates them.
@@ -78,13 +90,13 @@ class VqaTask(Closable):
         self.bundle = bundle
         self.labels = manifest.labels
         self.settings = session_settings(provider, threads, bundle)
-        self._encoder = ImageEncoder(bundle, self.settings)
+        self._images = ImageReader(bundle, self.settings)
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
         self._answerer = self._open_answerer()
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of questions; ImageError where it cannot be used."""
-        return self._encoder.encode(image)
+        return self._images.encode(image)
 
     def ask(
         self,
@@ -139,7 +151,7 @@ class VqaTask(Closable):
         if len(images) != len(questions):
             raise UserError(f"questions: expected one for each of {len(images)} images, found {len(questions)}")
         encoded_questions = [self._encode(question) for question in questions]
-        found: list[Answer] = []
+        answered: list[Answer] = []
         for part, encoded in self._encoded_batches(images):
             began = time.perf_counter()
             asked = [
@@ -150,8 +162,8 @@ class VqaTask(Closable):
             share_ms = milliseconds_since(began) / len(replies)
             timing = AnswerTiming(preprocess=0.0, encode=0.0, answer=share_ms, total=share_ms)
             pairs = zip(replies, asked, strict=True)
-            found += [_answer(reply, question, timing) for reply, question in pairs]
-        return found
+            answered += [_answer(reply, question, timing) for reply, question in pairs]
+        return answered
 
     def attention(self, image: ImageInput, question: str) -> AttentionMap:
         """What each word of the question attended to, where the bundle has a graph that tells.
@@ -163,8 +175,39 @@ class VqaTask(Closable):
         encoded = self.encode(image)
         answer = self.ask(encoded, question).answer
         weights = attender.of_question(encoded.tensors, asked.ids)
-        words, found = words_of(asked.ids, self._codec.decode, weights)
-        return AttentionMap(f"{question} {answer}", words, found, attender.seen(image))
+        words, maps = words_of(asked.ids, self._codec.decode, weights)
+        return AttentionMap(f"{question} {answer}", words, maps, attender.seen(image))
+
+    def answer(self, given: TaskInput) -> TaskResult:
+        """See `Task`: the answer to the text as a question."""
+        return _result(self.ask(given.image, given.text or ""))
+
+    def answer_many(self, inputs: Sequence[TaskInput]) -> list[TaskResult]:
+        """See `Task`: many a run."""
+        answers = self.ask_batch([given.image for given in inputs], [given.text or "" for given in inputs])
+        return [_result(answer) for answer in answers]
+
+    def run_case(self, case: GoldenCase) -> CaseResult:
+        """See `Task`: the logits of the answers, or along the golden tokens; and the answer."""
+        encoded, question = self.encode(self.bundle.file(case.image)), case.question or ""
+        logits = self.logits(encoded, question, case.token_ids or ())
+        return CaseResult({"logits": logits}, None if case.text is None else self.ask(encoded, question).answer)
+
+    def token_logits(self, given: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """See `Task`; after the text as a question."""
+        return self.logits(self.encode(given.image), given.text or "", token_ids)
+
+    def timed(self, image: ImageInput, case: GoldenCase) -> Times:
+        """See `Task`: preprocess, encode, answer, total."""
+        began = time.perf_counter()
+        encoded = self.encode(image)
+        answer_ms = self.ask(encoded, case.question or "").timing_ms.total
+        return {
+            "preprocess": [encoded.preprocess_ms],
+            "encode": [encoded.encode_ms],
+            "answer": [answer_ms],
+            "total": [milliseconds_since(began)],
+        }
 
     def question_ids(self, question: str) -> tuple[int, ...]:
         """Token ids of a question as the bundle's graphs take it; QuestionError where it cannot be used."""
@@ -180,9 +223,9 @@ class VqaTask(Closable):
     def _open_answerer(self) -> Answerer:
         decoding = self.bundle.manifest.decoding
         if self.labels is not None:
-            return Chooser(self.bundle, self.settings, self._encoder.session, self.labels)
+            return Chooser(self.bundle, self.settings, self._images.session, self.labels)
         if decoding is not None:
-            return Writer(self.bundle, self.settings, self._encoder.session, self._codec, decoding)
+            return Writer(self.bundle, self.settings, self._images.session, self._codec, decoding)
         raise BundleError(f"{self.bundle.path}: expected labels or decoding, found neither; export it again")
 
     def _encode(self, question: str, grid: Grid = WHOLE) -> EncodedQuestion:
@@ -203,9 +246,13 @@ class VqaTask(Closable):
                     encoded[key] = image
                 elif key not in encoded:
                     new[key] = image
-            encoded |= zip(new, self._encoder.encode_many(list(new.values())), strict=True)
+            encoded |= zip(new, self._images.encode_many(list(new.values())), strict=True)
             yield part, [encoded[key] for key in keys[part]]
             encoded = {key: image for key, image in encoded.items() if last_use[key] >= part.stop}
+
+
+def _result(answer: Answer) -> TaskResult:
+    return TaskResult(answer.answer, answer.token_ids, answer.top, answer.to_dict())
 
 
 def _answer(reply: Reply, question: EncodedQuestion, timing: AnswerTiming) -> Answer:

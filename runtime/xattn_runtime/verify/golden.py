@@ -21,8 +21,7 @@ from xattn_runtime.execution.providers import CHOSEN_HERE, RequestedProvider
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.execution.settings import checked_threads, session_settings, tuned_settings
 from xattn_runtime.json_reader import one_line
-from xattn_runtime.tasks import AnyTask, CaptionTask, RetrievalTask, SentimentTask, open_task
-from xattn_runtime.tasks.sentiment import read_sample
+from xattn_runtime.tasks import Task, open_task
 from xattn_runtime.verify.wholes import WholeVerdict, compare_wholes, run_wholes
 
 __all__ = [
@@ -141,18 +140,20 @@ def chosen_settings(provider: str | SessionSettings, threads: int | None, bundle
     return tuned_settings(choose_provider(provider, bundle, prove), threads, bundle)
 
 
-def measure(task: AnyTask) -> tuple[CaseMeasure, ...]:
+def measure(task: Task) -> tuple[CaseMeasure, ...]:
     """Every golden case of the task's bundle, run through the whole pipeline, without judgement."""
     return tuple(_measure_case(task, case) for case in task.bundle.manifest.golden.cases)
 
 
-def relative_rms(found: NDArray[np.floating[Any]], golden: NDArray[np.floating[Any]]) -> float:
+def relative_rms(computed: NDArray[np.floating[Any]], golden: NDArray[np.floating[Any]]) -> float:
     """Root-mean-square of the difference over that of `golden`, each row's mean taken off both.
 
     A constant added to a row of logits changes no probability, hence the means. Both `[…, classes]`, of one shape.
-    Infinite where a value is not finite, or where `golden` is constant and `found` is not.
+    Infinite where a value is not finite, or where `golden` is constant and `computed` is not.
     """
-    centred = [values - values.mean(axis=-1, keepdims=True) for values in (found.astype(float), golden.astype(float))]
+    centred = [
+        values - values.mean(axis=-1, keepdims=True) for values in (computed.astype(float), golden.astype(float))
+    ]
     difference = float(np.sqrt(np.mean((centred[0] - centred[1]) ** 2)))
     size = float(np.sqrt(np.mean(centred[1] ** 2)))
     if not np.isfinite(difference) or not np.isfinite(size):
@@ -172,45 +173,29 @@ def least_lead(logits: NDArray[np.floating[Any]]) -> float:
     return float((rows[..., -1] - rows[..., -2]).min()) / size
 
 
-def _measure_case(task: AnyTask, case: GoldenCase) -> CaseMeasure:
-    image, text = task.bundle.file(case.image), None
-    if isinstance(task, RetrievalTask):
-        query = case.query or ""
-        found = {"image_embeddings": task.embed_images([image])[0], "text_embeddings": task.embed_texts([query])[0]}
-        if task.reranks:
-            found["match"] = np.append(np.float32(0), task.beginnings_match(query, image))
-    elif isinstance(task, SentimentTask):
-        found = {"logits": task.logits(read_sample(image, case.question))}
-        text = None if case.text is None else task.labels[int(found["logits"].argmax())]
-    elif isinstance(task, CaptionTask):
-        encoded = task.encode(image)
-        found = {"logits": task.forced_logits(encoded, case.token_ids or ())}
-        text = None if case.text is None else task.caption(encoded).text
-    else:
-        encoded = task.encode(image)
-        found = {"logits": task.logits(encoded, case.question or "", case.token_ids or ())}
-        text = None if case.text is None else task.ask(encoded, case.question or "").answer
-    golden = _golden_tensors(task.bundle, case, found)
-    difference = max(relative_rms(values, golden[name]) for name, values in found.items())
-    return CaseMeasure(case.image, case.question, difference, case.text, text)
+def _measure_case(task: Task, case: GoldenCase) -> CaseMeasure:
+    result = task.run_case(case)
+    golden = _golden_tensors(task.bundle, case, result.tensors)
+    difference = max(relative_rms(values, golden[name]) for name, values in result.tensors.items())
+    return CaseMeasure(case.image, case.question, difference, case.text, result.text)
 
 
 def _golden_tensors(
-    bundle: Bundle, case: GoldenCase, found: Mapping[str, NDArray[np.float32]]
+    bundle: Bundle, case: GoldenCase, computed: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.floating[Any]]]:
-    """The case's tensors by the names of `found`, checked to be of the same shapes."""
+    """The case's tensors by the names of `computed`, checked to be of the same shapes."""
     path = bundle.file(case.tensors)
     try:
         with np.load(path, allow_pickle=False) as stored:
-            tensors: dict[str, NDArray[Any]] = {name: stored[name] for name in found}
+            tensors: dict[str, NDArray[Any]] = {name: stored[name] for name in computed}
     except Exception as error:  # numpy and zipfile raise half a dozen kinds on damaged input
         raise BundleError(
-            f"{path}: expected an .npz with {', '.join(found)}, found: {one_line(error)}; export the bundle again"
+            f"{path}: expected an .npz with {', '.join(computed)}, found: {one_line(error)}; export the bundle again"
         ) from error
     for name, values in tensors.items():
-        if values.shape != found[name].shape or not np.issubdtype(values.dtype, np.floating):
+        if values.shape != computed[name].shape or not np.issubdtype(values.dtype, np.floating):
             raise BundleError(
-                f"{path}: {name}: expected floating-point values of shape {list(found[name].shape)}, found "
+                f"{path}: {name}: expected floating-point values of shape {list(computed[name].shape)}, found "
                 f"{values.dtype} {list(values.shape)}; export the bundle again"
             )
     return tensors

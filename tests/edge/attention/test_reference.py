@@ -65,14 +65,14 @@ def test_cross_modal_attention(similarity, options, seed, shape, rank):
     full = masks(rng, batch, queries, count)
     mask = {None: np.ones_like(full), 2: full[:, :1].repeat(queries, 1), 3: full}[rank]
     given = {None: None, 2: torch.from_numpy(mask[:, 0]), 3: torch.from_numpy(mask)}[rank]
-    found = module(query, context, given)
+    found = module(query, context, context, mask=given)
     values = reference.weights_of(module)
     expected = [
         reference.attention(values, options, query[b].numpy(), context[b].numpy(), mask[b]) for b in range(batch)
     ]
     compare(found.output, [each[0] for each in expected])
     compare(found.weights, [each[1] for each in expected])
-    compare(module(query, context, given, need_weights=False).output, [each[0] for each in expected])
+    compare(module(query, context, context, mask=given, need_weights=False).output, [each[0] for each in expected])
 
 
 @few
@@ -86,7 +86,7 @@ def test_hierarchical_attention(order, options, seed, shape):
     query = torch.from_numpy(rng.normal(size=(batch, queries, 6)))
     context = torch.from_numpy(rng.normal(size=(batch, groups, members, 8)))
     mask = masks(rng, batch, groups, members)
-    found = module(query, context, torch.from_numpy(mask))
+    found = module(query, context, mask=torch.from_numpy(mask))
     values = reference.weights_of(module)
     expected = [
         reference.hierarchical(values, options, order, query[b].numpy(), context[b].numpy(), mask[b])
@@ -104,7 +104,7 @@ def test_graph_attention_with_edges_given(options, seed, batch, count):
     module = GraphAttention(8, 4, options).double().eval()
     nodes, there = tokens(rng, batch, count)
     edges = rng.random((batch, count, count)) < 0.4
-    found = module(nodes, torch.from_numpy(edges), there)
+    found = module(nodes, torch.from_numpy(edges), mask=there)
     values = reference.sub(reference.weights_of(module), "attention.")
     for b in range(batch):
         present = there[b].numpy()

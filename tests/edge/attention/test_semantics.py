@@ -12,12 +12,17 @@ from xattn_edge.attention import (
     GraphAttention,
     HierarchicalAttention,
     MechanismConfig,
-    MultiHeadAttention,
     MultiHopAttention,
     Tokens,
     phrases,
     regions,
+    transformer_options,
 )
+
+
+def two(context):
+    """The same tensor as keys and as values."""
+    return context, context
 
 
 def tokens(batch, count, width=8, present=None):
@@ -45,22 +50,41 @@ def test_the_parameters_have_the_names_and_shapes_of_the_equations():
 def test_by_default_it_is_the_softmax_of_plain_products():
     attention, query, context = CrossModalAttention(5, 6, 7), torch.randn(2, 3, 5), torch.randn(2, 4, 6)
     q, k, v = attention.q_linear(query), attention.k_linear(context), attention.v_linear(context)
-    torch.testing.assert_close(attention(query, context).output, torch.softmax(q @ k.transpose(1, 2), -1) @ v)
+    found = attention(query, context, context).output
+    torch.testing.assert_close(found, torch.softmax(q @ k.transpose(1, 2), -1) @ v)
 
 
-def test_scaled_and_with_heads_it_is_multi_head_attention():
-    """The layer of the Transformers here, and this module with the same weights."""
-    layer = MultiHeadAttention(8, 4)
-    torch.nn.init.zeros_(layer.output.bias)
-    attention = CrossModalAttention(8, 8, 8, AttentionOptions(heads=4, similarity="scaled_dot"))
-    names = {"query": "q_linear", "key": "k_linear", "value": "v_linear", "output": "out_linear"}
-    state = {
-        name.replace(old, new): v for name, v in layer.state_dict().items() for old, new in names.items() if old in name
-    }
-    del state["out_linear.bias"]
+def test_keys_and_values_may_be_of_two_tensors():
+    attention = CrossModalAttention(5, 6, 7)
+    query, key, value = torch.randn(2, 3, 5), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    output, weights = attention(query, key, value)
+    shares = torch.softmax(attention.q_linear(query) @ attention.k_linear(key).transpose(1, 2), -1)
+    torch.testing.assert_close(weights[:, 0], shares)
+    torch.testing.assert_close(output, shares @ attention.v_linear(value))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_as_in_transformers_it_is_the_attention_of_torch(heads, masked):
+    """`torch.nn.MultiheadAttention` with the same weights; its masks say where attention is not allowed."""
+    theirs = torch.nn.MultiheadAttention(8, heads, batch_first=True)
+    torch.nn.init.normal_(theirs.in_proj_bias)
+    torch.nn.init.normal_(theirs.out_proj.bias)
+    attention = CrossModalAttention(8, 8, 8, transformer_options(heads))
+    state = {"out_linear.weight": theirs.out_proj.weight, "out_linear.bias": theirs.out_proj.bias}
+    for name, weight, bias in zip("qkv", theirs.in_proj_weight.chunk(3), theirs.in_proj_bias.chunk(3), strict=True):
+        state |= {f"{name}_linear.weight": weight, f"{name}_linear.bias": bias}
     attention.load_state_dict(state)
-    query, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
-    torch.testing.assert_close(attention(query, context).output, layer(query, layer.project_context(context)))
+    query, key, value = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    mask = torch.tensor([[True] * 5, [True, True, False, True, False]]) if masked else None
+    output, weights = attention(query, key, value, mask=mask)
+    padding = None if mask is None else ~mask
+    expected = theirs(query, key, value, key_padding_mask=padding, average_attn_weights=False)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(weights, expected[1])
+    quick, nothing = attention(query, key, value, mask=mask, need_weights=False)
+    assert nothing is None
+    torch.testing.assert_close(quick, expected[0])
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -72,11 +96,11 @@ def test_masks(similarity, weighting, training):
     attention.train(training)
     query, context = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 5, 8, requires_grad=True)
     mask = torch.tensor([[True, True, True, False, False], [False] * 5])
-    output, weights = attention(query, context, mask)
+    output, weights = attention(query, context, context, mask=mask)
     torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 3))
     assert torch.equal(weights[0, :, :, 3:], torch.zeros(2, 3, 2))
     assert torch.equal(weights[1], torch.zeros(2, 3, 5))
-    for found in (output, attention(query, context, mask, need_weights=False).output):
+    for found in (output, attention(query, context, context, mask=mask, need_weights=False).output):
         assert torch.equal(found[1], torch.zeros(3, 8))
         found.sum().backward(retain_graph=True)
         assert torch.isfinite(query.grad).all()
@@ -87,13 +111,13 @@ def test_masks(similarity, weighting, training):
 @pytest.mark.parametrize("training", [False, True])
 def test_hard_attention_picks_exactly_one(training):
     attention = CrossModalAttention(8, 8, 8, AttentionOptions(heads=2, weighting="hard")).train(training)
-    weights = attention(torch.randn(3, 4, 8), torch.randn(3, 6, 8)).weights
+    weights = attention(torch.randn(3, 4, 8), *two(torch.randn(3, 6, 8))).weights
     assert torch.equal(weights.sort(-1).values, torch.eye(6)[-1].expand(3, 2, 4, 6))
 
 
 def test_of_equal_scores_the_first_is_picked():
     attention = CrossModalAttention(8, 8, 8, AttentionOptions(weighting="hard")).eval()
-    weights = attention(torch.randn(1, 2, 8), torch.randn(1, 1, 8).expand(1, 4, 8)).weights
+    weights = attention(torch.randn(1, 2, 8), *two(torch.randn(1, 1, 8).expand(1, 4, 8))).weights
     assert torch.equal(weights[0, 0].argmax(-1), torch.tensor([0, 0]))
 
 
@@ -101,11 +125,11 @@ def test_of_equal_scores_the_first_is_picked():
 def test_hard_attention_explores_in_training_and_learns_from_every_position(top_k):
     attention = CrossModalAttention(8, 8, 8, AttentionOptions(weighting="hard", top_k=top_k)).train()
     query, context = torch.randn(1, 1, 8) * 0.1, torch.randn(1, 4, 8, requires_grad=True)
-    draws = torch.stack([attention(query, context).weights[0, 0, 0] for _ in range(200)])
+    draws = torch.stack([attention(query, context, context).weights[0, 0, 0] for _ in range(200)])
     assert ((draws > 0).sum(-1) == top_k).all()
     torch.testing.assert_close(draws.sum(-1), torch.ones(200))
     assert (draws.amax(0) > 0).all()
-    (attention(query, context).weights[0, 0, 0] * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum().backward()
+    (attention(query, context, context).weights[0, 0, 0] * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum().backward()
     assert (context.grad.abs().sum(-1) > 0).all()
     assert attention.q_linear.weight.grad.abs().sum() > 0
 
@@ -116,18 +140,20 @@ def test_draws_follow_the_softmax_of_the_scores():
     soft = CrossModalAttention(4, 4, 4)
     soft.load_state_dict(hard.state_dict())
     query, context = torch.randn(1, 1, 4), torch.randn(1, 3, 4)
-    share = hard(query.expand(1, 4000, 4), context).weights[0, 0].mean(0)
-    torch.testing.assert_close(share, soft(query, context).weights[0, 0, 0], atol=0.04, rtol=0)
+    share = hard(query.expand(1, 4000, 4), context, context).weights[0, 0].mean(0)
+    torch.testing.assert_close(share, soft(query, context, context).weights[0, 0, 0], atol=0.04, rtol=0)
 
 
 def test_dropout_is_of_weights_in_training_and_not_of_those_returned():
     attention = CrossModalAttention(8, 8, 8, AttentionOptions(dropout=0.5))
     query, context = torch.randn(2, 3, 8), torch.randn(2, 5, 8)
-    output, weights = attention(query, context)
+    output, weights = attention(query, context, context)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 1, 3))
-    assert not torch.allclose(output, attention(query, context).output)
+    assert not torch.allclose(output, attention(query, context, context).output)
     attention.eval()
-    torch.testing.assert_close(attention(query, context).output, attention(query, context, need_weights=False).output)
+    quick = attention(query, context, context, need_weights=False)
+    assert quick.weights is None
+    torch.testing.assert_close(attention(query, context, context).output, quick.output)
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
@@ -170,7 +196,7 @@ def test_shared_weights_are_there_once():
 
 def test_grouped_queries_have_fewer_keys():
     attention = CrossModalAttention(8, 8, 8, AttentionOptions(heads=4, kv_heads=2))
-    assert [tuple(each.shape) for each in attention.project_context(torch.randn(2, 5, 8))] == [(2, 2, 5, 2)] * 2
+    assert [tuple(each.shape) for each in attention.project(*two(torch.randn(2, 5, 8)))] == [(2, 2, 5, 2)] * 2
 
 
 def test_regions_are_windows_of_the_feature_map():
@@ -190,10 +216,17 @@ def test_phrases_are_words_that_follow_each_other():
     assert found.mask[0].tolist() == [[True, True], [True, True], [True, False], [False, False]]
 
 
+def test_keys_and_values_are_of_the_same_tokens():
+    with pytest.raises(ValueError, match=r"key and value of the same .* tokens, found \[2, 4, 8\] and \[2, 5, 8\]"):
+        CrossModalAttention(8, 8, 8)(torch.randn(2, 3, 8), torch.randn(2, 4, 8), torch.randn(2, 5, 8))
+    with pytest.raises(ValueError, match=r"value: expected the shape \[batch, keys, 8\], found \[2, 4, 7\]"):
+        CrossModalAttention(8, 8, 8)(torch.randn(2, 3, 8), torch.randn(2, 4, 8), torch.randn(2, 4, 7))
+
+
 BAD_INPUTS = [
     (torch.randn(2, 3, 5), torch.randn(2, 4, 8), None, r"query: .* \[batch, queries, 8\], found \[2, 3, 5\]"),
     (torch.randn(3, 8), torch.randn(2, 4, 8), None, r"query: .* \[batch, queries, 8\], found \[3, 8\]"),
-    (torch.randn(2, 3, 8), torch.randn(2, 0, 8), None, r"context: .* at least one of context, found \[2, 0, 8\]"),
+    (torch.randn(2, 3, 8), torch.randn(2, 0, 8), None, r"key: .* at least one of keys, found \[2, 0, 8\]"),
     (torch.randn(2, 0, 8), torch.randn(2, 4, 8), None, r"query: .* at least one of queries, found \[2, 0, 8\]"),
     (torch.randn(2, 3, 8), torch.randn(1, 4, 8), None, r"same batch, found \[2, 3, 8\] and \[1, 4, 8\]"),
     (torch.randn(2, 3, 8), torch.randn(2, 4, 8), torch.ones(2, 4), "mask: expected bool.* found torch.float32"),
@@ -201,7 +234,7 @@ BAD_INPUTS = [
         torch.randn(2, 3, 8),
         torch.randn(2, 4, 8),
         torch.ones(2, 1, 3, 4, dtype=torch.bool),
-        r"mask: .* \[2, 4\] \(batch, context\) or \[2, 3, 4\] .* found \[2, 1, 3, 4\]",
+        r"mask: .* \[2, 4\] \(batch, keys\) or \[2, 3, 4\] .* found \[2, 1, 3, 4\]",
     ),
     (torch.randn(2, 3, 8), torch.randn(2, 4, 8), torch.ones(3, 4, dtype=torch.bool), r"mask: .* found \[3, 4\]"),
     (torch.randn(2, 3, 8), torch.randn(2, 4, 8), torch.ones(4, dtype=torch.bool), r"mask: .* found \[4\]"),
@@ -211,7 +244,7 @@ BAD_INPUTS = [
 @pytest.mark.parametrize(("query", "context", "mask", "message"), BAD_INPUTS)
 def test_wrong_shapes_are_named(query, context, mask, message):
     with pytest.raises(ValueError, match=message):
-        CrossModalAttention(8, 8, 8)(query, context, mask)
+        CrossModalAttention(8, 8, 8)(query, context, context, mask=mask)
 
 
 BAD_SIDES = [
@@ -245,7 +278,7 @@ def test_empty_groups_and_graphs_are_named():
     with pytest.raises(
         ValueError, match=r"mask: expected the shape \[2, 2, 4\] \(batch, groups, members\), found \[2, 4\]"
     ):
-        hierarchy(torch.randn(2, 3, 8), torch.randn(2, 2, 4, 8), torch.ones(2, 4, dtype=torch.bool))
+        hierarchy(torch.randn(2, 3, 8), torch.randn(2, 2, 4, 8), mask=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"nodes: .* at least one of nodes, found \[2, 0, 8\]"):
         graph(torch.randn(2, 0, 8), torch.ones(2, 0, 0, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"edges: expected .*\[2, 4, 4\].*found \[2, 4\]"):

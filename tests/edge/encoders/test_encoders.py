@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from xattn_edge.encoders import (
-    ImageEncoder,
+    CnnEncoder,
     LstmTextEncoder,
     PatchEncoder,
     SpeechEncoder,
@@ -21,7 +21,7 @@ def seed():
 
 
 def image_encoder():
-    return ImageEncoder(16, (4, 6), (1,), WIDTH, 1, 2)
+    return CnnEncoder(16, (4, 6), (1,), WIDTH, 1, 2)
 
 
 def lengths_to_mask(*lengths, longest):

@@ -46,7 +46,7 @@ def damage_config(folder, **change):
         (lambda folder: (folder / "config.json").unlink(), "not a checkpoint: it has no config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a JSON object, found list"),
-        (lambda folder: damage_config(folder, format_version=9), "format version 9, expected 1"),
+        (lambda folder: damage_config(folder, format_version=9), "format version 9, expected 2 or 1"),
         (lambda folder: damage_config(folder, task="dance"), "'dance' is not one of vqa, caption"),
         (lambda folder: damage_config(folder, model={}), "missing"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(saved, damage, message):
 
 def test_weights_of_another_model_are_refused(saved):
     config = json.loads((saved.path / "config.json").read_text())
-    config["model"]["decoder_layers"] = 3
+    config["model"]["layers"] = 3
     (saved.path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="damaged or of another model"):
         load_checkpoint(saved.path)

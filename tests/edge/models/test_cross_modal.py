@@ -13,7 +13,7 @@ from xattn_edge.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoderConfi
 from xattn_edge.fusion import FUSIONS, FusionConfig
 from xattn_edge.models import (
     Checkpoint,
-    CrossModalVqaConfig,
+    VqaConfig,
     build_model,
     config_from_dict,
     load_checkpoint,
@@ -40,7 +40,7 @@ def config_of(mechanism="two_way", fusion="concatenation", image="cnn", text="tr
         "dropout": 0.1,
         "answers": ("yes", "no", "red"),
     }
-    return CrossModalVqaConfig(**parts | values)
+    return VqaConfig(**parts | values)
 
 
 def changed(**values):

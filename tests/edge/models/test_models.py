@@ -1,9 +1,13 @@
 """The two models: caching, padding and dependence on both modalities."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
-from xattn_edge.models import CaptionConfig, VqaConfig, build_model, config_from_dict
+from xattn_edge.attention import MechanismConfig
+from xattn_edge.models import VqaModel, config_from_dict
 
 
 def pixels(batch, seed=0):
@@ -64,50 +68,44 @@ def test_answers_depend_on_both_modalities(vqa_model):
     assert not torch.allclose(answer, vqa_model(pixels(1), question + 1, mask), atol=1e-4)
 
 
-@pytest.mark.parametrize("task", ["vqa", "caption"])
-def test_a_configuration_survives_json(task, request):
-    import dataclasses
-    import json
-
-    config = request.getfixturevalue("caption_config") if task == "caption" else VqaConfig(**_VQA)
-    again = config_from_dict(task, json.loads(json.dumps(dataclasses.asdict(config))))
-    assert again == config
-
-
-_VQA = {
-    "image_size_px": 32,
-    "channels": (8, 12),
-    "blocks": (1,),
-    "image_layers": 0,
-    "width": 16,
-    "heads": 2,
-    "dropout": 0.0,
-    "vocabulary": 9,
-    "max_tokens": 5,
-    "text_encoder": "lstm",
-    "text_layers": 1,
-    "cross_layers": 1,
-    "answers": ("yes",),
-}
+def test_a_configuration_survives_json(vqa_config, caption_config):
+    for task, config in (("vqa", vqa_config), ("caption", caption_config)):
+        assert config_from_dict(task, json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "3 do not divide width 16"),
-        ({"image_size_px": 30}, "30 is not a multiple of the stride 4"),
-        ({"blocks": (1, 1)}, "expected 1 numbers, found 2"),
-        ({"text_encoder": "gru"}, "'gru' is not one of lstm, transformer"),
+        ({"width": 15}, "mechanism: heads: expected a divisor of the width 15, found 2"),
         ({"colour": 1}, r"unknown \['colour'\]"),
+        ({"mechanism": {"name": "text_to_image"}}, r"missing \['hops', .*'options'"),
+        (
+            {"mechanism": dataclasses.asdict(MechanismConfig(name="image_to_text"))},
+            "fusion: expected one with image_to_text, whose text reads nothing, found none",
+        ),
     ],
 )
-def test_impossible_configurations_are_refused(change, message):
+def test_impossible_configurations_are_refused(vqa_config, change, message):
     with pytest.raises(ValueError, match=message):
-        config_from_dict("vqa", _VQA | change)
+        config_from_dict("vqa", dataclasses.asdict(vqa_config) | change)
 
 
-def test_image_tokens_are_the_positions_of_the_feature_map(caption_config):
-    assert isinstance(caption_config, CaptionConfig)
-    cross = build_model(caption_config).encode_image(pixels(2))
-    assert cross[0].key.shape == (2, 2, caption_config.image_tokens, 8)
-    assert caption_config.image_tokens == 64
+def test_cross_keys_are_of_the_positions_of_the_feature_map(caption_model, vqa_model):
+    for key in (caption_model.encode_image(pixels(2))[0].key, vqa_model.encode_image(pixels(2))[0]):
+        assert key.shape == (2, 2, 64, 8)
+
+
+@pytest.mark.parametrize("image_norm", [False, True])
+def test_keys_and_values_once_an_image_answer_as_image_tokens_do(vqa_config, image_norm):
+    """The text alone decides; only image tokens that no layer changes are projected once."""
+    torch.manual_seed(5)
+    config = dataclasses.replace(vqa_config, image_norm=image_norm)
+    model = VqaModel(config).eval()
+    assert config.reads_once is not image_norm
+    assert len(model.encode_image(pixels(1))) == (2 if image_norm else 2 * config.layers)
+    ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.ones(1, 4, dtype=torch.int64)
+    text, image = model.text_encoder(ids, mask), model.image_encoder(pixels(1))
+    for layer in model.layers:
+        text, image = layer(text, image)
+    expected = model.head(model.text_norm(text.features).mean(1))
+    torch.testing.assert_close(model(pixels(1), ids, mask), expected)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.programs import requires_program
 from xattn_edge.report.profile_page import profile_page
 from xattn_edge.report.profile_plots import draw_plots
 from xattn_runtime.errors import DependencyError
@@ -71,10 +71,7 @@ def test_without_matplotlib(document: dict[str, Any], monkeypatch: pytest.Monkey
 
 
 def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path) -> None:
-    names = ("chromium-headless-shell", "chromium", "google-chrome")
-    browser = next((found for name in names if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no Chromium to look at the page with")
+    browser = requires_program("chromium-headless-shell", "chromium", "google-chrome", package="chromium")
     page, picture = tmp_path / "page.html", tmp_path / "page.png"
     page.write_text(profile_page(document), encoding="utf-8")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1000,3000")

@@ -17,7 +17,7 @@ from xattn_edge.study import StudyPlan, report_study, study
 from xattn_edge.study import run as run_module
 from xattn_edge.study.chart import Point, scatter
 from xattn_edge.study.effects import Spread, effects_of
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import KINDS, described
 from xattn_edge.study.report import write_report
 from xattn_edge.study.subjects import _spread, make_subject
@@ -28,7 +28,7 @@ TINY = StudyPlan(tasks=("vqa",), seeds=2, steps=2, batch=2, test_pictures=2)
 
 
 @pytest.fixture
-def few_pictures(monkeypatch):
+def few_images(monkeypatch):
     whole = EasyVqa.samples
     monkeypatch.setattr(EasyVqa, "samples", lambda data, split: whole(data, split)[:100])
 
@@ -43,7 +43,7 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
-def test_a_study_that_was_stopped_goes_on(tmp_path, few_pictures, one_combination, monkeypatch):
+def test_a_study_that_was_stopped_goes_on(tmp_path, few_images, one_combination, monkeypatch):
     """All the way: two seeds, real bundles, real times."""
     folder, report = tmp_path / "study", tmp_path / "docs" / "choosing.md"
 
@@ -74,7 +74,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, few_pictures, one_combinatio
     assert study(folder, TINY, report=report).results == found.results
 
 
-def test_times_of_another_number_of_threads_are_taken_anew(tmp_path, few_pictures, one_combination, monkeypatch):
+def test_times_of_another_number_of_threads_are_taken_anew(tmp_path, few_images, one_combination, monkeypatch):
     folder, plan = tmp_path / "study", dataclasses.replace(TINY, seeds=1)
     study(folder, plan)
     monkeypatch.setattr(run_module, "_milliseconds", lambda call: 7.0)
@@ -83,7 +83,7 @@ def test_times_of_another_number_of_threads_are_taken_anew(tmp_path, few_picture
 
 
 @pytest.fixture
-def partly_done(tmp_path, few_pictures, monkeypatch):
+def partly_done(tmp_path, few_images, monkeypatch):
     """Two combinations with two seeds, one with one, one refused, none of sentiment; nothing is trained or timed."""
     folder = tmp_path / "study"
     (folder / "runs").mkdir(parents=True)
@@ -99,14 +99,13 @@ def partly_done(tmp_path, few_pictures, monkeypatch):
     write("two-way-concatenation", 70.0, 72.0)
     write("text-to-image-hard-sum", 60.0)
     (folder / "runs" / "vqa-graph-sum-0.json").write_text(json.dumps({"forbidden": "no edges"}))
-    monkeypatch.setattr(run_module, "load", lambda path, threads: path.name)
     monkeypatch.setattr(run_module, "_milliseconds", lambda call: 1.5)
     return folder
 
 
 def test_a_report_of_what_there_is_says_how_much_that_is(partly_done, tmp_path):
     subject = make_subject("vqa", TINY)
-    subject.call = lambda runner: runner
+    subject.call = lambda bundle, threads: bundle.name
     path = tmp_path / "r.md"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "make_subject", lambda task, plan: subject)
@@ -182,8 +181,8 @@ def test_sentences_to_test_are_taken_from_the_whole_file():
     assert abs(statistics.fmean(chosen) - statistics.fmean(rows)) < 17
 
 
-def measured(mechanism: str, *accuracies: float, milliseconds: float = 1.0, fusion: str = "sum") -> Measured:
-    return Measured(
+def measured(mechanism: str, *accuracies: float, milliseconds: float = 1.0, fusion: str = "sum") -> CombinationResult:
+    return CombinationResult(
         task="vqa",
         mechanism=mechanism,
         fusion=fusion,
@@ -195,7 +194,7 @@ def measured(mechanism: str, *accuracies: float, milliseconds: float = 1.0, fusi
     )
 
 
-def report_of(path: Path, plan: StudyPlan, *results: Measured) -> str:
+def report_of(path: Path, plan: StudyPlan, *results: CombinationResult) -> str:
     write_report(path, plan, results, {"vqa": (50.0, 200)}, 1, "xattn-edge study -o x")
     return path.read_text()
 
@@ -210,7 +209,7 @@ def test_what_chance_may_have_done_is_not_told_as_a_difference(tmp_path):
     # The standard deviation of each pair is √2; two standard errors of a difference of means of two are 2·√2.
     assert "The spread over seeds, taken over all combinations, is 1.4 points" in text
     assert "more than 2.8 points apart" in text
-    assert "Highest is two_way with `sum` with 91.0 %. 1 of 2 others cannot be told from it: self" in text
+    assert "Highest is two_way with `sum` with 91.0 %. 1 of 2 others cannot be distinguished from it: self" in text
     lines = text.partition("### Every combination")[2].splitlines()
     assert [line.split(" | ")[6] for line in lines if "`sum`" in line] == ["is it", "no", "yes"]
     assert "self with `sum` takes the least time in int8: 1.50 ms" in text
@@ -220,7 +219,7 @@ def test_what_chance_may_have_done_is_not_told_as_a_difference(tmp_path):
 def test_one_seed_tells_no_differences(tmp_path):
     plan = dataclasses.replace(TINY, seeds=1)
     text = report_of(tmp_path / "r.md", plan, measured("two_way", 90), measured("self", 10))
-    assert "With one seed no difference between two combinations can be told from chance" in text
+    assert "With one seed no difference between two combinations can be distinguished from chance" in text
     assert text.count("| – |") >= 1
     assert "Highest" not in text
 
@@ -281,7 +280,7 @@ def test_the_grid_says_what_goes_with_mechanism_and_fusion(tmp_path):
     assert "Of 90 combinations of mechanism and fusion 90 are measured: 90 with 2 seeds. All answer" in text
     assert re.search(r"- Fusions, over all mechanisms: `sum` is highest with 6[45]\.\d %; lower:", text)
     assert re.search(r"9\d % with the fusion", text)
-    assert "others cannot be told from it" in text
+    assert "others cannot be distinguished from it" in text
     assert "combinations do no better" not in text
 
 
@@ -298,13 +297,13 @@ def test_spread_counts_every_seed_once():
 
 
 def test_what_is_refused_is_told_with_the_reason(tmp_path):
-    refused = Measured(task="vqa", mechanism="graph", fusion="sum", forbidden="no edges")
+    refused = CombinationResult(task="vqa", mechanism="graph", fusion="sum", forbidden="no edges")
     assert "- graph with sum is refused: no edges" in report_of(
         tmp_path / "r.md", TINY, measured("self", 1, 2), refused
     )
 
 
-def test_the_picture_has_a_dot_for_each_and_names_each_mechanism_once():
+def test_the_chart_has_a_dot_for_each_and_names_each_mechanism_once():
     points = [Point("a <b>", "sum", 1.0, 80.0, 1.0), Point("a <b>", "dynamic", 2.0, 90.0, 0.0)]
     root = ElementTree.fromstring(scatter("title", points, 50.0))
     name = "{http://www.w3.org/2000/svg}"

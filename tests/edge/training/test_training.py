@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_edge.models import load_checkpoint
-from xattn_edge.training import Combination, recipes, train
+from xattn_edge.training import Combination, train
 from xattn_edge.training.loop import STATE_FILE
+from xattn_edge.training.table import TRAININGS
 from xattn_runtime.errors import CheckpointError, OutputError, UserError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -34,10 +35,13 @@ SMALL = {
 
 @pytest.fixture
 def small(monkeypatch, fake_emoji):
-    """Recipes of seconds; captioning keeps its pictures of 96 px."""
-    monkeypatch.setitem(recipes.RECIPES, "vqa", dataclasses.replace(recipes.RECIPES["vqa"], **SMALL, steps=6))
-    caption = dataclasses.replace(recipes.RECIPES["caption"], **SMALL | {"image_size_px": 96, "channels": (8, 8, 8, 8)})
-    monkeypatch.setitem(recipes.RECIPES, "caption", dataclasses.replace(caption, blocks=(1, 1, 1), steps=6))
+    """Recipes of seconds; captioning keeps its images of 96 px."""
+    eye = {"image_size_px": 96, "channels": (8, 8, 8, 8), "blocks": (1, 1, 1)}
+    rows = {
+        task: dataclasses.replace(row, recipe=dataclasses.replace(row.recipe, **SMALL | size, steps=6))
+        for task, row, size in (("vqa", TRAININGS["vqa"], {}), ("caption", TRAININGS["caption"], eye))
+    }
+    monkeypatch.setattr("xattn_edge.training.run.TRAININGS", {**TRAININGS, **rows})
     monkeypatch.setattr("xattn_edge.data.emoji_captions._SCENES", 10)
     monkeypatch.setattr("xattn_edge.evaluation.floors.NearestPixels.SCENES", 20)
     monkeypatch.setattr("xattn_edge.training.loop._SAVE_EVERY_SECONDS", 0)
@@ -67,7 +71,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(small, tmp_path, tas
     told = []
     train(task, tmp_path / "interrupted", seed=3, progress=told.append)
     resumed_at = 4 if error is KeyboardInterrupt else 3
-    assert f"going on after step {resumed_at}" in [state.message for state in told]
+    assert f"resuming after step {resumed_at}" in [state.message for state in told]
     assert next(state.step for state in told if state.loss is not None) == resumed_at + 1
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "interrupted"))
     assert whole.keys() == resumed.keys()
@@ -103,14 +107,14 @@ def test_seeds_matter(small, tmp_path):
     weights = []
     for seed in (1, 2):
         train("vqa", tmp_path / str(seed), seed=seed, steps=1)
-        weights.append(load_file(tmp_path / str(seed) / "model.safetensors")["classifier.weight"])
+        weights.append(load_file(tmp_path / str(seed) / "model.safetensors")["head.weight"])
     assert not torch.equal(*weights)
 
 
 @pytest.mark.parametrize("encoder", ["lstm", "transformer"])
 def test_the_text_encoder_is_chosen(small, tmp_path, encoder):
     train("vqa", tmp_path / "new", steps=1, text_encoder=encoder)
-    assert load_checkpoint(tmp_path / "new").config.text_encoder == encoder
+    assert load_checkpoint(tmp_path / "new").config.text.name == encoder
 
 
 def test_a_finished_checkpoint_is_not_overwritten_unasked(small, tmp_path):

@@ -82,7 +82,7 @@ def test_the_decoder_is_loaded_when_it_is_needed(bundle: Bundle, noise: Callable
     """Plain greedy decoding never needs it; beams, penalties and steps do."""
     task, decoders = load(bundle), lambda: task._generator._decoder
     plain = task.caption(noise(1))
-    task.caption_batch([noise(1), noise(2)], max_new_tokens=3)
+    list(task.caption_many([noise(1), noise(2)], max_new_tokens=3))
     assert decoders() is None
     steps = [int(step.token_ids[0]) for step in task.steps(task.encode(noise(1)))]
     assert decoders() is not None

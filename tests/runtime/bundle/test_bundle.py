@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from xattn_runtime.bundle import folder as bundle_module
 from xattn_runtime.bundle.folder import default_bundle, file_digest, open_bundle, shipped_bundles
+from xattn_runtime.bundle.task_table import TASKS, TaskSpec
 from xattn_runtime.errors import BundleError
 
 
@@ -126,7 +129,9 @@ def test_default_bundle_of_no_such_task() -> None:
 
 
 def test_default_bundle_absent_or_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "_DEFAULT_NAMES", {"caption": "no-such.xattn"})
+    monkeypatch.setitem(
+        cast(dict[str, TaskSpec], TASKS), "caption", replace(TASKS["caption"], default_bundle="no-such.xattn")
+    )
     with pytest.raises(BundleError, match="expected the default bundle for caption, found none; name a bundle"):
         default_bundle("caption")
 

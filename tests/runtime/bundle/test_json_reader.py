@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 from tokenizers import Tokenizer, processors
 
-from tests.conftest import LAYERS, WIDTH, TinyModel, reference_pixels
+from tests.support.tiny_bundle import LAYERS, WIDTH, TinyModel, reference_pixels
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Graph, Manifest, parse
 from xattn_runtime.errors import BundleError, UserError
@@ -132,7 +132,7 @@ def test_a_batch_and_steps_and_logits(task: CaptionTask, noise: Callable[[int], 
     paths = [noise(seed) for seed in range(5)]
     for prompt in (None, "<is>"):
         alone = [task.caption(path, prompt=prompt).token_ids for path in paths]
-        assert [found.token_ids for found in task.caption_batch(paths, prompt=prompt)] == alone
+        assert [found.token_ids for found in task.caption_many(paths, prompt=prompt)] == alone
     encoded = task.encode(paths[0])
     caption = task.caption(encoded)
     steps = [int(step.token_ids[0]) for step in task.steps(encoded)]

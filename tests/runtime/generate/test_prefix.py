@@ -21,7 +21,7 @@ from xattn_runtime.execution.providers import resolve_provider
 from xattn_runtime.execution.session import SessionSettings, open_session
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.search import generate
-from xattn_runtime.tasks.shared.image_encoder import ImageEncoder, check_key_values
+from xattn_runtime.tasks.shared.image_encoder import ImageReader, check_key_values
 
 WIDTH, VOCABULARY, TOKENS, END = 8, 15, 4, 3
 SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
@@ -96,7 +96,7 @@ def logits_after(prefix: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray
 
 
 def test_the_first_step_sees_the_image_and_every_later_one_too(bundle: Bundle, noise: Callable[[int], Path]) -> None:
-    encoder = ImageEncoder(bundle, SETTINGS)
+    encoder = ImageReader(bundle, SETTINGS)
     decoder = DecoderStep(open_session(bundle, "decoder", SETTINGS))
     found = set()
     for seed in range(6):
@@ -111,7 +111,7 @@ def test_the_first_step_sees_the_image_and_every_later_one_too(bundle: Bundle, n
 
 
 def test_beams_and_batches(bundle: Bundle, noise: Callable[[int], Path]) -> None:
-    encoder = ImageEncoder(bundle, SETTINGS)
+    encoder = ImageReader(bundle, SETTINGS)
     decoder = DecoderStep(open_session(bundle, "decoder", SETTINGS))
     prefixes = [dict(encoder.encode(noise(seed)).tensors) for seed in range(4)]
     batch = {name: np.concatenate([prefix[name] for prefix in prefixes]) for name in prefixes[0]}

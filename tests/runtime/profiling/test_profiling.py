@@ -22,8 +22,8 @@ from xattn_runtime.profiling import (
     profile_matrix,
     read_document,
     trace_document,
+    worker_process,
 )
-from xattn_runtime.profiling import worker_process as contestants
 from xattn_runtime.profiling.floors import floor_ms
 from xattn_runtime.profiling.measure import limits as limits_module
 from xattn_runtime.profiling.measure import turns as turns_module
@@ -120,12 +120,12 @@ def test_a_turn_ends_when_all_inputs_had_as_many(
     clock = Clock()
 
     class ThreeInputs:
-        next_picture = 0
+        next_image = 0
 
         def run(self) -> dict[str, list[float]]:
             clock.now += 1
-            self.next_picture = (self.next_picture + 1) % 3
-            return {"total": [10.0 + self.next_picture]}
+            self.next_image = (self.next_image + 1) % 3
+            return {"total": [10.0 + self.next_image]}
 
     class Beside:
         def measure(self) -> list[list[float]]:
@@ -174,7 +174,7 @@ def test_a_worker_that_dies_or_hangs(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}")
     python.chmod(0o755)
-    monkeypatch.setattr(contestants.sys, "executable", str(python))
+    monkeypatch.setattr(worker_process.sys, "executable", str(python))
     limit = 0.5 if "sleep" in script else 30.0
     document = profile_matrix([caption_bundle], options=replace(FEW, time_limit_s=limit))
     assert not document.profiles
@@ -183,15 +183,15 @@ def test_a_worker_that_dies_or_hangs(
 
 def test_ctrl_c_keeps_what_was_measured(vqa_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    order = contestants.Contestant.order
+    order = worker_process.WorkerProcess.order
 
-    def interrupt(self: contestants.Contestant, do: str, **arguments: Any) -> Any:
+    def interrupt(self: worker_process.WorkerProcess, do: str, **arguments: Any) -> Any:
         asked.append(do)
         if asked.count("turn") == 3:
             signal.raise_signal(signal.SIGINT)
         return order(self, do, **arguments)
 
-    monkeypatch.setattr(contestants.Contestant, "order", interrupt)
+    monkeypatch.setattr(worker_process.WorkerProcess, "order", interrupt)
     document = profile_matrix([vqa_bundle], threads=[1], options=ProfileOptions(runs=10**9))
     assert document.interrupted
     assert document.profiles[0].passes >= 2

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.programs import requires_program
 from xattn_runtime.errors import DependencyError, UserError, XattnError
 from xattn_runtime.profiling import ProfileOptions
 from xattn_runtime.profiling.remote.client import Host, profile_on_host
 
-SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 FEW = ProfileOptions(runs=3, nodes=False)
 
 
@@ -37,8 +37,9 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A host that lets one key in, and keeps temporary files in the folder `temporary` beside its configuration."""
-    if SSHD is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
-        pytest.skip("no OpenSSH server here: install openssh-server")
+    for name in ("ssh", "ssh-keygen"):
+        requires_program(name, package="openssh-client openssh-server")
+    sshd = requires_program("sshd", package="openssh-server")
     folder = tmp_path_factory.mktemp("ssh")
     for name in ("host", "user", "stranger"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
@@ -61,7 +62,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     log = folder / "sshd.log"
-    server = subprocess.Popen([SSHD, "-D", "-f", folder / "sshd_config", "-E", log])
+    server = subprocess.Popen([sshd, "-D", "-f", folder / "sshd_config", "-E", log])
     try:
         until = time.monotonic() + 10
         while time.monotonic() < until and server.poll() is None:

@@ -65,8 +65,8 @@ def test_a_batch_gives_what_each_pair_gives_alone(
     pairs = [(path, question) for question in QUESTIONS for path in paths] * 5
     alone = {pair: task.ask(*pair) for pair in pairs}
     encoded: list[object] = []
-    encode_many = task._encoder.encode_many
-    monkeypatch.setattr(task._encoder, "encode_many", lambda images: (encoded.extend(images), encode_many(images))[1])
+    encode_many = task._images.encode_many
+    monkeypatch.setattr(task._images, "encode_many", lambda images: (encoded.extend(images), encode_many(images))[1])
     # Paths as strings and paths are the same image; an encoded one is not encoded again.
     images: list[Any] = [str(path) if i % 2 else path for i, (path, _) in enumerate(pairs)]
     images[7] = task.encode(pairs[7][0])

@@ -1,4 +1,4 @@
-"""`xattn-edge classify`: which of your own labels fits a picture, by a model that was trained on none of them."""
+"""`xattn-edge classify`: which of your own labels fits an image, by a model that was trained on none of them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ app = new_app()
 
 @app.command()
 def classify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP.")],
-    bundle: Annotated[Path, typer.Option("--bundle", "-b", help="Retrieval bundle to run, of CLIP or SigLIP.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP.")],
     labels: Annotated[
-        list[str] | None, typer.Argument(metavar="LABEL...", help="What it may show, each label quoted.")
+        list[str] | None, typer.Argument(metavar="LABEL...", help="Labels to choose among, each quoted.")
     ] = None,
-    labels_file: Annotated[Path | None, typer.Option("--labels", help="File with a label a line.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", "-b", help="Retrieval bundle to run, of CLIP or SigLIP.")
+    ] = None,
+    labels_file: Annotated[Path | None, typer.Option("--labels", help="Read labels from a file, one per line.")] = None,
     template: Annotated[
-        str, typer.Option("--template", help="What is said of the picture for each label.")
+        str, typer.Option("--template", help="Make a text of each label with this.")
     ] = "a photo of a {label}",
     provider: Provider = "cpu",
     fallback: Fallback = False,
     threads: Threads = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels to list.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="List this many labels.")] = 5,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say how probable labels of your own are for a picture.
+    """Say how probable labels of your own are for an image.
 
     The probabilities of a model like CLIP are those of one label among all
     and sum to 1; a model like SigLIP judges each label by itself.
@@ -47,9 +49,16 @@ def classify(
       xattn-edge classify picture.png --labels labels.txt --bundle clip.xattn --top-k 3 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.loader import load
 
+        if bundle is None:
+            raise UserError(
+                "bundle: expected --bundle with a retrieval bundle of CLIP or SigLIP, found none: no model that ships "
+                "states how probable a label is; make one with `xattn-edge export openai/clip-vit-base-patch32 -o "
+                "clip.xattn`"
+            )
         names = [*(labels or ()), *(read_lines(labels_file, "label") if labels_file else ())]
         task = load(bundle, with_fallback(provider, fallback), threads, task="retrieval")
         found = task.classify(image, names, template)

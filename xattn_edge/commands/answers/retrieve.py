@@ -1,4 +1,4 @@
-"""`xattn-edge retrieve`: the pictures of a folder that are nearest to a text or a picture."""
+"""`xattn-edge retrieve`: the images of a folder that are nearest to a text or an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Js
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xattn_runtime.tasks import Match, PictureIndex, RetrievalTask
+    from xattn_runtime.retrieval.index import PictureIndex
+    from xattn_runtime.tasks import Match, RetrievalTask
 
 __all__ = ["app"]
 
@@ -22,34 +23,34 @@ app = new_app()
 
 @app.command()
 def retrieve(
-    query: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="What to look for: words, or a picture file.")],
+    query: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="Search for this: words, or an image file.")],
     folder: Annotated[
-        Path | None, typer.Option("--in", help="Folder of pictures: PNG, JPEG, WebP, GIF or BMP.")
+        Path | None, typer.Option("--in", help="Search this folder of images: PNG, JPEG, WebP, GIF or BMP.")
     ] = None,
     index: Annotated[
         Path | None,
-        typer.Option("--index", help="File that keeps what was seen of the pictures; made or brought up to date."),
+        typer.Option("--index", help="Keep the embeddings of the images in this file; update it."),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     fallback: Fallback = False,
     threads: Threads = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Pictures to list.")] = 10,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="List this many images.")] = 10,
     rerank: Annotated[
-        int, typer.Option("--rerank", min=0, help="Look again at so many of the nearest, by cross-attention (text).")
+        int, typer.Option("--rerank", min=0, help="Rerank the N nearest by cross-attention, for a text.")
     ] = 0,
     search: Annotated[
         Literal["auto", "exact", "approximate"],
-        typer.Option("--search", help="Compare all, or only likely ones; auto: all, up to 100,000."),
+        typer.Option("--search", help="Compare all images, or only likely ones; auto: all, up to 100,000."),
     ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Find the pictures that fit a text or another picture.
+    """Find the images that fit a text or another image.
 
-    With --index, the pictures of --in are looked at once: the next search looks
-    only at those that are new or altered, and without --in at none.
+    With --index, the images of --in are embedded once: the next search embeds
+    only those that are new or changed, and without --in none.
 
     \b
     Examples:
@@ -62,7 +63,7 @@ def retrieve(
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.loader import load
-        from xattn_runtime.tasks import search_index
+        from xattn_runtime.retrieval.search import search_index
 
         is_picture = _is_picture(query)
         if is_picture and rerank:
@@ -86,7 +87,7 @@ def retrieve(
 def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> PictureIndex:
     """The index in the file `index`, first brought up to date where there is a folder; else one in memory."""
     from xattn_runtime.errors import UserError
-    from xattn_runtime.tasks import look_at_folder, open_index, update_index
+    from xattn_runtime.retrieval.index import look_at_folder, open_index, update_index
 
     if folder is None:
         if index is None:

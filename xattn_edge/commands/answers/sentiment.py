@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +17,13 @@ app = new_app()
 
 @app.command()
 def sentiment(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What is said, in words.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The words that were said.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="WAV file of the speech: one channel of 16-bit PCM.")
+        Path | None, typer.Option("--audio", help="Listen to this WAV file: one channel of 16-bit PCM.")
     ] = None,
     frames: Annotated[
-        list[Path] | None, typer.Option("--frames", help="A picture of the speaker, again for each, or their folder.")
+        list[Path] | None,
+        typer.Option("--frames", help="Look at this image or folder of images; repeatable."),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -61,11 +61,7 @@ def sentiment(
                 "text": text,
                 "audio": None if audio is None else str(audio),
                 "frames": [str(path) for path in seen],
-                "sentiment": found.label,
-                "confidence": found.confidence,
-                "scores": [asdict(score) for score in found.scores],
-                "modalities": list(found.modalities),
-                "timing_ms": asdict(found.timing_ms),
+                **found.to_dict(),
                 "provider": task.settings.name,
                 "bundle": str(task.bundle.path),
             }

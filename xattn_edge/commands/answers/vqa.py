@@ -1,14 +1,14 @@
-"""`xattn-edge vqa`: a picture and questions about it to answers."""
+"""`xattn-edge vqa`: an image and questions about it to answers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
+from xattn_edge.commands.shared.decoding import takes_decoding_options
 from xattn_edge.commands.shared.heatmap import draw_heatmap
 from xattn_edge.commands.shared.input import read_lines
 from xattn_edge.commands.shared.options import (
@@ -24,6 +24,7 @@ from xattn_edge.commands.shared.options import (
     Threads,
     new_app,
 )
+from xattn_runtime.generate.options import DecodingOptions
 
 if TYPE_CHECKING:
     from xattn_runtime.tasks import Answer
@@ -34,23 +35,22 @@ app = new_app()
 
 
 @app.command()
+@takes_decoding_options(names={"top_k": "--sample-top-k"})
 def vqa(
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="A picture: PNG, JPEG, WebP, GIF or BMP; or .npz regions.")
+        Path, typer.Argument(metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP; or .npz regions.")
     ],
     questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     fallback: Fallback = False,
     threads: Threads = None,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Answers to list with --json.")] = 5,
-    beams: Annotated[
-        int | None,
-        typer.Option("--beams", min=1, help="Sequences searched at once, where the bundle generates its answers."),
-    ] = None,
+    listed: Annotated[int, typer.Option("--top-k", min=1, help="List this many answers with --json.")] = 5,
+    *,
+    decoding: DecodingOptions,
     answers: Annotated[
         str | None,
-        typer.Option("--answers", help="The only answers that may be given: a file with one a line, or a,b,c."),
+        typer.Option("--answers", help="Choose among these answers alone: a file with one per line, or a,b,c."),
     ] = None,
     heatmap: Heatmap = None,
     layer: HeatmapLayer = None,
@@ -59,11 +59,12 @@ def vqa(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Answer questions about a picture.
+    """Answer questions about an image.
 
-    The picture is encoded once for all of them. With several questions,
+    The image is encoded once for all of them. With several questions,
     --json prints {"image", "results": [...], "provider", "bundle"}.
-    A bundle of LXMERT or VisualBERT takes an .npz in place of the picture:
+    The options of decoding are for bundles that generate their answers.
+    A bundle of LXMERT or VisualBERT takes an .npz in place of the image:
     `features` [regions, width], and for LXMERT `boxes` [regions, 4].
 
     \b
@@ -71,6 +72,7 @@ def vqa(
       xattn-edge vqa picture.png "what color is the shape?"
       xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
       xattn-edge vqa picture.png "what color is it?" --answers red,green,blue
+      xattn-edge vqa picture.png "what is it?" --bundle blip-vqa.xattn --beams 4 --n-best 4
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
@@ -85,17 +87,18 @@ def vqa(
                 raise UserError("heatmap: expected one question, found several; ask one at a time")
             check_heatmap(heatmap)
         task = load(bundle or default_bundle("vqa"), with_fallback(provider, fallback), threads, task="vqa")
-        # A single question takes the picture itself, so that its times are those of the whole way.
-        picture = image if len(questions) == 1 else task.encode(image)
+        # A single question takes the image itself, so that its times are those of the whole way.
+        seen = image if len(questions) == 1 else task.encode(image)
         among = None if answers is None else _answers(answers)
         results = []
         for question, found in console.each(
-            questions, lambda question: task.ask(picture, question, top_k, beams, among)
+            questions, lambda question: task.ask(seen, question, listed, answers=among, options=decoding)
         ):
             _warn_of_unknown_words(console, found)
             if not as_json:
-                console.line(_text(console, question, found, several=len(questions) > 1))
-            results.append(_result(question, found))
+                for text in _texts(console, found, decoding.n_best):
+                    console.line(text if len(questions) == 1 else f"{question}: {text}")
+            results.append({"question": question, **found.to_dict()})
         if as_json and results:
             said = results[0] if len(questions) == 1 else {"results": results}
             console.document(
@@ -121,23 +124,13 @@ def _answers(given: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _text(console: Console, question: str, found: Answer, *, several: bool) -> str:
-    confidence = f"  ({found.confidence:.1%})" if console.is_terminal else ""
-    return f"{question}: {found.answer}{confidence}" if several else f"{found.answer}{confidence}"
+def _texts(console: Console, found: Answer, n_best: int) -> list[str]:
+    """The answer, or the best ones where several were asked for; with their confidence for people."""
+    answers = found.top if n_best > 1 else ((found.answer, found.confidence),)
+    return [f"{answer}  ({confidence:.1%})" if console.is_terminal else answer for answer, confidence in answers]
 
 
 def _warn_of_unknown_words(console: Console, found: Answer) -> None:
     if found.unknown_words:
         words = ", ".join(repr(word) for word in found.unknown_words)
         console.warn(f"the model does not know {words}; the answer may not fit the question")
-
-
-def _result(question: str, found: Answer) -> dict[str, Any]:
-    return {
-        "question": question,
-        "answer": found.answer,
-        "confidence": found.confidence,
-        "top": [{"answer": answer, "confidence": confidence} for answer, confidence in found.top],
-        "unknown_words": list(found.unknown_words),
-        "timing_ms": asdict(found.timing_ms),
-    }

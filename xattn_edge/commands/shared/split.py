@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xattn_edge.evaluation.metrics import caption_scores
 from xattn_edge.evaluation.samples import Sample, Samples
 from xattn_export.quantize.budget.measuring import Scores
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import UserError
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
+from xattn_runtime.tasks import TaskInput
 
 __all__ = ["TaskSplit"]
 
@@ -41,23 +42,31 @@ class TaskSplit:
     def scores(self, bundle: Bundle) -> Scores:
         """What `bundle` scores on each sample; UserError for a bundle that answers nothing."""
         items = self.samples.items
-        found = _answers(bundle, items)
+        answers = _answers(bundle, items)
         references = [sample.reference for sample in items]
         if None in references:
             self._said = self._said or _answers(self.plain, items)
-            return Scores("agreement", [float(one == other) for one, other in zip(found, self._said, strict=True)])
+            return Scores("agreement", [float(one == other) for one, other in zip(answers, self._said, strict=True)])
         known = [str(reference) for reference in references]
-        if bundle.manifest.task == "caption":
-            return Scores("cider", caption_scores(found, known))
-        return Scores("accuracy", [float(one == other) for one, other in zip(found, known, strict=True)])
+        metric, score = _SAMPLE_SCORES.get(TASKS[bundle.manifest.task].metric, _ACCURACY)
+        return Scores(metric, score(answers, known))
 
 
 def _answers(bundle: Bundle, samples: Sequence[Sample]) -> list[str]:
-    task = load(bundle)
-    if isinstance(task, CaptionTask):
-        return [task.caption(sample.image, sample.text).text for sample in samples]
-    if isinstance(task, VqaTask):
-        answers = task.ask_batch([sample.image for sample in samples], [sample.text or "" for sample in samples])
-        return [answer.answer for answer in answers]
-    assert isinstance(task, RetrievalTask)
-    raise UserError(f"{bundle.path}: expected a bundle that captions or answers, found one for retrieval")
+    if not TASKS[bundle.manifest.task].answers:
+        raise UserError(
+            f"{bundle.path}: expected a bundle that captions or answers, found one for {bundle.manifest.task}"
+        )
+    results = load(bundle).answer_many([TaskInput(sample.image, sample.text) for sample in samples])
+    return [result.text for result in results]
+
+
+def _equal(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    return [float(one == other) for one, other in zip(answers, references, strict=True)]
+
+
+_ACCURACY = ("accuracy", _equal)
+# A task's metric → what stands for it where every sample needs a score of its own.
+_SAMPLE_SCORES: Mapping[str, tuple[str, Callable[[Sequence[str], Sequence[str]], list[float]]]] = {
+    "exact_match": ("cider", caption_scores)
+}

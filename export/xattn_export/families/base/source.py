@@ -9,7 +9,7 @@ from typing import Any
 
 from xattn_export.families.base.reference import Reference
 from xattn_export.families.base.roles import Role
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 __all__ = ["TOKENIZER_FILE", "Family", "GoldenInput", "Source", "SourceTokenizer"]
@@ -48,7 +48,7 @@ class Source:
     """
 
     name: str
-    task: Task
+    task: TaskName
     license: str
     weights: tuple[Path, ...]
     roles: tuple[Role, ...]
@@ -70,4 +70,4 @@ class Family:
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
     open: Callable[[Path], Source]
-    also: Mapping[Task, Callable[[Path], Source]] = field(default_factory=dict)
+    also: Mapping[TaskName, Callable[[Path], Source]] = field(default_factory=dict)

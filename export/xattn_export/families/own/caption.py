@@ -1,4 +1,4 @@
-"""Captioning checkpoints of `xattn-edge train caption`: an image encoder and a decoder that attends to the picture."""
+"""Captioning checkpoints of `xattn-edge train caption`: an image encoder and a decoder that attends to the image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_edge.models import Captioner, CaptionModel, CrossModalCaptionModel, load_checkpoint
-from xattn_edge.models.caption import DecoderLayer
-from xattn_edge.models.cross_modal_caption import CrossModalDecoderLayer
+from xattn_edge.models import CaptionModel, load_checkpoint
+from xattn_edge.models.caches import flatten, pairs
+from xattn_edge.models.caption import CaptionDecoderLayer
 from xattn_export.families.base import (
     Family,
     Generated,
@@ -27,90 +27,54 @@ from xattn_export.families.base import (
 from xattn_export.families.drawings import caption_images
 from xattn_export.families.own.checkpoint import (
     SelfAttentionGraph,
-    flatten,
-    image_encoder_role,
     image_steps,
     is_checkpoint,
-    pairs,
+    keys_and_values_role,
     source_tokenizer,
 )
-from xattn_runtime.bundle.contract import cross_names, past_names, present_names
+from xattn_runtime.bundle.contract import past_names, present_names
 from xattn_runtime.bundle.manifest import Decoding
 
 __all__ = ["XATTN_CAPTION"]
 
 
-class DecoderGraph(nn.Module):
-    """One decoding step: tokens after a cache, attending to the picture; logits of the last position alone."""
+class CaptionDecoderGraph(nn.Module):
+    """One decoding step: tokens after a cache, attending to the image; logits of the last position alone."""
 
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
         self.model = model
-        self.layers = nn.ModuleList(DecoderLayerGraph(cast(DecoderLayer, layer)) for layer in model.layers)
+        self.layers = nn.ModuleList(CaptionLayerGraph(cast(CaptionDecoderLayer, layer)) for layer in model.layers)
 
     def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         """`caches` holds the past keys and values of every layer, then the cross keys and values."""
         past, cross = _past_and_cross(caches, len(self.layers))
         tokens = _embedded(self.model, input_ids, past[0])
-        present = []
+        seen, present = tokens, []
         for layer, layer_past, layer_cross in zip(self.layers, past, cross, strict=True):
-            tokens, layer_present = layer(tokens, layer_past, layer_cross)
+            tokens, seen, layer_present = layer(tokens, layer_past, layer_cross)
             present.append(layer_present)
-        return *_head(cast(Tensor, self.model.head(self.model.norm(tokens[:, -1])))), *flatten(present)
+        return *_head(self.model.decide(tokens[:, -1], seen[:, -1])), *flatten(present)
 
 
-class DecoderLayerGraph(nn.Module):
-    """A `DecoderLayer`, its cache kept by the attention operator itself."""
+class CaptionLayerGraph(nn.Module):
+    """A `CaptionDecoderLayer`, its cache kept by the attention operator itself."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, layer: CaptionDecoderLayer) -> None:
         super().__init__()
         self.self_attention_norm = layer.self_attention_norm
         self.self_attention = SelfAttentionGraph(layer.self_attention)
         self.cross = layer.cross
 
-    def forward(self, tokens: Tensor, past: KeyValue, context: KeyValue) -> tuple[Tensor, KeyValue]:
-        """As `DecoderLayer.forward`, causal without being told so."""
+    def forward(self, tokens: Tensor, past: KeyValue, context: KeyValue) -> tuple[Tensor, Tensor, KeyValue]:
+        """As `CaptionDecoderLayer.forward`, without its mask: the operator is causal by itself."""
         attended, present = self.self_attention.with_cache(self.self_attention_norm(tokens), past)
-        return self.cross(tokens + attended, context), present
-
-
-class CrossModalDecoderGraph(nn.Module):
-    """The same for a `CrossModalCaptionModel`."""
-
-    def __init__(self, model: CrossModalCaptionModel) -> None:
-        super().__init__()
-        self.model = model
-        self.attentions = nn.ModuleList(
-            SelfAttentionGraph(cast(CrossModalDecoderLayer, layer).self_attention) for layer in model.layers
-        )
-
-    def forward(self, input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
-        """As `DecoderGraph.forward`."""
-        past, cross = _past_and_cross(caches, len(self.attentions))
-        tokens = _embedded(self.model, input_ids, past[0])
-        seen, present = tokens, []
-        for module, own, layer_past, layer_cross in zip(self.model.layers, self.attentions, past, cross, strict=True):
-            layer, attention = cast(CrossModalDecoderLayer, module), cast(SelfAttentionGraph, own)
-            attended, layer_present = attention.with_cache(layer.self_attention_norm(tokens), layer_past)
-            tokens, seen = layer.look(tokens + attended, layer_cross)
-            present.append(layer_present)
-        return *_head(self.model.decide(tokens[:, -1], seen[:, -1])), *flatten(present)
-
-
-class ContextGraph(nn.Module):
-    """Picture `[batch, 3, side, side]` to what the layers of a `CrossModalCaptionModel` read."""
-
-    def __init__(self, model: CrossModalCaptionModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        return flatten(self.model.encode_image(pixel_values))
+        return *self.cross.read(tokens + attended, context), present
 
 
 def _open(folder: Path) -> Source:
     checkpoint = load_checkpoint(folder)
-    model = cast(Captioner, checkpoint.model)
+    model = cast(CaptionModel, checkpoint.model)
     config = model.config
     # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
     most_new_tokens = config.max_tokens - 1
@@ -126,34 +90,25 @@ def _open(folder: Path) -> Source:
         task="caption",
         license=checkpoint.license,
         weights=(folder / "model.safetensors",),
-        roles=_roles(model),
+        roles=(_image_role(model), _decoder_role(model)),
         tokenizer=source_tokenizer(checkpoint, config.max_tokens),
         reference=Generates(image_steps(checkpoint), decoding, generate),
         golden_inputs=caption_images(),
     )
 
 
-def _roles(model: Captioner) -> tuple[Role, Role]:
-    if isinstance(model, CrossModalCaptionModel):
-        image, options = model.config.image, model.config.mechanism.options
-        encoder = Role(
-            name="image_encoder",
-            module=ContextGraph(model),
-            reference=lambda pixel_values: flatten(model.encode_image(pixel_values)),
-            inputs=(TensorSpec("pixel_values", ("batch", 3, image.image_size_px, image.image_size_px), "normal"),),
-            outputs=tuple(cross_names(len(model.layers))),
-            attends=image.layers > 0,
-        )
-        return encoder, _decoder_role(model, CrossModalDecoderGraph(model), options.key_heads, image.side**2)
-    captioner = cast(CaptionModel, model)
-    cross = [cast(DecoderLayer, layer).cross.attention for layer in captioner.layers]
-    decoder = _decoder_role(model, DecoderGraph(captioner), captioner.config.heads, captioner.config.image_tokens)
-    return image_encoder_role(captioner, cross), decoder
+def _image_role(model: CaptionModel) -> Role:
+    return keys_and_values_role(
+        model.config.image,
+        model.image_encoder,
+        [cast(CaptionDecoderLayer, layer).cross.attention for layer in model.layers],
+        reference=lambda pixel_values: flatten(model.encode_image(pixel_values)),
+    )
 
 
-def _decoder_role(model: Captioner, graph: nn.Module, cross_heads: int, image_tokens: int) -> Role:
+def _decoder_role(model: CaptionModel) -> Role:
     config = model.config
-    layers, head_width = len(model.layers), config.width // config.heads
+    layers, head_width = config.layers, config.width // config.heads
 
     def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         logits, present = model.decode(input_ids, *_past_and_cross(caches, layers))
@@ -161,12 +116,12 @@ def _decoder_role(model: Captioner, graph: nn.Module, cross_heads: int, image_to
 
     return Role(
         name="decoder",
-        module=graph,
+        module=CaptionDecoderGraph(model),
         reference=reference,
         inputs=(
             TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocabulary),
             *(TensorSpec(name, ("batch", config.heads, "past", head_width), "normal") for name in past_names(layers)),
-            *cross_specs(layers, cross_heads, image_tokens, head_width),
+            *cross_specs(layers, config.mechanism.options.key_heads, config.image.side**2, head_width),
         ),
         outputs=("logits", "next_token", "next_log_prob", *present_names(layers)),
         longest=config.max_tokens,
@@ -177,7 +132,7 @@ def _past_and_cross(caches: Sequence[Tensor], layers: int) -> tuple[list[KeyValu
     return pairs(caches[: 2 * layers]), pairs(caches[2 * layers :])
 
 
-def _embedded(model: Captioner, input_ids: Tensor, past: KeyValue) -> Tensor:
+def _embedded(model: CaptionModel, input_ids: Tensor, past: KeyValue) -> Tensor:
     """Tokens of ids after `past`.
 
     Positions by lookup: a slice of the table would bind `past` and `length` to its size in the exported program.

@@ -1,23 +1,23 @@
-"""What our two checkpoint families share: the image encoder, preprocessing and tokenizer of a checkpoint."""
+"""What the families of our own checkpoints share: image encoders, preprocessing and tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import KeyValue, MultiHeadAttention
-from xattn_edge.encoders import ImageEncoder
+from xattn_edge.attention import CrossModalAttention, KeyValue
+from xattn_edge.encoders import CnnEncoder, ImageEncoderConfig, PatchEncoder
 from xattn_edge.encoders.transformer import SelfAttentionLayer
-from xattn_edge.models import CaptionModel, Checkpoint, VqaModel
+from xattn_edge.models import Checkpoint
 from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
 from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
 from xattn_runtime.bundle.contract import cross_names
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.steps import Step, parse_steps
@@ -25,23 +25,22 @@ from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 __all__ = [
     "SelfAttentionGraph",
-    "flatten",
-    "image_encoder_role",
     "image_steps",
     "is_checkpoint",
-    "pairs",
+    "keys_and_values_role",
+    "pixel_values_spec",
     "source_tokenizer",
 ]
 
 
 class SelfAttentionGraph(nn.Module):
-    """Self-attention of ours with queries, keys and values from one product."""
+    """Self-attention of a Transformer layer of ours, with queries, keys and values from one product."""
 
-    def __init__(self, attention: MultiHeadAttention) -> None:
+    def __init__(self, attention: CrossModalAttention) -> None:
         super().__init__()
-        self.heads = attention.heads
-        self.project = fuse_linears(attention.query, attention.key, attention.value)
-        self.output = attention.output
+        self.heads = attention.options.heads
+        self.project = fuse_linears(attention.q_linear, attention.k_linear, attention.v_linear)
+        self.output = attention.out_linear
 
     def forward(self, normed: Tensor) -> Tensor:
         """`[batch, length, width]`, every token attending to all; the same shape comes out."""
@@ -55,57 +54,57 @@ class SelfAttentionGraph(nn.Module):
         return self.output(attended), present
 
 
-class ImageEncoderGraph(nn.Module):
-    """Picture `[batch, 3, side, side]` to the cross keys and values of every layer."""
+class KeysAndValuesGraph(nn.Module):
+    """Image `[batch, 3, side, side]` to the cross keys and values of every layer."""
 
-    def __init__(self, encoder: ImageEncoder, cross: Sequence[MultiHeadAttention]) -> None:
+    def __init__(self, encoder: CnnEncoder | PatchEncoder, cross: Sequence[CrossModalAttention]) -> None:
         super().__init__()
         self.encoder = encoder
         self.attentions = nn.ModuleList(
             SelfAttentionGraph(cast(SelfAttentionLayer, layer).attention) for layer in encoder.layers
         )
-        self.heads = cross[0].heads
-        self.contexts = fuse_linears(*chain.from_iterable((each.key, each.value) for each in cross))
+        self.heads = cross[0].options.key_heads
+        self.contexts = fuse_linears(*chain.from_iterable((each.k_linear, each.v_linear) for each in cross))
         self.tensors = 2 * len(cross)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        encoder = self.encoder
-        features = encoder.feature_map(pixel_values).flatten(2).transpose(1, 2)
-        tokens = encoder.projection(features) + encoder.position
-        for module, attention in zip(encoder.layers, self.attentions, strict=True):
+        tokens = self.encoder.embed(pixel_values)
+        for module, attention in zip(self.encoder.layers, self.attentions, strict=True):
             layer = cast(SelfAttentionLayer, module)
             tokens = tokens + attention(layer.attention_norm(tokens))
             tokens = tokens + layer.feed_forward(layer.feed_forward_norm(tokens))
-        contexts = self.contexts(encoder.norm(tokens)).chunk(self.tensors, -1)
+        contexts = self.contexts(self.encoder.norm(tokens)).chunk(self.tensors, -1)
         return tuple(split_heads(context, self.heads) for context in contexts)
 
 
-def is_checkpoint(config: Mapping[str, Any], task: Task) -> bool:
+def is_checkpoint(config: Mapping[str, Any], task: TaskName) -> bool:
     """Whether `config` is that of a checkpoint of ours for `task`."""
     return "format_version" in config and config.get("task") == task
 
 
-def flatten(context: Sequence[KeyValue]) -> tuple[Tensor, ...]:
-    """`key_0`, `value_0`, `key_1`, …"""
-    return tuple(chain.from_iterable(context))
+def keys_and_values_role(
+    config: ImageEncoderConfig,
+    encoder: CnnEncoder | PatchEncoder,
+    cross: Sequence[CrossModalAttention],
+    reference: Callable[[Tensor], tuple[Tensor, ...]],
+) -> Role:
+    """The role `image_encoder` of a model whose cross-attention, layer by layer, is `cross`.
 
-
-def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
-    """The inverse of `flatten`."""
-    return [KeyValue(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
-
-
-def image_encoder_role(model: CaptionModel | VqaModel, cross: Sequence[MultiHeadAttention]) -> Role:
-    """The role `image_encoder` of a model whose cross-attention, layer by layer, is `cross`."""
-    side = model.config.image_size_px
+    `reference` computes keys and values of pixels, `key_0`, `value_0`, …, by the model itself.
+    """
     return Role(
         name="image_encoder",
-        module=ImageEncoderGraph(model.image_encoder, cross),
-        reference=lambda pixel_values: flatten(model.encode_image(pixel_values)),
-        inputs=(TensorSpec("pixel_values", ("batch", 3, side, side), "normal"),),
+        module=KeysAndValuesGraph(encoder, cross),
+        reference=reference,
+        inputs=(pixel_values_spec(config),),
         outputs=tuple(cross_names(len(cross))),
-        attends=model.config.image_layers > 0,
+        attends=config.layers > 0,
     )
+
+
+def pixel_values_spec(config: ImageEncoderConfig) -> TensorSpec:
+    """The input of an image encoder."""
+    return TensorSpec("pixel_values", ("batch", 3, config.image_size_px, config.image_size_px), "normal")
 
 
 def image_steps(checkpoint: Checkpoint) -> tuple[Step, ...]:

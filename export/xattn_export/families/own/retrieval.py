@@ -9,19 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention import Tokens
-from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.models import RetrievalModel, load_checkpoint
 from xattn_export.families.base import Embeds, Family, Role, Source, TensorSpec
 from xattn_export.families.drawings import captioned_images
-from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
-from xattn_export.families.own.vqa import LstmGraph
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, pixel_values_spec, source_tokenizer
+from xattn_export.families.own.text import text_encoder_graph
 from xattn_runtime.bundle.manifest import Similarity
 
 __all__ = ["XATTN_RETRIEVAL"]
 
 
-class ImageGraph(nn.Module):
-    """Picture `[batch, 3, side, side]` to its embedding, and to image tokens and their mask where these are read."""
+class RetrievalImageGraph(nn.Module):
+    """Image `[batch, 3, side, side]` to its embedding, and to image tokens and their mask where these are read."""
 
     def __init__(self, model: RetrievalModel) -> None:
         super().__init__()
@@ -33,14 +32,13 @@ class ImageGraph(nn.Module):
         return (embeddings,) if self.model.matcher is None else (embeddings, image.features, image.mask.to(torch.int64))
 
 
-class TextGraph(nn.Module):
+class RetrievalTextGraph(nn.Module):
     """Text, ids and mask `[batch, length]`, to its embedding, and to text tokens where these are read."""
 
     def __init__(self, model: RetrievalModel) -> None:
         super().__init__()
         self.model = model
-        encoder = model.text_encoder
-        self.encoder = LstmGraph(encoder) if isinstance(encoder, LstmTextEncoder) else encoder
+        self.encoder = text_encoder_graph(model.text_encoder)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         text = self.encoder(input_ids, attention_mask)
@@ -48,7 +46,7 @@ class TextGraph(nn.Module):
         return (embeddings,) if self.model.matcher is None else (embeddings, text.features)
 
 
-class RerankGraph(nn.Module):
+class RetrievalRerankGraph(nn.Module):
     """Text tokens and image tokens to the logits `[batch, 1]` of a match."""
 
     def __init__(self, model: RetrievalModel) -> None:
@@ -96,12 +94,12 @@ def _open(folder: Path) -> Source:
 
 def _image_role(model: RetrievalModel) -> Role:
     image = model.config.image
-    graph = ImageGraph(model)
+    graph = RetrievalImageGraph(model)
     return Role(
         name="image_encoder",
         module=graph,
         reference=lambda pixel_values: graph(pixel_values),
-        inputs=(TensorSpec("pixel_values", ("batch", 3, image.image_size_px, image.image_size_px), "normal"),),
+        inputs=(pixel_values_spec(image),),
         outputs=("image_embeddings", *(() if model.matcher is None else ("image_tokens", "image_mask"))),
         attends=image.layers > 0,
     )
@@ -116,7 +114,7 @@ def _text_role(model: RetrievalModel) -> Role:
 
     return Role(
         name="text_encoder",
-        module=TextGraph(model),
+        module=RetrievalTextGraph(model),
         reference=reference,
         inputs=(
             TensorSpec("input_ids", ("batch", "length"), "token_ids", text.vocabulary),
@@ -131,9 +129,7 @@ def _text_role(model: RetrievalModel) -> Role:
 def _rerank_role(model: RetrievalModel) -> Role:
     config = model.config
     positions = config.image.side**2
-    graph = RerankGraph(model)
-    options = config.mechanism.options
-    by_products = options.weighting == "soft" and options.similarity != "additive"
+    graph = RetrievalRerankGraph(model)
     return Role(
         name="reranker",
         module=graph,
@@ -146,7 +142,7 @@ def _rerank_role(model: RetrievalModel) -> Role:
         ),
         outputs=("match",),
         longest=config.text.max_tokens,
-        attends=by_products and config.mechanism.name != "hierarchical",
+        attends=config.mechanism.has_attention_operator,
     )
 
 

@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from xattn_edge.encoders import LstmTextEncoder
 from xattn_edge.models import SentimentConfig, SentimentModel, load_checkpoint
 from xattn_export.families.base import Family, GoldenInput, Labels, Role, Source, TensorSpec
 from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
-from xattn_export.families.own.vqa import LstmGraph
+from xattn_export.families.own.text import text_encoder_graph
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.speech import MelSpec
 
@@ -33,8 +32,7 @@ class SentimentGraph(nn.Module):
     def __init__(self, model: SentimentModel) -> None:
         super().__init__()
         self.model = model
-        encoder = model.text_encoder
-        self.text_encoder = LstmGraph(encoder) if isinstance(encoder, LstmTextEncoder) else encoder
+        self.text_encoder = text_encoder_graph(model.text_encoder)
 
     def forward(
         self,
@@ -74,13 +72,13 @@ def _open(folder: Path) -> Source:
         roles=(_role(model),),
         tokenizer=source_tokenizer(checkpoint, config.text.max_tokens),
         reference=Labels(speech, image_steps(checkpoint), config.frames.longest, config.labels, label_logits),
-        golden_inputs=_recordings(speech, config.frames.picture.image_size_px),
+        golden_inputs=_recordings(speech, config.frames.image.image_size_px),
     )
 
 
 def _role(model: SentimentModel) -> Role:
     config = model.config
-    side = config.frames.picture.image_size_px
+    side = config.frames.image.image_size_px
 
     def reference(*inputs: Tensor) -> tuple[Tensor, ...]:
         logits = model(*inputs)
@@ -105,11 +103,9 @@ def _role(model: SentimentModel) -> Role:
 
 
 def _attends(config: SentimentConfig) -> bool:
-    """Whether the graph holds the operator `Attention`: self-attention anywhere, or soft attention by products."""
-    options = config.mechanism.options
-    by_products = options.weighting == "soft" and options.similarity != "additive"
-    own = config.text.layers + config.speech.layers + config.frames.layers + config.frames.picture.layers
-    return own > 0 or (by_products and config.layers > 0 and config.mechanism.name != "hierarchical")
+    """Whether the graph holds the operator `Attention`, in self-attention or in the mechanism."""
+    own = config.text.layers + config.speech.layers + config.frames.layers + config.frames.image.layers
+    return own > 0 or (config.layers > 0 and config.mechanism.has_attention_operator)
 
 
 def _recordings(spec: MelSpec, side_px: int) -> tuple[GoldenInput, ...]:

@@ -1,4 +1,8 @@
-"""Visual question answering checkpoints of `xattn-edge train vqa`: an image encoder and a classifier of questions."""
+"""Visual question answering checkpoints of `xattn-edge train vqa`: an image encoder and a classifier of questions.
+
+Where an image is the same for every question, the image encoder outputs the keys and values that questions read; else
+image tokens, which may read the question in their turn.
+"""
 
 from __future__ import annotations
 
@@ -9,68 +13,44 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention import Tokens
-from xattn_edge.encoders import LstmTextEncoder
-from xattn_edge.fusion import CrossAttentionLayer
 from xattn_edge.models import VqaModel, load_checkpoint
+from xattn_edge.models.layer import CrossModalLayer
 from xattn_export.families.base import Chooses, Family, Role, Source, TensorSpec, cross_specs
 from xattn_export.families.drawings import shape_images
-from xattn_export.families.own.checkpoint import image_encoder_role, image_steps, is_checkpoint, pairs, source_tokenizer
+from xattn_export.families.own.checkpoint import (
+    image_steps,
+    is_checkpoint,
+    keys_and_values_role,
+    pixel_values_spec,
+    source_tokenizer,
+)
+from xattn_export.families.own.text import text_encoder_graph
 
-__all__ = ["XATTN_VQA", "LstmGraph"]
-
-_ONNX_LSTM_OPSET = 14
-# torch stacks the gates as input, forget, cell, output; ONNX as input, output, forget, cell.
-_ONNX_GATE_ORDER = (0, 3, 1, 2)
-
-
-class LstmGraph(nn.Module):
-    """A bidirectional LSTM text encoder as the ONNX operator `LSTM`, which takes the length of every row.
-
-    Only for export: torch cannot compute it. https://onnx.ai/onnx/operators/onnx__LSTM.html
-    """
-
-    def __init__(self, encoder: LstmTextEncoder) -> None:
-        super().__init__()
-        self.embedding = encoder.embedding
-        self.norm = encoder.norm
-        self.hidden_size = encoder.lstm.hidden_size
-        self.weight = nn.Parameter(_both_directions(encoder.lstm, "weight_ih"), requires_grad=False)
-        self.recurrence = nn.Parameter(_both_directions(encoder.lstm, "weight_hh"), requires_grad=False)
-        biases = [_both_directions(encoder.lstm, name) for name in ("bias_ih", "bias_hh")]
-        self.bias = nn.Parameter(torch.cat(biases, 1), requires_grad=False)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
-        """Int64 `[batch, length]` both to `[batch, length, width]` and its mask."""
-        batch, length = input_ids.shape
-        words = self.embedding(input_ids).transpose(0, 1)
-        states = torch.onnx.ops.symbolic(
-            "LSTM",
-            (words, self.weight, self.recurrence, self.bias, attention_mask.sum(1).to(torch.int32)),
-            {"direction": "bidirectional", "hidden_size": self.hidden_size},
-            dtype=torch.float32,
-            shape=(length, 2, batch, self.hidden_size),
-            version=_ONNX_LSTM_OPSET,
-        )
-        return Tokens(self.norm(states.permute(2, 0, 1, 3).flatten(2)), attention_mask.bool())
+__all__ = ["XATTN_VQA"]
 
 
-class ClassifierGraph(nn.Module):
-    """Question and cross keys and values to logits and probabilities of the answers."""
+class VqaImageGraph(nn.Module):
+    """Image `[batch, 3, side, side]` to `image_tokens` `[batch, tokens, width]` and their `image_mask`."""
 
     def __init__(self, model: VqaModel) -> None:
         super().__init__()
         self.model = model
-        encoder = model.text_encoder
-        self.text_encoder = LstmGraph(encoder) if isinstance(encoder, LstmTextEncoder) else encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, *cross: Tensor) -> tuple[Tensor, Tensor]:
-        model = self.model
-        tokens = self.text_encoder(input_ids, attention_mask).features
-        for layer, context in zip(model.cross_layers, pairs(cross), strict=True):
-            tokens = layer(tokens, context)
-        weights = attention_mask.to(tokens.dtype)[:, :, None]
-        pooled = (model.norm(tokens) * weights).sum(1) / weights.sum(1)
-        logits = model.classifier(pooled)
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = Tokens(*self.model.encode_image(pixel_values))
+        return tokens.features, tokens.mask.to(torch.int64)
+
+
+class ClassifierGraph(nn.Module):
+    """Question and encoded image to logits and probabilities of the answers."""
+
+    def __init__(self, model: VqaModel) -> None:
+        super().__init__()
+        self.model = model
+        self.text_encoder = text_encoder_graph(model.text_encoder)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model.decide(self.text_encoder(input_ids, attention_mask), _as_encoded(self.model, image))
         return logits, logits.softmax(-1)
 
 
@@ -78,7 +58,6 @@ def _open(folder: Path) -> Source:
     checkpoint = load_checkpoint(folder)
     model = cast(VqaModel, checkpoint.model)
     config = model.config
-    cross = [cast(CrossAttentionLayer, layer).attention for layer in model.cross_layers]
 
     def answer_logits(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Tensor:
         input_ids = torch.tensor([question_ids])
@@ -89,18 +68,38 @@ def _open(folder: Path) -> Source:
         task="vqa",
         license=checkpoint.license,
         weights=(folder / "model.safetensors",),
-        roles=(image_encoder_role(model, cross), _classifier_role(model)),
-        tokenizer=source_tokenizer(checkpoint, config.max_tokens),
+        roles=(_image_role(model), _classifier_role(model)),
+        tokenizer=source_tokenizer(checkpoint, config.text.max_tokens),
         reference=Chooses(image_steps(checkpoint), config.answers, answer_logits),
         golden_inputs=shape_images(),
+    )
+
+
+def _image_role(model: VqaModel) -> Role:
+    image = model.config.image
+    if model.config.reads_once:
+        return keys_and_values_role(
+            image,
+            model.image_encoder,
+            [cast(CrossModalLayer, layer).attention for layer in model.layers],
+            reference=model.encode_image,
+        )
+    graph = VqaImageGraph(model)
+    return Role(
+        name="image_encoder",
+        module=graph,
+        reference=lambda pixel_values: graph(pixel_values),
+        inputs=(pixel_values_spec(image),),
+        outputs=("image_tokens", "image_mask"),
+        attends=image.layers > 0,
     )
 
 
 def _classifier_role(model: VqaModel) -> Role:
     config = model.config
 
-    def reference(input_ids: Tensor, attention_mask: Tensor, *cross: Tensor) -> tuple[Tensor, ...]:
-        logits = model.answer(input_ids, attention_mask, pairs(cross))
+    def reference(input_ids: Tensor, attention_mask: Tensor, *image: Tensor) -> tuple[Tensor, ...]:
+        logits = model.answer(input_ids, attention_mask, _as_encoded(model, image))
         return logits, logits.softmax(-1)
 
     return Role(
@@ -108,26 +107,37 @@ def _classifier_role(model: VqaModel) -> Role:
         module=ClassifierGraph(model),
         reference=reference,
         inputs=(
-            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocabulary),
+            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.text.vocabulary),
             TensorSpec("attention_mask", ("batch", "length"), "mask"),
-            *cross_specs(config.cross_layers, config.heads, config.image_tokens, config.width // config.heads),
+            *_image_specs(model),
         ),
         outputs=("logits", "probabilities"),
-        longest=config.max_tokens,
+        longest=config.text.max_tokens,
+        attends=config.text.layers > 0 or config.mechanism.has_attention_operator,
     )
 
 
-def _both_directions(lstm: nn.LSTM, name: str) -> Tensor:
-    """A parameter of the first layer, forward and backward, gates in ONNX order: `[2, 4 × hidden, …]`."""
-    directions = []
-    for suffix in ("_l0", "_l0_reverse"):
-        gates = getattr(lstm, name + suffix).detach().chunk(4)
-        directions.append(torch.cat([gates[i] for i in _ONNX_GATE_ORDER]))
-    return torch.stack(directions)
+def _image_specs(model: VqaModel) -> tuple[TensorSpec, ...]:
+    config = model.config
+    positions, options = config.image.side**2, config.mechanism.options
+    if config.reads_once:
+        return cross_specs(config.layers, options.key_heads, positions, config.width // options.heads)
+    return (
+        TensorSpec("image_tokens", ("batch", positions, config.width), "normal"),
+        TensorSpec("image_mask", ("batch", positions), "mask"),
+    )
+
+
+def _as_encoded(model: VqaModel, image: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a graph takes of an image, in the dtypes of `VqaModel.encode_image`."""
+    if model.config.reads_once:
+        return image
+    features, mask = image
+    return features, mask.bool()
 
 
 XATTN_VQA = Family(
     name="xattn-edge vqa",
-    recognises=lambda config: is_checkpoint(config, "vqa") and "mechanism" not in config.get("model", ()),
+    recognises=lambda config: is_checkpoint(config, "vqa"),
     open=_open,
 )

@@ -40,7 +40,7 @@ from xattn_export.families.layers.text.decoders import CrossKeys, DecoderGraph, 
 from xattn_export.families.layers.vision.davit import Davit
 from xattn_export.families.transformers.florence2_text import tokenizer_with_prompts
 from xattn_runtime.bundle.contract import cross_names
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.steps import output_size_px
@@ -86,7 +86,7 @@ class PromptGraph(nn.Module):
         return cast("tuple[Tensor, ...]", self.cross(states))
 
 
-def _open(task: Task, folder: Path) -> Source:
+def _open(task: TaskName, folder: Path) -> Source:
     from transformers import Florence2ForConditionalGeneration
 
     _check_kind(folder)

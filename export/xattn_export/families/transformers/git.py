@@ -37,7 +37,7 @@ from xattn_export.families.checkpoint_folder.roles import (
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.git import ImageTokens, TokenEmbeddings, TokenLayer
 from xattn_runtime.bundle.contract import prefix_names
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class DecoderGraph(nn.Module):
         return *head(self.head(tokens[:, -1])), *flatten(present)
 
 
-def _open(task: Task, folder: Path) -> Source:
+def _open(task: TaskName, folder: Path) -> Source:
     from transformers import GitForCausalLM
 
     model, weights = load_model(folder, GitForCausalLM)

@@ -41,7 +41,7 @@ from xattn_export.families.layers.common import embed_with_image
 from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
 from xattn_export.families.layers.vision.idefics3 import ImageTokens
 from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.pipeline import Pipeline
@@ -70,7 +70,7 @@ class DecoderGraph(nn.Module):
         return *head(self.head(tokens[:, -1])), *flatten(present)
 
 
-def _open(task: Task, folder: Path) -> Source:
+def _open(task: TaskName, folder: Path) -> Source:
     import transformers
 
     config = read_json(folder / "config.json")

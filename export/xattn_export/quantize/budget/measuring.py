@@ -30,7 +30,7 @@ from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.files import atomic_write, sync
 from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.peak_memory import peak_memory_bytes
-from xattn_runtime.tasks import AnyTask
+from xattn_runtime.tasks import Task
 
 __all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_identity"]
 
@@ -218,7 +218,7 @@ class Bench:
         return statistics.median(ratios)
 
 
-def _seconds(task: AnyTask, example: Example) -> float:
+def _seconds(task: Task, example: Example) -> float:
     began = time.perf_counter()
     run_example(task, example)
     return time.perf_counter() - began

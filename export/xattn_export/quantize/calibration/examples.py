@@ -25,8 +25,7 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, default_threads
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import AnyTask, CaptionTask, SentimentTask, VqaTask
-from xattn_runtime.tasks.sentiment import read_sample
+from xattn_runtime.tasks import Task, TaskInput
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -88,27 +87,15 @@ class SomeExamples:
 def golden_examples(bundle: Bundle) -> Examples:
     """The golden inputs of a bundle: few, but every bundle has them."""
     cases = bundle.manifest.golden.cases
-    items = [_Golden(bundle.file(case.image), case.question or case.query) for case in cases]
+    items = [_Golden(bundle.file(case.image), case.asked) for case in cases]
     return SomeExamples("golden", items)
 
 
-def run_example(task: AnyTask, example: Example) -> None:
+def run_example(task: Task, example: Example) -> None:
     """One example through the pipeline of `task`. Raises UserError where a text is missing."""
-    if isinstance(task, CaptionTask):
-        task.caption(example.image, example.text)
-    elif isinstance(task, VqaTask):
-        task.ask(example.image, _text(example))
-    elif isinstance(task, SentimentTask):
-        task.tell(read_sample(Path(str(example.image)), example.text))
-    else:
-        task.embed_images([example.image])
-        task.embed_texts([_text(example)])
-
-
-def _text(example: Example) -> str:
-    if example.text is None:
+    if example.text is None and task.spec.text_key is not None and task.spec.text_required:
         raise UserError("calibration: expected a question or text with every image, found an image alone")
-    return example.text
+    task.answer(TaskInput(example.image, example.text))
 
 
 class GraphProbe:

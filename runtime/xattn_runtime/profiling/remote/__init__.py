@@ -1,1 +1,1 @@
-"""Profiling on another machine over ssh: the client here, what it sends, and the server there."""
+"""Profiling on another machine over ssh: the local client, what it sends, and the remote server."""

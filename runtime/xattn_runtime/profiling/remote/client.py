@@ -1,6 +1,6 @@
-"""Profiling on another machine over ssh: sends the runtime and the bundles there, and brings the document back.
+"""Profiling on another machine over ssh: sends the runtime and the bundles to it, and brings the document back.
 
-One connection does it all: `bootstrap.py` runs there from its source and unpacks what follows into a temporary folder,
+One connection does it all: `bootstrap.py` runs on it from its source and unpacks what follows into a temporary folder,
 which it removes however it ends; `server.py` measures. Nothing is installed; that Python needs the runtime's packages.
 """
 
@@ -56,7 +56,7 @@ _REASONS = (
 class Host:
     """name: as ssh takes it: a host, user@host, an entry of ~/.ssh/config, ssh://user@host:port.
 
-    python: the interpreter there; a leading ~/ is its user's home. ssh: the command that connects, with its options.
+    python: the remote interpreter; a leading ~/ is its user's home. ssh: the command that connects, with its options.
     """
 
     name: str
@@ -101,7 +101,7 @@ def profile_on_host(
         progress(f"copy to {host.name}", 0.0)
         connection.send(files, order)
         answer = connection.answer("document", lambda text, share: progress(_named(text, names), _COPIED + 0.9 * share))
-    written = {there: json.dumps(here)[1:-1] for there, here in names.items()}
+    written = {remote: json.dumps(local)[1:-1] for remote, local in names.items()}
     document = cast("dict[str, Any]", json.loads(_named(json.dumps(answer["document"]), written)))
     for told, roles in answer["traces"] if traces is not None else []:
         cast("dict[Combination, Trace]", traces)[Combination(**{**told, "bundle": names[told["bundle"]]})] = roles
@@ -164,7 +164,7 @@ class _Connection:
                 continue
             if not line:
                 raise self._failure()
-            # What a login there prints by itself is none of ours.
+            # What a remote login prints by itself is none of ours.
             message = json.loads(line) if line.startswith(b"{") else {}
             if expected in message:
                 return cast("dict[str, Any]", message)
@@ -214,8 +214,10 @@ def _connected(host: Host) -> Iterator[_Connection]:
     if not host.name or host.name.startswith("-") or any(character.isspace() for character in host.name):
         raise errors.UserError(f"--host: expected a machine such as user@device, found {host.name!r}")
     source = (Path(__file__).parent / "bootstrap.py").read_bytes()
-    there = f"exec {_quoted(host.python)} -c {shlex.quote(f'import sys;exec(sys.stdin.buffer.read({len(source)}))')}"
-    command = [*shlex.split(host.ssh), "-T", *(f"-o{option}" for option in _OPTIONS), "--", host.name, there]
+    remote_command = (
+        f"exec {_quoted(host.python)} -c {shlex.quote(f'import sys;exec(sys.stdin.buffer.read({len(source)}))')}"
+    )
+    command = [*shlex.split(host.ssh), "-T", *(f"-o{option}" for option in _OPTIONS), "--", host.name, remote_command]
     with tempfile.TemporaryFile() as complaints:
         try:
             process = subprocess.Popen(
@@ -257,7 +259,7 @@ def _quoted(python: str) -> str:
 
 
 def _files(bundles: Mapping[str, str], pictures: Mapping[str, Any]) -> dict[str, Path]:
-    """What is sent: its path there → its path here."""
+    """What is sent: its remote path → its local path."""
     root = Path(__file__).resolve().parents[2]
     files = {
         f"xattn_runtime/{path.relative_to(root).as_posix()}": path
@@ -276,6 +278,6 @@ def _files(bundles: Mapping[str, str], pictures: Mapping[str, Any]) -> dict[str,
 
 def _named(text: str, names: Mapping[str, str]) -> str:
     """`text` with the bundles' names as they are here."""
-    for there, here in names.items():
-        text = text.replace(there, here)
+    for remote, local in names.items():
+        text = text.replace(remote, local)
     return text

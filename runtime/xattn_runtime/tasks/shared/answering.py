@@ -1,6 +1,6 @@
 """The two ways in which a bundle answers questions: it chooses among its labels, or generates the answer's words.
 
-Both take encoded images and questions, many a run; `vqa.py` brings the pictures and the text.
+Both take encoded images and questions, many a run; `vqa.py` brings the images and the text.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ class Chooser:
             )
         places = self._places(wanted.answers)
         if self._temperature == 1.0:
-            found = self._classify("probabilities", images, questions)
+            probabilities = self._classify("probabilities", images, questions)
         else:
-            found = self._calibrated(images, questions)
-        return [self._reply(row, places, wanted.top_k) for row in found]
+            probabilities = self._calibrated(images, questions)
+        return [self._reply(row, places, wanted.top_k) for row in probabilities]
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Answerer`: float32 `[answers]`."""
@@ -181,8 +181,8 @@ class Writer:
         self._decoding = decoding
         session = open_generation(bundle, settings)
         self._reader = open_reader(bundle, settings, encoder)
-        giver = encoder if self._reader is None else self._reader.session
-        self._generator = TextGenerator(bundle, settings, session, giver, decoding)
+        producer = encoder if self._reader is None else self._reader.session
+        self._generator = TextGenerator(bundle, settings, session, producer, decoding)
         self.special_tokens = self._reader is not None
 
     def replies(

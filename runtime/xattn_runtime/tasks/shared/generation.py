@@ -1,4 +1,4 @@
-"""Text from what an encoder gave: in one run where the bundle has a graph for that and it suffices, else step by step.
+"""Text from the outputs of an encoder: in one run where the bundle has a graph that suffices, else step by step.
 
 For captioning and for answers that are generated alike.
 """
@@ -45,17 +45,17 @@ class TextGenerator:
         bundle: Bundle,
         settings: SessionSettings,
         session: GraphSession,
-        giver: GraphSession,
+        producer: GraphSession,
         decoding: Decoding,
     ) -> None:
-        """`session` is what `open_generation` gave, and `giver` the encoder that gives what is decoded.
+        """`session` is what `open_generation` gave, and `producer` the encoder that gives what is decoded.
 
-        Raises BundleError where a graph does not take what `giver` gives, where it lacks a token that the manifest's
+        Raises BundleError where a graph does not take what `producer` gives, where it lacks a token that the manifest's
         decoding names, or where the image stands in the text and the manifest says not how.
         """
         self._bundle = bundle
         self._settings = settings
-        self._giver = giver
+        self._producer = producer
         self._decoding = decoding
         self._loading = threading.Lock()
         self._check(session)
@@ -107,11 +107,11 @@ class TextGenerator:
         return step
 
     def _check(self, session: GraphSession) -> None:
-        check_key_values(self._giver, session)
-        _check_layout(self._bundle, self._giver, session)
+        check_key_values(self._producer, session)
+        _check_layout(self._bundle, self._producer, session)
 
 
-def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) -> None:
+def _check_layout(bundle: Bundle, producer: GraphSession, decoder: GraphSession) -> None:
     layout = bundle.manifest.tokenizer.image_layout
     is_in_text = _IMAGE_TOKENS in decoder.input_shapes
     if is_in_text != (layout is not None):
@@ -120,9 +120,9 @@ def _check_layout(bundle: Bundle, giver: GraphSession, decoder: GraphSession) ->
             f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
             "export it again"
         )
-    given = giver.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
+    given = producer.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
     if layout is not None and isinstance(given, int) and given != layout.tokens:
         raise BundleError(
-            f"{giver.path}: output {_IMAGE_TOKENS}: expected {layout.tokens} tokens, as the manifest's image_layout "
+            f"{producer.path}: output {_IMAGE_TOKENS}: expected {layout.tokens} tokens, as the manifest's image_layout "
             f"says, found {given}; export it again"
         )

@@ -1,6 +1,6 @@
 """What every task begins with: a bundle's preprocessing and image encoder, once an image.
 
-It knows pictures and what the image encoder gives for them; it does not know what is asked of them.
+It knows images and the outputs of the image encoder for them; it does not know what is asked of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EncodedImage",
-    "ImageEncoder",
+    "ImageReader",
     "PreparedImage",
     "check_key_values",
     "concatenate",
@@ -38,12 +38,12 @@ __all__ = [
 ]
 
 _ENCODER_BATCH = 16
-# Tiles are many and large: of all of a picture's at once, attention alone would take gigabytes.
+# Tiles are many and large: of all of an image's at once, attention alone would take gigabytes.
 _TILES_OF_A_RUN = 4
 # Padding is masked out, so any id will do that every vocabulary has.
 _PAD_TOKEN_ID = 0
-# A series of keys and values that one graph gives, and as what the next one takes it.
-_TAKEN_AS = {"cross": "cross", "image": "image", "prefix": "past"}
+# A series of keys and values that one graph outputs → the input that it is of the next graph.
+_INPUT_OF = {"cross": "cross", "image": "image", "prefix": "past"}
 _IMAGE_TOKENS = ("image_tokens", "image_mask")
 
 
@@ -53,7 +53,7 @@ class EncodedImage:
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
         image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
-    grid: how the picture was cut into tiles.
+    grid: how the image was cut into tiles.
     """
 
     tensors: Mapping[str, Tensor]
@@ -66,18 +66,18 @@ class EncodedImage:
 class PreparedImage:
     """An image before the image encoder: its inputs, `[…]` without an axis for the batch, or its tiles."""
 
-    found: Any
+    inputs: Any
     preprocess_ms: float
 
 
-class ImageEncoder:
-    """Pictures to `EncodedImage`s."""
+class ImageReader:
+    """Images to `EncodedImage`s: preprocessing and the image encoder of one bundle."""
 
     def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
         """Load preprocessing and the image encoder; BundleError where the two do not fit."""
         regions = bundle.manifest.regions
         self._prepare: _Prepare
-        self._batch = _ENCODER_BATCH if regions is None else 1  # pictures have regions of any number
+        self._batch = _ENCODER_BATCH if regions is None else 1  # images have regions of any number
         self._tiles: Callable[[ImageInput], Tiles] | None = None
         if regions is None:
             pipeline = Pipeline(bundle.manifest.image_steps)
@@ -90,7 +90,7 @@ class ImageEncoder:
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
         if self._tiles is not None:
-            self._batch = 1  # of several pictures in tiles the pixels alone would take gigabytes
+            self._batch = 1  # of several images in tiles the pixels alone would take gigabytes
         if any(shape[0] == 1 for shape in self.session.input_shapes.values()):
             self._batch = 1  # made for devices on which every axis has a size
         self._check_inputs(shapes)
@@ -122,20 +122,20 @@ class ImageEncoder:
         ImageError where it cannot be used.
         """
         began = time.perf_counter()
-        found = self._prepare(image) if self._tiles is None else self._tiles(image)
-        return PreparedImage(found, milliseconds_since(began))
+        inputs = self._prepare(image) if self._tiles is None else self._tiles(image)
+        return PreparedImage(inputs, milliseconds_since(began))
 
     def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
         """What `prepare` gave, encoded as `encode_many` does."""
         if self._tiles is not None:
-            yield from (self._encode_tiles(image.found, image.preprocess_ms) for image in images)
+            yield from (self._encode_tiles(image.inputs, image.preprocess_ms) for image in images)
             return
         for start in range(0, len(images), self._batch):
             yield from self._encode_batch(images[start : start + self._batch])
 
     def _encode_batch(self, images: Sequence[PreparedImage]) -> list[EncodedImage]:
         began = time.perf_counter()
-        inputs = {name: np.stack([image.found[name] for image in images]) for name in images[0].found}
+        inputs = {name: np.stack([image.inputs[name] for image in images]) for name in images[0].inputs}
         tensors = self.session.run(self._outputs, inputs)
         encode_ms = milliseconds_since(began)
         return [
@@ -161,7 +161,7 @@ class ImageEncoder:
         return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
 
     def _check_tiles(self, bundle: Bundle) -> None:
-        """BundleError unless pictures that are cut become image tokens, written as such in the text, and no others."""
+        """BundleError unless images that are cut become image tokens, written as such in the text, and no others."""
         layout = bundle.manifest.tokenizer.image_layout
         is_written = layout is not None and layout.tile is not None
         if (self._tiles is not None) != is_written or (is_written and self._outputs != _IMAGE_TOKENS[:1]):
@@ -188,44 +188,44 @@ class ImageEncoder:
                     )
 
 
-def check_key_values(giver: GraphSession, taker: GraphSession) -> None:
-    """BundleError unless `taker` takes the keys and values, or image tokens, that `giver` gives, and no others."""
+def check_key_values(producer: GraphSession, consumer: GraphSession) -> None:
+    """BundleError unless `consumer` takes just the keys and values, or image tokens, that `producer` outputs."""
     for name in _IMAGE_TOKENS:
-        is_given = name in giver.output_shapes
-        if is_given != (name in taker.input_shapes):
-            expected, found_there, found = ("the", "it", "none") if is_given else ("no", "none", "one")
+        is_produced = name in producer.output_shapes
+        if is_produced != (name in consumer.input_shapes):
+            expected, produced, found = ("the", "it", "none") if is_produced else ("no", "none", "one")
             raise BundleError(
-                f"{taker.path}: expected {expected} input {name}, as {giver.path} gives {found_there}, "
+                f"{consumer.path}: expected {expected} input {name}, as {producer.path} gives {produced}, "
                 f"found {found}; export again"
             )
-        if is_given:
-            _check_axes(giver, name, taker, name)
-    for given_as, taken_as in _TAKEN_AS.items():
-        given = layers_of(given_as, giver.output_shapes)
-        taken = layers_of(taken_as, taker.input_shapes)
-        if given != taken and (given or taken_as != "past"):
+        if is_produced:
+            _check_axes(producer, name, consumer, name)
+    for output, input_ in _INPUT_OF.items():
+        produced_layers = layers_of(output, producer.output_shapes)
+        consumed_layers = layers_of(input_, consumer.input_shapes)
+        if produced_layers != consumed_layers and (produced_layers or input_ != "past"):
             raise BundleError(
-                f"{taker.path}: expected {given} layers of {taken_as}_key, as {giver.path} gives of {given_as}_key, "
-                f"found {taken}; export again"
+                f"{consumer.path}: expected {produced_layers} layers of {input_}_key, as {producer.path} gives of "
+                f"{output}_key, found {consumed_layers}; export again"
             )
-        names = zip(key_value_names(given_as, given), key_value_names(taken_as, given), strict=True)
-        for given_name, taken_name in names:
-            _check_axes(giver, given_name, taker, taken_name)
+        outputs, inputs = key_value_names(output, produced_layers), key_value_names(input_, produced_layers)
+        for output_name, input_name in zip(outputs, inputs, strict=True):
+            _check_axes(producer, output_name, consumer, input_name)
 
 
-def _check_axes(giver: GraphSession, given_name: str, taker: GraphSession, taken_name: str) -> None:
-    dtype, taken_dtype = giver.dtypes[given_name], taker.dtypes[taken_name]
-    if dtype != taken_dtype:
+def _check_axes(producer: GraphSession, output: str, consumer: GraphSession, input_: str) -> None:
+    dtype, consumed_dtype = producer.dtypes[output], consumer.dtypes[input_]
+    if dtype != consumed_dtype:
         raise BundleError(
-            f"{taker.path}: input {taken_name}: expected {dtype}, as {giver.path} gives, found {taken_dtype}; "
+            f"{consumer.path}: input {input_}: expected {dtype}, as {producer.path} gives, found {consumed_dtype}; "
             "export again"
         )
-    given, taken = giver.output_shapes[given_name], taker.input_shapes[taken_name]
-    for one, other in zip(given[1:], taken[1:], strict=True):
+    produced, consumed = producer.output_shapes[output], consumer.input_shapes[input_]
+    for one, other in zip(produced[1:], consumed[1:], strict=True):
         if isinstance(one, int) and isinstance(other, int) and one != other:
             raise BundleError(
-                f"{taker.path}: input {taken_name}: expected {list(given)}, as {giver.path} gives, "
-                f"found {list(taken)}; export again"
+                f"{consumer.path}: input {input_}: expected {list(produced)}, as {producer.path} gives, "
+                f"found {list(consumed)}; export again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Many pictures: the next are opened and preprocessed in threads while the model is at work on the last.
+"""Many images: the next ones are opened and preprocessed in threads while the model works on the last.
 
 It keeps them in order and their number within bounds; what the model does with them is the caller's affair.
 """
@@ -12,32 +12,33 @@ from typing import TYPE_CHECKING, TypeVar
 
 from xattn_runtime.errors import ImageError
 from xattn_runtime.execution.session import default_threads
-from xattn_runtime.tasks.shared.image_encoder import ImageEncoder, PreparedImage
+from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, PreparedImage
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["computed_ahead", "prepared_ahead"]
+__all__ = ["compute_many", "prefetch_images"]
 
 _Part = TypeVar("_Part")
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
+_Ready = PreparedImage | EncodedImage | ImageError
 
 
-def prepared_ahead(
-    encoder: ImageEncoder, images: Iterable[ImageInput], batch: int
-) -> Iterator[list[PreparedImage | ImageError]]:
-    """The images in order, `batch` at a time, ready for `encoder`, or why one cannot be used.
+def prefetch_images(
+    reader: ImageReader, images: Iterable[ImageInput | EncodedImage], batch: int
+) -> Iterator[list[PreparedImage | EncodedImage | ImageError]]:
+    """The images in order, `batch` at a time, ready for `reader`, or why one cannot be used; encoded ones as they are.
 
-    At most two batches are ahead, so that memory stays as it is however many images there are.
+    At most two batches are prefetched, so that memory stays as it is however many images there are.
     """
 
-    def prepare(image: ImageInput) -> PreparedImage | ImageError:
+    def prepare(image: ImageInput | EncodedImage) -> _Ready:
         try:
-            return encoder.prepare(image)
+            return image if isinstance(image, EncodedImage) else reader.prepare(image)
         except ImageError as error:
             return error
 
-    waiting: deque[Future[PreparedImage | ImageError]] = deque()
+    waiting: deque[Future[_Ready]] = deque()
     pool = ThreadPoolExecutor(default_threads(), thread_name_prefix="xattn-prepare")
     try:
         for image in images:
@@ -50,12 +51,12 @@ def prepared_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def computed_ahead(compute: Callable[[_Part], _Found], parts: Iterable[_Part], at_once: int) -> Iterator[_Found]:
-    """What `compute` gives for the parts, in order, at work on `at_once` of them; one more waits.
+def compute_many(compute: Callable[[_Part], _Result], parts: Iterable[_Part], at_once: int) -> Iterator[_Result]:
+    """What `compute` returns for the parts, in order, `at_once` of them computed at the same time; one more waits.
 
-    The caller has time for what it got meanwhile. What `compute` raises is raised in its part's place.
+    The caller may use a result meanwhile. What `compute` raises is raised in its part's place.
     """
-    waiting: deque[Future[_Found]] = deque()
+    waiting: deque[Future[_Result]] = deque()
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="xattn-compute")
     try:
         for part in parts:

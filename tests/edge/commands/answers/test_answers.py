@@ -158,6 +158,7 @@ def test_data_list(invoke):
     assert [line.split()[0] for line in invoke("data", "list").stdout.splitlines()] == ["name", *names]
 
 
+@pytest.mark.slow
 def test_tune(invoke, vqa_copy):
     document = json.loads(invoke("tune", vqa_copy, "--time-budget", "1", "--dry-run", "--json").stdout)
     assert document["written"] is None

@@ -1,5 +1,6 @@
 """What the command line asks of decoding: draws, several captions, words to stop at, streams, lists of answers."""
 
+import dataclasses
 import json
 import signal
 import time
@@ -9,6 +10,9 @@ import pytest
 from xattn_edge.commands.shared import many as _many
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.execution import session
+from xattn_runtime.tasks import Answer, AnswerTiming, DecodingOptions, VqaTask
+
+ANSWER = Answer("cat", 0.5, (("cat", 0.5),), (), AnswerTiming(1.0, 1.0, 1.0, 3.0))
 
 
 def captions(invoke, bundle, pictures, *options):
@@ -261,3 +265,26 @@ def test_folders_without_pictures_and_places_that_cannot_be_written(invoke, capt
     refused = invoke("caption", picture, "-b", caption_bundle, "-o", tmp_path / "none" / "a.jsonl")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "expected a file that can be written" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa"])
+def test_every_decoding_option_is_an_option_of_both_commands(invoke, name):
+    text = invoke(name, "--help").stdout
+    for field in dataclasses.fields(DecodingOptions):
+        option = "sample-top-k" if field.name == "top_k" and name == "vqa" else field.name.replace("_", "-")
+        assert f"--{option} " in text or f"--{option}," in text, field.name
+
+
+def test_vqa_hands_on_all_that_was_asked_of_decoding(invoke, vqa_bundle, noise, monkeypatch):
+    asked = []
+    monkeypatch.setattr(VqaTask, "ask", lambda *arguments, **options: asked.append(options["options"]) or ANSWER)
+    options = ("--beams", "3", "--early-stopping", "never", "--sample-top-k", "7", "--stop", "a", "--stop", "b")
+    result = invoke("vqa", noise(0), "what?", "-b", vqa_bundle, *options, "--prefix", "the")
+    assert (result.exit_code, result.stdout) == (0, "cat\n")
+    assert asked == [DecodingOptions(beams=3, early_stopping="never", top_k=7, stop=("a", "b"), prefix="the")]
+
+
+def test_a_bundle_that_chooses_decodes_nothing(invoke, vqa_bundle, noise):
+    result = invoke("vqa", noise(0), "what is the cat", "-b", vqa_bundle, "--temperature", "0.5")
+    assert result.exit_code == 2
+    assert "temperature: expected none, as this bundle chooses among" in result.stderr

@@ -19,7 +19,8 @@ from xattn_export import export_checkpoint
 from xattn_runtime import load
 from xattn_runtime.retrieval import index as index_module
 from xattn_runtime.retrieval import search
-from xattn_runtime.tasks import open_index, search_index
+from xattn_runtime.retrieval.index import open_index
+from xattn_runtime.retrieval.search import search_index
 
 QUERY = "a red circle"
 

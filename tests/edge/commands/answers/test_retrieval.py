@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 from PIL import Image
 
-from tests.conftest import UNKNOWN, WORDS, reference_pixels, write_manifest
+from tests.support.tiny_bundle import UNKNOWN, WORDS, reference_pixels, write_manifest
 from xattn_runtime.bundle import manifest as m
 from xattn_runtime.bundle.folder import open_bundle
 
@@ -172,3 +172,10 @@ def test_pictures_are_found_by_text_and_by_picture(invoke, bundles, tmp_path):
         assert [found["image"] for found in results] == sorted(cosines, key=lambda picture: -cosines[picture])
         assert [found["cosine"] for found in results] == pytest.approx(sorted(cosines.values(), reverse=True), abs=1e-5)
         assert all((found["probability"] is None) == (query != "red cat") for found in results)
+
+
+def test_classify_without_a_bundle_says_what_to_make(invoke, noise):
+    result = invoke("classify", noise(0), "cat", "dog")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "expected --bundle with a retrieval bundle of CLIP or SigLIP, found none" in result.stderr
+    assert "xattn-edge export openai/clip-vit-base-patch32 -o clip.xattn" in result.stderr

@@ -134,3 +134,11 @@ def test_nothing_at_all(invoke, bundle):
 def test_a_bundle_for_another_task(invoke, vqa_bundle):
     answer = invoke("sentiment", TEXT, "--bundle", vqa_bundle)
     assert (answer.exit_code, "expected a bundle for sentiment, found one for vqa" in answer.stderr) == (2, True)
+
+
+def test_a_search_on_images_is_refused(invoke, bundle, noise, tmp_path):
+    folder = noise(0).parent
+    answer = invoke("quantize", bundle, "-o", tmp_path / "small.xattn", "--mode", "auto", "--data", folder)
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    message = "expected a bundle whose inputs are images, found one for sentiment; use --data golden, or a mode that"
+    assert message in answer.stderr

@@ -11,7 +11,7 @@ import onnx.numpy_helper
 import onnx.parser
 import pytest
 
-from tests.conftest import LABELS, WORDS, write_manifest
+from tests.support.tiny_bundle import LABELS, WORDS, write_manifest
 from xattn_runtime.bundle import manifest as m
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.preprocess.regions import RegionSpec

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from xattn_edge.study import StudyPlan, StudyReport
-from xattn_edge.study.measured import Measured
+from xattn_edge.study.measured import CombinationResult
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def studied(stand_in):
     def study(folder, plan, **options):
         seen.append((folder, plan, options))
         told = {"task": "vqa", "mechanism": "self", "fusion": "sum", "accuracies": (80.0, 90.0)}
-        row = Measured(**told, bytes={"fp32": 2, "int8": 1}, milliseconds={"fp32": 2.0, "int8": 1.25})
+        row = CombinationResult(**told, bytes={"fp32": 2, "int8": 1}, milliseconds={"fp32": 2.0, "int8": 1.25})
         return StudyReport(folder / "report.md", plan, (row,))
 
     def report_study(folder, tasks, **options):

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from tests.export.conftest import ANSWERS, QUESTION_WORDS, preprocessing, randomize, tokenizer
+from tests.support.slow import slow_after
 from xattn_edge.attention import MECHANISMS, AttentionOptions, MechanismConfig
 from xattn_edge.encoders import IMAGE_ENCODERS, TEXT_ENCODERS, ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import FusionConfig
-from xattn_edge.models import Checkpoint, CrossModalVqaConfig, build_model, save_checkpoint
+from xattn_edge.models import Checkpoint, VqaConfig, build_model, save_checkpoint
 from xattn_export import export_checkpoint, inspect_path, quantize_bundle
 from xattn_export.decompose import decompose_attention
 from xattn_export.families.table import family_of
@@ -46,7 +47,7 @@ def test_the_combinations_hold_every_mechanism_and_encoder():
 def write_checkpoint(path: Path, mechanism, fusion, image, text, options):
     made = tokenizer(QUESTION_WORDS)
     own = {"channels": (16, 32), "blocks": (1,)} if image == "cnn" else {"patch_px": 4}
-    config = CrossModalVqaConfig(
+    config = VqaConfig(
         image=ImageEncoderConfig(name=image, image_size_px=SIDE_PX, layers=int(text == "transformer"), heads=2, **own),
         text=TextEncoderConfig(
             name=text,
@@ -81,11 +82,11 @@ def check_decomposed(bundle, source):
     assert check_parity(decomposed, role).cases == 8
 
 
-@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), COMBINATIONS)
+@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), slow_after(2, COMBINATIONS))
 def test_the_whole_way(tmp_path, mechanism, fusion, image, text, options):
     model, words = write_checkpoint(tmp_path / "checkpoint", mechanism, fusion, image, text, options)
     bundle, small = tmp_path / "tiny.xattn", tmp_path / "small.xattn"
-    assert family_of(tmp_path / "checkpoint").name == "xattn-edge vqa of any mechanism"
+    assert family_of(tmp_path / "checkpoint").name == "xattn-edge vqa"
     report = export_checkpoint(tmp_path / "checkpoint", bundle, command="pytest")
     assert report.to_dict()["standard"]
     check_decomposed(bundle, family_of(tmp_path / "checkpoint").open(tmp_path / "checkpoint"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from xattn_edge.encoders import ImageEncoder, PatchEncoder, SpeechEncoder, VideoEncoder
+from xattn_edge.encoders import CnnEncoder, PatchEncoder, SpeechEncoder, VideoEncoder
 from xattn_export.decompose import decompose_attention
 from xattn_export.families.base import Role, TensorSpec
 from xattn_export.graph.conformance import examine
@@ -33,7 +33,7 @@ class EncoderGraph(nn.Module):
         ("speech", lambda: SpeechEncoder(8, LONGEST, 3, WIDTH, 1, 2), ("batch", "frames", 8)),
         (
             "video",
-            lambda: VideoEncoder(ImageEncoder(8, (4, 6), (1,), WIDTH, 0, 2), LONGEST, WIDTH, 1, 2),
+            lambda: VideoEncoder(CnnEncoder(8, (4, 6), (1,), WIDTH, 0, 2), LONGEST, WIDTH, 1, 2),
             ("batch", "frames", 3, 8, 8),
         ),
     ],

@@ -76,7 +76,7 @@ def test_groups_of_frames_whose_number_differs():
 
 
 class AttentionGraph(nn.Module):
-    """An attention over flat tensors, its weights given too where they are wanted."""
+    """An attention over flat tensors; with its weights, where they are wanted."""
 
     def __init__(self, attention, need_weights):
         super().__init__()
@@ -84,7 +84,7 @@ class AttentionGraph(nn.Module):
         self.need_weights = need_weights
 
     def forward(self, query, context, context_mask):
-        found = self.attention(query, context, context_mask.bool(), need_weights=self.need_weights)
+        found = self.attention(query, context, context, mask=context_mask.bool(), need_weights=self.need_weights)
         return (found.output, found.weights) if self.need_weights else (found.output,)
 
 

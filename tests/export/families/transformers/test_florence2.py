@@ -169,7 +169,7 @@ def test_captions_of_a_batch(made, files):
     assert isinstance(task, CaptionTask)
     for prompt in (None, "<OCR>"):
         alone = [task.caption(file, prompt=prompt).token_ids for file in files[:4]]
-        assert [found.token_ids for found in task.caption_batch(files[:4], prompt=prompt)] == alone
+        assert [found.token_ids for found in task.caption_many(files[:4], prompt=prompt)] == alone
     steps = [int(step.token_ids[0]) for step in task.steps(task.encode(files[0]))]
     greedy = task.caption(files[0], beams=1).token_ids
     assert tuple(steps[: len(greedy)]) == greedy

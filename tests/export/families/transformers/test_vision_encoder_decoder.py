@@ -29,6 +29,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, randomize, save_folder
+from tests.support.slow import slow_after
 from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_runtime.bundle.folder import open_bundle
@@ -128,6 +129,9 @@ PAIRS = {
     ),
 }
 
+# One in each form; with the others every encoder and decoder has its turn.
+QUICK = ("vit-gpt2", "swin-roberta")
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -172,7 +176,7 @@ def _age(folder: Path) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
-@pytest.fixture(scope="module", params=PAIRS)
+@pytest.fixture(scope="module", params=slow_after(2, sorted(PAIRS, key=QUICK.__contains__, reverse=True)))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     pair, folder = PAIRS[request.param], tmp_path_factory.mktemp("models") / request.param
     model, bundle = _model(pair), folder.with_suffix(".xattn")

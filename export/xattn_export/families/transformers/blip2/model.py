@@ -24,7 +24,7 @@ from xattn_export.families.layers.vision.qformer import QueryEncoder
 from xattn_export.families.transformers.blip2.language import Language
 from xattn_export.families.transformers.blip2.opt import opt_language
 from xattn_export.families.transformers.blip2.t5 import t5_language
-from xattn_runtime.bundle.manifest import Task
+from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 
@@ -51,7 +51,7 @@ class ImageTokensGraph(nn.Module):
         return (self.projection(self.queries(self.vision(pixel_values))),)
 
 
-def _open(task: Task, folder: Path) -> Source:
+def _open(task: TaskName, folder: Path) -> Source:
     from transformers import Blip2ForConditionalGeneration
 
     language_of = _LANGUAGES[_text_model(folder)]
