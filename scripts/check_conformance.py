@@ -26,11 +26,12 @@ from xattn_export.engines.verify import verify_in_engine
 from xattn_export.quantize.calibration.examples import golden_examples
 from xattn_export.quantize.modes.table import mode_names
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.bundle.manifest import Attention
 from xattn_runtime.errors import DependencyError, UserError, XattnError
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
 # Blocks of weights need opset 21.
-FORMS = {"standard": 23, "decomposed": 21}
+FORMS: dict[Attention, int] = {"standard": 23, "decomposed": 21}
 
 
 def bundles(name: str, place: Path) -> Iterator[tuple[str, str, Path]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +53,7 @@ def run(model: ModelProto, x: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def rounded_convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **options: object) -> np.ndarray:
+def rounded_convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, **options: Any) -> np.ndarray:
     """The convolution of `x` and `weight` after both were rounded to 8 bits as the graph rounds them."""
     low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
     scale = np.float32(high - low) / np.float32(255)

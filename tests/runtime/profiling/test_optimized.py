@@ -14,9 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from xattn_runtime.bundle.folder import file_digest
 from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import UserError
-from xattn_runtime.execution import device_profile as profiles
 from xattn_runtime.execution.device_profile import (
     DeviceProfile,
     OptimizedGraphs,
@@ -52,9 +52,7 @@ def tried(caption_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def kept(tried: tuple[OptimizedVerdict, Path], caption_copy: Path) -> Path:
     """A bundle whose device profile has optimized graphs."""
     machine = describe_machine()
-    graphs = OptimizedGraphs(
-        profiles.file_digest(caption_copy / "manifest.json"), onnxruntime.__version__, digests_of(tried[1])
-    )
+    graphs = OptimizedGraphs(file_digest(caption_copy / "manifest.json"), onnxruntime.__version__, digests_of(tried[1]))
     mine = DeviceProfile(machine.cpu, machine.cores, "cpu", 1, True, True, "latency", 0.1, graphs, 0.4)
     write_device_profile(caption_copy, mine, tried[1])
     return caption_copy
