@@ -108,6 +108,10 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
         for _ in task.steps(encoded, length):
             pass
 
+    def both() -> None:
+        task.encode(one)
+        steps()
+
     variants: dict[str, Run] = {
         "caption": lambda: task.caption(one),
         "two": lambda: list(task.caption_many([one, other])),
@@ -115,7 +119,7 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
         "decode": lambda: task.caption(encoded),
         "decode two": lambda: list(task.caption_many([encoded, mirrored])),
         "steps": steps,
-        "both": lambda: (task.encode(one), steps()),
+        "both": both,
         "greedy": lambda: task.caption(one, options=fixed),
         "beams": lambda: task.caption(one, options=beams),
     }
@@ -194,6 +198,7 @@ def answering(task: VqaTask, rounds: int) -> dict[str, float]:
     words = next(words for words in QUESTION_WORDS if not _unknown(task, words))
     encoded = task.encode(picture)
     options = None if task.labels is not None else DecodingOptions(beams=1, max_new_tokens=ANSWER_TOKENS)
+
     variants: dict[str, Run] = {
         "first": lambda: task.ask(picture, words, options=options),
         "second": lambda: task.ask(encoded, words, options=options),

@@ -136,7 +136,7 @@ def onnxruntime_runner(bundle: Path, threads: int) -> Callable[[Any], Times]:
     """A caption by the runtime."""
     from xattn_runtime import load
 
-    task = load(bundle, threads=threads)
+    task = load(bundle, threads=threads, task="caption")
 
     def run(picture: Any) -> Times:
         caption = task.caption(picture, max_new_tokens=TOKENS)
@@ -252,7 +252,7 @@ def step_bytes(bundle: Path) -> int:
         for tensor in graph.input
         if tensor.name.startswith("cross_")
     ]
-    return 4 * (weights + sum(map(math.prod, shapes)))
+    return int(4 * (weights + sum(map(math.prod, shapes))))
 
 
 def encoder_operations(bundle: Path) -> int:
@@ -269,7 +269,7 @@ def encoder_operations(bundle: Path) -> int:
     products = sum(math.prod(weights[name].dims) for name in weights if read.get(name) in ("MatMul", "Gemm", "Conv"))
     width = next(tensor.dims[0] for tensor in weights.values() if read[tensor.name] == "Conv")
     attention = sum(2 * tokens * width for node in graph.node if node.op_type == "Attention")
-    return 2 * tokens * (products + attention)
+    return int(2 * tokens * (products + attention))
 
 
 def loading(bundle: Path, threads: int) -> float:

@@ -57,6 +57,8 @@ def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], s
 
     torch.set_num_threads(threads)
     loaded = load_checkpoint(checkpoint)
+    model: Any = loaded.model
+    config: Any = loaded.config
     tokenizer = Tokenizer.from_str(loaded.tokenizer_json)
     pipeline = Pipeline(image_steps(loaded))
     question = torch.tensor([tokenizer.encode(QUESTION).ids])
@@ -65,9 +67,9 @@ def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], s
     def run(picture: Any) -> str:
         pixel_values = torch.from_numpy(pipeline(picture))[None]
         if task == "caption":
-            return str(tokenizer.decode(loaded.model.generate(pixel_values)[0]))
-        logits = loaded.model(pixel_values, question, torch.ones_like(question))
-        return str(loaded.config.answers[int(logits.argmax())])
+            return str(tokenizer.decode(model.generate(pixel_values)[0]))
+        logits = model(pixel_values, question, torch.ones_like(question))
+        return str(config.answers[int(logits.argmax())])
 
     return run
 
@@ -76,10 +78,11 @@ def onnxruntime_runner(task: str, bundle: Path, threads: int) -> Callable[[Any],
     """Picture to text by the runtime."""
     from xattn_runtime import load
 
-    loaded = load(bundle, threads=threads)
     if task == "caption":
-        return lambda picture: str(loaded.caption(picture).text)
-    return lambda picture: str(loaded.ask(picture, QUESTION).answer)
+        captioner = load(bundle, threads=threads, task="caption")
+        return lambda picture: captioner.caption(picture).text
+    answerer = load(bundle, threads=threads, task="vqa")
+    return lambda picture: answerer.ask(picture, QUESTION).answer
 
 
 def worker(connection: Connection, engine: str, task: str, source: Path, threads: int, count: int) -> None:

@@ -138,7 +138,7 @@ def main() -> None:
         command = str(Path(sys.executable).with_name("xattn-edge"))
         export_ours = [command, "export", str(checkpoint), "-o", str(ours), "--overwrite", "--quiet"]
         module = [str(options.optimum_python), "-m", "optimum.exporters.onnx", "--model", str(checkpoint)]
-        found = {
+        found: dict[str, dict[str, Any]] = {
             "xattn-edge": exported(export_ours, ours),
             "optimum-onnx 0.1.0": exported([*module, "--task", "image-to-text-with-past", str(theirs)], theirs),
         }

@@ -154,7 +154,7 @@ def train_a_step(model: torch.nn.Module) -> None:
         image, text = model.encode_image(pixels), model.encode_text(ids, mask)
         near = model.embed_image(image) @ model.embed_text(text).T
         loss = F.cross_entropy(near, torch.arange(3)) + model.match(text, image).square().mean()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
         raise ValueError("a weight is not finite after a step of training")

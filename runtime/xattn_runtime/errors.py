@@ -49,7 +49,7 @@ class VerificationError(XattnError):
 
 
 class UserError(XattnError):
-    """Something that the user can mend."""
+    """A mistake that the user can correct."""
 
     exit_code: ClassVar[int] = 2
 

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnxruntime
 import pytest
@@ -28,7 +28,7 @@ PICTURE = EXAMPLES / "gem-and-diamond.png"
 HEADERS, HEADER = "com.github.asus4.onnxruntime@0.4.9", "onnxruntime_cxx_api.h"
 
 
-def run(*command: object, **settings: object) -> str:
+def run(*command: object, **settings: Any) -> str:
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240, **settings)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -17,12 +17,13 @@ from xattn_export import export_checkpoint, exporter
 from xattn_export.families.base import Role, Source
 from xattn_export.families.table import family_of
 from xattn_export.to_onnx import export_role
+from xattn_runtime.bundle.manifest import Attention
 
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
 QUESTION_WORDS = ("what", "color", "is", "the", "shape", "?", "in", "image", "there", "a", "red", "circle")
 ANSWERS = ("circle", "green", "red", "yes", "no")
-IMAGE = {"image_size_px": 32, "channels": (16, 32, 64), "blocks": (1, 1), "heads": 4}
-PLAIN = {
+IMAGE: dict[str, Any] = {"image_size_px": 32, "channels": (16, 32, 64), "blocks": (1, 1), "heads": 4}
+PLAIN: dict[str, Any] = {
     "mechanism": MechanismConfig(name="text_to_image", options=transformer_options(4)),
     "fusion": None,
     "layers": 2,
@@ -75,7 +76,7 @@ def say(model: CaptionModel, sentence: tuple[int, ...]) -> None:
         model.embedding.weight.mul_(8)
         model.position.mul_(0.1)
         for word, following in pairwise(sentence):
-            model.head.weight[following] = model.embedding.weight[word] * 0.5
+            model.head.weight[following] = model.embedding.weight[word] * 0.5  # type: ignore[operator]
 
 
 def write_checkpoint(path: Path, kind: str) -> Path:
@@ -83,7 +84,7 @@ def write_checkpoint(path: Path, kind: str) -> Path:
     config: CaptionConfig | VqaConfig
     if kind == "caption":
         made = tokenizer(tuple(f"word{i}" for i in range(CAPTION_WORDS)))
-        special = {"pad_token_id": 0, "start_token_id": 2, "end_token_id": 3}
+        special: Any = {"pad_token_id": 0, "start_token_id": 2, "end_token_id": 3}
         config = CaptionConfig(
             **PLAIN,
             **special,
@@ -158,6 +159,7 @@ def export_lstm_once(graph: Callable[..., ModelProto], monkeypatch: pytest.Monke
 def exported(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Bundles: `caption` standard, `lstm` decomposed."""
     folder = tmp_path_factory.mktemp("exported")
-    for kind, attention in (("caption", "standard"), ("lstm", "decomposed")):
+    forms: tuple[tuple[str, Attention], ...] = (("caption", "standard"), ("lstm", "decomposed"))
+    for kind, attention in forms:
         export_checkpoint(checkpoints[kind], folder / f"{kind}.xattn", attention=attention, command="pytest")
     return {kind: folder / f"{kind}.xattn" for kind in ("caption", "lstm")}

@@ -70,12 +70,12 @@ def answerer(folder: Path) -> Reference:
     def logits(pixel_values: Tensor, ids: Tensor, question_ids: Tensor | None) -> Tensor:
         captured: list[Tensor] = []
         hook = model.text_decoder.register_forward_hook(lambda *call: captured.append(call[2].logits))
-        model(question_ids, pixel_values, decoder_input_ids=ids, attention_mask=torch.ones_like(question_ids))
+        model(question_ids, pixel_values, decoder_input_ids=ids, attention_mask=_whole(question_ids))
         hook.remove()
         return captured[0]
 
     def generate(pixel_values: Tensor, question_ids: Tensor | None, **settings: Any) -> Tensor:
-        found: Tensor = model.generate(question_ids, pixel_values, torch.ones_like(question_ids), **settings)
+        found: Tensor = model.generate(question_ids, pixel_values, _whole(question_ids), **settings)
         return found
 
     def question_ids(question: str) -> Tensor:
@@ -132,3 +132,9 @@ def _pixels(processor: Any) -> Callable[[Sequence[Any]], Tensor]:
         return found
 
     return pixels
+
+
+def _whole(ids: Tensor | None) -> Tensor:
+    """The mask of questions without padding."""
+    assert ids is not None
+    return torch.ones_like(ids)

@@ -68,7 +68,7 @@ def _git(size: int = 224) -> Callable[[Path], Path]:
 
 def _blip2(language: str = "opt", size: int = 224, **vision: int) -> Callable[[Path], Path]:
     # All of OPT's layers would take 10 GB more, all of T5's 9, and nothing in them is different.
-    text = {"opt": {"num_hidden_layers": 4}, "t5": {"num_layers": 4, "num_decoder_layers": 4}}[language]
+    text: Any = {"opt": {"num_hidden_layers": 4}, "t5": {"num_layers": 4, "num_decoder_layers": 4}}[language]
     return lambda folder: family_blip2.save_blip2(folder, size, language, vision=vision, text=text)
 
 

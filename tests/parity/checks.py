@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ from tests.parity.parity import (
     pixel_error,
 )
 from xattn_export import export_checkpoint
-from xattn_runtime.bundle.manifest import TaskName
+from xattn_runtime.bundle.manifest import Attention, TaskName
 from xattn_runtime.loader import load
 
 __all__ = ["FORMS", "QUESTIONS", "Check", "Entry", "Ledger", "check", "chooses", "embeds", "generates", "reads_tiles"]
@@ -99,7 +99,7 @@ class Model:
                 self.folder,
                 path,
                 task=self._asked,
-                attention=attention,
+                attention=cast(Attention, attention),
                 opset=FORMS[attention],
                 command="check_families",
             )
@@ -216,9 +216,11 @@ def reads_tiles() -> Check:
         return family_smolvlm.pixel_error(model.bundle("standard"), model.reference[0], noise_pictures(4))
 
     def generated(model: Model, number: int, beams: int) -> Comparison:
+        processor, reference = model.reference
         return family_smolvlm.compare_generated(
             model.task("standard"),
-            *model.reference,
+            processor,
+            reference,
             model.files[number],
             QUESTIONS[number % len(QUESTIONS)],
             beams=beams,

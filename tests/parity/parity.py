@@ -172,7 +172,7 @@ def generated_agreement(
 
     To a captioner `questions` are prompts.
     """
-    task = load(bundle)
+    task: Any = load(bundle)
     return agreement_of(
         [
             compare_generated(

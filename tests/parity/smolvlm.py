@@ -62,7 +62,7 @@ CHAT_TEMPLATE = (
 )
 """That of SmolVLM."""
 
-BASE = {
+BASE: dict[str, Any] = {
     "vision": {
         "hidden_size": 768,
         "intermediate_size": 3072,
@@ -85,7 +85,7 @@ BASE = {
 """SmolVLM-256M."""
 
 
-class PictureProcessor(SmolVLMProcessor):  # type: ignore[misc]
+class PictureProcessor(SmolVLMProcessor):
     """`SmolVLMProcessor` without videos."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, image_seq_len: int, chat_template: str) -> None:

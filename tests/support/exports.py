@@ -37,12 +37,12 @@ def export_once(folder: Path) -> Iterator[None]:
     table(opset_version=_OPSET)  # for processes forked from this one too
     folder.mkdir(parents=True, exist_ok=True)
     ONNXRegistry.from_torchlib = staticmethod(table)  # type: ignore[method-assign]
-    torch.onnx.export = functools.partial(_export, folder)  # type: ignore[assignment]
+    torch.onnx.export = functools.partial(_export, folder)
     try:
         yield
     finally:
         ONNXRegistry.from_torchlib = from_torchlib  # type: ignore[method-assign]
-        torch.onnx.export = real_export  # type: ignore[assignment]
+        torch.onnx.export = real_export
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def place(canvas: Image.Image, drawing: Image.Image, centre_px: tuple[float, flo
 
 
 def augment(rng: Generator, drawing: Image.Image) -> Image.Image:
-    """The same thing drawn a little differently, RGBA: turned, recoloured, or as a line drawing.
+    """The same thing drawn a little differently, RGBA: rotated, recoloured, or as a line drawing.
 
     No mirroring and no strong turning: arrows, clocks and 'facing right' would change their meaning.
     """
@@ -86,7 +86,7 @@ def _line_drawing(rng: Generator, colour: Image.Image, alpha: Image.Image) -> tu
 
 
 def _warp(rng: Generator, drawing: Image.Image) -> Image.Image:
-    """Turned by at most 12 degrees, stretched and sheared a little."""
+    """Rotated by at most 12 degrees, stretched and sheared a little."""
     angle = math.radians(rng.uniform(-12, 12))
     scale_x, scale_y = rng.uniform(0.9, 1.2, 2)
     shear = rng.uniform(-0.1, 0.1)

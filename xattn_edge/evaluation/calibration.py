@@ -116,5 +116,5 @@ def _logits(
 
 
 def _error(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> float:
-    found = np.exp(log_softmax(logits / np.float32(temperature)))
-    return expected_calibration_error(found.max(axis=1), found.argmax(axis=1) == labels)
+    probabilities = np.exp(log_softmax(logits / np.float32(temperature)))
+    return expected_calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels)

@@ -47,13 +47,13 @@ class NearestPixels:
 
     def captions(self, samples: Iterable[CaptionedImage]) -> list[str]:
         """The floor's caption of each sample."""
-        found: list[str] = []
+        captions: list[str] = []
         remaining = iter(samples)
         while chunk := list(islice(remaining, _CHUNK)):
             images = np.stack([_pooled(sample.pixels) for sample in chunk])
             distances = self._squares - 2 * images @ self._images.T
-            found += [self._captions[int(nearest)] for nearest in distances.argmin(1)]
-        return found
+            captions += [self._captions[int(nearest)] for nearest in distances.argmin(1)]
+        return captions
 
 
 def _pooled(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

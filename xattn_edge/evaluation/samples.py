@@ -88,12 +88,12 @@ def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
         return calibration_samples(bundle, data, count), unseen_samples(bundle, data, count)
     if data == GOLDEN:
         raise UserError(f"expected a data set or a folder of images to search on, found {GOLDEN}, which is too few")
-    found = calibration_samples(bundle, data, 2 * count)
-    if len(found.items) < 2:
+    samples = calibration_samples(bundle, data, 2 * count)
+    if len(samples.items) < 2:
         raise DataError(f"{data}: expected at least 2 images, one to search on and one to confirm it, found 1")
-    half = len(found.items) // 2
-    return Samples(f"{found.name}, first half", found.items[:half]), Samples(
-        f"{found.name}, second half", found.items[half:]
+    half = len(samples.items) // 2
+    return Samples(f"{samples.name}, first half", samples.items[:half]), Samples(
+        f"{samples.name}, second half", samples.items[half:]
     )
 
 
@@ -122,8 +122,8 @@ def _emoji_stream(count: int) -> list[Sample]:
     from xattn_edge.data.emoji_captions import EmojiCaptions
 
     data = EmojiCaptions()
-    found = (data.training_sample(_STREAM, index) for index in range(count))
-    return [Sample(sample.pixels, None, sample.caption) for sample in found]
+    scenes = (data.training_sample(_STREAM, index) for index in range(count))
+    return [Sample(sample.pixels, None, sample.caption) for sample in scenes]
 
 
 def _emoji_test(count: int | None) -> list[Sample]:

@@ -36,13 +36,13 @@ def part_sentences(data: RatedSentences, part: Part) -> list[Sentence]:
     return [each for each in data.split("test", part.domain) if not part.spoken or each.spoken is not None]
 
 
-def label_scores(found: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
+def label_scores(predicted: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
     """From 0 to 1: accuracy, F1 weighted by the labels' counts and their plain mean, and the commonest label's share.
 
     Of three labels of which each sample has one, accuracy is the F1 of all decisions together.
     """
-    pairs = list(zip(found, wanted, strict=True))
-    counts = {label: wanted.count(label) for label in LABELS}
+    pairs = list(zip(predicted, expected, strict=True))
+    counts = {label: expected.count(label) for label in LABELS}
     f1 = {label: _f1(pairs, label) for label in LABELS}
     return {
         "n": len(pairs),

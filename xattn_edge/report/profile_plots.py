@@ -167,13 +167,13 @@ def _roofline(axes: Any, document: _Document) -> bool:
 
 
 def _layers(axes: Any, document: _Document) -> bool:
-    found = [
+    shares = [
         (f"{layer or '(no layer)'}, {graph['role']} of {label}", ms)
         for profile, label in zip(document["profiles"], _labels(document["profiles"]), strict=True)
         for graph in profile["graphs"]
         for layer, ms in graph["layers"].items()
     ]
-    longest = sorted(found, key=lambda pair: -pair[1])[:_LAYERS]
+    longest = sorted(shares, key=lambda pair: -pair[1])[:_LAYERS]
     if longest:
         axes.barh([name for name, _ in longest], [ms for _, ms in longest])
         axes.invert_yaxis()

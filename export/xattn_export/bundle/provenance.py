@@ -34,13 +34,13 @@ def created_utc() -> str:
 
 def versions() -> dict[str, str]:
     """Package → version, of those that made the bundle and are installed under that name."""
-    found = {"xattn-edge": installed_version()}
+    versions_by_package = {"xattn-edge": installed_version()}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions_by_package[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions_by_package
 
 
 def weights_digest(files: Sequence[Path]) -> str:

@@ -89,16 +89,16 @@ class GraphPair:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """The first graph's outputs, after both have run."""
         asked = [*outputs, *(name for name in self.names if name not in outputs)]
-        found = dict(zip(asked, self.sessions[0].run(asked, dict(inputs)), strict=True))
-        taken = {value.name: value.type for value in self.sessions[1].get_inputs()}
-        given = {value.name: value.type for value in self.sessions[0].get_inputs()}
-        if taken != given:
+        values = dict(zip(asked, self.sessions[0].run(asked, dict(inputs)), strict=True))
+        second_types = {value.name: value.type for value in self.sessions[1].get_inputs()}
+        first_types = {value.name: value.type for value in self.sessions[0].get_inputs()}
+        if second_types != first_types:
             self.note = "the two take different inputs, so that only answers can be compared"
         elif self.names:
             other = dict(zip(self.names, self.sessions[1].run(list(self.names), dict(inputs)), strict=True))
-            self._compare(found, other)
+            self._compare(values, other)
             self.runs += 1
-        return [found[name] for name in outputs]
+        return [values[name] for name in outputs]
 
     def component(self, threshold: float) -> Component:
         """What was found in all runs."""

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from xattn_export.decompose.call import AttentionCall, Operand
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 
 __all__ = ["MASKED_SCORES", "fully_masked_rows", "write_bias"]
 
@@ -43,7 +43,7 @@ def write_bias(call: AttentionCall, query: Operand, new_key: Operand, key: Opera
 
 def fully_masked_rows(call: AttentionCall, bias: str, writer: GraphWriter) -> str:
     """bool `[…, queries, 1]`: true for a query that may see no key; empty where there is no such query."""
-    if call.mask is None and call.key_counts is None and call.behind is None:
+    if call.mask is None and call.key_counts is None and call.keys_before is None:
         return ""  # causal alone: the first key is before every query
     highest = writer.op("ReduceMax", bias, writer.constants.integers([-1]), keepdims=1)
     return writer.op("LessOrEqual", highest, writer.constants.number(_LOWEST[call.element], call.element))
@@ -66,8 +66,8 @@ def _mask_bias(call: AttentionCall, mask: Operand, key: Operand, writer: GraphWr
 
 def _may_be_short(call: AttentionCall, mask: Operand, key: Operand) -> bool:
     """Whether the mask may end before the keys do, so that those beyond it are masked: from opset 24 on."""
-    given, total = mask.size(-1), key.size(2)
-    return call.opset >= _FIRST_PADDED_OPSET and (given is None or given != total)
+    length, total = mask.size(-1), key.size(2)
+    return call.opset >= _FIRST_PADDED_OPSET and (length is None or length != total)
 
 
 def _allowed(call: AttentionCall, query: Operand, new_key: Operand, key: Operand, writer: GraphWriter) -> str | None:
@@ -75,18 +75,18 @@ def _allowed(call: AttentionCall, query: Operand, new_key: Operand, key: Operand
     counts = None
     if call.key_counts is not None:
         counts = writer.op("Reshape", call.key_counts.name, writer.constants.integers([-1, 1, 1, 1]))
-    ahead = None if counts is None and _sees_all_ahead(call, new_key) else call.ahead
-    if counts is None and ahead is None and call.behind is None:
+    keys_after = None if counts is None and _sees_all_after(call, new_key) else call.keys_after
+    if counts is None and keys_after is None and call.keys_before is None:
         return None
     columns = _places(key, writer)
     conditions = []
-    if ahead is not None:
-        last = _shifted(_query_places(call, query, counts, writer), ahead, writer)
+    if keys_after is not None:
+        last = _shifted(_query_places(call, query, counts, writer), keys_after, writer)
         conditions.append(writer.op("LessOrEqual", columns, last))
-    if call.behind is not None:
-        first = _shifted(_query_places(call, query, counts, writer), -call.behind, writer)
+    if call.keys_before is not None:
+        first = _shifted(_query_places(call, query, counts, writer), -call.keys_before, writer)
         conditions.append(writer.op("GreaterOrEqual", columns, first))
-    if counts is not None and ahead != 0:  # what is causal ends before the padding
+    if counts is not None and keys_after != 0:  # what is causal ends before the padding
         conditions.append(writer.op("Less", columns, counts))
     allowed = conditions[0]
     for condition in conditions[1:]:
@@ -94,10 +94,10 @@ def _allowed(call: AttentionCall, query: Operand, new_key: Operand, key: Operand
     return allowed
 
 
-def _sees_all_ahead(call: AttentionCall, new_key: Operand) -> bool:
+def _sees_all_after(call: AttentionCall, new_key: Operand) -> bool:
     """Whether even the first query sees the last key: so in every step that decodes one token."""
     new = new_key.size(2)
-    return call.ahead is None or (isinstance(new, int) and new <= call.ahead + 1)
+    return call.keys_after is None or (isinstance(new, int) and new <= call.keys_after + 1)
 
 
 def _query_places(call: AttentionCall, query: Operand, counts: str | None, writer: GraphWriter) -> str:

@@ -12,7 +12,7 @@ import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
 from xattn_export.graph.conformance import FLOATING
-from xattn_export.graph.writer import Dimension
+from xattn_export.graph.editing import Dimension
 from xattn_runtime.errors import XattnError
 
 __all__ = ["AttentionCall", "Operand", "read_call"]
@@ -52,7 +52,7 @@ class AttentionCall:
     scale: of the scores; None for 1 / sqrt(head size).
     softcap: 0 for none.
     softmax_element: ONNX element type in which softmax is computed.
-    ahead, behind: how many keys after and before its own place a query may see; None for all of them.
+    keys_after, keys_before: how many keys after and before its own place a query may see; None for all of them.
     output_mode: what `scores_output` is: 0 raw, 1 capped, 2 masked as well, 3 after softmax.
     """
 
@@ -76,8 +76,8 @@ class AttentionCall:
     scale: float | None
     softcap: float
     softmax_element: int
-    ahead: int | None
-    behind: int | None
+    keys_after: int | None
+    keys_before: int | None
     output_mode: int
 
 
@@ -89,8 +89,8 @@ def read_call(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -> At
     """
     name = node.name or node.output[0]
     settings = _settings(node, name)
-    given = [_operand(tensor, types) for tensor in node.input] + [None] * 7
-    query, key, value, mask, past_key, past_value, key_counts = given[:7]
+    tensors = [_operand(tensor, types) for tensor in node.input] + [None] * 7
+    query, key, value, mask, past_key, past_value, key_counts = tensors[:7]
     if query is None or key is None or value is None:
         raise XattnError(f"Attention {name}: expected query, key and value, found {len(node.input)} inputs")
     if (past_key is None) != (past_value is None):
@@ -110,7 +110,7 @@ def read_call(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -> At
     scale = settings.get("scale")
     if scale is not None and scale < 0:
         raise XattnError(f"Attention {name}: expected a scale of 0 or more, found {scale:g}")
-    ahead, behind = (int(settings.get(side, -1)) for side in ("right_window_size", "left_window_size"))
+    keys_after, keys_before = (int(settings.get(side, -1)) for side in ("right_window_size", "left_window_size"))
     return AttentionCall(
         name=name,
         opset=opset,
@@ -132,8 +132,8 @@ def read_call(node: NodeProto, types: Mapping[str, TypeProto], opset: int) -> At
         scale=scale,
         softcap=max(0.0, settings.get("softcap", 0.0)),
         softmax_element=int(settings.get("softmax_precision", element)),
-        ahead=0 if settings.get("is_causal", 0) else None if ahead < 0 else ahead,
-        behind=None if behind < 0 else behind,
+        keys_after=0 if settings.get("is_causal", 0) else None if keys_after < 0 else keys_after,
+        keys_before=None if keys_before < 0 else keys_before,
         output_mode=int(settings.get("qk_matmul_output_mode", 0)),
     )
 
@@ -147,11 +147,13 @@ def _settings(node: NodeProto, name: str) -> dict[str, float]:
             raise XattnError(f"Attention {name}: {attribute.name}: expected a number, found a function's parameter")
         settings[attribute.name] = onnx.helper.get_attribute_value(attribute)
     if settings.get("qk_matmul_output_mode", 0) not in (0, 1, 2, 3):
-        found = settings["qk_matmul_output_mode"]
-        raise XattnError(f"Attention {name}: expected a qk_matmul_output_mode of 0 to 3, found {found}")
+        mode = settings["qk_matmul_output_mode"]
+        raise XattnError(f"Attention {name}: expected a qk_matmul_output_mode of 0 to 3, found {mode}")
     if settings.get("softmax_precision", TensorProto.FLOAT) not in FLOATING:
-        found = settings["softmax_precision"]
-        raise XattnError(f"Attention {name}: expected a floating-point softmax_precision, found element type {found}")
+        precision = settings["softmax_precision"]
+        raise XattnError(
+            f"Attention {name}: expected a floating-point softmax_precision, found element type {precision}"
+        )
     return settings
 
 

@@ -12,13 +12,14 @@ from onnx import ModelProto, NodeProto
 from onnx.defs import OpSchema
 
 from xattn_export.graph.conformance import all_nodes
+from xattn_runtime.bundle.manifest import LOWEST_OPSET
 from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
 
 __all__ = ["default_opset", "lower_opset"]
 
-_LOWEST_OPSET = 18
+_LOWEST_OPSET = LOWEST_OPSET["decomposed"]
 _NEWEST_READ = 25
 _CHANGED_OPERATORS = frozenset({"DFT", "GridSample", "GroupNormalization"})
 _CHANGED_VALUES: tuple[tuple[str, str, object], ...] = (
@@ -84,8 +85,8 @@ def _expand_new_operators(model: ModelProto, current: int, opset: int) -> ModelP
 
 def _spell_out_defaults(node: NodeProto, schema: OpSchema) -> None:
     """onnx.inliner forgets the defaults of attributes that a function's body refers to."""
-    given = {attribute.name for attribute in node.attribute}
-    defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in given)
+    present = {attribute.name for attribute in node.attribute}
+    defaults = (attribute.default_value for name, attribute in schema.attributes.items() if name not in present)
     node.attribute.extend(default for default in defaults if default.name)
 
 

@@ -53,14 +53,14 @@ class NodeProcess:
 
         Raises RuntimeError with the words of ONNX Runtime, or where Node has ended.
         """
-        given, taken = self._process.stdin, self._process.stdout
-        assert given is not None and taken is not None
+        requests, replies = self._process.stdin, self._process.stdout
+        assert requests is not None and replies is not None
         try:
-            given.write(json.dumps(head).encode() + b"\n")
+            requests.write(json.dumps(head).encode() + b"\n")
             for tensor in tensors:
-                given.write(tensor.tobytes())
-            given.flush()
-            line = taken.readline()
+                requests.write(tensor.tobytes())
+            requests.flush()
+            line = replies.readline()
         except BrokenPipeError:
             line = b""
         if not line:
@@ -68,7 +68,7 @@ class NodeProcess:
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply and head["path"] is not None:
             raise RuntimeError(reply["error"])
-        return reply, taken
+        return reply, replies
 
     def close(self) -> None:
         """End it."""

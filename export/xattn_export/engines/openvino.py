@@ -32,10 +32,10 @@ class OpenVinoGraph:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`."""
-        taken = {name for port in self._compiled.inputs for name in port.names}
+        names = {name for port in self._compiled.inputs for name in port.names}
         # OpenVINO tells dtypes by their number, of which numpy has two for int64: the cast gives the usual one.
-        given = {
-            name: value.astype(np.dtype(value.dtype.str), order="C") for name, value in inputs.items() if name in taken
+        tensors = {
+            name: value.astype(np.dtype(value.dtype.str), order="C") for name, value in inputs.items() if name in names
         }
-        found = self._compiled(given)
-        return [np.array(found[name]) for name in outputs]
+        results = self._compiled(tensors)
+        return [np.array(results[name]) for name in outputs]

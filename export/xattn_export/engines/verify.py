@@ -108,9 +108,9 @@ class _Counted:
         return self.graph.get_outputs()
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
-        found = self.graph.run(outputs, inputs)
+        results = self.graph.run(outputs, inputs)
         self.runs.append("run")
-        return found
+        return results
 
 
 @dataclass(frozen=True)

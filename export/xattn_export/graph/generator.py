@@ -134,11 +134,11 @@ def _rename(nodes: list[NodeProto], weights: list[TensorProto], carried: list[st
             names[:] = [f"{_STEP}{name}" if name in inner else name for name in names]
 
 
-def _reduced(operator: str, found: str, output: str, *axes: str) -> list[NodeProto]:
+def _reduced(operator: str, value: str, output: str, *axes: str) -> list[NodeProto]:
     """`ReduceMax` (any) or `ReduceMin` (all) of booleans, which before opset 20 reduce no booleans."""
     return [
-        helper.make_node("Cast", [found], [f"{found}_number"], to=_FLOAT),
-        helper.make_node(operator, [f"{found}_number", *axes], [f"{output}_number"], keepdims=0),
+        helper.make_node("Cast", [value], [f"{value}_number"], to=_FLOAT),
+        helper.make_node(operator, [f"{value}_number", *axes], [f"{output}_number"], keepdims=0),
         helper.make_node("Cast", [f"{output}_number"], [output], to=_BOOL),
     ]
 

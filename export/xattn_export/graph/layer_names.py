@@ -29,8 +29,8 @@ def name_by_layer(model: ModelProto) -> None:
         name = f"{path}/{node.op_type}" if path else node.op_type
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
-        given = [] if inner else [output for output in node.output if output and output not in kept]
-        for number, output in enumerate(given):
+        outputs = [] if inner else [output for output in node.output if output and output not in kept]
+        for number, output in enumerate(outputs):
             renamed[output] = f"{node.name}:{number}"
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]

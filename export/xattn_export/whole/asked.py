@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_export.whole.decoded import write_joined
 from xattn_runtime.bundle.manifest import TokenizerSpec
 from xattn_runtime.errors import QuestionError
@@ -81,7 +81,7 @@ def _normalizers(part: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [found for one in part["normalizers"] for found in _normalizers(one)]
+        return [each for one in part["normalizers"] for each in _normalizers(one)]
     return [(str(part["type"]), part)]
 
 

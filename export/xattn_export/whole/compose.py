@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.graph.conformance import all_nodes
-from xattn_export.graph.writer import Constants, GraphWriter, Names
+from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
 from xattn_runtime.bundle.contract import past_names, prefix_names
 from xattn_runtime.bundle.manifest import Decoding, Manifest
@@ -25,25 +25,23 @@ _LONGEST_PREFIX = 2**20
 
 @dataclass
 class Composition:
-    """A graph in the making, on which `text.py` may go on.
+    """A graph in the making, which `text.py` may continue.
 
     inputs, outputs: name → ONNX element type and axes.
     """
 
     writer: GraphWriter
-    graph: GraphProto
     inputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
 
     def model(self, name: str, like: ModelProto) -> ModelProto:
         """The finished model, of the opset and IR version of `like`."""
-        nodes = [*self.graph.node, *self.writer.nodes]
         graph = helper.make_graph(
-            nodes,
+            self.writer.nodes,
             name,
             [helper.make_tensor_value_info(key, *value) for key, value in self.inputs.items()],
             [helper.make_tensor_value_info(key, *value) for key, value in self.outputs.items()],
-            list(self.graph.initializer),
+            self.writer.constants.protos(),
         )
         return helper.make_model(
             graph,
@@ -56,10 +54,8 @@ class Composition:
 
 def new_composition() -> Composition:
     """An empty one, which takes `images`, uint8 `[batch, height, width, 3]`."""
-    graph = GraphProto()
-    names = Names(set())
-    composition = Composition(GraphWriter(names, Constants(graph, names, "whole/constant")), graph)
-    composition.writer.stem = "whole"
+    names = Names()
+    composition = Composition(GraphWriter(Constants(names=names, stem="whole/constant"), names, "whole"))
     composition.inputs["images"] = (TensorProto.UINT8, ["batch", "height", "width", 3])
     return composition
 
@@ -89,18 +85,18 @@ def compose(
             raise ValueError("a classifier needs a question")
         _answer(composition, graphs["classifier"].graph, image, question)
         return
-    fed = question
+    fed_inputs = question
     if "text_encoder" in graphs:
         text = question or _tiled(writer, prompt_ids, batch)
         ones = helper.make_tensor("value", TensorProto.INT64, [1], [1])
         mask = writer.op("ConstantOfShape", writer.op("Shape", text), value=ones)
         reader = graphs["text_encoder"].graph
-        given = {tensor.name: image[tensor.name] for tensor in reader.input if tensor.name in image}
-        image = _joined(composition, reader, "text", {"input_ids": text, "attention_mask": mask, **given})
-        fed, prompt_ids = None, ()
+        image_inputs = {tensor.name: image[tensor.name] for tensor in reader.input if tensor.name in image}
+        image = _joined(composition, reader, "text", {"input_ids": text, "attention_mask": mask, **image_inputs})
+        fed_inputs, prompt_ids = None, ()
     if manifest.decoding is None:
         raise ValueError("a decoder needs its decoding")
-    _generate(composition, graphs["generator"].graph, image, manifest.decoding, batch, prompt_ids, fed)
+    _generate(composition, graphs["generator"].graph, image, manifest.decoding, batch, prompt_ids, fed_inputs)
 
 
 def _answer(composition: Composition, graph: GraphProto, image: Mapping[str, str], question: str) -> None:
@@ -108,10 +104,10 @@ def _answer(composition: Composition, graph: GraphProto, image: Mapping[str, str
     writer = composition.writer
     is_token = writer.op("Not", writer.op("Equal", question, writer.constants.integers(0)))
     mask = writer.op("Cast", is_token, to=TensorProto.INT64)
-    given = {tensor.name: image[tensor.name] for tensor in graph.input if tensor.name in image}
-    found = _joined(composition, graph, "answer", {"input_ids": question, "attention_mask": mask, **given})
-    writer.publish(writer.op("ArgMax", found["probabilities"], axis=1, keepdims=0), "answer_ids")
-    writer.publish(found["probabilities"], "probabilities")
+    image_inputs = {tensor.name: image[tensor.name] for tensor in graph.input if tensor.name in image}
+    results = _joined(composition, graph, "answer", {"input_ids": question, "attention_mask": mask, **image_inputs})
+    writer.publish(writer.op("ArgMax", results["probabilities"], axis=1, keepdims=0), "answer_ids")
+    writer.publish(results["probabilities"], "probabilities")
     composition.outputs["answer_ids"] = (TensorProto.INT64, ["batch"])
     composition.outputs["probabilities"] = (TensorProto.FLOAT, ["batch", "answers"])
 
@@ -134,7 +130,7 @@ def _generate(
     if question is not None:
         prompt = writer.op("Concat", prompt, question, axis=1)
         limit = _limit_after(writer, decoding, question)
-    fed = {
+    fed_inputs = {
         "input_ids": prompt,
         "max_new_tokens": limit,
         "end_token_ids": integers(asked.end_token_ids),
@@ -144,16 +140,16 @@ def _generate(
     prefix = dict(zip(past_names(len(past) // 2), prefix_names(len(past) // 2), strict=True))
     for tensor in graph.input:
         if tensor.name in image:
-            fed[tensor.name] = image[tensor.name]
+            fed_inputs[tensor.name] = image[tensor.name]
         elif tensor.name in prefix:
             heads, width = (tensor.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
             if begun := image.get(prefix[tensor.name]):
-                fed[tensor.name] = _of_any_length(writer, begun, batch)
+                fed_inputs[tensor.name] = _of_any_length(writer, begun, batch)
             else:
-                fed[tensor.name] = _empty(writer, batch, heads, width, tensor.type.tensor_type.elem_type)
-    found = _joined(composition, graph, "decode", fed)
+                fed_inputs[tensor.name] = _empty(writer, batch, heads, width, tensor.type.tensor_type.elem_type)
+    results = _joined(composition, graph, "decode", fed_inputs)
     for name, element in (("token_ids", TensorProto.INT64), ("log_probs", TensorProto.FLOAT)):
-        writer.publish(found[name], name)
+        writer.publish(results[name], name)
         composition.outputs[name] = (element, ["batch", "steps"])
 
 
@@ -206,5 +202,6 @@ def _joined(composition: Composition, graph: GraphProto, stem: str, inputs: Mapp
         for places in (node.input, node.output):
             places[:] = [names.get(name, name) for name in places]
     composition.writer.nodes += nodes
-    composition.graph.initializer.extend(weights)
+    for tensor in weights:
+        composition.writer.constants.put(tensor)
     return {tensor.name: names[tensor.name] for tensor in graph.output}

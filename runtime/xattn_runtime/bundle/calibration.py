@@ -37,7 +37,7 @@ class Calibration:
 
 def read_calibration(reader: ObjectReader) -> Calibration:
     """What a manifest says; BundleError for a key that is missing, unknown or of a wrong value."""
-    found = Calibration(
+    calibration = Calibration(
         temperature=reader.positive("temperature"),
         data=reader.text("data"),
         fitted=reader.integer("fitted"),
@@ -46,4 +46,4 @@ def read_calibration(reader: ObjectReader) -> Calibration:
         ece_after=reader.number("ece_after"),
     )
     reader.finish()
-    return found
+    return calibration

@@ -1,8 +1,8 @@
 """Names, dtypes and ranks of the tensors of every role: the contract between exporter and runtime.
 
-A role comes in one or several forms: a captioner's image encoder gives cross-attention keys and values, or a prefix of
-the decoder's cache, and a retriever's gives embeddings. Which form a graph has, and of how many layers, is read from
-the names of its tensors. How a graph is run is in `session.py`, what for in `generate/` and `tasks/`.
+A role comes in one or several forms: a captioner's image encoder outputs cross-attention keys and values, or a prefix
+of the decoder's cache, and a retriever's outputs embeddings. Which form a graph has, and of how many layers, is read
+from the names of its tensors. How a graph is run is in `session.py`, what for in `generate/` and `tasks/`.
 docs/bundle-format.md describes the same for people.
 """
 
@@ -45,16 +45,16 @@ class RoleContract:
 
 @dataclass(frozen=True)
 class _Form:
-    """One form of a role: single tensors, and the series of keys and values, a pair a layer, taken and given.
+    """One form of a role: single tensors, and the series of keys and values, a pair a layer, consumed and produced.
 
-    gives_weights: whether it gives the attention weights of every layer too.
+    produces_weights: whether it outputs the attention weights of every layer too.
     """
 
     inputs: Mapping[str, TensorContract]
     outputs: Mapping[str, TensorContract] = field(default_factory=dict)
-    takes: tuple[str, ...] = ()
-    gives: tuple[str, ...] = ()
-    gives_weights: bool = False
+    consumes: tuple[str, ...] = ()
+    produces: tuple[str, ...] = ()
+    produces_weights: bool = False
 
 
 _KEY_VALUE = TensorContract("tensor(float)", 4, ("tensor(float16)", "tensor(int8)"))
@@ -91,9 +91,9 @@ _QUESTIONS = {"questions": TensorContract("tensor(string)", 1)}
 _TEXTS = {"texts": TensorContract("tensor(string)", 1)}
 _FORMS: Mapping[str, tuple[_Form, ...]] = {
     "image_encoder": (
-        _Form(_PIXELS, gives=("cross",)),
-        _Form(_PIXELS, gives=("prefix",)),
-        _Form(_PIXELS, gives=("image",)),
+        _Form(_PIXELS, produces=("cross",)),
+        _Form(_PIXELS, produces=("prefix",)),
+        _Form(_PIXELS, produces=("image",)),
         _Form(_PIXELS, {"image_embeddings": _MATRIX}),
         _Form(_PIXELS, {"image_embeddings": _MATRIX, **_IMAGE_TOKENS}),
         _Form(_PIXELS, _IMAGE),
@@ -102,31 +102,31 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_FEATURES, _IMAGE_TOKENS),
     ),
     "text_encoder": (
-        _Form(_TEXT, takes=("image",), gives=("cross",)),
-        _Form({**_TEXT, **_IMAGE}, gives=("cross",)),
+        _Form(_TEXT, consumes=("image",), produces=("cross",)),
+        _Form({**_TEXT, **_IMAGE}, produces=("cross",)),
         _Form(_TEXT, {"text_embeddings": _MATRIX}),
         _Form(_TEXT, {"text_embeddings": _MATRIX, **_TEXT_TOKENS}),
     ),
     "reranker": (_Form({**_TEXT_TOKENS, "attention_mask": _IDS, **_IMAGE_TOKENS}, {"match": _MATRIX}),),
     "decoder": (
-        _Form({"input_ids": _IDS}, _NEXT, takes=("past", "cross"), gives=("present",)),
-        _Form({"input_ids": _IDS}, _NEXT, takes=("past",), gives=("present",)),
-        _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, takes=("past",), gives=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("past", "cross"), produces=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("past",), produces=("present",)),
     ),
     "generator": (
-        _Form(_LOOP, _GENERATED, takes=("past", "cross")),
-        _Form(_LOOP, _GENERATED, takes=("past",)),
-        _Form({**_LOOP, **_IMAGE}, _GENERATED, takes=("past",)),
+        _Form(_LOOP, _GENERATED, consumes=("past", "cross")),
+        _Form(_LOOP, _GENERATED, consumes=("past",)),
+        _Form({**_LOOP, **_IMAGE}, _GENERATED, consumes=("past",)),
     ),
     "classifier": (
-        _Form(_TEXT, _ANSWERS, takes=("cross",)),
+        _Form(_TEXT, _ANSWERS, consumes=("cross",)),
         _Form({**_TEXT, **_IMAGE_TOKENS}, _ANSWERS),
         _Form({**_TEXT, **_SPEECH, **_FRAMES}, _ANSWERS),
     ),
     "attention": (
-        _Form({"input_ids": _IDS}, _LOGITS, takes=("past", "cross"), gives_weights=True),
-        _Form(_TEXT, _LOGITS, takes=("cross",), gives_weights=True),
-        _Form(_TEXT, takes=("image",), gives=("cross",), gives_weights=True),
+        _Form({"input_ids": _IDS}, _LOGITS, consumes=("past", "cross"), produces_weights=True),
+        _Form(_TEXT, _LOGITS, consumes=("cross",), produces_weights=True),
+        _Form(_TEXT, consumes=("image",), produces=("cross",), produces_weights=True),
     ),
     "whole": (
         _Form(_IMAGES, _GENERATED),
@@ -182,7 +182,7 @@ def layers_of(series: str, names: Iterable[str]) -> int:
 
 
 def role_contract(role: str, inputs: Collection[str], outputs: Collection[str]) -> RoleContract:
-    """What a graph of `role` takes and gives: of all forms of the role the one nearest to the names that it has.
+    """Inputs and outputs of a graph of `role`: of all forms of the role the one nearest to the names that it has.
 
     A series of keys and values has as many layers as the graph has keys of it, at least one; `present` has as many as
     `past`.
@@ -198,13 +198,13 @@ def _contract(form: _Form, inputs: Collection[str], outputs: Collection[str]) ->
     def tensors(series: tuple[str, ...], names: Collection[str]) -> dict[str, TensorContract]:
         return {name: _KEY_VALUE for one in series for name in key_value_names(one, max(1, layers_of(one, names)))}
 
-    weights = attention_names(outputs) if form.gives_weights else []
+    weights = attention_names(outputs) if form.produces_weights else []
     past = present_names(max(1, layers_of("past", inputs)))
     return RoleContract(
-        {**form.inputs, **tensors(form.takes, inputs)},
+        {**form.inputs, **tensors(form.consumes, inputs)},
         {
             **form.outputs,
-            **tensors(form.gives, past if "present" in form.gives else outputs),
+            **tensors(form.produces, past if "present" in form.produces else outputs),
             **dict.fromkeys(weights, TensorContract("tensor(float)", 4)),
         },
     )

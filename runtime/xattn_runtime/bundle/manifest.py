@@ -379,5 +379,5 @@ def _check_listed(manifest: Manifest, file: str) -> None:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Without None, and with lists for tuples."""
-    there = {key: value for key, value in values.items() if value is not None}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in there.items()}
+    present = {key: value for key, value in values.items() if value is not None}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in present.items()}

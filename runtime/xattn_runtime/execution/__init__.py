@@ -1,1 +1,1 @@
-"""Graphs on execution providers: which there are here, which is meant, and a session on it."""
+"""Graphs on execution providers: which this machine has, which one is meant, and a session on it."""

@@ -84,12 +84,12 @@ def optimized_graphs_path(bundle: Path) -> Path:
 
 def digests_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in `folder`; OSError where there is something else in it, such as a link."""
-    found = {}
+    digests = {}
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
             raise OSError(0, "expected nothing but files", str(path))
-        found[path.name] = file_digest(path)
-    return found
+        digests[path.name] = file_digest(path)
+    return digests
 
 
 def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
@@ -103,17 +103,17 @@ def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
         if values.pop("schema") != _SCHEMA:
             return None
         optimized = values.pop("optimized", None)
-        found = DeviceProfile(**values)
+        profile = DeviceProfile(**values)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     kinds = (str, int, str, int, bool, bool)
-    named = (found.cpu, found.cores, found.provider, found.threads, found.spinning, found.arena)
-    if not all(isinstance(value, kind) for value, kind in zip(named, kinds, strict=True)) or found.threads < 1:
+    named = (profile.cpu, profile.cores, profile.provider, profile.threads, profile.spinning, profile.arena)
+    if not all(isinstance(value, kind) for value, kind in zip(named, kinds, strict=True)) or profile.threads < 1:
         return None
     machine = describe_machine()
-    if (found.cpu, found.cores, found.provider) != (machine.cpu, machine.cores, provider):
+    if (profile.cpu, profile.cores, profile.provider) != (machine.cpu, machine.cores, provider):
         return None
-    return replace(found, optimized=_unchanged(bundle, optimized))
+    return replace(profile, optimized=_unchanged(bundle, optimized))
 
 
 def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path | None = None) -> Path:

@@ -72,17 +72,17 @@ def return_freed_memory() -> None:
 
 def _from_proc(status: Path) -> MemoryUse:
     """VmRSS and VmHWM. Unlike ru_maxrss these do not carry over from the process that started this one."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     try:
         for line in status.read_text().splitlines():
             name, _, value = line.partition(":")
             if name in ("VmRSS", "VmHWM"):
-                found[name] = int(value.split()[0]) * _KIB
+                sizes[name] = int(value.split()[0]) * _KIB
     except (OSError, ValueError, IndexError) as error:
         return MemoryUse(None, None, f"{status} cannot be read: {error}")
-    if len(found) < 2:
+    if len(sizes) < 2:
         return MemoryUse(None, None, f"{status} does not say VmRSS and VmHWM")
-    return MemoryUse(found["VmRSS"], found["VmHWM"])
+    return MemoryUse(sizes["VmRSS"], sizes["VmHWM"])
 
 
 def _memory_bytes() -> int | None:

@@ -43,10 +43,10 @@ def onnxruntime_versions() -> dict[str, str]:
 
 def _onnxruntime_distributions() -> set[tuple[str, bool]]:
     """Installed distributions called onnxruntime…, and whether each of them owns the module of that name."""
-    found = set()
+    installed = set()
     for distribution in metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
         if name == "onnxruntime" or name.startswith("onnxruntime-"):
             files = distribution.files or ()
-            found.add((name, any(str(file) == _MODULE_FILE for file in files)))
-    return found
+            installed.add((name, any(str(file) == _MODULE_FILE for file in files)))
+    return installed

@@ -141,10 +141,10 @@ def _status(row: Provider, onnxruntime: Any, driver: NvidiaDriver | None) -> Pro
     missing, devices = None if listed else _missing_package(row, onnxruntime), _devices(row, onnxruntime)
     if onnxruntime is not None and not listed and row.plugin_module is not None and find_spec(row.plugin_module):
         try:
-            found = register_plugin(RequestedProvider(row))
-            missing, devices = None, tuple(dict.fromkeys(entry.device.type.name for entry in found or ()))
+            plugin_devices = register_plugin(RequestedProvider(row))
+            missing, devices = None, tuple(dict.fromkeys(entry.device.type.name for entry in plugin_devices or ()))
         except ProviderError as error:
-            missing = f"{row.plugin_module}: {str(error).partition(', found ')[2].partition(';')[0]}"
+            missing = f"{row.plugin_module}: {str(error).partition(', plugin_devices ')[2].partition(';')[0]}"
     if missing is None and listed:
         missing = driver_complaint(row)
         if row.memory == "cuda" and driver is not None and driver.devices:

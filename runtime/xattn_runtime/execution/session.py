@@ -66,10 +66,10 @@ class EngineGraph(Protocol):
     """A graph as an engine has loaded it."""
 
     def get_inputs(self) -> Sequence[EngineTensor]:
-        """What it takes."""
+        """The inputs."""
 
     def get_outputs(self) -> Sequence[EngineTensor]:
-        """What it gives."""
+        """The outputs."""
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """The named outputs for `inputs`."""
@@ -162,7 +162,7 @@ class GraphSession:
         return self.settings.provider.memory if self.settings.engine is None else None
 
     def layers(self, series: str) -> int:
-        """How many layers of keys and values of `series`, such as `cross` or `past`, the graph takes or gives."""
+        """Layers of keys and values of `series`, such as `cross` or `past`, among the graph's inputs and outputs."""
         return layers_of(series, (*self.input_shapes, *self.output_shapes))
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor], keep: Collection[str] = ()) -> list[Tensor]:
@@ -277,24 +277,24 @@ def _is_small(bundle: Bundle, role: str) -> bool:
         return False
     files, graphs = bundle.manifest.files, bundle.manifest.graphs
     # A generator has its weights in common with the decoder.
-    givers = (role, "decoder") if role == "generator" else (role,)
-    holders = {graphs[role].file, *(f"{graphs[giver].file}.data" for giver in givers)}
+    producers = (role, "decoder") if role == "generator" else (role,)
+    holders = {graphs[role].file, *(f"{graphs[producer].file}.data" for producer in producers)}
     size = sum(entry.bytes for path, entry in files.items() if path in holders)
     return size < _SMALLEST_SHARED_BYTES
 
 
 def _check_tensors(
-    path: Path, role: str, kind: str, found: Mapping[str, Any], expected: Mapping[str, TensorContract]
+    path: Path, role: str, kind: str, tensors: Mapping[str, Any], expected: Mapping[str, TensorContract]
 ) -> None:
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise BundleError(f"{path}: expected the {kind} {name} of role {role}, found none; export it again")
-        dtype, rank = found[name].type, len(found[name].shape)
+        dtype, rank = tensors[name].type, len(tensors[name].shape)
         if dtype not in (tensor.dtype, *tensor.quantized) or rank != tensor.rank:
             raise BundleError(
                 f"{path}: {kind} {name}: expected {tensor.dtype} of rank {tensor.rank}, found {dtype} of rank {rank}; "
                 "export it again"
             )
-    for name in found:
+    for name in tensors:
         if name not in expected:
             raise BundleError(f"{path}: expected no {kind} {show(name)} of role {role}, found one; export it again")

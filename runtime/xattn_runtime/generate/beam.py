@@ -1,8 +1,8 @@
-"""Beam search with a key/value cache: the `beams` best sequences so far go on, until none can better those that ended.
+"""Beam search with a key/value cache: the `beams` best sequences continue, until none can better those that ended.
 
 Rules of choice, ending and scoring are those of Transformers' `_beam_search` in generation/utils.py: at least twice as
-many candidates as beams are looked at, so that enough are left to go on, and only those among the best `beams` may end.
-It works on tensors and ids of a whole batch; no row has to do with another.
+many candidates as beams are looked at, so that enough are left to continue, and only those among the best `beams` may
+end. It works on tensors and ids of a whole batch; no row has to do with another.
 """
 
 from __future__ import annotations
@@ -128,11 +128,11 @@ def _candidates(
     log_probs = log_softmax(logits)
     scores = processed(processors_at(decoding, at), log_probs, running.tokens[:, :, :at].reshape(-1, at))
     totals = (scores.reshape(batch, beams, -1) + running.scores[:, :, None]).reshape(batch, -1)
-    found = _best(totals, max(2, 1 + len(decoding.end_token_ids)) * beams)
-    origins, token_ids = np.divmod(found, logits.shape[1])
+    places = _best(totals, max(2, 1 + len(decoding.end_token_ids)) * beams)
+    origins, token_ids = np.divmod(places, logits.shape[1])
     candidates = running.take(origins)
     candidates.tokens[:, :, at] = token_ids
-    candidates.log_probs[:, :, generated - 1] = np.take_along_axis(log_probs.reshape(batch, -1), found, axis=1)
+    candidates.log_probs[:, :, generated - 1] = np.take_along_axis(log_probs.reshape(batch, -1), places, axis=1)
     ended = np.isin(token_ids, decoding.end_token_ids) | (generated == decoding.max_new_tokens)
     if stop is not None:
         said = candidates.tokens[:, :, at + 1 - generated : at + 1]
@@ -140,7 +140,7 @@ def _candidates(
     candidates = replace(
         candidates,
         lengths=np.full_like(origins, generated),
-        scores=np.take_along_axis(totals, found, axis=1),
+        scores=np.take_along_axis(totals, places, axis=1),
         ended=ended,
     )
     return candidates, origins
@@ -177,9 +177,9 @@ def _out(barred: NDArray[np.bool_]) -> NDArray[np.float32]:
 def _best(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Where the `count` highest scores of every row are, the highest first; int64 `[batch, count]`."""
     count = min(count, scores.shape[1])
-    found = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(-np.take_along_axis(scores, found, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
+    places = np.sort(np.argpartition(-scores, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, places, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1)
 
 
 def _repeated(tensors: Mapping[str, Tensor], beams: int) -> dict[str, Tensor]:

@@ -105,8 +105,8 @@ class DecoderStep(FirstStep):
         That is the argmax, int64 `[batch]`, its natural log-probability, float32 `[batch]`, and the cache for the next
         step. hold: whether the cache stays in the memory of the device, if it has one of its own.
         """
-        found = self._run(self._greedy_names, input_ids, past, cross, hold)
-        return found[0], found[1], dict(zip(self._past_names, found[2:], strict=True))
+        results = self._run(self._greedy_names, input_ids, past, cross, hold)
+        return results[0], results[1], dict(zip(self._past_names, results[2:], strict=True))
 
     def logits(
         self,
@@ -117,8 +117,8 @@ class DecoderStep(FirstStep):
         hold: bool = False,
     ) -> tuple[NDArray[np.float32], dict[str, Tensor]]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
-        found = self._run(self._logits_names, input_ids, past, cross, hold)
-        return found[0], dict(zip(self._past_names, found[1:], strict=True))
+        results = self._run(self._logits_names, input_ids, past, cross, hold)
+        return results[0], dict(zip(self._past_names, results[1:], strict=True))
 
     def _run(
         self,

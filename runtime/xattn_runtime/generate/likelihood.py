@@ -1,6 +1,6 @@
 """How probable a decoder finds given texts: closed lists of answers, ranked rather than generated.
 
-The prompt runs once; then all candidates go on side by side, a token at a time.
+The prompt runs once; then all candidates continue side by side, a token at a time.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ def log_likelihoods(
     prompt = decoder.prompt(image, decoding.prompt_token_ids)
     first, past = decoder.logits(prompt, decoder.first_past(image), cross)
     ends = decoding.end_token_ids[:1]
-    found = np.zeros(len(texts))
+    totals = np.zeros(len(texts))
     for start in range(0, len(texts), _ROWS_OF_A_RUN):
         part = [(*ids, *ends) for ids in texts[start : start + _ROWS_OF_A_RUN]]
-        found[start : start + len(part)] = _of_part(decoder, part, first, _repeated(past, part), _repeated(cross, part))
-    return found
+        totals[start : start + len(part)] = _of_part(
+            decoder, part, first, _repeated(past, part), _repeated(cross, part)
+        )
+    return totals
 
 
 def _of_part(

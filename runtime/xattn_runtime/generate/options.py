@@ -88,12 +88,12 @@ class DecodingOptions:
         """These and two that calls take by themselves as well; UserError where both are given and differ."""
         if beams is None and max_new_tokens is None:
             return self
-        given = {"beams": beams, "max_new_tokens": max_new_tokens}
-        for name, value in given.items():
+        shortcuts = {"beams": beams, "max_new_tokens": max_new_tokens}
+        for name, value in shortcuts.items():
             known = getattr(self, name)
             if value is not None and known is not None and known != value:
                 raise UserError(f"{name}: expected one number, found {show(value)} and, in the options, {show(known)}")
-        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        asked: dict[str, Any] = {name: value for name, value in shortcuts.items() if value is not None}
         return replace(self, **asked)
 
     def asked(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
@@ -102,13 +102,13 @@ class DecodingOptions:
         Raises UserError for a value out of range, a prompt that leaves no room, and options that contradict each other.
         """
         beams = 1 if self.sampling is not None else self.beams
-        found = self._checked(decoding).asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens)
-        if self.min_new_tokens is not None and self.min_new_tokens > found.max_new_tokens:
+        settings = self._checked(decoding).asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens)
+        if self.min_new_tokens is not None and self.min_new_tokens > settings.max_new_tokens:
             raise UserError(
-                f"min_new_tokens: expected at most {found.max_new_tokens}, the most there may be, found "
+                f"min_new_tokens: expected at most {settings.max_new_tokens}, the most there may be, found "
                 f"{self.min_new_tokens}"
             )
-        return found
+        return settings
 
     def _checked(self, decoding: Decoding) -> Decoding:
         self._check_ranges()

@@ -31,12 +31,12 @@ class Sampler:
     def draw(self, scores: Scores, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """A token for each of `rows`, int64 `[rows]`, by their scores, float32 `[rows, vocabulary]`."""
         cumulative = np.cumsum(probabilities(scores, self._sampling), axis=1)
-        found = []
+        drawn = []
         for row, sums in zip(rows.tolist(), cumulative, strict=True):
             # Rounding must choose nothing beyond the last token that has a probability.
             aim = min(self._generators[row].random() * sums[-1], np.nextafter(sums[-1], 0.0))
-            found.append(int(np.searchsorted(sums, aim, side="right")))
-        return np.array(found, dtype=np.int64)
+            drawn.append(int(np.searchsorted(sums, aim, side="right")))
+        return np.array(drawn, dtype=np.int64)
 
 
 def probabilities(scores: Scores, sampling: Sampling) -> NDArray[np.float64]:
@@ -48,15 +48,15 @@ def probabilities(scores: Scores, sampling: Sampling) -> NDArray[np.float64]:
     if sampling.top_p < 1:
         kept = np.where(_is_beyond(_softmax(kept), sampling.top_p), -np.inf, kept)
     if sampling.min_p > 0:
-        found = _softmax(kept)
-        kept = np.where(found < sampling.min_p * found.max(axis=1, keepdims=True), -np.inf, kept)
+        weights = _softmax(kept)
+        kept = np.where(weights < sampling.min_p * weights.max(axis=1, keepdims=True), -np.inf, kept)
     return _softmax(kept)
 
 
-def _is_beyond(found: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+def _is_beyond(weights: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     """The tokens that the least probable ones end with before `1 - share` is reached; never the best."""
-    order = np.argsort(found, axis=1, kind="stable")
-    beyond = np.cumsum(np.take_along_axis(found, order, axis=1), axis=1) <= 1 - share
+    order = np.argsort(weights, axis=1, kind="stable")
+    beyond = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1) <= 1 - share
     beyond[:, -1] = False
     out = np.empty_like(beyond)
     np.put_along_axis(out, order, beyond, axis=1)

@@ -47,16 +47,16 @@ def generate_best(
     draws = n_best if sampling is not None else 1
     tokens = max(1, len(decoding.prompt_token_ids) * decoding.beams * draws)
     rows, most = len(next(iter(image.values()))), max(1, _MOST_PROMPT_TOKENS // tokens)
-    found: list[tuple[Sequence, ...]] = []
+    sequences_of_rows: list[tuple[Sequence, ...]] = []
     for start in range(0, rows, most):
         part = {name: tensor[start : start + most] for name, tensor in image.items()}
         if decoding.beams > 1:
-            found += beam_search_best(decoder, part, decoding, n_best, stop)
+            sequences_of_rows += beam_search_best(decoder, part, decoding, n_best, stop)
             continue
         if draws > 1:
             part = {name: np.repeat(tensor, draws, axis=0) for name, tensor in part.items()}
         count = len(next(iter(part.values())))
         sampler = None if sampling is None else Sampler(sampling, count, draws)
         sequences = greedy(decoder, part, decoding, sampler, stop)
-        found += [tuple(sequences[row : row + draws]) for row in range(0, count, draws)]
-    return found
+        sequences_of_rows += [tuple(sequences[row : row + draws]) for row in range(0, count, draws)]
+    return sequences_of_rows

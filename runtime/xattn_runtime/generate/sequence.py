@@ -35,12 +35,12 @@ def sequences_of(
     token_ids: NDArray[np.int64], log_probs: NDArray[np.float32], end_token_ids: Collection[int]
 ) -> list[Sequence]:
     """A greedily decoded batch, int64 and float32 `[batch, steps]`, as rows that stop at their first end token."""
-    found = []
+    sequences = []
     for ids, row in zip(token_ids.tolist(), log_probs.tolist(), strict=True):
         length = 0
         # Right after a graph has run, a generator in place of this loop would take twice as long.
         while length < len(ids) and ids[length] not in end_token_ids:
             length += 1
         kept = tuple(row[: length + 1])
-        found.append(Sequence(tuple(ids[:length]), kept, sum(kept) / len(kept)))
-    return found
+        sequences.append(Sequence(tuple(ids[:length]), kept, sum(kept) / len(kept)))
+    return sequences

@@ -72,12 +72,12 @@ class RegionReader:
         boxes that are not within 0 to 1.
         """
         name, arrays = self._arrays(regions)
-        found: dict[str, NDArray[np.float32]] = {}
+        tensors: dict[str, NDArray[np.float32]] = {}
         for target, (key, width) in self._spec.arrays.items():
             if key not in arrays:
                 raise ImageError(f"{name}: expected an array {key!r} [regions, {width}], found none; save it beside")
-            found[target] = _checked(f"{name}: {key}", arrays[key], width)
-        features, boxes = found["visual_features"], found.get("visual_boxes")
+            tensors[target] = _checked(f"{name}: {key}", arrays[key], width)
+        features, boxes = tensors["visual_features"], tensors.get("visual_boxes")
         if boxes is not None:
             if len(boxes) != len(features):
                 raise ImageError(f"{name}: boxes: expected {len(features)}, one a region, found {len(boxes)}")
@@ -86,7 +86,7 @@ class RegionReader:
                     f"{name}: boxes: expected values from 0 to 1, found {boxes.min():g} to {boxes.max():g}; divide by "
                     "the image's width and height"
                 )
-        return found
+        return tensors
 
     def _arrays(self, regions: object) -> tuple[str, Mapping[str, object]]:
         if isinstance(regions, Mapping):
@@ -110,7 +110,7 @@ class RegionReader:
                 f"{name}: expected region features, an .npz with {self._expected()}, found a file that starts with "
                 f"{show(data[:8])}; this model takes no image"
             )
-        found: dict[str, object] = {}
+        arrays: dict[str, object] = {}
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 members = {info.filename: info for info in archive.infolist()}
@@ -123,12 +123,12 @@ class RegionReader:
                             f"{name}: {key}: expected at most {MOST_REGIONS} regions of width {width}, found "
                             f"{info.file_size} bytes"
                         )
-                    found[key] = _array(f"{name}: {key}", archive.read(info))
+                    arrays[key] = _array(f"{name}: {key}", archive.read(info))
         except ImageError:
             raise
         except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged input
             _broken(name, error)
-        return found
+        return arrays
 
     def _expected(self) -> str:
         return " and ".join(f"{key} [regions, {width}]" for key, width in self._spec.arrays.values())
@@ -159,9 +159,9 @@ def _array(where: str, data: bytes) -> NDArray[Any]:
     shape, in_columns, dtype = read_header(stream, max_header_size=_HEADER_LIMIT_BYTES)
     if dtype.kind != "f":
         raise ImageError(f"{where}: expected floating-point values, found {dtype}; convert them to float32")
-    expected, there = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
-    if expected != there:
-        raise ImageError(f"{where}: expected {expected} bytes for {list(shape)}, found {there}; save it again")
+    expected, available = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if expected != available:
+        raise ImageError(f"{where}: expected {expected} bytes for {list(shape)}, found {available}; save it again")
     values = np.frombuffer(data, dtype, offset=stream.tell())
     return values.reshape(shape, order="F" if in_columns else "C")
 

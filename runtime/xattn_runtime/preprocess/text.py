@@ -75,7 +75,7 @@ class TextCodec:
         return EncodedQuestion(encoded.ids + (self._spec.pad_token_id,) * missing, encoded.unknown_words)
 
     def encode_prompt(self, prompt: str | None = None, grid: Grid = WHOLE) -> tuple[int, ...]:
-        """Token ids of the text that a caption is to go on from, in the bundle's template, without special tokens.
+        """Token ids of the text that a caption continues, in the bundle's template, without special tokens.
 
         Without a prompt they are those of what the bundle says for captions, which may be none. `grid`: as above.
         Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
@@ -116,8 +116,8 @@ class TextCodec:
         """The text of `ids`, special tokens and surrounding blanks left out."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         if self._spec.clean_up_spaces:
-            for found, wanted in _CLEAN_UP:
-                text = text.replace(found, wanted)
+            for found, replacement in _CLEAN_UP:
+                text = text.replace(found, replacement)
         return text.strip()
 
     def _encode(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```(?:bash|console|sh|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FOLDERS = (CHECKOUT, CHECKOUT / "examples", CHECKOUT / "docs", CHECKOUT / "docs" / "decisions")
 DOCUMENTS = [path for folder in FOLDERS for path in sorted(folder.glob("*.md"))]
@@ -41,8 +42,9 @@ def test_command_lines_parse(parse, document):
             parse(arguments)
 
 
+@pytest.mark.slow
 def test_getting_started_runs(invoke, tmp_path, monkeypatch):
-    """Its commands, as they are written, one after another; and its Python."""
+    """Its commands, as they are written, one after another; its Python, and that of the architecture."""
     for folder in ("examples", "checkpoints"):
         (tmp_path / folder).symlink_to(CHECKOUT / folder)
     monkeypatch.chdir(tmp_path)
@@ -52,9 +54,16 @@ def test_getting_started_runs(invoke, tmp_path, monkeypatch):
     for call in calls:
         result = invoke(*call)
         assert (result.exit_code, result.stdout != "") == (0, True), f"{call}: {result.stderr}"
-    (example,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout) == (0, "blue\nno\n"), ran.stderr
+    for page, printed in ((GETTING_STARTED, "blue\nno\n"), (CHECKOUT / "docs" / "architecture.md", "blue\n")):
+        (example,) = PYTHON.findall(page.read_text(encoding="utf-8"))
+        ran = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=False)
+        assert (ran.returncode, ran.stdout) == (0, printed), ran.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(CHECKOUT)))
+def test_python_is_python(document):
+    for example in PYTHON.findall(document.read_text(encoding="utf-8")):
+        compile(example, document.name, "exec")
 
 
 def scripts_called(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -100,7 +101,7 @@ class Call:
 
     opset: int
     packed: bool
-    attributes: dict[str, float]
+    attributes: dict[str, Any]
     shapes: dict[str, tuple[str, ...]]
     sizes: dict[str, int]
     symbols: frozenset[str]
@@ -140,7 +141,7 @@ class Call:
     def feeds(self) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(self.seed)
         dtype = helper.tensor_dtype_to_np_dtype(self.element)
-        feeds = {}
+        feeds: dict[str, np.ndarray] = {}
         for name in ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"):
             if name not in self.shapes:
                 continue
@@ -166,6 +167,7 @@ def calls(draw: st.DrawFn) -> Call:
     sizes["keys"] = sizes["past"] + sizes["new"]
     sizes["covered"] = draw(st.integers(1, sizes["keys"])) if opset >= 24 else sizes["keys"]
     keys = "keys" if cache == "past" else "new"
+    shapes: dict[str, tuple[str, ...]]
     if packed:
         shapes = {
             "Q": ("batch", "queries", "group*key_heads*width"),
@@ -196,7 +198,7 @@ def calls(draw: st.DrawFn) -> Call:
     if draw(st.booleans()):
         shapes["scores"] = ("batch", "group*key_heads", "queries", keys)
     axes = {axis for shape in shapes.values() for axis in shape} - {"one"}
-    attributes: dict[str, float] = {"is_causal": draw(st.integers(0, 1))}
+    attributes: dict[str, Any] = {"is_causal": draw(st.integers(0, 1))}
     if packed:
         attributes |= {"q_num_heads": sizes["group"] * sizes["key_heads"], "kv_num_heads": sizes["key_heads"]}
     softcap = draw(st.sampled_from([0.0, 0.7]))

@@ -36,7 +36,9 @@ def model(**weights: np.ndarray) -> ir.Model:
         name="graph",
     )
     for node, value in zip(nodes, weights.values(), strict=True):
-        node.outputs[0].name = f"{node.inputs[0].name}_out"
+        (factor, *_), (output, *_) = node.inputs, node.outputs
+        assert factor is not None
+        output.name = f"{factor.name}_out"
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         node.outputs[0].shape = ir.Shape(value.shape)
     return ir.Model(graph, ir_version=10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ from xattn_export.graph.conformance import all_initializers, require_standard
 from xattn_export.graph.generator import generator_graph
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle, open_bundle
-from xattn_runtime.bundle.manifest import Graph, Manifest
+from xattn_runtime.bundle.manifest import Graph, Manifest, Precision
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.providers import resolve_provider
 from xattn_runtime.execution.session import SessionSettings, open_session
@@ -80,7 +80,7 @@ def test_one_run_gives_what_the_steps_give(
 
 def test_the_decoder_is_loaded_when_it_is_needed(bundle: Bundle, noise: Callable[[int], Path]) -> None:
     """Plain greedy decoding never needs it; beams, penalties and steps do."""
-    task, decoders = load(bundle), lambda: task._generator._decoder
+    task, decoders = load(bundle, task="caption"), lambda: task._generator._decoder
     plain = task.caption(noise(1))
     list(task.caption_many([noise(1), noise(2)], max_new_tokens=3))
     assert decoders() is None
@@ -93,12 +93,13 @@ def test_scores_that_are_changed_are_decoded_step_by_step(
     bundle: Bundle, rewrite: Callable[[Path, Manifest], Manifest], noise: Callable[[int], Path]
 ) -> None:
     """The loop knows nothing of penalties."""
-    task = load(bundle)
+    task = load(bundle, task="caption")
+    assert bundle.manifest.decoding is not None
     picture, barred = next((noise(seed), ids[0]) for seed in range(12) if (ids := task.caption(noise(seed)).token_ids))
-    decoding = replace(bundle.manifest.decoding, suppressed_token_ids=(barred,))  # type: ignore[type-var]
+    decoding = replace(bundle.manifest.decoding, suppressed_token_ids=(barred,))
     assert not decoding.is_plain
     rewrite(bundle.path, replace(bundle.manifest, decoding=decoding))
-    assert barred not in load(bundle.path).caption(picture).token_ids
+    assert barred not in load(bundle.path, task="caption").caption(picture).token_ids
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_exported_and_quantized_bundles_have_one_whose_weights_are_the_decoders(
     quantize_bundle(exported["caption"], small)
     for path, precision in ((exported["caption"], "fp32"), (small, "int8")):
         bundle = open_bundle(path)
-        assert bundle.manifest.graphs["generator"] == Graph(GRAPH, precision)
+        assert bundle.manifest.graphs["generator"] == Graph(GRAPH, cast(Precision, precision))
         assert inspect_path(path).graphs["generator"].precision == precision
         assert inspect_path(path).standard
         graph = onnx.load(path / GRAPH, load_external_data=False)
@@ -157,7 +158,7 @@ def test_exported_and_quantized_bundles_have_one_whose_weights_are_the_decoders(
         assert outside
         assert outside == shared
         assert max(len(tensor.raw_data) for tensor in all_initializers(graph.graph)) < 16384
-        task = load(path)
+        task = load(path, task="caption")
         for seed in range(4):
             encoded = task.encode(noise(seed))
             steps = [int(step.token_ids[0]) for step in task.steps(encoded)]

@@ -130,7 +130,7 @@ def test_a_device_that_fails_is_named_and_the_next_call_works(
     pretend("DmlExecutionProvider")
     session = opened(caption_bundle, "directml", "image_encoder")
     pixels = {"pixel_values": np.zeros((1, 3, 16, 16), np.float32)}
-    first = session._held.graph
+    first: Any = session._held.graph
     first.failures.append(failure)
     with pytest.raises(ProviderError, match=f"provider directml: {words}"):
         session.run(["cross_key_0"], pixels)
@@ -150,7 +150,7 @@ def test_tensors_stay_on_the_device(caption_bundle: Path, monkeypatch: pytest.Mo
 
 
 def test_the_cache_stays_on_the_device(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = load(caption_bundle)
+    task = load(caption_bundle, task="caption")
     encoded = task.encode(np.zeros((16, 16, 3), np.uint8))
     expected = [step.token_ids.tolist() for step in task.steps(encoded)]
     build, copied = load_onnxruntime(), []

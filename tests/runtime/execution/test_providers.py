@@ -11,8 +11,8 @@ import pytest
 
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, DependencyError, ProviderError, VerificationError
-from xattn_runtime.execution import packages, providers
 from xattn_runtime.execution import provider_status as status_module
+from xattn_runtime.execution import providers
 from xattn_runtime.execution.packages import package_conflict
 from xattn_runtime.execution.provider_choice import choose_provider
 from xattn_runtime.execution.provider_status import NvidiaDriver, driver_complaint, machine_status
@@ -156,7 +156,7 @@ def test_two_builds_at_once(put_build: Any, monkeypatch: pytest.MonkeyPatch) -> 
         distribution("onnxruntime", "onnxruntime/__init__.py"),
         distribution("onnxruntime_qnn", "onnxruntime_qnn/__init__.py"),
     ]
-    monkeypatch.setattr(packages.metadata, "distributions", lambda: installed)
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: installed)
     assert package_conflict() is None
     installed.append(distribution("onnxruntime-gpu", "onnxruntime/__init__.py"))
     conflict = package_conflict()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,18 +14,24 @@ from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import BundleError, ProviderError
 from xattn_runtime.execution.providers import PROVIDERS, resolve_provider
-from xattn_runtime.execution.session import SessionSettings, default_threads, open_session
+from xattn_runtime.execution.session import GraphSession, SessionSettings, default_threads, open_session
 from xattn_runtime.loader import load
 
 Rewrite = Callable[[Path, Manifest], Manifest]
 SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
 
 
+def options_of(session: GraphSession) -> Any:
+    """What ONNX Runtime was asked for."""
+    graph: Any = session._held.graph
+    return graph.get_session_options()
+
+
 def test_a_loaded_graph_says_what_it_takes(caption_bundle: Path) -> None:
     session = open_session(open_bundle(caption_bundle), "decoder", SETTINGS)
     assert (session.layers("past"), session.layers("cross"), session.layers("prefix")) == (2, 2, 0)
     assert session.input_shapes["past_key_1"][1::2] == (2, 4)
-    options = session._held.graph.get_session_options()
+    options = options_of(session)
     assert options.intra_op_num_threads == 1
     assert options.inter_op_num_threads == 1
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
@@ -33,7 +40,7 @@ def test_a_loaded_graph_says_what_it_takes(caption_bundle: Path) -> None:
 def test_session_options_of_the_manifest_arrive(caption_copy: Path, rewrite: Rewrite) -> None:
     manifest = open_bundle(caption_copy).manifest
     rewrite(caption_copy, replace(manifest, session_options={"session.qdq_matmulnbits_accuracy_level": "1"}))
-    options = open_session(open_bundle(caption_copy), "decoder", SETTINGS)._held.graph.get_session_options()
+    options = options_of(open_session(open_bundle(caption_copy), "decoder", SETTINGS))
     assert options.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "1"
 
 
@@ -129,4 +136,4 @@ def test_threads(caption_bundle: Path) -> None:
 @pytest.mark.parametrize(("role", "threads"), [("image_encoder", 2), ("whole", 2), ("decoder", 1), ("generator", 1)])
 def test_of_a_small_bundle_only_what_takes_pictures_gets_several_threads(role: str, threads: int) -> None:
     session = open_session(open_bundle(default_bundle("caption")), role, replace(SETTINGS, threads=2))
-    assert session._held.graph.get_session_options().intra_op_num_threads == threads
+    assert options_of(session).intra_op_num_threads == threads

@@ -49,7 +49,7 @@ def test_as_many_beams_as_tokens_find_the_best_of_all_pairs(
     found = set()
     for cross in crosses:
         first = log_probs(model, cross, [])[0]
-        scores = {(END,): first[END]}
+        scores: dict[tuple[int, ...], Any] = {(END,): first[END]}
         for one, two in product(range(VOCABULARY), repeat=2):
             if one != END:
                 scores[one, two] = (first[one] + log_probs(model, cross, [one])[1, two]) / 2**length_penalty

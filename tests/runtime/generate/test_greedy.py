@@ -72,7 +72,7 @@ def test_steps_come_one_by_one_and_stop_at_the_limit(
 ) -> None:
     runs = []
     run = decoder.next_token
-    monkeypatch.setattr(decoder, "next_token", lambda *a, **k: runs.append(1) or run(*a, **k))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(decoder, "next_token", lambda *a, **k: runs.append(1) or run(*a, **k))
     never = Decoding((2,), (999,), 0, 3)
     steps = greedy_steps(decoder, crosses[0], never)
     next(steps)

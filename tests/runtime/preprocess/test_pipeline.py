@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,9 +41,9 @@ def _numbers(picture: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_resize_is_pillows_bit_for_bit(name: str) -> None:
+def test_resize_is_pillows_bit_for_bit(name: Any) -> None:
     picture = Image.effect_noise((37, 23), 80).convert("RGB")
-    found = Pipeline(_steps(Resize(16, 12, name)))(picture)  # type: ignore[arg-type]
+    found = Pipeline(_steps(Resize(16, 12, name)))(picture)
     expected = _numbers(picture.resize((12, 16), Image.Resampling[name.upper()]))
     assert found.shape == (3, 16, 12)
     assert found.dtype == np.float32
@@ -56,7 +58,7 @@ def test_padding_centres_on_a_square(width: int, height: int) -> None:
     expected = np.full((side, side, 3), (9, 8, 7), np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     expected[top : top + height, left : left + width] = (200, 0, 50)
-    steps = [Flatten(WHITE), PadToSquare((9, 8, 7)), Resize(side, side, "nearest"), Rescale(1.0)]
+    steps: list[Any] = [Flatten(WHITE), PadToSquare((9, 8, 7)), Resize(side, side, "nearest"), Rescale(1.0)]
     found = Pipeline(steps)(Image.new("RGB", (width, height), (200, 0, 50)))
     assert np.array_equal(found, expected.transpose(2, 0, 1))
 
@@ -96,16 +98,22 @@ def test_a_crop_takes_the_middle_or_lies_on_black(width: int, height: int) -> No
 
 
 @pytest.mark.parametrize(("position", "top", "left"), [("center", 1, 2), ("top_left", 0, 0)])
-def test_a_pad_lies_where_it_is_told(position: str, top: int, left: int) -> None:
+def test_a_pad_lies_where_it_is_told(position: Any, top: int, left: int) -> None:
     pixels = np.full((4, 3, 3), 200, np.uint8)
-    steps = [Flatten(None), Resize(4, 3, "nearest"), Pad(6, 8, (1, 2, 3), position), Rescale(1.0)]  # type: ignore[arg-type]
+    steps: list[Any] = [Flatten(None), Resize(4, 3, "nearest"), Pad(6, 8, (1, 2, 3), position), Rescale(1.0)]
     expected = np.full((6, 8, 3), (1, 2, 3))
     expected[top : top + 4, left : left + 3] = 200
     assert np.array_equal(Pipeline(steps)(pixels).transpose(1, 2, 0), expected)
 
 
 def test_zeros_come_after_the_numbers() -> None:
-    steps = [Flatten(None), ResizeLongestEdge(4, "nearest"), Rescale(1.0), Normalize(MEAN, STD), PadZeros(5, 6)]
+    steps: list[Any] = [
+        Flatten(None),
+        ResizeLongestEdge(4, "nearest"),
+        Rescale(1.0),
+        Normalize(MEAN, STD),
+        PadZeros(5, 6),
+    ]
     found = Pipeline(steps)(np.zeros((2, 8, 3), np.uint8))
     assert found.shape == (3, 5, 6)
     assert np.allclose(found[:, :1, :4], -np.array(MEAN)[:, None, None] / np.array(STD)[:, None, None])
@@ -135,11 +143,11 @@ def test_what_is_not_cut_is_one_tile() -> None:
 @pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(1, 400), (3, 401), (401, 3), (9, 150), (13, 11)])
 def test_of_a_strip_only_the_part_that_stays_is_computed(
-    name: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    name: Any, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
     for crop in (CenterCrop(24, 24), CenterCrop(17, 40), CenterCrop(40, 9)):
-        steps = [Flatten(None), ResizeShortestEdge(24, name), crop, Rescale(1.0)]  # type: ignore[arg-type]
+        steps: list[Any] = [Flatten(None), ResizeShortestEdge(24, name), crop, Rescale(1.0)]
         whole = Pipeline(steps)(picture)
         monkeypatch.setattr(pipeline, "PIXEL_LIMIT", 0)
         part = Pipeline(steps)(picture)
@@ -157,7 +165,13 @@ def test_a_strip_is_cropped_without_growing_to_gigabytes() -> None:
 
 
 def test_a_strip_that_would_be_kept_whole_is_refused() -> None:
-    steps = [Flatten(None), ResizeShortestEdge(224, "bicubic"), PadToSquare(WHITE), CenterCrop(224, 224), Rescale(1.0)]
+    steps: list[Any] = [
+        Flatten(None),
+        ResizeShortestEdge(224, "bicubic"),
+        PadToSquare(WHITE),
+        CenterCrop(224, 224),
+        Rescale(1.0),
+    ]
     with pytest.raises(ImageError, match="1 × 4000 pixels: expected at most 100 megapixels once resized, found 200"):
         Pipeline(steps)(Image.new("RGB", (1, 4000)))
 

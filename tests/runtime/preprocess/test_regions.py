@@ -75,7 +75,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty": (b"", "found a file that starts with b''"),
     "picture": (b"\xff\xd8\xff\xe0", r"an .npz with features \[regions, 6\] and boxes \[regions, 4\], found a file"),
     "no zip": (b"PK\x03\x04 and then nothing", "expected a whole .npz, found a damaged one"),
-    "cut": (_npz(**_values())[:-40], "expected a whole .npz, found a damaged one"),
+    "cut": (_npz(**dict[str, Any](_values()))[:-40], "expected a whole .npz, found a damaged one"),
     "no features": (_npz(boxes=_values()["boxes"]), "expected an array 'features' .*, found none"),
     "no boxes": ({"features": _values()["features"]}, r"expected an array 'boxes' \[regions, 4\], found none"),
     "whole numbers": (_npz(**_with(features=np.ones((3, WIDTH), np.int64))), "floating-point values, found int64"),

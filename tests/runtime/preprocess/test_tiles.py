@@ -19,6 +19,7 @@ from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import BundleError, QuestionError
 from xattn_runtime.execution.session import open_session
 from xattn_runtime.generate import search
+from xattn_runtime.generate.greedy import greedy as greedy_search
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
@@ -126,7 +127,7 @@ def test_a_wrong_question_shows_before_the_picture_is_opened(answerer: VqaTask) 
 def test_rows_with_a_long_prompt_run_a_few_at_a_time(captioner: CaptionTask, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [picture_of((1, 2), seed) for seed in range(5)]
     together = [caption.token_ids for caption in captioner.caption_many(pictures)]
-    batches, plain = [], search.greedy
+    batches, plain = [], greedy_search
 
     def counting(decoder: Any, image: Any, *others: Any) -> Any:
         batches.append(len(image["image_tokens"]))

@@ -25,7 +25,6 @@ from xattn_runtime.profiling import (
     worker_process,
 )
 from xattn_runtime.profiling.floors import floor_ms
-from xattn_runtime.profiling.measure import limits as limits_module
 from xattn_runtime.profiling.measure import turns as turns_module
 from xattn_runtime.profiling.measure.estimates import is_warm, quantile_interval, summarise
 from xattn_runtime.profiling.measure.limits import Limits, product_rate, read_bandwidth
@@ -174,7 +173,7 @@ def test_a_worker_that_dies_or_hangs(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}")
     python.chmod(0o755)
-    monkeypatch.setattr(worker_process.sys, "executable", str(python))
+    monkeypatch.setattr(sys, "executable", str(python))
     limit = 0.5 if "sleep" in script else 30.0
     document = profile_matrix([caption_bundle], options=replace(FEW, time_limit_s=limit))
     assert not document.profiles
@@ -249,7 +248,7 @@ def test_the_written_reference_is_what_it_says() -> None:
     inputs = {name: np.full(shape, 0.5, np.float32) for name, shape in REFERENCE_INPUTS.items()}
     y, less = session.run(["y", "less"], inputs)
     assert (y.shape, less.shape) == (REFERENCE_INPUTS["x"], REFERENCE_INPUTS["few"])
-    expected = inputs["few"]
+    expected: Any = inputs["few"]
     for _ in range(60):
         expected = 1 / (1 + np.exp(-np.tanh(expected)))
     np.testing.assert_allclose(less, expected, rtol=1e-5)
@@ -274,7 +273,7 @@ def test_little_memory_means_a_smaller_block_and_then_no_floors(
         asked.append(shape)
         raise MemoryError
 
-    monkeypatch.setattr(limits_module.np, "ones", ones)
+    monkeypatch.setattr(np, "ones", ones)
     with pytest.raises(MemoryError):
         read_bandwidth(1)
     assert asked == [2**25, 2**24, 2**23]

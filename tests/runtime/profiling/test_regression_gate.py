@@ -18,15 +18,15 @@ def test_shifts() -> None:
     wrong, found = 0, 0
     for _ in range(400):
         before, noise = generator.lognormal(0, 0.3, 5), generator.lognormal(0, 0.03, 5)
-        same = ratio_shift(before, before * noise)
+        same = ratio_shift(list(before), list(before * noise))
         wrong += same.low > 0 or same.high < 0
-        found += ratio_shift(before, 1.1 * before * noise).low > 0
+        found += ratio_shift(list(before), list(1.1 * before * noise)).low > 0
     assert wrong <= 0.06 * 400
     assert found >= 0.95 * 400
     assert ratio_shift([1.0, 3.0], [2.0, 6.0]).share == pytest.approx(1.0)
-    for before, after in (([1.0], [1.0]), ([1.0, 2.0], [1.0])):
+    for old, new in (([1.0], [1.0]), ([1.0, 2.0], [1.0])):
         with pytest.raises(ValueError, match="at least 2 pairs"):
-            ratio_shift(before, after)
+            ratio_shift(old, new)
 
 
 PROCESSES, ROUNDS = 4, 24

@@ -37,7 +37,14 @@ def test_a_caption_is_the_reference_models(
 
 def test_every_way_to_give_a_picture_gives_the_same(task: CaptionTask, noise: Callable[[int], Path]) -> None:
     path = noise(1)
-    ways = [path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path)), task.encode(path)]
+    ways: list[Any] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        Image.open(path),
+        np.asarray(Image.open(path)),
+        task.encode(path),
+    ]
     assert len({task.caption(way).token_ids for way in ways}) == 1
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import xattn_edge
 from xattn_runtime.errors import ImageError, UserError
+from xattn_runtime.execution.session import open_session
 from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask
 
 QUESTIONS = ("what is the cat", "is the house red", "dog")
@@ -35,7 +36,14 @@ def answerer(vqa_bundle: Path) -> VqaTask:
 
 def test_a_list_of_images_in_every_form(captioner: CaptionTask, noise: Noise) -> None:
     path = noise(1)
-    forms = [path, str(path), path.read_bytes(), Image.open(path), np.asarray(Image.open(path)), captioner.encode(path)]
+    forms: list[Any] = [
+        path,
+        str(path),
+        path.read_bytes(),
+        Image.open(path),
+        np.asarray(Image.open(path)),
+        captioner.encode(path),
+    ]
     found = list(captioner.caption_many(forms))
     assert {caption.token_ids for caption in found} == {captioner.caption(path).token_ids}
     assert found[-1].timing_ms.encode == found[-1].timing_ms.preprocess == 0
@@ -119,7 +127,6 @@ def test_the_decoder_is_loaded_once_by_many_threads(caption_bundle: Path, noise:
     task = CaptionTask(xattn_edge.load(caption_bundle).bundle, threads=1)
     task._generator._decoder = None
     opened: list[str] = []
-    open_session = generation.open_session
     monkeypatch.setattr(generation, "open_session", lambda *a: (opened.append(a[1]), open_session(*a))[1])
     path = noise(1)
     with ThreadPoolExecutor(8) as pool:
@@ -129,6 +136,7 @@ def test_the_decoder_is_loaded_once_by_many_threads(caption_bundle: Path, noise:
 
 @pytest.mark.parametrize("fixture", ["caption_bundle", "vqa_bundle"])
 def test_a_closed_model_says_so(request: pytest.FixtureRequest, fixture: str, noise: Noise) -> None:
+    task: Any
     with xattn_edge.load(request.getfixturevalue(fixture)) as task:
         encoded = task.encode(noise(0))
     for _ in range(2):

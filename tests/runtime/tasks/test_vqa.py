@@ -11,6 +11,7 @@ import pytest
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.loader import load
+from xattn_runtime.preprocess.steps import Resize
 from xattn_runtime.tasks import VqaTask
 
 LABELS = ["yes", "no", "red", "green", "two"]
@@ -101,7 +102,7 @@ def test_labels_that_do_not_fit(vqa_copy: Path, rewrite: Any) -> None:
 
 def test_preprocessing_that_does_not_fit(vqa_copy: Path, rewrite: Any) -> None:
     manifest = open_bundle(vqa_copy).manifest
-    steps = tuple(replace(s, width_px=32) if s.op == "resize" else s for s in manifest.image_steps)  # type: ignore[call-arg]
+    steps = tuple(replace(s, width_px=32) if isinstance(s, Resize) else s for s in manifest.image_steps)
     rewrite(vqa_copy, replace(manifest, image_steps=steps))
     with pytest.raises(BundleError, match=r"pixel_values: expected \['batch', 3, 16, 32\], as the preprocessing gives"):
         load(vqa_copy)

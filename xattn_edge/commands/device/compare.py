@@ -26,30 +26,31 @@ _MOST_SHOWN = 10
 def compare(
     bundles: Annotated[
         list[Path],
-        bundle_argument("Two bundles; or one, with two providers.", metavar="BUNDLE [OTHER]"),
+        bundle_argument("Two bundles, or one with two providers.", metavar="BUNDLE [OTHER]"),
     ],
     data: Annotated[
-        str, typer.Option("--data", help="A data set (its test split), a folder of images, or golden.")
+        str, typer.Option("--data", help="Compare on the test split of a data set, a folder of images, or golden.")
     ] = "golden",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Compare on so many examples.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Compare on at most this many examples.")] = 100,
     providers: Annotated[
         list[str] | None,
-        typer.Option("--provider", help="Provider of both; given twice, of the first and of the second."),
+        typer.Option("--provider", help="Provider of both; repeat it for the second."),
     ] = None,
     fallback: Fallback = False,
     threads: Threads = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0.0, help="Relative error above which layers count as parted.")
+        float, typer.Option("--threshold", min=0.0, help="Report layers above this relative error as different.")
     ] = 1e-3,
-    html: Annotated[Path | None, typer.Option("--html", help="Write a page with images there, too.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with images to this file.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say where two bundles come to differ, and what that changes.
+    """Show where two bundles differ, and what that changes.
 
-    How many answers are the same, which changed and at which token, the error
-    of each component on the same inputs, and the first layer that parts.
+    The report counts equal answers, lists those that differ and from which token on,
+    and gives the error of each component on the same inputs and the first layer that
+    differs.
 
     \b
     Examples:

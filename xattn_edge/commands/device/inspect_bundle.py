@@ -17,7 +17,7 @@ app = new_app()
 
 @app.command(name="inspect")
 def inspect_command(
-    path: Annotated[Path, bundle_argument("Bundle, or a single ONNX file.", metavar="BUNDLE|GRAPH.onnx")],
+    path: Annotated[Path, bundle_argument("Bundle, or one ONNX file.", metavar="BUNDLE|GRAPH.onnx")],
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 on anything that is not standard ONNX.")
     ] = False,
@@ -25,8 +25,8 @@ def inspect_command(
         str | None,
         typer.Option(
             "--target",
-            help="Say whether a bundle would run on raspberry-pi, jetson, android, browser, npu or server-cuda, and "
-            "where each graph; exit with 1 if not.",
+            help="Check whether a bundle would run on raspberry-pi, jetson, android, browser, npu or server-cuda, and "
+            "where each graph would; exit with 1 if not.",
         ),
     ] = None,
     as_json: Json = False,

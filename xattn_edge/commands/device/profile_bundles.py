@@ -1,4 +1,4 @@
-"""`xattn-edge profile`: how fast bundles are here, what limits them, and what memory they take."""
+"""`xattn-edge profile`: how fast bundles are, what limits them, and what memory they take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argume
 from xattn_runtime.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
-    from xattn_runtime.profiling import Combination
+    from xattn_runtime.profiling import ProfileCombination
     from xattn_runtime.profiling.regression_gate import Change
 
 __all__ = ["app"]
@@ -28,61 +28,63 @@ _PROCESSES_OF_A_GATE = 4
 def profile(
     bundles: Annotated[
         list[Path],
-        bundle_argument("Bundles to profile, all taking turns.", metavar="BUNDLE..."),
+        bundle_argument("Bundles to profile; they take turns.", metavar="BUNDLE..."),
     ],
     providers: Annotated[
-        list[str] | None, typer.Option("--provider", help="Execution provider; repeat it for several.  [default: cpu]")
+        list[str] | None, typer.Option("--provider", help="Execution provider; repeat for several.  [default: cpu]")
     ] = None,
     threads: Annotated[
         list[str] | None,
-        typer.Option("--threads", help="Threads within an operator; repeat it, or write 1,2, for several."),
+        typer.Option("--threads", help="Threads within an operator; repeat, or write 1,2, for several."),
     ] = None,
     batches: Annotated[
-        list[str] | None, typer.Option("--batch", help="Images captioned together; repeat it, or write 1,2.")
+        list[str] | None, typer.Option("--batch", help="Images to caption together; repeat, or write 1,2, for several.")
     ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--image", help="An image to use in place of the golden ones; repeat it.")
+        list[Path] | None,
+        typer.Option("--image", help="Use this image in place of the golden ones; repeat for several."),
     ] = None,
     runs: Annotated[
-        int | None, typer.Option("--runs", min=1, help="Measured passes of each; without it, as many as it takes.")
+        int | None,
+        typer.Option("--runs", min=1, help="Measure this many passes. Default: as many as --precision needs."),
     ] = None,
     time_budget: Annotated[
-        float, typer.Option("--time-budget", help="Without --runs: seconds of measuring, of all together.")
+        float, typer.Option("--time-budget", help="Without --runs: measure for at most this many seconds in all.")
     ] = 60.0,
     precision: Annotated[
-        float, typer.Option("--precision", help="Without --runs: how narrow the medians' intervals are to be.")
+        float, typer.Option("--precision", help="Without --runs: stop when the medians' intervals are this narrow.")
     ] = 0.02,
     processes: Annotated[
         int | None,
         typer.Option(
-            "--processes", min=1, help="Processes of each, one after another.  [default: 1; with --against 4]"
+            "--processes", min=1, help="Measure each in this many processes, in turn.  [default: 1; with --against 4]"
         ),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option("--time-limit", help="Seconds after which a process that does not answer is ended.")
+        float, typer.Option("--time-limit", help="Stop a process that does not answer for this many seconds.")
     ] = 300.0,
     against: Annotated[
         Path | None,
         typer.Option(
             "--against",
             callback=find_bundles,
-            help="What --json wrote before, or the older bundle itself, to take turns: exit 1 if slower.",
+            help="Compare with an earlier --json document, or with an older bundle; exit with 1 if slower.",
         ),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0.0, help="With --against: the share by which a stage may be slower.")
+        float, typer.Option("--tolerance", min=0.0, help="With --against: allow a stage to be slower by this share.")
     ] = 0.05,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Write every node's times into this .json, for ui.perfetto.dev.")
+        Path | None, typer.Option("--trace", help="Write every node's times to this .json, for ui.perfetto.dev.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with plots there; needs the [report] extra.")
+        Path | None, typer.Option("--html", help="Write a page with plots to this file; needs the [report] extra.")
     ] = None,
     host: Annotated[
-        str | None, typer.Option("--host", help="Measure on another machine, as ssh knows it: user@device.")
+        str | None, typer.Option("--host", help="Measure on a remote machine, named as for ssh: user@device.")
     ] = None,
     host_python: Annotated[
-        str, typer.Option("--host-python", help="With --host: the Python there, which has the runtime's packages.")
+        str, typer.Option("--host-python", help="With --host: the remote Python, which has the runtime's packages.")
     ] = "python3",
     host_ssh: Annotated[
         str, typer.Option("--ssh", help="With --host: the command that connects, such as 'ssh -p 2222 -i KEY'.")
@@ -91,11 +93,11 @@ def profile(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Time the stages of bundles, and say what limits them.
+    """Time the stages of bundles, and show what limits them.
 
     Each bundle runs in a process of its own, with each provider and number of threads, and all take turns; its memory
-    is measured too. What a device cannot run is told, and the rest measured. With --host all of it happens on another
-    machine, to which the runtime and the bundles are copied for as long as it takes.
+    is measured too. What a device cannot run is reported, and the rest is measured. With --host all of it happens on a
+    remote machine, to which the runtime and the bundles are copied for as long as it takes.
 
     \b
     Examples:
@@ -126,7 +128,7 @@ def profile(
             [str(image) for image in images or []],
             processes=processes or (1 if against is None else _PROCESSES_OF_A_GATE),
         )
-        traces: dict[Combination, Any] | None = None if trace is None else {}
+        traces: dict[ProfileCombination, Any] | None = None if trace is None else {}
         counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
         together = _numbers("--batch", batches or []) or [1]
         with console.progress() as progress:
@@ -191,7 +193,7 @@ def _numbers(option: str, texts: list[str]) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _write_trace(path: Path, traces: dict[Combination, Any]) -> None:
+def _write_trace(path: Path, traces: dict[ProfileCombination, Any]) -> None:
     from xattn_edge.commands.shared.output import write_text
     from xattn_runtime.profiling import trace_document
 

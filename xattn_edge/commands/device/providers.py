@@ -1,4 +1,4 @@
-"""`xattn-edge providers`: the execution providers that are here, and how to get the others."""
+"""`xattn-edge providers`: the execution providers of this machine, and how to get the others."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def providers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False)
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.execution.provider_status import machine_status
 
-        found = machine_status()
+        status = machine_status()
         if as_json:
-            console.document(asdict(found))
+            console.document(asdict(status))
             return
-        _print(console, found)
-        if found.conflict is not None:
-            console.warn(f"{found.conflict}; run {found.conflict.mend}")
+        _print(console, status)
+        if status.conflict is not None:
+            console.warn(f"{status.conflict}; run {status.conflict.mend}")
 
 
-def _print(console: Console, found: MachineStatus) -> None:
+def _print(console: Console, status: MachineStatus) -> None:
     rows = [("provider", "here", "devices", "what is missing", "how to get it")]
-    for status in found.providers:
-        here = "yes" if status.available else "no"
-        how = "-" if status.available else status.how_to_get
-        rows.append((status.name, here, ", ".join(status.devices) or "-", status.missing or "-", how))
+    for row in status.providers:
+        here = "yes" if row.available else "no"
+        how = "-" if row.available else row.how_to_get
+        rows.append((row.name, here, ", ".join(row.devices) or "-", row.missing or "-", how))
     console.table(rows)
-    for name, version in found.versions.items():
+    for name, version in status.versions.items():
         console.line(f"{name} {version}")
-    driver = found.nvidia
+    driver = status.nvidia
     if driver is not None:
         console.line(f"NVIDIA driver for CUDA {driver.cuda_version}: {', '.join(driver.devices) or 'no GPU'}")

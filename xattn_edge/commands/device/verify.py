@@ -1,4 +1,4 @@
-"""`xattn-edge verify`: whether a bundle computes here what the trained model computed."""
+"""`xattn-edge verify`: whether a bundle computes on this machine what the trained model computed."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def verify(
         typer.Option(
             "--engine",
             metavar="ENGINE",
-            help="Try each graph in another engine: onnx-reference, openvino, onnxruntime-node, onnxruntime-web.",
+            help="Run each graph in another engine: onnx-reference, openvino, onnxruntime-node, onnxruntime-web.",
         ),
     ] = None,
     node_modules: Annotated[
-        Path, typer.Option("--node", help="Folder with the node_modules that hold onnxruntime-node or -web.")
+        Path, typer.Option("--node", help="Folder whose node_modules hold onnxruntime-node or -web.")
     ] = Path(),
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Prove that a bundle computes the right thing here.
+    """Prove that a bundle computes the right answers on this machine.
 
     Checks its hashes, then its golden inputs on the chosen provider; exits with 1 if they differ.
-    With --engine, which can be given several times, each graph in turn runs in that engine instead, while ONNX
+    With --engine, which can be repeated, each graph in turn runs in that engine instead, while ONNX
     Runtime runs the others.
 
     \b
@@ -101,5 +101,5 @@ def _print(console: Console, report: VerificationReport) -> None:
         rows.append((measure.image, measure.relative_rms, report.tolerance, text, verdict))
     console.table(rows)
     for whole in report.wholes:
-        found = "as the others together" if whole.passed else f"FAILED: {whole.difference}"
-        console.line(f"{whole.role}: {whole.cases} cases: {found}")
+        verdict_text = "as the others together" if whole.passed else f"FAILED: {whole.difference}"
+        console.line(f"{whole.role}: {whole.cases} cases: {verdict_text}")

@@ -100,7 +100,7 @@ class Console:
         self.exit_code = XattnError.exit_code
 
     def each(self, items: Iterable[_Item], call: Callable[[_Item], _Result]) -> Iterator[tuple[_Item, _Result]]:
-        """Every item with its result; an image or question that cannot be used is reported, and the others go on."""
+        """Every item with its result; an image or question that cannot be used is reported, and the others continue."""
         for item in items:
             try:
                 result = call(item)

@@ -20,6 +20,6 @@ def draw_heatmap(
     """Write what `attention` gives to `path`, and say so."""
     from xattn_runtime.tasks.shared.heatmap import write_heatmap
 
-    found = attention()
-    write_heatmap(path, found, layer, head)
-    console.note(f"{path}: {len(found.words)} words")
+    attention_map = attention()
+    write_heatmap(path, attention_map, layer, head)
+    console.note(f"{path}: {len(attention_map.words)} words")

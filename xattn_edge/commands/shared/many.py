@@ -1,4 +1,4 @@
-"""Captions of many images into a file of JSON lines, which a run that was broken off goes on with.
+"""Captions of many images into a file of JSON lines, which the next run resumes.
 
 A line is written when its image is done, whole or not at all: what is in the file is done, and nothing else is.
 """
@@ -52,7 +52,7 @@ def images_in(places: Sequence[Path], *, recursive: bool) -> list[NamedImage]:
     """
     from xattn_runtime.preprocess.image_files import image_files
 
-    found: dict[str, NamedImage] = {}
+    images: dict[str, NamedImage] = {}
     for place in places:
         files = [place]
         if place.is_dir():
@@ -60,8 +60,8 @@ def images_in(places: Sequence[Path], *, recursive: bool) -> list[NamedImage]:
             if not files:
                 advice = "name another" if recursive else "name another, or use --recursive"
                 raise UserError(f"{place}: expected a folder with images, found none in it; {advice}")
-        found |= {file.as_posix(): NamedImage(file, file.as_posix()) for file in files}
-    return list(found.values())
+        images |= {file.as_posix(): NamedImage(file, file.as_posix()) for file in files}
+    return list(images.values())
 
 
 def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, Batches]:
@@ -108,12 +108,12 @@ def caption_to_file(
             captions = task.caption_many(
                 paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
             )
-            for number, (image, found) in enumerate(zip(waiting, captions, strict=True), 1):
-                _add(stream, _line(image, found, made_by))
-                if isinstance(found, ImageError):
+            for number, (image, result) in enumerate(zip(waiting, captions, strict=True), 1):
+                _add(stream, _line(image, result, made_by))
+                if isinstance(result, ImageError):
                     bad += 1
-                    console.exit_code = found.exit_code
-                    print_error(str(found))
+                    console.exit_code = result.exit_code
+                    print_error(str(result))
                 tell(f"captioning {image.path.name}", (len(images) - len(waiting) + number) / len(images))
         sync(stream)
     if console.as_json:
@@ -141,8 +141,8 @@ def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) ->
     return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _line(image: NamedImage, found: Caption | ImageError, made_by: str) -> bytes:
-    said: dict[str, Any] = {"error": str(found)} if isinstance(found, ImageError) else found.to_dict()
+def _line(image: NamedImage, result: Caption | ImageError, made_by: str) -> bytes:
+    said: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else result.to_dict()
     # A name that is no Unicode is written with \ud8xx, which JSON knows.
     return json.dumps({"image": image.name, **said, "made_by": made_by}).encode() + b"\n"
 

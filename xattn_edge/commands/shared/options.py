@@ -53,26 +53,28 @@ BundleOption = Annotated[
         "--bundle",
         "-b",
         callback=find_bundles,
-        help="Bundle to run: a folder, or a name of `xattn-edge data list`; without it, the one that came with this "
-        "package.",
+        help="Bundle to run: a folder, or a name that `xattn-edge data list` shows. Default: the one for this task "
+        "that came with this package.",
     ),
 ]
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Provider = Annotated[str, typer.Option("--provider", help="Execution provider, or auto; see `xattn-edge providers`.")]
+Provider = Annotated[
+    str, typer.Option("--provider", help="Execution provider, or auto; `xattn-edge providers` lists them.")
+]
 Fallback = Annotated[bool, typer.Option("--fallback", help="Let the CPU run what the provider refuses.")]
 Threads = Annotated[
-    int | None, typer.Option("--threads", min=1, help="Threads within an operator; without it, the cores, at most 4.")
+    int | None, typer.Option("--threads", min=1, help="Threads within an operator. Default: one a core, at most 4.")
 ]
 Heatmap = Annotated[
     Path | None,
-    typer.Option("--heatmap", help="Draw what each word looked at: .png, or .html to step through the words."),
+    typer.Option("--heatmap", help="Draw the attention of each word: .png, or .html to step through the words."),
 ]
 HeatmapLayer = Annotated[
-    int | None, typer.Option("--heatmap-layer", min=0, help="Draw this layer alone, in place of the mean of all.")
+    int | None, typer.Option("--heatmap-layer", min=0, help="Draw only this layer. Default: the mean over layers.")
 ]
 HeatmapHead = Annotated[
-    int | None, typer.Option("--heatmap-head", min=0, help="Draw this head alone, in place of the mean of all.")
+    int | None, typer.Option("--heatmap-head", min=0, help="Draw only this head. Default: the mean over heads.")
 ]
 
 

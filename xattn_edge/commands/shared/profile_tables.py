@@ -61,8 +61,8 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
         shift = change.shift
         interval = f"{100 * shift.low:+.1f} to {100 * shift.high:+.1f} %"
         which = (change.name, change.provider, change.threads, change.stage)
-        found = (f"{100 * shift.share:+.1f} %", interval, f"{100 * shift.detectable:.1f} %", change.verdict)
-        rows.append((*which, change.before_ms, change.after_ms, *found))
+        judged = (f"{100 * shift.share:+.1f} %", interval, f"{100 * shift.detectable:.1f} %", change.verdict)
+        rows.append((*which, change.before_ms, change.after_ms, *judged))
     _show(console, rows)
 
 

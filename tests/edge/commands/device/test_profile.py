@@ -92,7 +92,7 @@ def test_the_older_bundle_takes_turns(invoke, stand_in, document: ProfileDocumen
     def measure(bundles: Any, *others: Any) -> ProfileDocument:
         asked.extend(bundles)
         processes.append(others[3].processes)
-        beside = {"reference_ms": (1.0, 1.0, 1.0), "process_rounds": (3,)}
+        beside: Any = {"reference_ms": (1.0, 1.0, 1.0), "process_rounds": (3,)}
         old, new = ({stage: [ms, ms, ms] for stage in profile.rounds} for ms in (1.0, 2.0))
         slower = replace(profile, bundle="a.xattn", rounds=new, **beside)
         return replace(

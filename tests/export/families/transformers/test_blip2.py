@@ -20,7 +20,7 @@ from tests.parity.blip2 import captioner as captions_of
 from tests.parity.blip2 import save_blip2
 from tests.parity.parity import Reference, logits_error, pixel_error
 from xattn_export import export_checkpoint, exporter
-from xattn_export.families.base import Generated, Source
+from xattn_export.families.base import Generated, Generates, Source
 from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.table import family_of
 from xattn_export.to_onnx import example_tensor
@@ -222,8 +222,9 @@ def test_decoding_is_what_generate_does_whatever_the_outer_settings_say(folder: 
     """BLIP-2's `generate()` hands over to the language model, which has settings of its own."""
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (other / "generation_config.json").write_text(json.dumps({"num_beams": 3, "eos_token_id": 7, "max_length": 9}))
-    decoding = _source(other).decoding
-    assert decoding == Decoding((), (202,), 1, 20, max_positions=96)
+    reference = _source(other).reference
+    assert isinstance(reference, Generates)
+    assert reference.decoding == Decoding((), (202,), 1, 20, max_positions=96)
     found = Blip2ForConditionalGeneration.from_pretrained(other).eval()
     assert found.generation_config.num_beams == 3
     assert found.language_model.generation_config.num_beams is None

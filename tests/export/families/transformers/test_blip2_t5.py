@@ -23,7 +23,7 @@ from xattn_runtime.tasks import CaptionTask, VqaTask
 
 TOLERANCE = 1e-4
 QUESTIONS = ("what color is the circle?", "is there a red square", "zebra, 42?")
-SMALL = {
+SMALL: dict[str, Any] = {
     "vision": {
         "hidden_size": 24,
         "intermediate_size": 40,

@@ -153,7 +153,7 @@ def test_the_end_token_must_be_one(tmp_path: Path) -> None:
 
 
 def test_batches_of_pictures_and_texts(task: RetrievalTask, files: list[Path]) -> None:
-    pictures = [*noise_pictures(17), *files]
+    pictures: list[Any] = [*noise_pictures(17), *files]
     alone = torch.tensor([task.embed_images([picture])[0].tolist() for picture in pictures])
     torch.testing.assert_close(torch.from_numpy(task.embed_images(pictures)), alone, atol=1e-5, rtol=0)
     texts = [f"{label} {number}" for label in LABELS for number in range(14)]

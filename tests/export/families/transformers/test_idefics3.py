@@ -58,7 +58,7 @@ STRETCHED = {
     "original_max_position_embeddings": 64,
 }
 # name → how it is made, task, form of attention. A tile of the second has 6 × 6 patches, for 8 × 8 positions.
-MODELS: dict[str, tuple[dict[str, Any], str, str]] = {
+MODELS: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "smolvlm": (
         {
             "scale_factor": 2,

@@ -155,8 +155,8 @@ def test_a_picture_is_no_region(task: VqaTask) -> None:
         task.encode(b"\x89PNG\r\n\x1a\n")
 
 
-def _write_labels(*names: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "labels.txt").write_text("\n".join(names), encoding="utf-8") and None
+def _write_labels(*names: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "labels.txt").write_text("\n".join(names), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
