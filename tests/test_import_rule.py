@@ -52,6 +52,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("xattn_export.parity",),
     ("xattn_export.quantize.base",),
     ("xattn_export.quantize.passes",),
+    ("xattn_export.quantize.modes",),
     ("xattn_export.quantize.calibration",),
     ("xattn_export.quantize",),
     ("xattn_export.quantize.budget", "xattn_export.engines", "xattn_export.compare", "xattn_export.exporter"),

@@ -1,6 +1,6 @@
 """Attention over one or two modalities: similarities, weightings, and the mechanisms made of them."""
 
-from xattn_edge.attention.cross_modal import CrossModalAttention, KeyValue, causal_mask
+from xattn_edge.attention.cross_modal import CrossModalAttention, KeyValue, causal_mask, split_heads
 from xattn_edge.attention.graph import GraphAttention, GraphExchange, nearest_neighbours
 from xattn_edge.attention.hierarchical import Groups, HierarchicalAttention, HierarchicalExchange, phrases, regions
 from xattn_edge.attention.joint import JointSelfAttention
@@ -48,5 +48,6 @@ __all__ = [
     "nearest_neighbours",
     "phrases",
     "regions",
+    "split_heads",
     "transformer_options",
 ]

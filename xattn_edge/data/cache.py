@@ -1,12 +1,21 @@
-"""Where data sets lie once they have been fetched."""
+"""Where data sets lie once they have been fetched, and how what lies there is read. It knows no data set."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CACHE_VARIABLE", "cache_folder"]
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn_runtime.errors import DataError
+
+__all__ = ["CACHE_VARIABLE", "cache_folder", "checked_archive", "damaged", "download", "mapped_array"]
 
 CACHE_VARIABLE = "XATTN_EDGE_CACHE"
 """Environment variable that names another cache folder."""
@@ -23,3 +32,35 @@ def cache_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "xattn-edge"
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """What to say when a file of a data set cannot be read."""
+    return DataError(f"{path}: damaged ({error}); delete {path.parent} and fetch again")
+
+
+def mapped_array(path: Path) -> NDArray[Any]:
+    """The array in an .npy, mapped from the disk; DataError where it is damaged."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    return array
+
+
+def download(command: Sequence[str], folder: Path, package: str) -> str:
+    """Run `command` in `folder`, which fetches `package`; what it prints. DataError where it fails."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(f"cannot fetch {package}: {reason}")
+    return result.stdout
+
+
+def checked_archive(path: Path, sha256: str, package: str) -> bytes:
+    """The content of the fetched file `path`; DataError where it has another checksum."""
+    archive = path.read_bytes()
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{package}: expected SHA-256 {sha256}, found {digest}")
+    return archive

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xattn_edge.data.cache import cache_folder
+from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, mapped_array
 from xattn_edge.data.emoji_names import TONES, caption_of_name
 from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
@@ -124,15 +123,12 @@ class EmojiImages:
         try:
             self.images = tuple(Emoji(**entry) for entry in json.loads(index.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise DataError(f"{index}: damaged ({error}); delete {self.folder} and fetch again") from error
+            raise damaged(index, error) from error
 
     def drawings(self, artist: str) -> NDArray[np.uint8]:
         """`[images, 80, 80, 4]` uint8 RGBA, mapped from disk."""
         path = self.folder / f"{artist}.npy"
-        try:
-            drawings: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: damaged ({error}); delete {self.folder} and fetch again") from error
+        drawings: NDArray[np.uint8] = mapped_array(path)
         expected = (len(self.images), IMAGE_SIZE_PX, IMAGE_SIZE_PX, 4)
         if drawings.shape != expected or drawings.dtype != np.uint8:
             raise DataError(f"{path}: expected uint8 {expected}, found {drawings.dtype} {drawings.shape}; fetch again")
@@ -182,15 +178,9 @@ def _fetch_artist(artist: Artist, folder: Path) -> dict[str, str]:
     npm = shutil.which("npm")
     if npm is None:
         raise DependencyError("`npm` is not installed: the emoji drawings come from npm packages; install Node.js")
-    command = [npm, "pack", "--silent", f"{artist.package}@{artist.version}"]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(f"cannot fetch {artist.package} {artist.version}: {reason}")
-    archive = (folder / result.stdout.strip().splitlines()[-1]).read_bytes()
-    digest = hashlib.sha256(archive).hexdigest()
-    if digest != artist.sha256:
-        raise DataError(f"{artist.package} {artist.version}: expected SHA-256 {artist.sha256}, found {digest}")
+    package = f"{artist.package} {artist.version}"
+    printed = download([npm, "pack", "--silent", f"{artist.package}@{artist.version}"], folder, package)
+    archive = checked_archive(folder / printed.strip().splitlines()[-1], artist.sha256, package)
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
         icons, characters = (_read_member(tar, f"package/{name}.json") for name in ("icons", "chars"))
     return {_without_selector(code): _svg(icons, name) for code, name in characters.items()}

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from xattn_edge.data.cache import cache_folder
+from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, mapped_array
 from xattn_edge.data.faces import face_frames
 from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
@@ -107,7 +107,7 @@ class RatedSentences:
             lexicon = json.loads((self.folder / _WORDS).read_text(encoding="utf-8"))
             self.lexicon: dict[str, float] = {str(word): float(rating) for word, rating in lexicon.items()}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{index}: damaged ({error}); delete {self.folder} and fetch again") from error
+            raise damaged(index, error) from error
 
     def split(self, split: str, domain: str | None = None) -> list[Sentence]:
         """Sentences of `train` or `test`, of one domain or of all.
@@ -121,12 +121,7 @@ class RatedSentences:
 
     @cached_property
     def _spoken(self) -> NDArray[np.float16]:
-        path = self.folder / _SPOKEN
-        try:
-            spoken: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: damaged ({error}); delete {self.folder} and fetch again") from error
-        return spoken
+        return mapped_array(self.folder / _SPOKEN)
 
     def speech(self, sentence: Sentence) -> NDArray[np.float32]:
         """The log-mel spectrogram `[frames, bands]` of a sentence that is spoken."""
@@ -182,15 +177,10 @@ def _folder() -> Path:
 
 def _download(folder: Path) -> bytes:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", _PACKAGE]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode or not (folder / _ARCHIVE).is_file():
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(f"cannot fetch {_PACKAGE}: {reason}")
-    archive = (folder / _ARCHIVE).read_bytes()
-    digest = hashlib.sha256(archive).hexdigest()
-    if digest != _SHA256:
-        raise DataError(f"{_PACKAGE}: expected SHA-256 {_SHA256}, found {digest}")
-    return archive
+    download(command, folder, _PACKAGE)
+    if not (folder / _ARCHIVE).is_file():
+        raise DataError(f"cannot fetch {_PACKAGE}: no reason given")
+    return checked_archive(folder / _ARCHIVE, _SHA256, _PACKAGE)
 
 
 def _read_member(archive: bytes, name: str) -> bytes:

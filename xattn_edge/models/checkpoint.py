@@ -16,13 +16,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from xattn_edge.models.convert import config_of_format_2, tensors_of_format_2
-from xattn_edge.models.table import Model, ModelConfig, build_model, config_from_dict
+from xattn_edge.models.table import MODELS, Model, ModelConfig, build_model, config_from_dict
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.files import atomic_file, atomic_write
 
@@ -37,8 +37,12 @@ FORMAT_VERSION = 2
 _CONVERTED_VERSION = 1
 
 
+_Model = TypeVar("_Model", bound=Model, covariant=True)
+_Kind = TypeVar("_Kind", bound=Model)
+
+
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(Generic[_Model]):
     """A loaded checkpoint; the model is in evaluation mode."""
 
     path: Path
@@ -46,14 +50,14 @@ class Checkpoint:
     name: str
     license: str
     config: ModelConfig
-    model: Model
+    model: _Model
     tokenizer_json: str
     image_preprocessing: tuple[Mapping[str, Any], ...]
     recipe: Mapping[str, Any]
     """How it was trained: data, seed, steps, …"""
 
 
-def save_checkpoint(checkpoint: Checkpoint) -> None:
+def save_checkpoint(checkpoint: Checkpoint[Model]) -> None:
     """Write everything but the report to `checkpoint.path`, the configuration last: it marks the folder complete."""
     folder = checkpoint.path
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,12 +76,33 @@ def save_checkpoint(checkpoint: Checkpoint) -> None:
     atomic_write(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+@overload
+def load_checkpoint(path: Path, kind: type[_Kind]) -> Checkpoint[_Kind]: ...
+
+
+@overload
+def load_checkpoint(path: Path) -> Checkpoint[Model]: ...
+
+
+def load_checkpoint(path: Path, kind: type[Any] | None = None) -> Checkpoint[Any]:
     """Rebuild a trained model.
 
+    Args:
+        path: of the checkpoint's folder.
+        kind: the class that the model must be of, if not any.
+
     Raises:
-        CheckpointError: missing or damaged files, an unknown format, weights that do not fit the configuration.
+        CheckpointError: missing or damaged files, an unknown format, weights that do not fit the configuration, or a
+            model of another class than `kind`.
     """
+    checkpoint = _load(path)
+    if kind is not None and not isinstance(checkpoint.model, kind):
+        task = next(task for task, row in MODELS.items() if row.build is kind)
+        raise CheckpointError(f"{path}: expected a checkpoint of {task}, found one of {checkpoint.task}")
+    return checkpoint
+
+
+def _load(path: Path) -> Checkpoint[Model]:
     config = _read_json(path / "config.json")
     version = config.get("format_version")
     if version not in (FORMAT_VERSION, _CONVERTED_VERSION):

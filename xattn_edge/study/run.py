@@ -21,22 +21,13 @@ from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.files import atomic_write
+from xattn_runtime.progress import Progress, silent
 
-__all__ = ["StudyProgress", "StudyReport", "report_study", "study"]
+__all__ = ["StudyReport", "report_study", "study"]
 
 _BUDGET, _RUNS, _BUNDLES, _TIMES = "budget.json", "runs", "bundles", "times.json"
 _PRECISIONS = ("fp32", "int8")
 _ROUNDS, _WARM_UP, _CALLS = 5, 2, 10
-
-Tell = Callable[["StudyProgress"], None]
-
-
-@dataclass(frozen=True)
-class StudyProgress:
-    """What is being done, and the share of the whole that is done, 0 to 1."""
-
-    what: str
-    share: float
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ def study(
     report: Path | None = None,
     threads: int = 1,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> StudyReport:
     """Train, export and time every combination of a plan, and write what that says.
 
@@ -82,7 +73,6 @@ def study(
     """
     _prepare(folder, plan)
     torch.set_num_threads(threads)
-    tell = progress or (lambda _: None)
     subjects = {task: make_subject(task, plan) for task in plan.tasks}
     todo = [(seed, task, each) for seed in range(plan.seeds) for task in plan.tasks for each in plan.combinations]
     for number, (seed, task, combination) in enumerate(todo):
@@ -90,10 +80,10 @@ def study(
 
         def on_step(step: int, loss: float, number: int = number, name: str = name, seed: int = seed) -> None:
             what = f"{name}, seed {seed}: step {step} of {plan.steps}, loss {loss:.3f}"
-            tell(StudyProgress(what, (number + step / plan.steps) / len(todo)))
+            progress(what, (number + step / plan.steps) / len(todo))
 
         _run(folder, subjects[task], name, combination, seed, on_step, command)
-    return _told(folder, plan, subjects, report, threads, command, tell)
+    return _told(folder, plan, subjects, report, threads, command, progress)
 
 
 def report_study(
@@ -103,7 +93,7 @@ def report_study(
     report: Path | None = None,
     threads: int = 1,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> StudyReport:
     """Time what a study has trained so far, however much that is, and write what it says; train nothing.
 
@@ -132,7 +122,7 @@ def report_study(
     torch.set_num_threads(threads)
     plan = replace(plan, tasks=there)
     subjects = {task: make_subject(task, plan) for task in there}
-    return _told(folder, plan, subjects, report, threads, command, progress or (lambda _: None))
+    return _told(folder, plan, subjects, report, threads, command, progress)
 
 
 def _told(
@@ -142,10 +132,10 @@ def _told(
     report: Path | None,
     threads: int,
     command: str,
-    tell: Tell,
+    progress: Progress,
 ) -> StudyReport:
     """Time what there is of a plan, and report it."""
-    times = _times(folder, plan, subjects, threads, lambda what: tell(StudyProgress(what, 1.0)))
+    times = _times(folder, plan, subjects, threads, lambda what: progress(what, 1.0))
     found = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
     results = tuple(each for each in found if each is not None)
     path = report or folder / "report.md"

@@ -11,7 +11,7 @@ import torch
 
 from xattn_edge.data.rated_sentences import LABELS, RatedSentences, Sentence
 from xattn_edge.evaluation.sentiment import PARTS, label_scores, part_sentences
-from xattn_edge.models import Checkpoint, SentimentConfig, SentimentModel, VqaConfig, VqaModel, save_checkpoint
+from xattn_edge.models import Checkpoint, Model, SentimentConfig, SentimentModel, VqaConfig, VqaModel, save_checkpoint
 from xattn_edge.study.plan import StudyPlan, TaskName, widest
 from xattn_edge.training import Combination
 from xattn_edge.training.combination import vqa_config
@@ -176,7 +176,7 @@ def _spread(rows: list[Sentence], most: int) -> list[Sentence]:
     return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def _checkpoint(folder: Path, name: TaskName, task: Training, recipe: Recipe) -> Checkpoint:
+def _checkpoint(folder: Path, name: TaskName, task: Training, recipe: Recipe) -> Checkpoint[Model]:
     return Checkpoint(
         path=folder,
         task=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,12 +153,9 @@ class RetrievalTraining:
         return torch.tensor([row + [PADDING] * (length - len(row)) for row in ids])
 
     def _begin_with(self, eye: Path) -> None:
-        checkpoint = load_checkpoint(eye)
+        model = load_checkpoint(eye, CaptionModel).model
         try:
-            if checkpoint.task != "caption":
-                raise ValueError(f"a model of {checkpoint.task}; expected one of caption")
-            model = cast(CaptionModel, checkpoint.model)
             self.trained_model.image_encoder.load_state_dict(model.image_encoder.state_dict())
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
             raise CheckpointError(f"{eye}: expected the image encoder of this recipe, found: {reason}") from error

@@ -15,11 +15,10 @@ from xattn_runtime.profiling.matrix import ProfileOptions, profile_matrix
 from xattn_runtime.profiling.measure.estimates import Percentile, StageTiming
 from xattn_runtime.profiling.measure.limits import Limits, measure_limits
 from xattn_runtime.profiling.measure.nodes import GraphTime, NodeTime, Work, trace_document
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 
 __all__ = [
     "SCHEMA",
-    "Combination",
     "Failure",
     "Floor",
     "GraphTime",
@@ -28,6 +27,7 @@ __all__ = [
     "NodeTime",
     "Percentile",
     "Profile",
+    "ProfileCombination",
     "ProfileDocument",
     "ProfileOptions",
     "StageTiming",

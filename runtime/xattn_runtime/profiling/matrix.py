@@ -25,7 +25,7 @@ from xattn_runtime.profiling.measure.estimates import median_interval, quantile_
 from xattn_runtime.profiling.measure.limits import Limits, measure_limits
 from xattn_runtime.profiling.measure.nodes import GraphTime, summarise_graph
 from xattn_runtime.profiling.measure.sensors import Drift, find_energy_counter, read_clock_mhz, read_temperature_c
-from xattn_runtime.profiling.worker_process import Combination, WorkerProcess
+from xattn_runtime.profiling.worker_process import ProfileCombination, WorkerProcess
 from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import Times
 from xattn_runtime.version import installed_version
@@ -115,7 +115,7 @@ def profile_matrix(
     batches: Sequence[int] = (1,),
     options: ProfileOptions | None = None,
     progress: Progress = silent,
-    traces: dict[Combination, Trace] | None = None,
+    traces: dict[ProfileCombination, Trace] | None = None,
 ) -> ProfileDocument:
     """Profile every bundle on every provider with every number of threads and of pictures at once.
 
@@ -130,7 +130,7 @@ def profile_matrix(
     """
     options = options or ProfileOptions()
     combinations = [
-        Combination(os.fspath(bundle_path(bundle)), provider, count, batch)
+        ProfileCombination(os.fspath(bundle_path(bundle)), provider, count, batch)
         for bundle, provider, count, batch in product(bundles, providers, threads, batches)
     ]
     run = _measured(combinations, options, progress)
@@ -140,8 +140,8 @@ def profile_matrix(
 
 
 def profile_combinations(
-    combinations: Sequence[Combination], options: ProfileOptions, progress: Progress = silent
-) -> tuple[dict[Combination, Profile], list[Failure]]:
+    combinations: Sequence[ProfileCombination], options: ProfileOptions, progress: Progress = silent
+) -> tuple[dict[ProfileCombination, Profile], list[Failure]]:
     """As `profile_matrix`, of just these: what was found of each, and what failed. KeyboardInterrupt ends it."""
     run = _measured(combinations, options, progress)
     if run.interrupted:
@@ -150,7 +150,7 @@ def profile_combinations(
     return found, run.failures
 
 
-def _measured(combinations: Sequence[Combination], options: ProfileOptions, progress: Progress) -> _Run:
+def _measured(combinations: Sequence[ProfileCombination], options: ProfileOptions, progress: Progress) -> _Run:
     _check(combinations, options)
     run = _Run(options, progress)
     with run.interruptible():
@@ -188,7 +188,7 @@ class _Run:
             for worker in self._workers:
                 worker.end()
 
-    def start(self, combinations: Sequence[Combination], process: int) -> None:
+    def start(self, combinations: Sequence[ProfileCombination], process: int) -> None:
         """Load and warm every one: the first process of each, or the next of those that have not failed."""
         for worker in self._workers:
             worker.end()
@@ -276,7 +276,7 @@ class _Run:
         self.progress(text, min(0.8, 0.8 * (process + min(1.0, share)) / self.options.processes))
 
     @contextmanager
-    def _may_fail(self, combination: Combination) -> Iterator[None]:
+    def _may_fail(self, combination: ProfileCombination) -> Iterator[None]:
         try:
             yield
         except XattnError as error:
@@ -332,7 +332,7 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
     )
 
 
-def _check(combinations: Sequence[Combination], options: ProfileOptions) -> None:
+def _check(combinations: Sequence[ProfileCombination], options: ProfileOptions) -> None:
     if not combinations:
         raise UserError("expected a bundle, a provider and a number of threads to profile, found none")
     numbers = {

@@ -16,7 +16,7 @@ from xattn_runtime.errors import XattnError
 from xattn_runtime.execution.device_profile import OptimizedGraphs, digests_of
 from xattn_runtime.execution.providers import load_onnxruntime
 from xattn_runtime.profiling.measure.estimates import turns_shift
-from xattn_runtime.profiling.worker_process import Combination, WorkerProcess
+from xattn_runtime.profiling.worker_process import ProfileCombination, WorkerProcess
 
 __all__ = ["OptimizedVerdict", "try_optimized"]
 
@@ -50,12 +50,17 @@ class _Side:
 
 
 def try_optimized(
-    combination: Combination, folder: Path, time_budget_s: float, tell: Callable[[float], None], *, memory: bool = False
+    combination: ProfileCombination,
+    folder: Path,
+    time_budget_s: float,
+    tell: Callable[[float], None],
+    *,
+    memory: bool = False,
 ) -> OptimizedVerdict:
     """Write the graphs of `combination` into the empty `folder`, and compare. memory: whether they may take no more."""
     workers: list[WorkerProcess] = []
 
-    def start(one: Combination) -> _Side:
+    def start(one: ProfileCombination) -> _Side:
         workers.append(WorkerProcess(one, (), _TIME_LIMIT_S))
         return _Side(workers[-1], [], [])
 

@@ -23,7 +23,7 @@ from xattn_runtime.profiling.document import Profile
 from xattn_runtime.profiling.matrix import ProfileOptions, profile_combinations
 from xattn_runtime.profiling.measure.estimates import Shift, ratio_shift
 from xattn_runtime.profiling.optimized import OptimizedVerdict, try_optimized
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 from xattn_runtime.progress import Progress, silent
 
 __all__ = ["Candidate", "Goal", "Tuned", "tune_bundle"]
@@ -97,7 +97,7 @@ def tune_bundle(
     if not providers:
         raise UserError("--provider: expected at least one, found none")
     forms = _forms([bundle, *also])
-    plain = Combination(next(iter(forms)), providers[0], default_threads(), 1)
+    plain = ProfileCombination(next(iter(forms)), providers[0], default_threads(), 1)
     combinations = _combinations(plain, forms, providers)
     options = ProfileOptions(time_budget_s=0.6 * time_budget_s, nodes=False)
     profiles = _measured(combinations, goal, options, lambda text, share: progress(text, 0.6 * share))
@@ -158,7 +158,9 @@ def _same_precisions(one: Bundle, other: Bundle) -> bool:
     )
 
 
-def _combinations(plain: Combination, forms: Iterable[str], providers: Sequence[str]) -> list[Combination]:
+def _combinations(
+    plain: ProfileCombination, forms: Iterable[str], providers: Sequence[str]
+) -> list[ProfileCombination]:
     counts = {1, plain.threads or 1, describe_machine().cores}
     counts |= {2**power for power in range(1, 4) if 2**power <= describe_machine().cores}
     return [
@@ -172,8 +174,8 @@ def _combinations(plain: Combination, forms: Iterable[str], providers: Sequence[
 
 
 def _measured(
-    combinations: Sequence[Combination], goal: Goal, options: ProfileOptions, progress: Progress
-) -> dict[Combination, Profile]:
+    combinations: Sequence[ProfileCombination], goal: Goal, options: ProfileOptions, progress: Progress
+) -> dict[ProfileCombination, Profile]:
     """By combination as it was asked for; those that failed are left out."""
     batch = _THROUGHPUT_BATCH if goal == "throughput" else 1
     asked = {replace(one, batch=batch): one for one in combinations}
@@ -186,7 +188,7 @@ def _measured(
     return {asked[one]: profile for one, profile in found.items()}
 
 
-def _candidate(combination: Combination, profile: Profile, goal: Goal, forms: Mapping[str, str]) -> Candidate:
+def _candidate(combination: ProfileCombination, profile: Profile, goal: Goal, forms: Mapping[str, str]) -> Candidate:
     figure = _FIGURES[goal](profile)
     return Candidate(
         combination.bundle,
@@ -201,7 +203,10 @@ def _candidate(combination: Combination, profile: Profile, goal: Goal, forms: Ma
 
 
 def _confirmed(
-    plain: Combination, best: Combination, meetings: Sequence[Mapping[Combination, Profile]], goal: Goal
+    plain: ProfileCombination,
+    best: ProfileCombination,
+    meetings: Sequence[Mapping[ProfileCombination, Profile]],
+    goal: Goal,
 ) -> DeviceProfile | None:
     """The best, if its figure is surely below that of the defaults, and for memory and energy no slower."""
     if not all(one in found for found in meetings for one in (plain, best)):
@@ -221,13 +226,13 @@ def _confirmed(
     return _device_profile(replace(best, threads=meetings[0][best].threads), goal, -gained.share)
 
 
-def _device_profile(one: Combination, goal: Goal, gain: float) -> DeviceProfile:
+def _device_profile(one: ProfileCombination, goal: Goal, gain: float) -> DeviceProfile:
     machine, threads = describe_machine(), one.threads or default_threads()
     return DeviceProfile(machine.cpu, machine.cores, one.provider, threads, one.spinning, one.arena, goal, gain)
 
 
 def _with_graphs(
-    chosen: DeviceProfile | None, taken: Combination, verdict: OptimizedVerdict, goal: Goal
+    chosen: DeviceProfile | None, taken: ProfileCombination, verdict: OptimizedVerdict, goal: Goal
 ) -> DeviceProfile | None:
     if verdict.taken is None:
         return chosen

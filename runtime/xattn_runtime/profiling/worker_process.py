@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from xattn_runtime import errors
 
-__all__ = ["Combination", "WorkerProcess"]
+__all__ = ["ProfileCombination", "WorkerProcess"]
 
 
 _CRASHED = (", a crash", "update its driver or onnxruntime, or try another provider")
@@ -32,7 +32,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True)
-class Combination:
+class ProfileCombination:
     """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once.
 
     spinning, arena, optimized: as in `SessionTuning`.
@@ -50,7 +50,7 @@ class Combination:
 class WorkerProcess:
     """The process of one combination. Orders raise XattnError where it fails, dies or takes too long."""
 
-    def __init__(self, combination: Combination, images: Sequence[str], time_limit_s: float) -> None:
+    def __init__(self, combination: ProfileCombination, images: Sequence[str], time_limit_s: float) -> None:
         """Start it; `ready` is what it says when it has loaded the bundle."""
         self.combination, self._time_limit_s = combination, time_limit_s
         command = [sys.executable, "-m", "xattn_runtime.profiling", f"--provider={combination.provider}"]

@@ -299,7 +299,7 @@ def test_empty_groups_and_graphs_are_named():
         ),
         (lambda: AttentionOptions(heads=4, kv_heads=3), "kv_heads: expected a divisor of 4 heads, found 3"),
         (lambda: AttentionOptions(kv_heads=0), "kv_heads: expected at least 1, found 0"),
-        (lambda: AttentionOptions(similarity="euclid"), "similarity: expected one of dot, .*additive, found 'euclid'"),
+        (lambda: AttentionOptions(similarity="euclid"), "similarity: expected one of dot, .*additive.* found 'euclid'"),
         (lambda: AttentionOptions(weighting="firm"), "weighting: expected one of soft, hard, found 'firm'"),
         (lambda: AttentionOptions(weighting="hard", dropout=0.1), "dropout: expected 0 with hard weighting.*found 0.1"),
         (lambda: AttentionOptions(dropout=1.0), "dropout: expected 0 or more and less than 1, found 1.0"),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from xattn_edge.models import Checkpoint, load_checkpoint, save_checkpoint
+from xattn_edge.models import CaptionModel, Checkpoint, VqaModel, load_checkpoint, save_checkpoint
 from xattn_runtime.errors import CheckpointError
 
 
@@ -68,3 +68,9 @@ def test_weights_of_another_model_are_refused(saved):
     (saved.path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="damaged or of another model"):
         load_checkpoint(saved.path)
+
+
+def test_a_model_of_another_task_is_refused(saved):
+    assert load_checkpoint(saved.path, CaptionModel).config == saved.config
+    with pytest.raises(CheckpointError, match="expected a checkpoint of vqa, found one of caption"):
+        load_checkpoint(saved.path, VqaModel)

@@ -47,8 +47,8 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, few_images, one_combination,
     """All the way: two seeds, real bundles, real times."""
     folder, report = tmp_path / "study", tmp_path / "docs" / "choosing.md"
 
-    def stop_in_the_second(state):
-        if "seed 1" in state.what:
+    def stop_in_the_second(what, _share):
+        if "seed 1" in what:
             raise Stop
 
     with pytest.raises(Stop):
@@ -58,7 +58,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, few_images, one_combination,
     assert sorted(path.name for path in (folder / "bundles").iterdir()) == [f"{name}-fp32.xattn", f"{name}-int8.xattn"]
 
     trained = []
-    found = study(folder, TINY, report=report, progress=lambda state: trained.append(state.what))
+    found = study(folder, TINY, report=report, progress=lambda what, _share: trained.append(what))
     assert not any("seed 0: step" in what for what in trained)
     assert (folder / "runs" / f"{name}-0.json").read_text() == first
     (result,) = found.results

@@ -32,7 +32,7 @@ from xattn_runtime.loader import load
 from xattn_runtime.profiling import optimized as trying
 from xattn_runtime.profiling.optimized import OptimizedVerdict, try_optimized
 from xattn_runtime.profiling.tune import tune_bundle
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 from xattn_runtime.tasks import CaptionTask
 
 Rewrite = Callable[[Path, Manifest], Manifest]
@@ -43,7 +43,7 @@ def tried(caption_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """What came of the captioner's graphs, and the folder that holds them."""
     folder = tmp_path_factory.mktemp("optimized")
     shares: list[float] = []
-    verdict = try_optimized(Combination(str(caption_bundle), "cpu", 1, 1), folder, 0.1, shares.append)
+    verdict = try_optimized(ProfileCombination(str(caption_bundle), "cpu", 1, 1), folder, 0.1, shares.append)
     assert shares == sorted(shares)
     return verdict, folder
 
@@ -198,7 +198,7 @@ def test_taken_only_where_surely_better(load: float, total: float, peaks: Any, w
 
 def test_a_bundle_that_cannot_be_optimized(vqa_copy: Path, tmp_path: Path) -> None:
     shutil.rmtree(vqa_copy / "graphs")
-    verdict = try_optimized(Combination(os.fspath(vqa_copy), "cpu", 1, 1), tmp_path, 0.1, lambda share: None)
+    verdict = try_optimized(ProfileCombination(os.fspath(vqa_copy), "cpu", 1, 1), tmp_path, 0.1, lambda share: None)
     assert verdict.taken is None
     assert "expected" in verdict.because
 

@@ -23,19 +23,21 @@ from xattn_runtime.profiling.document import Profile
 from xattn_runtime.profiling.measure.estimates import summarise
 from xattn_runtime.profiling.optimized import OptimizedVerdict
 from xattn_runtime.profiling.tune import tune_bundle
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 
 
 def found(profile_of: Any) -> Any:
     """Stands for measuring: `profile_of` says a combination's time and memory."""
 
-    def measure(combinations: list[Combination], *rest: object) -> tuple[dict[Combination, Profile], list[object]]:
+    def measure(
+        combinations: list[ProfileCombination], *rest: object
+    ) -> tuple[dict[ProfileCombination, Profile], list[object]]:
         return {one: made(one, *profile_of(one)) for one in combinations if profile_of(one)}, []
 
     return measure
 
 
-def made(one: Combination, total_ms: float, peak: int, energy_j: float | None = None) -> Profile:
+def made(one: ProfileCombination, total_ms: float, peak: int, energy_j: float | None = None) -> Profile:
     times = [total_ms * (1 + 0.001 * (step % 3)) for step in range(9)]
     values: dict[str, Any] = dict.fromkeys(Profile.__dataclass_fields__, None)
     values |= {"stages": {"total": summarise(times)}, "rounds": {"total": times}, "peak_bytes": peak}
@@ -95,7 +97,7 @@ def test_optimized_graphs_alone_are_worth_a_profile(
 def test_what_is_not_surely_faster_is_not_taken(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def measure(combinations: list[Combination], *rest: object) -> Any:
+    def measure(combinations: list[ProfileCombination], *rest: object) -> Any:
         calls.append(len(combinations))
         # Another is faster by chance, and no longer when the two are measured again.
         faster = 9.0 if len(calls) == 1 else 10.0
@@ -114,7 +116,7 @@ def test_a_choice_gains_more_than_processes_differ(
 ) -> None:
     generator = np.random.default_rng(8)
 
-    def measure(combinations: list[Combination], *rest: object) -> Any:
+    def measure(combinations: list[ProfileCombination], *rest: object) -> Any:
         times = {one: 10.0 * generator.lognormal(0, spread) * (1.0 if one.arena else 1 - gain) for one in combinations}
         return {one: made(one, total_ms, 1000) for one, total_ms in times.items()}, []
 
@@ -137,7 +139,7 @@ def test_what_gains_next_to_nothing_is_not_taken(
 def test_a_best_that_fails_when_it_is_confirmed(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def measure(combinations: list[Combination], *rest: object) -> Any:
+    def measure(combinations: list[ProfileCombination], *rest: object) -> Any:
         calls.append(len(combinations))
         able = [one for one in combinations if one.arena or len(calls) < 4]
         return {one: made(one, 10.0 if one.arena else 5.0, 1000) for one in able}, []

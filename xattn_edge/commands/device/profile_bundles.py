@@ -13,7 +13,7 @@ from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argume
 from xattn_runtime.errors import UserError, VerificationError
 
 if TYPE_CHECKING:
-    from xattn_runtime.profiling import Combination
+    from xattn_runtime.profiling import ProfileCombination
     from xattn_runtime.profiling.regression_gate import Change
 
 __all__ = ["app"]
@@ -128,7 +128,7 @@ def profile(
             [str(image) for image in images or []],
             processes=processes or (1 if against is None else _PROCESSES_OF_A_GATE),
         )
-        traces: dict[Combination, Any] | None = None if trace is None else {}
+        traces: dict[ProfileCombination, Any] | None = None if trace is None else {}
         counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
         together = _numbers("--batch", batches or []) or [1]
         with console.progress() as progress:
@@ -193,7 +193,7 @@ def _numbers(option: str, texts: list[str]) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _write_trace(path: Path, traces: dict[Combination, Any]) -> None:
+def _write_trace(path: Path, traces: dict[ProfileCombination, Any]) -> None:
     from xattn_edge.commands.shared.output import write_text
     from xattn_runtime.profiling import trace_document
 

@@ -63,7 +63,7 @@ def study(
       xattn-edge study -o runs/study --report-only
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
-        from xattn_edge.study import TASKS, StudyPlan, StudyProgress, report_study
+        from xattn_edge.study import TASKS, StudyPlan, report_study
         from xattn_edge.study import study as run_study
 
         if report_only and (quick or seeds or steps or combinations != "all"):
@@ -78,15 +78,11 @@ def study(
         plan = dataclasses.replace(plan, **chosen)
 
         with console.progress() as progress:
-
-            def show(state: StudyProgress) -> None:
-                progress(state.what, state.share)
-
             how: dict[str, Any] = {"report": report, "threads": threads, "command": provenance_command()}
             if report_only:
-                found = report_study(output, chosen_tasks, progress=show, **how)
+                found = report_study(output, chosen_tasks, progress=progress, **how)
             else:
-                found = run_study(output, plan, progress=show, **how)
+                found = run_study(output, plan, progress=progress, **how)
         if as_json:
             console.document(found.to_dict())
             return

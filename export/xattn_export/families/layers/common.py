@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
 
 __all__ = [
     "attend",
@@ -24,7 +24,6 @@ __all__ = [
     "for_each_picture",
     "fuse_linears",
     "normalized",
-    "split_heads",
 ]
 
 
@@ -109,12 +108,6 @@ def attend_heads(query: Tensor, context: KeyValue, mask: Tensor | None = None, s
     split = split_heads(query, context.key.shape[1])
     output, _, _, _ = torch.onnx.ops.attention(split, context.key, context.value, mask, scale=scale)
     return output.transpose(1, 2).flatten(2)
-
-
-def split_heads(tokens: Tensor, heads: int) -> Tensor:
-    """`[batch, length, heads × head_width]` to `[batch, heads, length, head_width]`."""
-    batch, length, width = tokens.shape
-    return tokens.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 def embed_with_image(

@@ -73,8 +73,8 @@ class CaptionLayerGraph(nn.Module):
 
 
 def _open(folder: Path) -> Source:
-    checkpoint = load_checkpoint(folder)
-    model = cast(CaptionModel, checkpoint.model)
+    checkpoint = load_checkpoint(folder, CaptionModel)
+    model = checkpoint.model
     config = model.config
     # One position holds the start token: so a caption that is cut off can still be scored up to its last token.
     most_new_tokens = config.max_tokens - 1

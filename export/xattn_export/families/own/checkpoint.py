@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from xattn_edge.attention import CrossModalAttention, KeyValue
+from xattn_edge.attention import CrossModalAttention, KeyValue, split_heads
 from xattn_edge.encoders import CnnEncoder, ImageEncoderConfig, PatchEncoder
 from xattn_edge.encoders.transformer import SelfAttentionLayer
-from xattn_edge.models import Checkpoint
+from xattn_edge.models import Checkpoint, Model
 from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
-from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
+from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import BundleError, CheckpointError
@@ -107,7 +107,7 @@ def pixel_values_spec(config: ImageEncoderConfig) -> TensorSpec:
     return TensorSpec("pixel_values", ("batch", 3, config.image_size_px, config.image_size_px), "normal")
 
 
-def image_steps(checkpoint: Checkpoint) -> tuple[Step, ...]:
+def image_steps(checkpoint: Checkpoint[Model]) -> tuple[Step, ...]:
     """The checkpoint's image preprocessing, checked."""
     file = str(checkpoint.path / "config.json")
     try:
@@ -116,14 +116,14 @@ def image_steps(checkpoint: Checkpoint) -> tuple[Step, ...]:
         raise CheckpointError(f"{file}: image_preprocessing: {error}") from error
 
 
-def source_tokenizer(checkpoint: Checkpoint, max_tokens: int) -> SourceTokenizer:
+def source_tokenizer(checkpoint: Checkpoint[Model], max_tokens: int) -> SourceTokenizer:
     """The checkpoint's tokenizer, for texts of up to `max_tokens` tokens."""
     return SourceTokenizer(
         checkpoint.tokenizer_json, TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(checkpoint), max_tokens)
     )
 
 
-def _unknown_token_id(checkpoint: Checkpoint) -> int:
+def _unknown_token_id(checkpoint: Checkpoint[Model]) -> int:
     """The id of the tokenizer's unknown token."""
     path = Path(checkpoint.path) / "tokenizer.json"
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +60,8 @@ class RetrievalRerankGraph(nn.Module):
 
 
 def _open(folder: Path) -> Source:
-    checkpoint = load_checkpoint(folder)
-    model = cast(RetrievalModel, checkpoint.model)
+    checkpoint = load_checkpoint(folder, RetrievalModel)
+    model = checkpoint.model
     roles = (_image_role(model), _text_role(model))
 
     def embed_text(token_ids: tuple[int, ...]) -> Tensor:

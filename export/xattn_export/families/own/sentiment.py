@@ -51,8 +51,8 @@ class SentimentGraph(nn.Module):
 
 
 def _open(folder: Path) -> Source:
-    checkpoint = load_checkpoint(folder)
-    model = cast(SentimentModel, checkpoint.model)
+    checkpoint = load_checkpoint(folder, SentimentModel)
+    model = checkpoint.model
     config = model.config
     try:
         speech = MelSpec(**checkpoint.recipe["speech"])

@@ -55,8 +55,8 @@ class ClassifierGraph(nn.Module):
 
 
 def _open(folder: Path) -> Source:
-    checkpoint = load_checkpoint(folder)
-    model = cast(VqaModel, checkpoint.model)
+    checkpoint = load_checkpoint(folder, VqaModel)
+    model = checkpoint.model
     config = model.config
 
     def answer_logits(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Tensor:

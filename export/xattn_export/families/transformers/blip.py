@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
@@ -36,7 +36,6 @@ from xattn_export.families.checkpoint_folder.roles import (
     text_encoder_role,
 )
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.common import split_heads
 from xattn_export.families.layers.text.blip import (
     CrossProjections,
     TextEmbeddings,

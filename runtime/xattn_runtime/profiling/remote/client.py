@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 from xattn_runtime import errors
 from xattn_runtime.bundle.folder import MANIFEST_FILE, open_bundle
 from xattn_runtime.profiling.matrix import ProfileOptions, Trace
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 from xattn_runtime.progress import Progress, silent
 from xattn_runtime.version import installed_version
 
@@ -72,7 +72,7 @@ def profile_on_host(
     batches: Sequence[int] = (1,),
     options: ProfileOptions | None = None,
     progress: Progress = silent,
-    traces: dict[Combination, Trace] | None = None,
+    traces: dict[ProfileCombination, Trace] | None = None,
 ) -> dict[str, Any]:
     """What `profile_matrix` gives on `host`, as JSON values in which `host` says where.
 
@@ -104,7 +104,9 @@ def profile_on_host(
     written = {remote: json.dumps(local)[1:-1] for remote, local in names.items()}
     document = cast("dict[str, Any]", json.loads(_named(json.dumps(answer["document"]), written)))
     for told, roles in answer["traces"] if traces is not None else []:
-        cast("dict[Combination, Trace]", traces)[Combination(**{**told, "bundle": names[told["bundle"]]})] = roles
+        cast("dict[ProfileCombination, Trace]", traces)[
+            ProfileCombination(**{**told, "bundle": names[told["bundle"]]})
+        ] = roles
     return {**document, "host": host.name, "version": installed_version()}
 
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from xattn_runtime.errors import XattnError
 from xattn_runtime.profiling.matrix import ProfileOptions, Trace, profile_matrix
-from xattn_runtime.profiling.worker_process import Combination
+from xattn_runtime.profiling.worker_process import ProfileCombination
 
 __all__ = ["serve"]
 
@@ -28,7 +28,7 @@ def serve(orders: IO[bytes], answers: IO[str]) -> int:
     """Profile what the first line of `orders` asks for; the exit code."""
     order = json.loads(orders.readline())
     threading.Thread(target=_stop_when_told, args=(orders,), daemon=True).start()
-    traces: dict[Combination, Trace] = {}
+    traces: dict[ProfileCombination, Trace] = {}
     try:
         document = profile_matrix(
             order["bundles"],

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
 from xattn_export.families.layers.common import (
     attend,
     attend_heads,
     attend_with_cache,
     for_each_picture,
     fuse_linears,
-    split_heads,
 )
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention import KeyValue, split_heads
 from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
-from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears, split_heads
+from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears
 from xattn_export.families.layers.text.blip import TextLayer
 
 __all__ = ["DECODERS", "CrossKeys", "DecoderGraph", "DecoderParts", "TrocrEmbeddings", "TrocrLayer", "activation"]

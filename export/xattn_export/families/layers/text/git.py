@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.attention import KeyValue
-from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears, split_heads
+from xattn_edge.attention import KeyValue, split_heads
+from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears
 from xattn_export.families.layers.vision.clip import ClipVision
 
 if TYPE_CHECKING:
