@@ -27,13 +27,12 @@ from xattn_export.graph.external_weights import WeightStore, has_weights_outside
 from xattn_export.graph.generator import LOOPED
 from xattn_export.graph.layer_names import name_by_layer
 from xattn_runtime.bundle.contract import role_contract
-from xattn_runtime.bundle.manifest import Attention
+from xattn_runtime.bundle.manifest import LOWEST_OPSET, Attention
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.json_reader import one_line
 
-__all__ = ["HIGHEST_OPSET", "LOWEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
+__all__ = ["HIGHEST_OPSET", "choose_opset", "example_tensor", "export_graph", "export_role"]
 
-LOWEST_OPSET: Mapping[Attention, int] = {"standard": 23, "decomposed": 18}
 HIGHEST_OPSET = 24
 # Sizes that differ from each other, from 1, and from what a graph may hold by chance.
 _EXAMPLE_SIZES: Mapping[str, int] = {

@@ -1,8 +1,8 @@
 """Calibration: examples go through the whole pipeline, and what passes through each graph is observed.
 
-So a decoder is seen at real decoding, step by step with its cache. The graphs give the tensors of interest as outputs
-beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on how many examples
-there are.
+So a decoder is seen at real decoding, step by step with its cache. The tensors of interest become outputs of the graphs
+beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on the number of
+examples.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _LARGEST = "_largest"
 
 
 class Example(Protocol):
-    """What a task is given: an image, and a question, prompt or query where it takes one."""
+    """The input of a task: an image, and a question, prompt or query where it has one."""
 
     @property
     def image(self) -> ImageInput:
-        """As a task takes it."""
+        """In any form that a task reads."""
 
     @property
     def text(self) -> str | None:
-        """What is asked, sought, or to be gone on from."""
+        """The question, query, or prompt to continue."""
 
 
 class Examples(Protocol):
@@ -108,12 +108,12 @@ class GraphProbe:
         self, model: ModelProto, source: Path, tensors: Iterable[str], show: Callable[[_Tensors], None]
     ) -> None:
         """source: the file that `model` was read from."""
-        self._given = [output.name for output in model.graph.output]
+        self._outputs = [output.name for output in model.graph.output]
         inputs = {value.name for value in model.graph.input}
         self._fed = sorted(set(tensors) & inputs)
         self._computed = sorted(set(tensors) - inputs)
         self._show = show
-        added = [name for name in self._computed if name not in self._given]
+        added = [name for name in self._computed if name not in self._outputs]
         self._session = _session(_with_outputs(model, added), source)
 
     def get_inputs(self) -> Sequence[EngineTensor]:
@@ -122,14 +122,14 @@ class GraphProbe:
 
     def get_outputs(self) -> Sequence[EngineTensor]:
         """Those of the graph, without what is shown."""
-        return [output for output in self._session.get_outputs() if output.name in self._given]
+        return [output for output in self._session.get_outputs() if output.name in self._outputs]
 
     def run(self, outputs: Sequence[str], inputs: _Tensors) -> Sequence[NDArray[Any]]:
         """The named outputs for `inputs`, after the tensors of interest were shown."""
         asked = [*outputs, *(name for name in self._computed if name not in outputs)]
-        found = dict(zip(asked, self._session.run(asked, dict(inputs)), strict=True))
-        self._show({name: inputs[name] for name in self._fed} | {name: found[name] for name in self._computed})
-        return [found[name] for name in outputs]
+        values = dict(zip(asked, self._session.run(asked, dict(inputs)), strict=True))
+        self._show({name: inputs[name] for name in self._fed} | {name: values[name] for name in self._computed})
+        return [values[name] for name in outputs]
 
 
 class _Engine:
@@ -180,24 +180,24 @@ def largest_magnitudes(
 
     graphs: role → its graph, and the tensors of interest. The maxima are computed in the graph.
     """
-    found: dict[str, dict[str, float]] = {role: {} for role in graphs}
+    largest: dict[str, dict[str, float]] = {role: {} for role in graphs}
 
     def show_of(role: str) -> Callable[[_Tensors], None]:
-        return lambda maxima: _keep_largest(role, maxima, found[role])
+        return lambda maxima: _keep_largest(role, maxima, largest[role])
 
     probes = {}
     for role, (model, tensors) in graphs.items():
         scanned, names = _with_maxima(model, tensors)
         probes[role] = GraphProbe(scanned, _file(bundle, role), names, show_of(role))
     _run(bundle, examples, probes, tell)
-    return found
+    return largest
 
 
-def _keep_largest(role: str, maxima: _Tensors, found: dict[str, float]) -> None:
+def _keep_largest(role: str, maxima: _Tensors, largest: dict[str, float]) -> None:
     for name, value in maxima.items():
         tensor = name.removesuffix(_LARGEST)
         _check_finite(role, tensor, value)
-        found[tensor] = max(found.get(tensor, 0.0), float(value))
+        largest[tensor] = max(largest.get(tensor, 0.0), float(value))
 
 
 def _file(bundle: Bundle, role: str) -> Path:
