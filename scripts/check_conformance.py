@@ -23,8 +23,8 @@ from tests.parity.small_families import SMALL_FAMILIES
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_export.engines import ENGINES
 from xattn_export.engines.verify import verify_in_engine
-from xattn_export.quantize.base.options import MODES
 from xattn_export.quantize.calibration.examples import golden_examples
+from xattn_export.quantize.modes.table import mode_names
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Attention
 from xattn_runtime.errors import DependencyError, UserError, XattnError
@@ -45,7 +45,7 @@ def bundles(name: str, place: Path) -> Iterator[tuple[str, str, Path]]:
         if family is not None:
             forget_texts(exported)
         yield form, "fp32", exported
-        for mode in MODES[1:]:
+        for mode in mode_names()[1:]:
             quantized = place / f"{form}-{mode}.xattn"
             examples = golden_examples(open_bundle(exported)) if mode == "int8-static" else None
             try:

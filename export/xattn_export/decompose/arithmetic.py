@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from xattn_export.decompose.bias import MASKED_SCORES, fully_masked_rows, write_bias
 from xattn_export.decompose.call import AttentionCall, Operand
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.errors import XattnError
 
 __all__ = ["write_attention"]

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from xattn_export.decompose.call import AttentionCall, Operand
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 
 __all__ = ["MASKED_SCORES", "fully_masked_rows", "write_bias"]
 

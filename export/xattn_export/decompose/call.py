@@ -12,7 +12,7 @@ import onnx
 from onnx import NodeProto, TensorProto, TypeProto
 
 from xattn_export.graph.conformance import FLOATING
-from xattn_export.graph.writer import Dimension
+from xattn_export.graph.editing import Dimension
 from xattn_runtime.errors import XattnError
 
 __all__ = ["AttentionCall", "Operand", "read_call"]

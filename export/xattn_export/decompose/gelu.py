@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import NodeProto, TypeProto
 
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.errors import XattnError
 
 __all__ = ["write_gelu"]

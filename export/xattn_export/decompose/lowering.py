@@ -12,13 +12,14 @@ from onnx import ModelProto, NodeProto
 from onnx.defs import OpSchema
 
 from xattn_export.graph.conformance import all_nodes
+from xattn_runtime.bundle.manifest import LOWEST_OPSET
 from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
 
 __all__ = ["default_opset", "lower_opset"]
 
-_LOWEST_OPSET = 18
+_LOWEST_OPSET = LOWEST_OPSET["decomposed"]
 _NEWEST_READ = 25
 _CHANGED_OPERATORS = frozenset({"DFT", "GridSample", "GroupNormalization"})
 _CHANGED_VALUES: tuple[tuple[str, str, object], ...] = (

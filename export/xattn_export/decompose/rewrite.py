@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx.inliner
-from google.protobuf.message import Message  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+from onnx import GraphProto, ModelProto, NodeProto, TypeProto
 
 from xattn_export.decompose.arithmetic import write_attention
 from xattn_export.decompose.call import read_call
 from xattn_export.decompose.gelu import write_gelu
 from xattn_export.decompose.lowering import default_opset, lower_opset
 from xattn_export.graph.conformance import all_nodes, examine, subgraphs
-from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
+from xattn_export.graph.editing import Constants, GraphWriter, Names, copy_fields, is_large
 from xattn_runtime.bundle.standard_operators import STANDARD_DOMAIN
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
@@ -24,8 +22,6 @@ __all__ = ["decompose_attention"]
 
 _NEWEST_READ = 25
 _FIRST_WITH_GELU = 20
-# No tensor of a shape, of axes or of pads is larger: a larger one plays no part in what types and axes follow.
-_LARGEST_LOOKED_AT = 1024
 
 
 def decompose_attention(model: ModelProto, *, opset: int | None = None, in_place: bool = False) -> ModelProto:
@@ -55,7 +51,7 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None, in_place
         raise XattnError("expected Attention in graphs and functions only, found it in the training information")
     if in_place:
         return _moved_into(model, result)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer if _is_large(tensor)}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if is_large(tensor)}
     for tensor in result.graph.initializer:
         if tensor.name in weights:
             tensor.CopyFrom(weights[tensor.name])
@@ -70,7 +66,7 @@ def _moved_into(model: ModelProto, result: ModelProto) -> ModelProto:
         for field, _ in target.ListFields():
             if field.name != kept:
                 target.ClearField(field.name)
-        _copy_fields(source, target, leave_out=kept)
+        copy_fields(source, target, leave_out=(kept,))
     return model
 
 
@@ -82,7 +78,7 @@ class _Rewriter:
         self._with_gelu = with_gelu
         self._version = default_opset(model)
         self._names = Names(_names(model.graph))
-        self._constants = ConstantPool(model.graph, self._names)
+        self._constants = Constants(names=self._names, stem="attention/constant")
 
     def run(self) -> None:
         """Rewrite the model in place."""
@@ -91,6 +87,7 @@ class _Rewriter:
             _require_known(self._version)
         if any(self._goes(node) for node in nodes):
             self._graph(self._model.graph, _inferred(self._model).graph, {})
+            self._model.graph.initializer.extend(self._constants.protos())
 
     def _goes(self, node: NodeProto) -> bool:
         return _is_attention(node) or (not self._with_gelu and _is_standard(node, "Gelu"))
@@ -98,7 +95,7 @@ class _Rewriter:
     def _graph(self, graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto]) -> None:
         """`inferred` is the same graph with its types, `outer` the types around it."""
         types = {**outer, **_types(inferred)}
-        writer = GraphWriter(self._names, self._constants)
+        writer = GraphWriter(self._constants, self._names, "attention")
         nodes: list[NodeProto] = []
         for node, known in zip(graph.node, inferred.node, strict=True):
             for inner, inner_known in zip(subgraphs(node), subgraphs(known), strict=True):
@@ -160,33 +157,17 @@ def _names(graph: GraphProto) -> set[str]:
     return names
 
 
-def _is_large(tensor: TensorProto) -> bool:
-    return int(math.prod(tensor.dims)) > _LARGEST_LOOKED_AT
-
-
 def _without_weights(model: ModelProto) -> ModelProto:
     """A copy whose large weights have types but no content, so that it is small whatever the model weighs."""
     outline = ModelProto()
-    _copy_fields(model, outline, leave_out="graph")
-    _copy_fields(model.graph, outline.graph, leave_out="initializer")
+    copy_fields(model, outline, leave_out=("graph",))
+    copy_fields(model.graph, outline.graph, leave_out=("initializer",))
     for tensor in model.graph.initializer:
-        if _is_large(tensor):
+        if is_large(tensor):
             outline.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         else:
             outline.graph.initializer.append(tensor)
     return outline
-
-
-def _copy_fields(source: Message, target: Message, leave_out: str) -> None:
-    for field, value in source.ListFields():
-        if field.name == leave_out:
-            continue
-        if isinstance(value, Message):
-            getattr(target, field.name).CopyFrom(value)
-        elif hasattr(value, "extend"):
-            getattr(target, field.name).extend(value)
-        else:
-            setattr(target, field.name, value)
 
 
 def _dissolve_callers(model: ModelProto) -> ModelProto:

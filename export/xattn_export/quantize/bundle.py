@@ -5,7 +5,7 @@ Only the order of things is here. The golden logits stay those of the trained mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,16 @@ from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, has_weights_outside, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
-from xattn_export.graph.reading import read_graph
-from xattn_export.quantize.base.layers import check_weights
-from xattn_export.quantize.base.options import (
-    GraphPlan,
-    Mode,
-    Options,
-    has_int8_activations,
-    precision_of,
-    session_options,
-)
+from xattn_export.quantize.base.mode_spec import BASELINE
+from xattn_export.quantize.base.options import GraphPlan, Mode, Options
+from xattn_export.quantize.base.prepared import PreparedBundle, prepare_bundle
 from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
 from xattn_export.quantize.calibration.examples import Examples
-from xattn_export.quantize.calibration.seen import Seen
+from xattn_export.quantize.calibration.result import Calibration
 from xattn_export.quantize.gate import judge_golden
-from xattn_export.quantize.graph import LayerCounts, quantize_graph
-from xattn_export.quantize.plans import make_plans, roles_of
+from xattn_export.quantize.modes.table import option_names, precision_of, rounds_activations, session_options
+from xattn_export.quantize.plans import all_modes, make_plans
+from xattn_export.quantize.quantizing import quantize_graph
 from xattn_export.quantize.report import GraphReport, QuantizeReport
 from xattn_export.whole import write_wholes
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
@@ -42,11 +36,11 @@ from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 __all__ = ["open_source", "quantize_bundle", "write_quantized"]
 
-Tell = Callable[[str, float], None]
 
 _SMALLEST_TOLERANCE = 1e-3
 # Engines fuse quantized layers in ways of their own: OpenVINO's error on our int8-static models is up to 2.2 of ours.
@@ -63,7 +57,7 @@ def quantize_bundle(
     examples: Examples | None = None,
     overwrite: bool = False,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> QuantizeReport:
     """Make the bundle `output`, a quantized copy of the bundle `source`.
 
@@ -77,7 +71,7 @@ def quantize_bundle(
         components: role, or role/layer, → a mode, for graphs and layers that are to have another one than `mode`.
         options: how each mode does what it does.
         examples: what to calibrate on, for the modes and options that need that.
-        overwrite: replace a bundle that is there.
+        overwrite: replace an existing bundle.
         command: what was typed, for the record.
         progress: told what is being done and the share of the whole that is done.
 
@@ -89,33 +83,33 @@ def quantize_bundle(
         OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
         XattnError: the result is not standard, or every golden text changed that the trained model was sure of.
     """
-    tell, options = progress or (lambda what, share: None), options or Options()
+    options = options or Options()
     options.check()
-    tell("opening the bundle", 0.0)
-    bundle = open_source(source, output, overwrite=overwrite)
-    plans = make_plans(bundle, mode, components or {}, options)
+    progress("opening the bundle", 0.0)
+    prepared = open_source(source, output, overwrite=overwrite)
+    plans = make_plans(prepared, mode, components or {}, options)
     if examples is None and (reasons := needs_examples(plans, options)):
         raise UserError(
             f"{' and '.join(reasons)}: expected data to calibrate on, found none; name some with --data, such as "
             "--data easy-vqa, or --data golden for the inputs in the bundle itself"
         )
-    seen = calibrate(bundle, plans, options, examples, lambda what, share: tell(what, 0.3 * share))
+    calibrations = calibrate(prepared, plans, options, examples, lambda what, share: progress(what, 0.3 * share))
     return write_quantized(
-        bundle,
+        prepared,
         output,
         plans,
         options,
-        seen,
+        calibrations,
         mode=mode,
         examples=examples,
         overwrite=overwrite,
         command=command,
-        tell=tell,
+        progress=progress,
     )
 
 
-def open_source(source: Path, output: Path, *, overwrite: bool) -> Bundle:
-    """The bundle to quantize, after checking that it can be and that `output` may be written.
+def open_source(source: Path, output: Path, *, overwrite: bool) -> PreparedBundle:
+    """The bundle to quantize and its graphs, after checking that it can be and that `output` may be written.
 
     Raises what `quantize_bundle` raises for these.
     """
@@ -123,29 +117,27 @@ def open_source(source: Path, output: Path, *, overwrite: bool) -> Bundle:
     check_output(output, overwrite=overwrite)
     bundle = open_bundle(source)
     _check_precision(bundle)
-    for role in roles_of(bundle):
-        file = bundle.file(bundle.manifest.graphs[role].file)
-        check_weights(read_graph(file), role, file.parent)
-    return bundle
+    return prepare_bundle(bundle)
 
 
 def write_quantized(
-    bundle: Bundle,
+    source: PreparedBundle,
     output: Path,
     plans: Mapping[str, GraphPlan],
     options: Options,
-    seen: Mapping[str, Seen],
+    calibrations: Mapping[str, Calibration],
     *,
     mode: str,
     examples: Examples | None = None,
     search: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     command: str = "",
-    tell: Tell = lambda what, share: None,
+    progress: Progress = silent,
 ) -> QuantizeReport:
-    """Make the bundle `output` of `bundle` by its plans; `search`: how they were found, for the record."""
+    """Make the bundle `output` of `source` by its plans; `search`: how they were chosen, for the record."""
+    bundle = source.bundle
     with staged_bundle(output, overwrite=overwrite) as staged:
-        reports = _quantize_graphs(bundle, plans, options, seen, staged, tell)
+        reports = _quantize_graphs(source, plans, options, calibrations, staged, progress)
         copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
         for path in sorted({bundle.manifest.tokenizer.file, *copied}):
             staged.write(path, bundle.file(path).read_bytes())
@@ -155,16 +147,16 @@ def write_quantized(
             manifest, _, _ = write_attention(staged, manifest)
         if any(role in bundle.manifest.graphs for role in WHOLE_ROLES):
             manifest = write_wholes(staged, manifest).stated(manifest)
-        tell("measuring the loss", 0.7)
+        progress("measuring the loss", 0.7)
         manifest = staged.write_manifest(manifest)
         small = open_bundle(staged.folder)
-        judged = judge_golden(small, measure(load(small)), " and ".join(sorted(_all_modes(plans) - {"fp32"})))
+        judged = judge_golden(small, measure(load(small)), " and ".join(all_modes(plans)))
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * judged.largest_relative_rms)
         _write_kept(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
-        tell("verifying the bundle", 0.9)
+        progress("verifying the bundle", 0.9)
         verify_bundle(staged.folder).raise_if_failed()
         after = staged.bytes
-    tell("done", 1.0)
+    progress("done", 1.0)
     before = sum(entry.bytes for entry in bundle.manifest.files.values())
     return QuantizeReport(
         bundle=output,
@@ -197,32 +189,30 @@ def _check_precision(bundle: Bundle) -> None:
 
 
 def _quantize_graphs(
-    bundle: Bundle,
+    source: PreparedBundle,
     plans: Mapping[str, GraphPlan],
     options: Options,
-    seen: Mapping[str, Seen],
+    calibrations: Mapping[str, Calibration],
     staged: StagedBundle,
-    tell: Tell,
+    progress: Progress,
 ) -> dict[str, GraphReport]:
-    """Quantize and write one graph after the other, so that no two are in memory at once."""
-    graphs = bundle.manifest.graphs
+    """Quantize and write one graph after the other, so that no two quantized ones are in memory at once."""
+    graphs = source.bundle.manifest.graphs
     stores: dict[Path, WeightStore] = {}
     reports = {}
     for number, (role, plan) in enumerate(plans.items()):
-        tell(f"quantizing the {role}", 0.3 + 0.4 * number / len(plans))
-        source, file = bundle.file(graphs[role].file), graphs[role].file
-        model = read_graph(source)
-        opset = require_standard(model, role).opset
-        counts = quantize_graph(model, plan, options, seen.get(role, Seen()), source.parent)
+        progress(f"quantizing the {role}", 0.3 + 0.4 * number / len(plans))
+        graph, file = source.graphs[role], graphs[role].file
+        parts, counts = quantize_graph(graph, plan, options, calibrations.get(role, Calibration()))
         folder = (staged.folder / file).parent
         # The graphs of the whole model name the weights of all the others.
         most = 0 if any(each in graphs for each in WHOLE_ROLES) else INSIDE_BYTES
         store = stores.setdefault(folder, WeightStore(folder, most))
         is_shared = role == LOOPED and GENERATOR in graphs
-        model = store.taken_out(model, weights_file(source.name), shared=is_shared)
-        facts = _check_graph(model, role, opset, folder)
-        sizes = {"bytes_before": _bytes_of(bundle, file), "bytes_after": write_graph(staged, file, model)}
-        reports[role] = GraphReport(precision_of(plan), counts, facts.operators, **sizes)
+        model = store.taken_out(parts.model(), weights_file(graph.file.name), shared=is_shared)
+        facts = _check_graph(model, role, graph.opset, folder)
+        sizes = {"bytes_before": _bytes_of(source.bundle, file), "bytes_after": write_graph(staged, file, model)}
+        reports[role] = GraphReport(precision_of(plan.modes), counts, facts.operators, **sizes)
     _check_gain(plans, reports)
     if GENERATOR in graphs:
         write_generator(staged, graphs[LOOPED].file, graphs[GENERATOR].file)
@@ -236,10 +226,10 @@ def _bytes_of(bundle: Bundle, file: str) -> int:
 
 
 def _check_gain(plans: Mapping[str, GraphPlan], reports: Mapping[str, GraphReport]) -> None:
-    asked = sorted(_all_modes(plans) - {"fp32"})
-    if asked and all(report.layers == LayerCounts() for report in reports.values()):
+    wanted = all_modes(plans)
+    if wanted and not any(count for report in reports.values() for count in report.layers.values()):
         raise UserError(
-            f"{', '.join(reports)}: expected weights that {' and '.join(asked)} makes smaller, found nothing to "
+            f"{', '.join(reports)}: expected weights that {' and '.join(wanted)} makes smaller, found nothing to "
             "quantize: all layers are small, or of kinds that stay as they are; use the bundle as it is"
         )
 
@@ -261,15 +251,11 @@ def _record(
     for role, plan in plans.items():
         components[role] = plan.mode
         components |= {f"{role}/{layer}": mode for layer, mode in plan.layers.items() if mode != plan.mode}
-    record: dict[str, Any] = {"components": components, **options.record(_all_modes(plans))}
-    record["int8_activations"] = [role for role, plan in plans.items() if has_int8_activations(plan, options)]
+    record: dict[str, Any] = {"components": components, **options.record(option_names(all_modes(plans)))}
+    record["int8_activations"] = [role for role, plan in plans.items() if rounds_activations(plan.modes, options)]
     if examples is not None:
         record["calibration"] = {"data": examples.name, "examples": len(examples.items)}
     return record if search is None else record | {"search": dict(search)}
-
-
-def _all_modes(plans: Mapping[str, GraphPlan]) -> frozenset[Mode]:
-    return frozenset().union(*(plan.modes for plan in plans.values()))
 
 
 def _manifest(
@@ -277,13 +263,15 @@ def _manifest(
 ) -> Manifest:
     """The source's manifest as a quantized bundle has it: not yet measured, not yet evaluated."""
     old = bundle.manifest
-    plans = {**plans, GENERATOR: plans.get(LOOPED, GraphPlan("fp32"))}
-    needed = session_options(_all_modes(plans), options)
+    plans = {**plans, GENERATOR: plans.get(LOOPED, GraphPlan(BASELINE))}
+    needed = session_options(all_modes(plans), options)
     origin = f"{bundle.path.resolve().name} sha256:{file_digest(bundle.path / MANIFEST_FILE)}"
     return replace(
         old,
         graphs={
-            role: Graph(graph.file, precision_of(plans[role])) for role, graph in old.graphs.items() if role in plans
+            role: Graph(graph.file, precision_of(plans[role].modes))
+            for role, graph in old.graphs.items()
+            if role in plans
         },
         session_options={**(old.session_options or {}), **needed},
         provenance=replace(

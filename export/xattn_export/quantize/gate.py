@@ -48,14 +48,14 @@ def judge_golden(bundle: Bundle, measures: Sequence[CaseMeasure], mode: str) -> 
     kept: list[tuple[GoldenCase, float]] = []
     near_ties: list[str] = []
     dropped: list[str] = []
-    for case, found in zip(bundle.manifest.golden.cases, measures, strict=True):
-        if found.same_text and math.isfinite(found.relative_rms):
-            kept.append((case, found.relative_rms))
-        elif found.relative_rms <= _MOST_ROUNDING and _lead(bundle, case) < _DEVIATIONS * found.relative_rms:
-            kept.append((replace(case, text=None), found.relative_rms))
-            near_ties.append(_note(bundle, case, found))
+    for case, measured in zip(bundle.manifest.golden.cases, measures, strict=True):
+        if measured.same_text and math.isfinite(measured.relative_rms):
+            kept.append((case, measured.relative_rms))
+        elif measured.relative_rms <= _MOST_ROUNDING and _lead(bundle, case) < _DEVIATIONS * measured.relative_rms:
+            kept.append((replace(case, text=None), measured.relative_rms))
+            near_ties.append(_note(bundle, case, measured))
         else:
-            dropped.append(_note(bundle, case, found))
+            dropped.append(_note(bundle, case, measured))
     if not kept:
         raise XattnError(
             f"{mode}: expected golden texts that stay as they are, found that every one changes, such as {dropped[0]}; "
@@ -70,8 +70,8 @@ def _lead(bundle: Bundle, case: GoldenCase) -> float:
         return least_lead(tensors["logits"])
 
 
-def _note(bundle: Bundle, case: GoldenCase, found: CaseMeasure) -> str:
+def _note(bundle: Bundle, case: GoldenCase, measured: CaseMeasure) -> str:
     question = f": {case.question}" if case.question else ""
-    changed = "" if found.same_text else f" {show(found.expected_text)} → {show(found.found_text)},"
+    changed = "" if measured.same_text else f" {show(measured.expected_text)} → {show(measured.found_text)},"
     lead = "" if case.text is None else f", the best leads by {_lead(bundle, case):.2g}"
-    return f"{case.image}{question}:{changed} logits differ by {found.relative_rms:.2g} of their size{lead}"
+    return f"{case.image}{question}:{changed} logits differ by {measured.relative_rms:.2g} of their size{lead}"

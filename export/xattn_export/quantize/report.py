@@ -1,4 +1,4 @@
-"""What quantizing gives back: what became of every graph, its size, and what was lost."""
+"""The result of quantizing: what became of every graph, its size, and what was lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xattn_export.quantize.graph import LayerCounts
 from xattn_runtime.bundle.manifest import Precision
 
 __all__ = ["GraphReport", "QuantizeReport"]
@@ -15,10 +14,13 @@ __all__ = ["GraphReport", "QuantizeReport"]
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What became of a graph: its precision, its layers, its operators, and its size with the weights beside it."""
+    """What became of a graph: its precision, its layers, its operators, and its size with the weights beside it.
+
+    layers: how many became what, by the names of `xattn_export.quantize.base.passing.COUNTS`.
+    """
 
     precision: Precision
-    layers: LayerCounts
+    layers: Mapping[str, int]
     operators: Mapping[str, int]
     bytes_before: int
     bytes_after: int
@@ -35,7 +37,7 @@ class QuantizeReport:
 
     largest_relative_rms: over the kept cases, against the trained model. relative_rms: what the bundle allows.
     near_ties: golden cases whose text changed as the trained model is unsure of it, and which compare logits alone.
-    dropped_cases: other golden cases whose text changed. Both as `picture: question: before → after`, and by how much.
+    dropped_cases: other golden cases whose text changed. Both as `image: question: before → after`, and by how much.
     """
 
     bundle: Path

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_export.whole.decoded import write_joined
 from xattn_runtime.bundle.manifest import TokenizerSpec
 from xattn_runtime.errors import QuestionError

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from xattn_export.graph.conformance import all_nodes
-from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
+from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
 from xattn_runtime.bundle.contract import past_names, prefix_names
 from xattn_runtime.bundle.manifest import Decoding, Manifest
@@ -31,19 +31,17 @@ class Composition:
     """
 
     writer: GraphWriter
-    graph: GraphProto
     inputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, list[str | int]]] = field(default_factory=dict)
 
     def model(self, name: str, like: ModelProto) -> ModelProto:
         """The finished model, of the opset and IR version of `like`."""
-        nodes = [*self.graph.node, *self.writer.nodes]
         graph = helper.make_graph(
-            nodes,
+            self.writer.nodes,
             name,
             [helper.make_tensor_value_info(key, *value) for key, value in self.inputs.items()],
             [helper.make_tensor_value_info(key, *value) for key, value in self.outputs.items()],
-            list(self.graph.initializer),
+            self.writer.constants.protos(),
         )
         return helper.make_model(
             graph,
@@ -56,10 +54,8 @@ class Composition:
 
 def new_composition() -> Composition:
     """An empty one, which takes `images`, uint8 `[batch, height, width, 3]`."""
-    graph = GraphProto()
-    names = Names(set())
-    composition = Composition(GraphWriter(names, ConstantPool(graph, names, "whole/constant")), graph)
-    composition.writer.stem = "whole"
+    names = Names()
+    composition = Composition(GraphWriter(Constants(names=names, stem="whole/constant"), names, "whole"))
     composition.inputs["images"] = (TensorProto.UINT8, ["batch", "height", "width", 3])
     return composition
 
@@ -206,5 +202,6 @@ def _joined(composition: Composition, graph: GraphProto, stem: str, inputs: Mapp
         for places in (node.input, node.output):
             places[:] = [names.get(name, name) for name in places]
     composition.writer.nodes += nodes
-    composition.graph.initializer.extend(weights)
+    for tensor in weights:
+        composition.writer.constants.put(tensor)
     return {tensor.name: names[tensor.name] for tensor in graph.output}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
-from xattn_export.graph.writer import GraphWriter
+from xattn_export.graph.editing import GraphWriter
 from xattn_runtime.preprocess.steps import (
     CenterCrop,
     Flatten,

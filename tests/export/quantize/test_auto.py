@@ -11,16 +11,22 @@ from typer.testing import CliRunner
 from xattn_edge.commands.app import app
 from xattn_edge.commands.shared.split import TaskSplit
 from xattn_edge.evaluation.samples import Sample, Samples, halves
-from xattn_export.quantize.budget import auto
 from xattn_export.quantize.budget.auto import quantize_to_budget
 from xattn_export.quantize.budget.measuring import Bench, Journal, Scores
 from xattn_export.quantize.budget.plot import frontier_plot
 from xattn_export.quantize.budget.search import Measured, Space, candidates, frontier
+from xattn_export.quantize.modes import table
+from xattn_export.quantize.modes.fp32 import FP32
+from xattn_export.quantize.modes.int8 import INT8
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.verify.golden import verify_bundle
 
-SPACE = Space({"encoder": ("int8", "int4"), "decoder": ("int8", "int4")}, lambda role: [f"{role}{i}" for i in range(6)])
+SPACE = Space(
+    {"encoder": ("int8", "int4"), "decoder": ("int8", "int4")},
+    {role: [f"{role}{i}" for i in range(6)] for role in ("encoder", "decoder")},
+    {"int8": "fp32", "int4": "int8"},
+)
 SIZES = {"fp32": 100, "int8": 26, "int4": 15}
 
 
@@ -82,22 +88,23 @@ class Planned:
 
 
 def samples(count=2):
-    picture = np.full((20, 20, 3), 120, np.uint8)
-    return Samples("made", [Sample(picture, "what color is the shape ?", "red")] * count)
+    image = np.full((20, 20, 3), 120, np.uint8)
+    return Samples("made", [Sample(image, "what color is the shape ?", "red")] * count)
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("xattn_export.quantize.budget.measuring.SEARCHED_MODES", ("int8",))
-    monkeypatch.setattr(auto, "SEARCHED_MODES", ("int8",))
+    monkeypatch.setattr(table, "MODES", (FP32, INT8))
     monkeypatch.setattr("xattn_export.quantize.budget.measuring.peak_memory_bytes", lambda path: 2**20)
 
 
-def test_a_whole_search(quick, exported, tmp_path):
+def test_a_whole_search(quick, exported, reads, once, tmp_path):
     bundle, output = open_bundle(exported["lstm"]), tmp_path / "small.xattn"
     split = TaskSplit(Samples("made", [replace(one, reference=None) for one in samples().items]), bundle)
     told = []
-    report = quantize_to_budget(bundle.path, output, split, split, budget=0.5, on_measured=told.append)
+    with reads(bundle.path) as counts:
+        report = quantize_to_budget(bundle.path, output, split, split, budget=0.5, on_measured=told.append)
+    assert counts == once(bundle.path)  # whatever number of mixes was made of them
     assert report.metric == "agreement" and report.chosen.components == {"image_encoder": "int8", "classifier": "int8"}
     assert report.size_ratio < 0.7 and len(told) == len(report.measured) >= 4
     assert verify_bundle(output).passed
@@ -172,7 +179,7 @@ def test_modes_that_fail_leave_nothing_but_what_was_measured(quick, exported, tm
     def fail(*arguments, **options):
         raise XattnError("no such kernel")
 
-    monkeypatch.setattr("xattn_export.quantize.budget.measuring.quantize_bundle", fail)
+    monkeypatch.setattr("xattn_export.quantize.budget.measuring.write_quantized", fail)
     split = Planned("made", samples(), [1.0])
     with pytest.raises(XattnError, match="expected modes that this bundle can have, found none: no such kernel"):
         quantize_to_budget(exported["lstm"], tmp_path / "out.xattn", split, split, budget=0.1)
@@ -206,7 +213,7 @@ def test_the_command(exported, tmp_path):
     assert not (tmp_path / "out.xattn").exists()
 
 
-def test_a_folder_of_pictures_is_halved(exported, tmp_path):
+def test_a_folder_of_images_is_halved(exported, tmp_path):
     from PIL import Image
 
     for number in range(5):

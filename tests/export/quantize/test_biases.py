@@ -6,14 +6,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from xattn_export.quantize.base.layers import Observed, Rounder
 from xattn_export.quantize.base.options import GraphPlan, Options
+from xattn_export.quantize.base.prepared import prepare_bundle
 from xattn_export.quantize.calibration.activation_statistics import calibrate
 from xattn_export.quantize.calibration.observers import ChannelMeans
-from xattn_export.quantize.passes.biases import correct_biases
-from xattn_export.quantize.passes.blocks import quantize_blocks
-from xattn_export.quantize.passes.products import quantize_products
+from xattn_export.quantize.passes.biases import CORRECT_BIASES
+from xattn_export.quantize.passes.blocks import STORE_4_BIT_BLOCKS
+from xattn_export.quantize.passes.products import QUANTIZE_PRODUCTS
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.progress import silent
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(96, 64)).astype(np.float32)
@@ -44,26 +45,28 @@ def error_of(model):
     return float(np.sqrt(np.mean(difference**2) / np.mean(expected**2)))
 
 
-def rounder():
-    return Rounder("nearest", Observed(means={"x": X.mean(axis=0)}))
+# Products that nothing is known of are rounded as `fitted` has it, those with a mean to the nearest.
+MEANS = {"x": X.mean(axis=0)}
+NEAREST = Options(rounding="nearest")
 
 
-@pytest.mark.parametrize(("quantize", "share"), [(quantize_products, 0.8), (quantize_blocks, 0.6)])
-def test_errors_of_weights_no_longer_add_up(quantize, share):
-    plain, corrected, one = product_with_bias(), product_with_bias(), rounder()
-    assert quantize(plain) == quantize(corrected, rounder=one) == 1
-    assert list(one.shifts) == ["product"]
-    assert correct_biases(corrected, one.shifts) == 1
+@pytest.mark.parametrize(("quantize", "share"), [(QUANTIZE_PRODUCTS, 0.8), (STORE_4_BIT_BLOCKS, 0.6)])
+def test_errors_of_weights_no_longer_add_up(passed, quantize, share):
+    plain = passed(product_with_bias(), quantize)
+    draft = passed(product_with_bias(), quantize, CORRECT_BIASES, options=NEAREST, means=MEANS)
+    assert draft.counts == {**plain.counts, "corrected_biases": 1} and set(plain.counts.values()) == {1}
+    assert list(draft.shifts) == ["product"]
+    corrected = draft.graph.model()
     onnx.checker.check_model(corrected, full_check=True)
-    assert len(corrected.graph.node) == len(plain.graph.node)
-    assert error_of(corrected) < share * error_of(plain)
+    assert len(corrected.graph.node) == len(plain.graph.nodes)
+    assert error_of(corrected) < share * error_of(plain.graph.model())
 
 
-def test_a_product_that_something_else_reads_stays():
-    model, one = product_with_bias(is_read_twice=True), rounder()
-    quantize_products(model, rounder=one)
-    assert correct_biases(model, one.shifts) == 0
-    assert next(numpy_helper.to_array(each) for each in model.graph.initializer if each.name == "b") == pytest.approx(1)
+def test_a_product_that_something_else_reads_stays(passed):
+    model = product_with_bias(is_read_twice=True)
+    draft = passed(model, QUANTIZE_PRODUCTS, CORRECT_BIASES, options=NEAREST, means=MEANS)
+    assert draft.counts["corrected_biases"] == 0
+    assert numpy_helper.to_array(draft.graph.tensors["b"]) == pytest.approx(1)
 
 
 def test_the_mean_of_channels():
@@ -77,6 +80,6 @@ def test_the_mean_of_channels():
 def test_golden_inputs_stand_in_for_data(exported):
     bundle = open_bundle(exported["caption"])
     plans = {role: GraphPlan("int8") for role in ("image_encoder", "decoder")}
-    seen = calibrate(bundle, plans, Options(), None, lambda what, share: None)
-    assert all(seen[role].observed.means for role in plans)
-    assert not any(seen[role].observed.hessians for role in plans)
+    calibrations = calibrate(prepare_bundle(bundle), plans, Options(), None, silent)
+    assert all(calibrations[role].observed.means for role in plans)
+    assert not any(calibrations[role].observed.hessians for role in plans)

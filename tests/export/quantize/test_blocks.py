@@ -9,7 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
 from xattn_export.quantize.base.rounding import Grid, round_weights
-from xattn_export.quantize.passes.blocks import quantize_blocks
+from xattn_export.quantize.passes.blocks import STORE_4_BIT_BLOCKS, STORE_8_BIT_BLOCKS
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.verify.golden import verify_bundle
@@ -31,9 +31,11 @@ def product(rows=96, columns=64):
     return model, weights
 
 
-def test_the_product_is_that_of_the_rounded_weights():
+def test_the_product_is_that_of_the_rounded_weights(passed):
     model, weights = product()
-    assert quantize_blocks(model) == 1
+    draft = passed(model, STORE_4_BIT_BLOCKS)
+    assert draft.counts == {"int4_products": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     x = np.random.default_rng(2).normal(size=(3, 96)).astype(np.float32)
     expected = x @ round_weights(weights, GRID, "fitted").restored()
@@ -52,14 +54,16 @@ def run_on_onnxruntime(model, x, **entries):
 
 @pytest.mark.parametrize("wide_sums", ["0", "1"])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_on_processors_that_need_wide_sums_and_on_those_that_do_not(bits, wide_sums):
+def test_blocks_on_processors_that_need_wide_sums_and_on_those_that_do_not(passed, bits, wide_sums):
     model, weights = product()
     others = weights[:, ::-1].copy()
     model.graph.initializer.append(numpy_helper.from_array(others, "v"))
     model.graph.node.append(helper.make_node("MatMul", ["x", "v"], ["z"], name="other"))
     model.graph.node.append(helper.make_node("Mul", ["y", "z"], ["both"], name="both"))
     model.graph.output[0].name = "both"
-    assert quantize_blocks(model, grid=Grid(bits, BLOCK)) == 2
+    draft = passed(model, {4: STORE_4_BIT_BLOCKS, 8: STORE_8_BIT_BLOCKS}[bits])
+    assert list(draft.counts.values()) == [2]
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     x = np.random.default_rng(2).normal(size=(3, 96)).astype(np.float32)
     first, second = (round_weights(one, Grid(bits, BLOCK), "fitted").restored() for one in (weights, others))
@@ -69,11 +73,11 @@ def test_blocks_on_processors_that_need_wide_sums_and_on_those_that_do_not(bits,
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(BLOCK + 8, 200), (BLOCK, 8)])
-def test_what_does_not_divide_or_is_small_stays(rows, columns):
+def test_what_does_not_divide_or_is_small_stays(passed, rows, columns):
     model, _ = product(rows, columns)
-    before = model.SerializeToString()
-    assert quantize_blocks(model) == 0
-    assert model.SerializeToString() == before
+    draft = passed(model, STORE_4_BIT_BLOCKS)
+    assert draft.counts == {"int4_products": 0}
+    assert draft.graph.model() == model
 
 
 @pytest.fixture(scope="module")

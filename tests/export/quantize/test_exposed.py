@@ -5,7 +5,8 @@ import pytest
 from onnx import numpy_helper, parser
 
 from xattn_export.quantize import plans
-from xattn_export.quantize.base.layers import Layer
+from xattn_export.quantize.base.layers import QuantizableLayer
+from xattn_export.quantize.base.prepared import prepare_bundle
 from xattn_export.quantize.passes.exposed import find_exposed
 from xattn_runtime.bundle.folder import open_bundle
 
@@ -52,20 +53,21 @@ TRANSFORM = "t = MatMul(block, w)\n u = Add(t, b)\n v = Gelu(u)\n h = LayerNorma
     ],
     ids=["transform", "not few", "way around", "no product", "another function"],
 )
-def test_what_has_no_way_around_it(before_head, words, found):
-    assert [layer.name for layer in find_exposed(decoder(before_head, words))] == found
+def test_what_has_no_way_around_it(prepared, before_head, words, found):
+    graph = prepared(decoder(before_head, words))
+    assert [layer.name for layer in find_exposed(graph.products, graph.layers)] == found
 
 
 @pytest.mark.parametrize(
     ("mode", "kept"), [("int8", True), ("int8-weight", True), ("int4", True), ("int8-static", False)]
 )
 def test_it_stays_in_float32_unless_asked_for(exported, monkeypatch, mode, kept):
-    bundle = open_bundle(exported["caption"])
-    layer = plans.layers_of_role(bundle, "decoder")[-1]
-    monkeypatch.setattr(plans, "find_exposed", lambda model, folder: [layer] if model.graph.name == name else [])
-    name = plans._prepared(bundle, "decoder")[0].graph.name
-    made = plans.make_plans(bundle, mode, {})["decoder"]
+    source = prepare_bundle(open_bundle(exported["caption"]))
+    decoder = source.graphs["decoder"]
+    layer = decoder.layers[-1]
+    monkeypatch.setattr(plans, "find_exposed", lambda graph, layers: [layer] if graph is decoder.products else [])
+    made = plans.make_plans(source, mode, {})["decoder"]
     assert made.mode_of(layer.name) == ("fp32" if kept else mode)
     assert made.mode_of("another") == mode
-    asked = plans.make_plans(bundle, mode, {f"decoder/{layer.name}": "int4"})["decoder"]
-    assert isinstance(layer, Layer) and asked.mode_of(layer.name) == "int4"
+    asked = plans.make_plans(source, mode, {f"decoder/{layer.name}": "int4"})["decoder"]
+    assert isinstance(layer, QuantizableLayer) and asked.mode_of(layer.name) == "int4"

@@ -5,6 +5,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, parser
 from onnx.reference import ReferenceEvaluator
 
+from xattn_export.graph.editing import graph_parts
+from xattn_export.quantize.base.passing import Assignment, Draft
 from xattn_export.quantize.passes.half import convert_to_half, overflowing_nodes, with_sums_of_squares
 
 NORMALIZATIONS = {
@@ -61,18 +63,19 @@ def test_a_normalization_stays_where_its_sum_of_squares_overflows(largest, kept)
     """At ±72 every value, and its square, is within half precision: only the sum, 170,000, is not."""
     model, x = normalization("LayerNormalization"), values(largest)
     wanted = ReferenceEvaluator(model).run(None, {"x": x})[0]
-    found = overflowing_nodes(model, seen(model, x))
-    assert found == kept
-    assert convert_to_half(model, found) == 1 - len(kept)
-    np.testing.assert_allclose(ReferenceEvaluator(model).run(None, {"x": x})[0], wanted, atol=4e-3)
+    overflowing = overflowing_nodes(graph_parts(model), seen(model, x))
+    assert overflowing == kept
+    draft = convert_to_half(Draft(graph_parts(model), float_nodes=frozenset(overflowing)), Assignment())
+    assert draft.counts == {"fp16_nodes": 1 - len(kept)}
+    np.testing.assert_allclose(ReferenceEvaluator(draft.graph.model()).run(None, {"x": x})[0], wanted, atol=4e-3)
 
 
 def test_without_the_scan_it_overflows():
     """So the tests above compare with something: all in half precision, ONNX's own implementation gives zeros."""
     model, x = normalization("LayerNormalization"), values(72)
-    convert_to_half(model, set())
+    draft = convert_to_half(Draft(graph_parts(model)), Assignment())
     with pytest.warns(RuntimeWarning, match="overflow"):
-        assert np.abs(ReferenceEvaluator(model).run(None, {"x": x})[0][0]).max() == 0
+        assert np.abs(ReferenceEvaluator(draft.graph.model()).run(None, {"x": x})[0][0]).max() == 0
 
 
 def test_nothing_is_added_where_nothing_is_normalized():

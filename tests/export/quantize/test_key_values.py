@@ -11,8 +11,9 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
+from xattn_export.graph.editing import graph_parts
 from xattn_export.quantize.calibration.examples import golden_examples
-from xattn_export.quantize.passes.key_values import StoredSeries, is_turned, largest_stored, store_key_values
+from xattn_export.quantize.passes.key_values import StoredSeries, is_transposed, largest_stored, store_key_values
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.loader import load
@@ -23,13 +24,15 @@ LARGEST_LOSS = {"cross-fp16": 1e-3, "cross-int8": 0.03, "both-int8": 0.03}
 
 
 @pytest.fixture(scope="module")
-def made(exported, tmp_path_factory):
-    """case → bundle; weights stay fp32."""
+def made(exported, reads, once, tmp_path_factory):
+    """case → bundle; weights stay fp32. Each graph is read once."""
     folder = tmp_path_factory.mktemp("key_values")
     examples = golden_examples(open_bundle(exported["caption"]))
     for case, (cross, cache) in CASES.items():
         options = QuantizeOptions(cross=cross, cache=cache)
-        quantize_bundle(exported["caption"], folder / case, mode="fp32", options=options, examples=examples)
+        with reads(exported["caption"]) as counts:
+            quantize_bundle(exported["caption"], folder / case, mode="fp32", options=options, examples=examples)
+        assert counts == once(exported["caption"])
     return {case: folder / case for case in CASES}
 
 
@@ -41,9 +44,9 @@ def test_graphs_agree_and_little_is_lost(made, exported, case):
     task = load(path)
     losses = [one.relative_rms for one in measure(task)]
     assert 0 < max(losses) < LARGEST_LOSS[case]
-    picture = exported["caption"] / "golden" / "0.png"
-    assert task.caption(picture).text == load(exported["caption"]).caption(picture).text
-    assert task.caption(picture, beams=3).text == load(exported["caption"]).caption(picture, beams=3).text
+    image = exported["caption"] / "golden" / "0.png"
+    assert task.caption(image).text == load(exported["caption"]).caption(image).text
+    assert task.caption(image, beams=3).text == load(exported["caption"]).caption(image, beams=3).text
 
 
 def test_graphs_of_two_bundles_do_not_go_together(made, exported, tmp_path):
@@ -91,15 +94,16 @@ def test_attention_over_bytes(options):
         name: np.abs(one).max(axis=(0, 2)) / largest_stored("cross_key_0")
         for name, one in (("key", key), ("value", value))
     }
-    assert is_turned(model, "cross_key_0")
-    added = store_key_values(
-        model,
+    assert is_transposed(graph_parts(model), "cross_key_0")
+    stored_graph, added = store_key_values(
+        graph_parts(model),
         {
-            "cross_key_0": StoredSeries("int8", scales["key"], turned=True),
+            "cross_key_0": StoredSeries("int8", scales["key"], transposed=True),
             "cross_value_0": StoredSeries("int8", scales["value"]),
         },
     )
     assert added
+    model = stored_graph.model()
     onnx.checker.check_model(model, full_check=True)
     assert not any(node.op_type == "Attention" for node in model.graph.node)
     stored = {
@@ -115,13 +119,14 @@ def test_attention_over_bytes(options):
 def test_attention_over_the_largest_bytes_is_exact_on_every_processor():
     """Where sums of two products are in 16 bits, 127 would be too large."""
     model, largest = attention(), largest_stored("cross_key_0")
-    store_key_values(
-        model,
+    stored_graph, _ = store_key_values(
+        graph_parts(model),
         {
-            "cross_key_0": StoredSeries("int8", np.full((4, 8), 1 / largest, np.float32), turned=True),
+            "cross_key_0": StoredSeries("int8", np.full((4, 8), 1 / largest, np.float32), transposed=True),
             "cross_value_0": StoredSeries("int8", np.full((4, 8), 1 / largest, np.float32)),
         },
     )
+    model = stored_graph.model()
     inputs = {
         "query": np.linspace(0.1, 1, 96, dtype=np.float32).reshape(1, 4, 3, 8),
         "cross_key_0": np.full((1, 4, 8, 20), largest, np.int8),
@@ -134,8 +139,9 @@ def test_attention_over_the_largest_bytes_is_exact_on_every_processor():
 
 def test_masked_attention_restores_what_it_takes():
     model = attention(softcap=5.0)
-    assert not is_turned(model, "cross_key_0")
-    store_key_values(model, {"cross_key_0": StoredSeries("fp16"), "cross_value_0": StoredSeries("fp16")})
+    assert not is_transposed(graph_parts(model), "cross_key_0")
+    series = {"cross_key_0": StoredSeries("fp16"), "cross_value_0": StoredSeries("fp16")}
+    model = store_key_values(graph_parts(model), series)[0].model()
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["Cast", "Cast", "Attention"]
 

@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from typing import get_args, get_type_hints
 
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from xattn_edge.commands.models.quantize import quantize
 from xattn_export import QuantizeOptions, inspect_path, quantize_bundle
 from xattn_export.quantize.base.layers import check_weights
 from xattn_export.quantize.calibration.examples import golden_examples
+from xattn_export.quantize.modes.table import mode_names
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.loader import load
@@ -22,17 +25,32 @@ LARGEST_LOSS = {"int8": 0.05, "int8-static": 0.1, "int8-weight": 0.05, "int4": 0
 
 
 @pytest.fixture(scope="module")
-def made(exported, tmp_path_factory):
-    """mode → (bundle, report)."""
+def made_and_read(exported, reads, tmp_path_factory):
+    """mode → (bundle, report), and mode → how often each of the source's graphs was read."""
     folder = tmp_path_factory.mktemp("modes")
     examples = golden_examples(open_bundle(exported["caption"]))
-    return {
-        mode: (
-            folder / f"{mode}.xattn",
-            quantize_bundle(exported["caption"], folder / f"{mode}.xattn", mode=mode, examples=examples).to_dict(),
-        )
-        for mode in RATIOS
-    }
+    made, counts = {}, {}
+    for mode in RATIOS:
+        path = folder / f"{mode}.xattn"
+        with reads(exported["caption"]) as counts[mode]:
+            made[mode] = path, quantize_bundle(exported["caption"], path, mode=mode, examples=examples).to_dict()
+    return made, counts
+
+
+@pytest.fixture(scope="module")
+def made(made_and_read):
+    """mode → (bundle, report)."""
+    return made_and_read[0]
+
+
+@pytest.mark.parametrize("mode", RATIOS)
+def test_each_graph_is_read_and_prepared_once(made_and_read, exported, once, mode):
+    assert made_and_read[1][mode] == once(exported["caption"])
+
+
+def test_the_command_has_every_mode():
+    choices = get_args(get_type_hints(quantize)["mode"])
+    assert sorted(choices) == sorted([*mode_names(), "auto"])
 
 
 @pytest.mark.parametrize("mode", RATIOS)
@@ -108,7 +126,7 @@ def test_forms_of_int4(exported, tmp_path, options):
     report = quantize_bundle(exported["caption"], path, mode="int4", options=options)
     graph = onnx.load(path / "graphs" / "decoder.onnx", load_external_data=False).graph
     blocks = [node for node in graph.node if node.op_type == "DequantizeLinear"]
-    assert len(blocks) == report.graphs["decoder"].layers.int4_products > 0
+    assert len(blocks) == report.graphs["decoder"].layers["int4_products"] > 0
     assert {len(node.input) for node in blocks} == {2 if options.symmetric else 3}
     assert max(one.i for node in blocks for one in node.attribute if one.name == "block_size") <= options.block
     assert open_bundle(path).manifest.session_options["session.qdq_matmulnbits_accuracy_level"] == (
@@ -123,7 +141,7 @@ def test_one_layer_may_have_a_mode_of_its_own(exported, tmp_path):
     path = tmp_path / "mixed.xattn"
     report = quantize_bundle(exported["caption"], path, mode="int4", components={f"decoder/{head}": "fp32"})
     whole = quantize_bundle(exported["caption"], tmp_path / "whole.xattn", mode="int4")
-    assert report.graphs["decoder"].layers.int4_products == whole.graphs["decoder"].layers.int4_products - 1
+    assert report.graphs["decoder"].layers["int4_products"] == whole.graphs["decoder"].layers["int4_products"] - 1
     assert open_bundle(path).manifest.quantization["components"][f"decoder/{head}"] == "fp32"
     with pytest.raises(UserError, match="component decoder/none: expected a layer such as"):
         quantize_bundle(exported["caption"], tmp_path / "out.xattn", components={"decoder/none": "int4"})
@@ -203,15 +221,15 @@ def test_weights_that_are_not_finite(altered, tmp_path, operator, place, mode, v
     assert {path.name for path in tmp_path.iterdir()} == {"altered.xattn"}
 
 
-def test_a_mask_may_hold_infinities(tmp_path):
+def test_a_mask_may_hold_infinities():
     model = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 23]> decoder (float[3] x) => (float[3] y) { y = Add(x, mask) }'
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array([0, -np.inf, -np.inf], np.float32), "mask"))
-    check_weights(model, "decoder", tmp_path)
+    check_weights(model, "decoder", {})
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([0, 1, -np.inf], np.float32), "mask"))
     with pytest.raises(UserError, match=r"^decoder: mask: expected finite weights"):
-        check_weights(model, "decoder", tmp_path)
+        check_weights(model, "decoder", {})
 
 
 def test_activations_that_are_not_finite(altered, tmp_path):
@@ -237,4 +255,4 @@ def test_a_recurrence_whose_weights_leave_half_precision_stays(altered, tmp_path
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert {types[recurrence.input[place]] for place in (1, 2)} == {onnx.TensorProto.FLOAT}
     assert recurrence.input[place] == name
-    assert report.graphs["classifier"].layers.fp16_nodes > 0
+    assert report.graphs["classifier"].layers["fp16_nodes"] > 0

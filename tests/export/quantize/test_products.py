@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from xattn_export.quantize.base.rounding import ROUNDINGS, Grid, round_weights
-from xattn_export.quantize.passes.products import COLUMNS, quantize_products
+from xattn_export.quantize.passes.products import COLUMNS, QUANTIZE_PRODUCTS
 
 RNG = np.random.default_rng(0)
 ROWS, WIDTH = 97, 64
@@ -40,7 +40,7 @@ def test_only_what_must_is_clipped():
     assert np.array_equal(plain.values, paired.values)
 
 
-def product(kind, *, in_a_loop):
+def product(passed, kind, *, in_a_loop):
     """`x` times constant weights, which lie outside the loop that computes it where there is one."""
     shape = [1, ROWS]
     factor = numpy_helper.from_array(weights(kind), "w")
@@ -48,7 +48,9 @@ def product(kind, *, in_a_loop):
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
     inner = helper.make_graph([node], "g", [x], [helper.make_tensor_value_info(*y)], [factor])
     model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    assert quantize_products(model) == 1
+    draft = passed(model, QUANTIZE_PRODUCTS)
+    assert draft.counts == {"int8_products": 1}
+    model = draft.graph.model()
     if not in_a_loop:
         return model
     states = [("turn", TensorProto.INT64, []), ("go", TensorProto.BOOL, [])]
@@ -77,9 +79,9 @@ def product(kind, *, in_a_loop):
 
 @pytest.mark.parametrize("in_a_loop", [False, True])
 @pytest.mark.parametrize("kind", ["random", "equal", "alternating"])
-def test_the_sums_are_exact_without_an_option(kind, in_a_loop):
+def test_the_sums_are_exact_without_an_option(passed, kind, in_a_loop):
     """Activations at the end of their range, as bytes 255, where 16 bits are nearest to overflowing."""
-    model = product(kind, in_a_loop=in_a_loop)
+    model = product(passed, kind, in_a_loop=in_a_loop)
     onnx.checker.check_model(model, full_check=True)
     x = np.ones((1, ROWS), np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -11,23 +11,27 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
+from xattn_export.graph.editing import graph_parts
 from xattn_export.quantize import bundle as quantize
-from xattn_export.quantize.base.prepare import prepare_products
-from xattn_export.quantize.passes.products import quantize_products
-from xattn_export.quantize.passes.weights import store_convolutions, store_embeddings
+from xattn_export.quantize.base.products import prepare_products
+from xattn_export.quantize.passes.products import QUANTIZE_PRODUCTS
+from xattn_export.quantize.passes.weights import STORE_CONVOLUTIONS, STORE_EMBEDDINGS
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import BundleError, OutputError, UserError, XattnError
 from xattn_runtime.verify.golden import verify_bundle
 
 
 @pytest.fixture(scope="module")
-def quantized(exported, tmp_path_factory):
-    """kind → (bundle, report)."""
+def quantized(exported, reads, once, tmp_path_factory):
+    """kind → (bundle, report). Without data to calibrate on, each graph is read and prepared once, too."""
     folder = tmp_path_factory.mktemp("quantized")
-    return {
-        kind: (folder / f"{kind}.xattn", quantize_bundle(path, folder / f"{kind}.xattn", command="pytest").to_dict())
-        for kind, path in exported.items()
-    }
+    made = {}
+    for kind, path in exported.items():
+        with reads(path) as counts:
+            report = quantize_bundle(path, folder / f"{kind}.xattn", command="pytest").to_dict()
+        assert counts == once(path)
+        made[kind] = folder / f"{kind}.xattn", report
+    return made
 
 
 @pytest.mark.parametrize("kind", ["caption", "lstm"])
@@ -169,21 +173,23 @@ def normal(*shape):
 
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gemm_becomes_a_product(transposed, bias):
+def test_gemm_becomes_a_product(passed, transposed, bias):
     constants = {"w": normal(64, 96).T.copy() if transposed else normal(64, 96)} | ({"b": normal(96)} if bias else {})
     node = helper.make_node("Gemm", ["x", *constants], ["y"], name="n", transB=transposed)
     model = graph_of([node], {"x": (TensorProto.FLOAT, ["n", 64])}, ["n", 96], **constants)
     x = normal(3, 64)
     expected = run(model, x=x)
-    prepare_products(model)
+    model = prepare_products(graph_parts(model)).model()
     assert [node.op_type for node in model.graph.node] == ["MatMul", "Add"][: 1 + bias]
     np.testing.assert_allclose(run(model, x=x), expected, atol=1e-5)
-    assert quantize_products(model) == 1
+    draft = passed(model, QUANTIZE_PRODUCTS)
+    assert draft.counts == {"int8_products": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     assert np.abs(run(model, x=x) - expected).max() < 0.03 * np.abs(expected).max()
 
 
-def test_a_tied_head_is_a_product_of_its_own():
+def test_a_tied_head_is_a_product_of_its_own(passed):
     """The table is looked up and, transposed, multiplied with."""
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["rows"], name="look"),
@@ -193,16 +199,16 @@ def test_a_tied_head_is_a_product_of_its_own():
     model = graph_of(nodes, {"ids": (TensorProto.INT64, ["n"])}, ["n", 300], table=normal(300, 64))
     ids = np.array([3, 299, 3])
     expected = run(model, ids=ids)
-    prepare_products(model)
-    assert store_embeddings(model) == 1
-    assert quantize_products(model) == 1
+    draft = passed(prepare_products(graph_parts(model)).model(), STORE_EMBEDDINGS, QUANTIZE_PRODUCTS)
+    assert draft.counts == {"int8_embeddings": 1, "int8_products": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
     assert max(np.prod(tensor.dims) for tensor in floats) == 300
     assert np.abs(run(model, ids=ids) - expected).max() < 0.03 * np.abs(expected).max()
 
 
-def test_convolutions_are_stored_as_bytes_and_small_ones_left():
+def test_convolutions_are_stored_as_bytes_and_small_ones_left(passed):
     nodes = [
         helper.make_node("Conv", ["x", "large"], ["a"], name="one"),
         helper.make_node("Conv", ["a", "small"], ["y"], name="two"),
@@ -214,37 +220,43 @@ def test_convolutions_are_stored_as_bytes_and_small_ones_left():
     )
     x = normal(1, 16, 8, 8)
     expected = run(model, x=x)
-    assert store_convolutions(model) == 1
+    draft = passed(model, STORE_CONVOLUTIONS)
+    assert draft.counts == {"int8_stored_convolutions": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     assert {tensor.name for tensor in model.graph.initializer} == {"large_int8", "large_channel_scale", "small"}
     assert np.abs(run(model, x=x) - expected).max() < 0.01 * np.abs(expected).max()
 
 
-def test_a_convolution_of_single_positions_is_stored_as_rows():
+def test_a_convolution_of_single_positions_is_stored_as_rows(passed):
     node = helper.make_node("Conv", ["x", "shortcut"], ["y"], name="one", strides=[2, 2])
     model = graph_of([node], {"x": (TensorProto.FLOAT, [1, 64, 4, 4])}, [1, 64, 2, 2], shortcut=normal(64, 64, 1, 1))
     x = normal(1, 64, 4, 4)
     expected = run(model, x=x)
-    assert store_convolutions(model) == 1
+    draft = passed(model, STORE_CONVOLUTIONS)
+    assert draft.counts == {"int8_stored_convolutions": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     assert list(next(tensor.dims for tensor in model.graph.initializer if tensor.name == "shortcut_int8")) == [64, 64]
     assert np.abs(run(model, x=x) - expected).max() < 0.01 * np.abs(expected).max()
 
 
-def test_the_convolution_of_a_picture_is_stored_in_half_precision():
+def test_the_convolution_of_an_image_is_stored_in_half_precision(passed):
     node = helper.make_node("Conv", ["x", "patch"], ["y"], name="one", strides=[8, 8])
     model = graph_of([node], {"x": (TensorProto.FLOAT, [1, 3, 16, 16])}, [1, 64, 2, 2], patch=normal(64, 3, 8, 8))
     x = normal(1, 3, 16, 16)
     expected = run(model, x=x)
-    assert store_convolutions(model) == 1
+    draft = passed(model, STORE_CONVOLUTIONS)
+    assert draft.counts == {"int8_stored_convolutions": 1}
+    model = draft.graph.model()
     onnx.checker.check_model(model, full_check=True)
     assert [tensor.data_type for tensor in model.graph.initializer] == [TensorProto.FLOAT16]
     assert np.abs(run(model, x=x) - expected).max() < 0.001 * np.abs(expected).max()
 
 
-def test_what_nothing_can_be_gained_from_stays():
+def test_what_nothing_can_be_gained_from_stays(passed):
     node = helper.make_node("Gemm", ["x", "w"], ["y"], name="n", alpha=2.0)
     model = graph_of([node], {"x": (TensorProto.FLOAT, ["n", 64])}, ["n", 96], w=normal(64, 96))
-    prepare_products(model)
-    assert quantize_products(model) == 0
-    assert model.graph.node[0].op_type == "Gemm"
+    draft = passed(prepare_products(graph_parts(model)).model(), QUANTIZE_PRODUCTS)
+    assert draft.counts == {"int8_products": 0}
+    assert draft.graph.nodes[0].op_type == "Gemm"

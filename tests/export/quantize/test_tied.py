@@ -6,10 +6,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from xattn_export.quantize.base.layers import Observed
 from xattn_export.quantize.base.options import GraphPlan, Options
-from xattn_export.quantize.calibration.seen import Seen
-from xattn_export.quantize.graph import quantize_graph
+from xattn_export.quantize.base.passing import Observed
+from xattn_export.quantize.calibration.result import Calibration
+from xattn_export.quantize.quantizing import quantize_graph
 
 WORDS, WIDTH = 300, 64
 
@@ -55,25 +55,29 @@ def run(model, ids):
         ("int4", Options()),
     ],
 )
-def test_stored_once(tied, tmp_path, mode, options):
+def test_stored_once(tied, prepared, mode, options):
     ids = np.array([[3, 299, 0], [7, 8, 8]])
     expected = run(tied, ids)
-    seen = Seen(Observed(ranges={"x": (0.0, 4.0)}))
-    counts = quantize_graph(tied, GraphPlan(mode), options, seen, tmp_path)
-    assert (counts.tied_tables, counts.int8_embeddings) == (1, 1)
-    onnx.checker.check_model(tied, full_check=True)
-    tables = [tensor for tensor in tied.graph.initializer if np.prod(tensor.dims) == WORDS * WIDTH]
+    calibration = Calibration(Observed(ranges={"x": (0.0, 4.0)}))
+    graph, counts = quantize_graph(prepared(tied), GraphPlan(mode), options, calibration)
+    assert (counts["tied_tables"], counts["int8_embeddings"]) == (1, 1)
+    model = graph.model()
+    onnx.checker.check_model(model, full_check=True)
+    tables = [tensor for tensor in model.graph.initializer if np.prod(tensor.dims) == WORDS * WIDTH]
     assert len(tables) == 1
     assert tables[0].data_type in (TensorProto.INT8, TensorProto.UINT8)
-    for found, wanted in zip(run(tied, ids), expected, strict=True):
+    for found, wanted in zip(run(model, ids), expected, strict=True):
         assert found.shape == wanted.shape
         assert np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)) < 0.02
 
 
-def test_a_lookup_that_stays_fp32_shares_nothing(tied, tmp_path):
-    counts = quantize_graph(tied, GraphPlan("int8", {"look": "fp32"}), Options(), Seen(), tmp_path)
-    assert (counts.tied_tables, counts.int8_embeddings, counts.int8_products) == (0, 0, 1)
-    assert sorted(tensor.data_type for tensor in tied.graph.initializer if np.prod(tensor.dims) == WORDS * WIDTH) == [
+def test_a_lookup_that_stays_fp32_shares_nothing(tied, prepared):
+    plan = GraphPlan("int8", {"look": "fp32"})
+    graph, counts = quantize_graph(prepared(tied), plan, Options(), Calibration())
+    assert (counts["tied_tables"], counts["int8_embeddings"], counts["int8_products"]) == (0, 0, 1)
+    assert sorted(
+        tensor.data_type for tensor in graph.model().graph.initializer if np.prod(tensor.dims) == WORDS * WIDTH
+    ) == [
         TensorProto.FLOAT,
         TensorProto.INT8,
     ]

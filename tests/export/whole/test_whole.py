@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from xattn_export import export_checkpoint, inspect_path
-from xattn_export.graph.writer import ConstantPool, GraphWriter, Names
+from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.quantize import quantize_bundle
 from xattn_export.whole.decoded import token_texts, write_texts
 from xattn_export.whole.pixels import unwritable_step, write_pixels
@@ -53,9 +53,8 @@ def session(model):
 
 def written(write, inputs, outputs):
     """A session of what `write` writes; it is told the inputs' names and returns the outputs' names."""
-    graph = onnx.GraphProto()
-    names = Names(set())
-    writer = GraphWriter(names, ConstantPool(graph, names, "constant"))
+    names = Names()
+    writer = GraphWriter(Constants(names=names), names)
     for name, output in zip(outputs, write(writer), strict=True):
         writer.publish(output, name)
     made = helper.make_graph(
@@ -63,7 +62,7 @@ def written(write, inputs, outputs):
         "test",
         [helper.make_tensor_value_info(name, *value) for name, value in inputs.items()],
         [helper.make_tensor_value_info(name, *value) for name, value in outputs.items()],
-        list(graph.initializer),
+        writer.constants.protos(),
     )
     return session(helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 23)]))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor
 
 from xattn_edge.attention import KeyValue
-from xattn_edge.models.caches import flatten
+from xattn_edge.attention.caches import flatten
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, EncoderDecoderCache

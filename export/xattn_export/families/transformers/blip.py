@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue, split_heads
-from xattn_edge.models.caches import pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import encoder_decoder_cache, presents

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_edge.models.caches import pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Embeds, Role, Source
 from xattn_export.families.base.standard_roles import (
     image_encoder_role,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.models.caches import pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.models.caches import flatten, pairs
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents

@@ -133,10 +133,10 @@ def _within_pairs(values: _Floats) -> _Floats:
         return values
     more, less = np.sign(total) * np.ceil(excess / 2), np.sign(total) * np.floor(excess / 2)
     is_first = np.abs(first) >= np.abs(second)
-    found = values.copy()
-    found[:, :size:2] -= np.where(is_first, more, less)
-    found[:, 1:size:2] -= np.where(is_first, less, more)
-    return found
+    bounded = values.copy()
+    bounded[:, :size:2] -= np.where(is_first, more, less)
+    bounded[:, 1:size:2] -= np.where(is_first, less, more)
+    return bounded
 
 
 def _widest(blocks: _Floats, grid: Grid, share: float) -> tuple[_Floats, _Floats]:
@@ -199,7 +199,7 @@ def _squared(blocks: _Floats, grid: Grid, scales: _Floats, zeros: _Floats, weigh
 def _half_quadratic(blocks: _Floats, grid: Grid) -> tuple[_Floats, _Floats]:
     """Scales and zeros that leave few large errors: errors are split off by shrinkage, the rest is fitted.
 
-    Zero points are whole numbers in ONNX, where the method has fractions: there the scale is fitted instead.
+    Zero points are whole numbers in ONNX, where the method has fractions: here the scale is fitted instead.
     """
     scales, zeros = _widest(blocks, grid, 1.0)
     best, least, penalty = (scales, zeros), np.inf, _HQQ_PENALTY
@@ -227,26 +227,26 @@ def _compensated(weights: _Floats, grid: Grid, scales: _Floats, zeros: _Floats, 
     """Values `[rows, columns]`, chosen row by row, the most used row first; what a row errs, later ones make up for."""
     rows = len(weights)
     order = np.argsort(-np.diagonal(hessian), kind="stable")
-    turned = hessian[np.ix_(order, order)].astype(np.float64)
-    unused = np.diagonal(turned) == 0
-    turned[unused, unused] = 1
-    turned[np.diag_indices(rows)] += _GPTQ_DAMPING * np.diagonal(turned).mean()
-    upper = np.linalg.cholesky(np.linalg.inv(turned)).T.astype(np.float32)
+    ordered = hessian[np.ix_(order, order)].astype(np.float64)
+    unused = np.diagonal(ordered) == 0
+    ordered[unused, unused] = 1
+    ordered[np.diag_indices(rows)] += _GPTQ_DAMPING * np.diagonal(ordered).mean()
+    upper = np.linalg.cholesky(np.linalg.inv(ordered)).T.astype(np.float32)
     left = weights[order].copy()
     block_of = order // (grid.block or rows)
-    found = np.empty_like(left)
+    chosen = np.empty_like(left)
     places = np.append(np.argsort(order), rows)  # of each row in this order; the last of an odd number has no other
     for start in range(0, rows, _GPTQ_ROWS):
         stop = min(start + _GPTQ_ROWS, rows)
         errors = np.empty_like(left[start:stop])
         for row in range(start, stop):
             scale, zero = scales[block_of[row], 0], zeros[block_of[row], 0]
-            found[row] = np.clip(np.rint(left[row] / scale) + zero, grid.lowest, grid.highest)
+            chosen[row] = np.clip(np.rint(left[row] / scale) + zero, grid.lowest, grid.highest)
             if grid.paired and (other := places[order[row] ^ 1]) < row:
-                found[row] = np.clip(found[row], -_LARGEST_PAIR - found[other], _LARGEST_PAIR - found[other])
-            errors[row - start] = (left[row] - (found[row] - zero) * scale) / upper[row, row]
+                chosen[row] = np.clip(chosen[row], -_LARGEST_PAIR - chosen[other], _LARGEST_PAIR - chosen[other])
+            errors[row - start] = (left[row] - (chosen[row] - zero) * scale) / upper[row, row]
             left[row + 1 : stop] -= upper[row, row + 1 : stop, None] * errors[row - start]
         left[stop:] -= upper[start:stop, stop:].T @ errors
-    values = np.empty_like(found)
-    values[order] = found
+    values = np.empty_like(chosen)
+    values[order] = chosen
     return values

@@ -12,19 +12,17 @@ import numpy as np
 
 from xattn_export.quantize.base.options import Options
 from xattn_export.quantize.budget.measuring import (
-    SEARCHED_MODES,
     Bench,
     Journal,
     Split,
-    named,
     relative_loss,
     search_identity,
 )
-from xattn_export.quantize.budget.search import Measured, Prefer, Space, candidates, frontier
+from xattn_export.quantize.budget.search import Measured, Prefer, Space, candidates, frontier, named
 from xattn_export.quantize.bundle import open_source
-from xattn_export.quantize.plans import layers_of_role, roles_of
-from xattn_runtime.bundle.folder import Bundle
+from xattn_export.quantize.modes.table import searched_modes, spec_of
 from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["AutoReport", "quantize_to_budget"]
 
@@ -68,9 +66,9 @@ def quantize_to_budget(
     overwrite: bool = False,
     command: str = "",
     on_measured: Callable[[Measured], None] | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> AutoReport:
-    """Make the bundle `output` of `source` that loses at most `budget` and is the smallest, fastest or leanest found.
+    """Make the bundle `output` of `source` that loses at most `budget`, the best of those measured.
 
     Args:
         calibration: split that mixes are measured on. unseen: split that the choice is confirmed on.
@@ -88,37 +86,37 @@ def quantize_to_budget(
     """
     if not 0 <= budget < 1:
         raise UserError(f"--budget: expected a share of at least 0 and less than 1, such as 0.01, found {budget:g}")
-    bundle = open_source(source, output, overwrite=overwrite)
-    roles = roles_of(bundle)
-    if not any(layers_of_role(bundle, role) for role in roles):
+    prepared = open_source(source, output, overwrite=overwrite)
+    if not any(graph.layers for graph in prepared.graphs.values()):
         raise UserError(
-            f"{bundle.path}: expected layers that a search can make smaller, found none: all are small, or of kinds "
-            "that stay as they are; use the bundle as it is"
+            f"{prepared.bundle.path}: expected layers that a search can make smaller, found none: all are small, or of "
+            "kinds that stay as they are; use the bundle as it is"
         )
-    journal = Journal.open(output, search_identity(bundle, calibration, options or Options()))
-    bench = Bench(bundle, calibration, options or Options(), journal, progress or (lambda what, share: None))
-    found: list[Measured] = []
+    journal = Journal.open(output, search_identity(prepared.bundle, calibration, options or Options()))
+    bench = Bench(prepared, calibration, options or Options(), journal, progress)
+    results: list[Measured] = []
     space = Space(
-        dict.fromkeys(roles, SEARCHED_MODES), lambda role: [layer.name for layer in layers_of_role(bundle, role)]
+        dict.fromkeys(prepared.graphs, searched_modes()),
+        {role: [layer.name for layer in graph.layers] for role, graph in prepared.graphs.items()},
+        {mode: spec_of(mode).milder for mode in searched_modes()},
     )
     for measured in candidates(space, budget, prefer, bench.measure):
-        found.append(measured)
+        results.append(measured)
         if on_measured is not None:
             on_measured(measured)
-    ranked = frontier(found, budget, prefer)
+    ranked = frontier(results, budget, prefer)
     if not ranked:
-        raise XattnError(_impossible(found, budget))
-    report = _confirm(bundle, output, bench, unseen, found, ranked, budget, prefer, overwrite, command)
+        raise XattnError(_impossible(results, budget))
+    report = _confirm(output, bench, unseen, results, ranked, budget, prefer, overwrite, command)
     journal.path.unlink(missing_ok=True)
     return report
 
 
 def _confirm(
-    bundle: Bundle,
     output: Path,
     bench: Bench,
     unseen: Split,
-    found: Sequence[Measured],
+    results: Sequence[Measured],
     ranked: Sequence[Measured],
     budget: float,
     prefer: Prefer,
@@ -127,15 +125,15 @@ def _confirm(
 ) -> AutoReport:
     """Write the preferred mix, of those `ranked`, that keeps to the budget on samples that the search has not seen.
 
-    What does not keep to it there stands in the way of no other among `found`.
+    A mix that does not keep to it is left out, and the best of the others in `results` comes next.
     """
-    plain = unseen.scores(bundle)
-    left, nearest = list(found), (math.inf, found[0])
+    baseline = unseen.scores(bench.source.bundle)
+    left, nearest = list(results), (math.inf, results[0])
     while ranked:
         chosen = ranked[0]
         with bench.made(chosen.components) as small:
             scores = unseen.scores(small)
-        loss = relative_loss(plain.mean, scores.mean)
+        loss = relative_loss(baseline.mean, scores.mean)
         if loss > budget:
             nearest = min(nearest, (loss, chosen), key=lambda pair: pair[0])
             left.remove(chosen)
@@ -143,17 +141,17 @@ def _confirm(
             continue
         report = AutoReport(
             bundle=output,
-            metric=plain.metric,
+            metric=baseline.metric,
             budget=budget,
             prefer=prefer,
             chosen=chosen,
-            size_ratio=chosen.bytes / found[0].bytes,
+            size_ratio=chosen.bytes / results[0].bytes,
             unseen=unseen.name,
-            unseen_scores=(plain.mean, scores.mean),
+            unseen_scores=(baseline.mean, scores.mean),
             unseen_loss=loss,
-            interval=_interval(plain.values, scores.values),
+            interval=_interval(baseline.values, scores.values),
             frontier=tuple(ranked),
-            measured=tuple(found),
+            measured=tuple(results),
         )
         bench.write(output, chosen.components, _search_record(report, bench.split.name), overwrite, command)
         return report
@@ -165,10 +163,10 @@ def _confirm(
     )
 
 
-def _interval(plain: Sequence[float], found: Sequence[float]) -> tuple[float, float]:
+def _interval(baseline: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
     """95 % of the loss over resamples of the samples, in pairs (Efron, 1979: the percentile method)."""
     rng = np.random.default_rng(0)
-    one, other = np.asarray(plain), np.asarray(found)
+    one, other = np.asarray(baseline), np.asarray(measured)
     rows = rng.integers(0, len(one), (_RESAMPLES, len(one)))
     means = one[rows].mean(axis=1)
     losses = (means - other[rows].mean(axis=1)) / np.where(means == 0, 1, means)
@@ -187,13 +185,13 @@ def _search_record(report: AutoReport, calibration: str) -> dict[str, Any]:
     }
 
 
-def _impossible(found: Sequence[Measured], budget: float) -> str:
-    tried = [one for one in found if one.components and one.failure is None]
+def _impossible(results: Sequence[Measured], budget: float) -> str:
+    tried = [one for one in results if one.components and one.failure is None]
     if not tried:
-        return f"expected modes that this bundle can have, found none: {found[-1].failure}"
+        return f"expected modes that this bundle can have, found none: {results[-1].failure}"
     nearest = min(tried, key=lambda one: one.loss)
     return (
-        f"expected a mix that loses at most {budget:.2%}, found none among {len(found)}: {named(nearest.components)} "
-        f"comes nearest, with {nearest.loss:.2%} and {nearest.bytes / found[0].bytes:.2f} of the size; allow a larger "
-        "--budget"
+        f"expected a mix that loses at most {budget:.2%}, found none among {len(results)}: {named(nearest.components)} "
+        f"comes nearest, with {nearest.loss:.2%} and {nearest.bytes / results[0].bytes:.2f} of the size; allow a "
+        "larger --budget"
     )

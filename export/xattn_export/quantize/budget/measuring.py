@@ -1,6 +1,6 @@
 """Makes and measures the bundles of a search, and keeps what was measured beside the output.
 
-So a search that was killed goes on where it stopped.
+So a search that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -10,31 +10,34 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from xattn_export.quantize.base.options import GraphPlan, Mode, Options
-from xattn_export.quantize.budget.search import Components, Measured
-from xattn_export.quantize.bundle import quantize_bundle, write_quantized
+from xattn_export.quantize.base.mode_spec import BASELINE
+from xattn_export.quantize.base.options import Options
+from xattn_export.quantize.base.prepared import PreparedBundle
+from xattn_export.quantize.budget.search import Components, Measured, named
+from xattn_export.quantize.bundle import write_quantized
 from xattn_export.quantize.calibration.activation_statistics import calibrate, needs_examples
 from xattn_export.quantize.calibration.examples import Example, Examples, SomeExamples, run_example
-from xattn_export.quantize.plans import make_plans, roles_of
+from xattn_export.quantize.modes.table import searched_modes
+from xattn_export.quantize.plans import make_plans
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.files import atomic_write, sync
 from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.peak_memory import peak_memory_bytes
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import Task
 
-__all__ = ["SEARCHED_MODES", "Bench", "Journal", "Scores", "Split", "named", "relative_loss", "search_identity"]
+__all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_identity"]
 
-SEARCHED_MODES: tuple[Mode, ...] = ("int8", "int8-weight", "int4")
 _TIMED = 12
 _CALIBRATED = 32
-# Other programs disturb single answers of a millisecond: several turns each, for as long as that takes little time.
+# Other programs disturb single answers of a millisecond, so that each is measured several times while that is quick.
 _TURNS, _SECONDS_OF_TURNS = 10, 5.0
 
 
@@ -75,7 +78,7 @@ class Journal:
 
     @classmethod
     def open(cls, output: Path, identity: Mapping[str, Any]) -> Journal:
-        """The journal of this search: where it was killed it goes on, a journal of another search is begun anew."""
+        """The journal of this search, to resume where it was killed; a journal of another search is begun anew."""
         path = output.resolve().parent / f".{output.name}.search.jsonl"
         head = json.dumps({"search": identity}, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
@@ -104,17 +107,22 @@ class Bench:
     """Makes and measures bundles."""
 
     def __init__(
-        self, bundle: Bundle, split: Split, options: Options, journal: Journal, tell: Callable[[str, float], None]
+        self,
+        source: PreparedBundle,
+        split: Split,
+        options: Options,
+        journal: Journal,
+        progress: Progress,
     ) -> None:
-        self.bundle, self.split, self.options = bundle, split, options
-        self._journal, self._tell = journal, tell
-        self._plain: Scores | None = None
-        self._expected = 1 + len(SEARCHED_MODES) * len(roles_of(bundle))
+        self.source, self.split, self.options = source, split, options
+        self._journal, self._progress = journal, progress
+        self._baseline: Scores | None = None
+        self._expected = 1 + len(searched_modes()) * len(source.graphs)
         self._done = 0
 
     def measure(self, components: Components) -> Measured:
-        """The mix as it was measured before, or is now."""
-        self._tell(f"measuring {named(components)}", min(1.0, self._done / self._expected))
+        """The result of the mix, as it is in the journal, or measured now."""
+        self._progress(f"measuring {named(components)}", min(1.0, self._done / self._expected))
         self._done += 1
         if known := self._journal.known.get(_key(components)):
             return Measured(**known)
@@ -127,30 +135,20 @@ class Bench:
         """Where bundles of mixes are made, one at a time."""
         return self._journal.path.with_suffix("")
 
-    def calibrated_on(self, plans: Mapping[str, GraphPlan]) -> Examples | None:
-        """The first of the split's examples, None where the plans need none."""
-        if not needs_examples(plans, self.options):
-            return None
-        examples = self.split.examples
-        return SomeExamples(examples.name, examples.items[:_CALIBRATED])
-
     @contextmanager
     def made(self, components: Components) -> Iterator[Bundle]:
         """A bundle of this mix, beside the journal for as long as the context lasts; the source for no mix.
 
-        Its place has a fixed name, so that what a killed search left there is gone when it goes on.
+        Its place has a fixed name, so that what a killed search left in it is gone when it resumes.
         """
         if not components:
-            yield self.bundle
+            yield self.source.bundle
             return
         shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir()
         try:
             path = self.place / "mix.xattn"
-            examples = self.calibrated_on(make_plans(self.bundle, "fp32", components))
-            quantize_bundle(
-                self.bundle.path, path, mode="fp32", components=components, options=self.options, examples=examples
-            )
+            self._write(path, components, mode=BASELINE)
             yield open_bundle(path)
         finally:
             shutil.rmtree(self.place, ignore_errors=True)
@@ -159,16 +157,30 @@ class Bench:
         self, output: Path, components: Components, search: Mapping[str, Any], overwrite: bool, command: str
     ) -> None:
         """Write the bundle of this mix for good."""
-        plans = make_plans(self.bundle, "fp32", components)
-        examples = self.calibrated_on(plans)
-        seen = calibrate(self.bundle, plans, self.options, examples, lambda what, share: None)
+        self._write(output, components, mode="auto", search=search, overwrite=overwrite, command=command)
+
+    def _write(
+        self,
+        output: Path,
+        components: Components,
+        *,
+        mode: str,
+        search: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+        command: str = "",
+    ) -> None:
+        """Quantize the source's graphs, which are read and prepared already. Mixes that need data have the split's."""
+        plans, examples = make_plans(self.source, BASELINE, components, self.options), None
+        if needs_examples(plans, self.options):
+            examples = SomeExamples(self.split.examples.name, self.split.examples.items[:_CALIBRATED])
+        calibrations = calibrate(self.source, plans, self.options, examples, silent)
         write_quantized(
-            self.bundle,
+            self.source,
             output,
             plans,
             self.options,
-            seen,
-            mode="auto",
+            calibrations,
+            mode=mode,
             examples=examples,
             search=search,
             overwrite=overwrite,
@@ -183,20 +195,20 @@ class Bench:
                 ratio, memory = self._time(small) if components else 1.0, peak_memory_bytes(small.path) / 2**20
         except XattnError as error:
             return Measured(components, 0.0, math.inf, 0, math.inf, math.inf, str(error))
-        if self._plain is None:
-            self._plain = scores if not components else self.split.scores(self.bundle)
-            if not self._plain.mean:
+        if self._baseline is None:
+            self._baseline = scores if not components else self.split.scores(self.source.bundle)
+            if not self._baseline.mean:
                 raise UserError(
                     f"{self.split.name}: expected a bundle that scores above 0, found 0: nothing can be lost"
                 )
-        return Measured(components, scores.mean, relative_loss(self._plain.mean, scores.mean), size, ratio, memory)
+        return Measured(components, scores.mean, relative_loss(self._baseline.mean, scores.mean), size, ratio, memory)
 
     def _time(self, small: Bundle) -> float:
         """The time of an answer as a multiple of the fp32 bundle's: the median over a few examples.
 
         Both take turns, and of several answers to one example the fastest counts.
         """
-        tasks = load(self.bundle), load(small)
+        tasks = load(self.source.bundle), load(small)
         ratios: list[float] = []
         began = time.perf_counter()
         for example in self.split.examples.items[:_TIMED]:
@@ -213,8 +225,8 @@ def _seconds(task: Task, example: Example) -> float:
     return time.perf_counter() - began
 
 
-def relative_loss(plain: float, found: float) -> float:
-    return (plain - found) / plain
+def relative_loss(baseline: float, measured: float) -> float:
+    return (baseline - measured) / baseline
 
 
 def search_identity(bundle: Bundle, split: Split, options: Options) -> dict[str, Any]:
@@ -223,10 +235,6 @@ def search_identity(bundle: Bundle, split: Split, options: Options) -> dict[str,
         "data": [split.name, len(split.examples.items)],
         "options": asdict(options),
     }
-
-
-def named(components: Components) -> str:
-    return " ".join(f"{name}={mode}" for name, mode in components.items()) or "fp32"
 
 
 def _key(components: Components) -> str:

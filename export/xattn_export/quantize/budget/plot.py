@@ -1,4 +1,4 @@
-"""The mixes that a search measured as a picture: size against loss, those of the frontier joined."""
+"""The mixes that a search measured as a plot: size against loss, those of the frontier joined."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from xattn_export.quantize.budget.search import Measured
+from xattn_export.quantize.budget.search import Measured, named
 
 __all__ = ["frontier_plot"]
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 640, 360, 64, 48
 
 
-def frontier_plot(found: Sequence[Measured], frontier: Sequence[Measured], budget: float, metric: str) -> str:
-    """An SVG with a dot for each of `found` that could be made, and a line at the budget."""
-    shown = [one for one in found if one.failure is None and math.isfinite(one.loss)]
+def frontier_plot(results: Sequence[Measured], frontier: Sequence[Measured], budget: float, metric: str) -> str:
+    """An SVG with a dot for each of `results` that could be made, and a line at the budget."""
+    shown = [one for one in results if one.failure is None and math.isfinite(one.loss)]
     largest = max(one.bytes for one in shown)
     low, high = min(0.0, *(one.loss for one in shown)), max(2 * budget, *(one.loss for one in shown))
 
@@ -43,14 +43,10 @@ font-size="12"><rect width="100%" height="100%" fill="white"/>
 
 
 def _dot(one: Measured, x: float, y: float, *, is_best: bool) -> str:
-    told = f"{_said(one)}: {one.bytes / 1e6:.2f} MB, {one.loss:.2%} lost, {one.time:.2f} of the time"
+    told = f"{named(one.components)}: {one.bytes / 1e6:.2f} MB, {one.loss:.2%} lost, {one.time:.2f} of the time"
     fill = "#2a6fdb" if is_best else "#8888"
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{fill}"><title>{escape(told)}</title></circle>'
 
 
 def _text(x: float, y: float, anchor: str, text: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _said(measured: Measured) -> str:
-    return " ".join(f"{name}={mode}" for name, mode in measured.components.items()) or "fp32"

@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from xattn_export.quantize.base.mode_spec import BASELINE
 from xattn_export.quantize.base.options import Mode
 
-__all__ = ["Measured", "Prefer", "Space", "candidates", "cost", "frontier"]
+__all__ = ["Measured", "Prefer", "Space", "candidates", "cost", "frontier", "named"]
 
 Prefer = Literal["size", "speed", "memory"]
 Components = Mapping[str, Mode]
@@ -31,7 +32,7 @@ _SAME_TIME = 1.05
 class Measured:
     """A mix as it was measured.
 
-    components: role, or role/layer, → mode; what is not there is fp32. score: of the task, the higher the better. loss:
+    components: role, or role/layer, → mode; what is not named is fp32. score: of the task, the higher the better. loss:
     the share of the fp32 bundle's score that is lost; infinite where no bundle could be made, as `failure` says.
     bytes: of the bundle. time: of an answer, as a multiple of the fp32 bundle's. memory_mb: the peak of a process.
     """
@@ -47,10 +48,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Space:
-    """What can be chosen: modes of each role, and the names of each role's layers."""
+    """What can be chosen: role → modes, role → names of its layers, mode → that of layers that lose too much in it."""
 
     modes: Mapping[str, Sequence[Mode]]
-    layers: Callable[[str], Sequence[str]] = field(compare=False)
+    layers: Mapping[str, Sequence[str]]
+    milder: Mapping[Mode, Mode]
+
+
+def named(components: Components) -> str:
+    """The mix in words, as `--component` has it."""
+    return " ".join(f"{name}={mode}" for name, mode in components.items()) or BASELINE
 
 
 def cost(measured: Measured, prefer: Prefer) -> float:
@@ -67,8 +74,8 @@ def candidates(
     the budget, since the first may not do so on other samples; then the layers of the component that stands in the way
     of a better mix, one at a time, and mixes in which the costliest of them stay more precise.
     """
-    plain = measure({})
-    yield plain
+    baseline = measure({})
+    yield baseline
     alone: dict[tuple[str, Mode], Measured] = {}
     for role, modes in space.modes.items():
         for mode in modes:
@@ -78,24 +85,24 @@ def candidates(
     best = min(within, key=lambda one: cost(one, prefer), default=None)
     enough = _ENOUGH
     rejected: list[Measured] = []
-    for components in _mixes(space, budget, prefer, plain, alone):
-        found = measure(components)
-        yield found
-        if found.loss > budget:
-            rejected.append(found)
+    for components in _mixes(space, budget, prefer, baseline, alone):
+        mix = measure(components)
+        yield mix
+        if mix.loss > budget:
+            rejected.append(mix)
             continue
-        best = min((one for one in (best, found) if one is not None), key=lambda one: cost(one, prefer))
+        best = min((one for one in (best, mix) if one is not None), key=lambda one: cost(one, prefer))
         enough -= 1
         if not enough:
             break
     cheaper = [mix for mix in rejected if best is None or cost(mix, prefer) < cost(best, prefer)]
-    if cheaper and (mix := min(cheaper, key=lambda one: (one.loss, cost(one, prefer)))).loss < math.inf:
-        yield from _with_layers(space, budget, mix, alone, measure)
+    if cheaper and (nearest := min(cheaper, key=lambda one: (one.loss, cost(one, prefer)))).loss < math.inf:
+        yield from _with_layers(space, budget, nearest, alone, measure)
 
 
-def frontier(found: Sequence[Measured], budget: float, prefer: Prefer) -> list[Measured]:
+def frontier(results: Sequence[Measured], budget: float, prefer: Prefer) -> list[Measured]:
     """Those within the budget that none other beats in both time and size, the preferred first."""
-    within = [one for one in found if one.loss <= budget and one.components]
+    within = [one for one in results if one.loss <= budget and one.components]
     kept = [one for one in within if not any(_beats(other, one) for other in within)]
     return sorted(kept, key=lambda one: cost(one, prefer))
 
@@ -105,19 +112,19 @@ def _beats(one: Measured, other: Measured) -> bool:
 
 
 def _mixes(
-    space: Space, budget: float, prefer: Prefer, plain: Measured, alone: Mapping[tuple[str, Mode], Measured]
+    space: Space, budget: float, prefer: Prefer, baseline: Measured, alone: Mapping[tuple[str, Mode], Measured]
 ) -> list[dict[str, Mode]]:
     """Mixes of two or more components by predicted cost, without those that are predicted to lose far too much."""
-    choices = [[(role, "fp32"), *((role, mode) for mode in modes)] for role, modes in space.modes.items()]
+    choices = [[(role, BASELINE), *((role, mode) for mode in modes)] for role, modes in space.modes.items()]
     predicted = []
     for mix in itertools.product(*choices):
-        parts = [alone[part] for part in mix if part[1] != "fp32"]
+        parts = [alone[part] for part in mix if part[1] != BASELINE]
         if len(parts) < 2:
             continue
         loss = sum(max(0.0, part.loss) for part in parts)
-        total = cost(plain, prefer) + sum(cost(part, prefer) - cost(plain, prefer) for part in parts)
+        total = cost(baseline, prefer) + sum(cost(part, prefer) - cost(baseline, prefer) for part in parts)
         if loss <= max(_HOPE * budget, min(part.loss for part in alone.values())) and loss < math.inf:
-            predicted.append((total, {role: mode for role, mode in mix if mode != "fp32"}))
+            predicted.append((total, {role: mode for role, mode in mix if mode != BASELINE}))
     predicted.sort(key=lambda pair: pair[0])
     return [dict(mix) for _, mix in predicted[:_MOST_TRIES]]
 
@@ -133,16 +140,15 @@ def _with_layers(
     role = max(mix.components, key=lambda name: alone[name, mix.components[name]].loss)
     mode = mix.components[role]
     costs = []
-    for layer in space.layers(role):
-        found = measure({f"{role}/{layer}": mode})
-        yield found
-        if found.failure is None:
-            costs.append((found.loss, layer))
+    for layer in space.layers[role]:
+        alone_in_it = measure({f"{role}/{layer}": mode})
+        yield alone_in_it
+        if alone_in_it.failure is None:
+            costs.append((alone_in_it.loss, layer))
     costs.sort(reverse=True)
-    better: Mode = "int8" if mode not in ("int8", "int8-static") else "fp32"
     for count in (number for number in _RAISED if number < len(costs)):
-        raised = {f"{role}/{layer}": better for _, layer in costs[:count]}
-        found = measure({**mix.components, **raised})
-        yield found
-        if found.loss <= budget:
+        raised = {f"{role}/{layer}": space.milder[mode] for _, layer in costs[:count]}
+        result = measure({**mix.components, **raised})
+        yield result
+        if result.loss <= budget:
             return

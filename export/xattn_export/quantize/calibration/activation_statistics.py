@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto
+from numpy.typing import NDArray
 
-from xattn_export.graph.generator import GENERATOR
-from xattn_export.graph.reading import read_graph
-from xattn_export.quantize.base.layers import Layer, Observed, find_layers
+from xattn_export.graph.editing import graph_parts
+from xattn_export.quantize.base.mode_spec import Observation
 from xattn_export.quantize.base.options import GraphPlan, KeyValuePrecision, Options
-from xattn_export.quantize.base.prepare import Constants, prepare_products
-from xattn_export.quantize.calibration.examples import Examples, Tell, golden_examples, largest_magnitudes, observe
+from xattn_export.quantize.base.passing import Observed
+from xattn_export.quantize.base.prepared import PreparedBundle, PreparedGraph
+from xattn_export.quantize.calibration.examples import Examples, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.calibration.observers import (
     ChannelMeans,
     ChannelPeaks,
@@ -22,7 +22,8 @@ from xattn_export.quantize.calibration.observers import (
     Histogram,
     Observer,
 )
-from xattn_export.quantize.calibration.seen import Seen
+from xattn_export.quantize.calibration.result import Calibration
+from xattn_export.quantize.modes.table import specs_of
 from xattn_export.quantize.passes.half import (
     FP16_LARGEST,
     float_tensors,
@@ -30,11 +31,16 @@ from xattn_export.quantize.passes.half import (
     overflowing_nodes,
     with_sums_of_squares,
 )
-from xattn_export.quantize.passes.key_values import StoredSeries, is_turned, largest_stored, series_of, stored_name
-from xattn_export.quantize.passes.static import watched_tensors
-from xattn_runtime.bundle.folder import Bundle
-from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES
+from xattn_export.quantize.passes.key_values import (
+    StoredSeries,
+    is_transposed,
+    largest_stored,
+    series_of,
+    stored_name,
+)
+from xattn_export.quantize.passes.static import tensors_with_ranges
 from xattn_runtime.errors import UserError
+from xattn_runtime.progress import Progress
 
 __all__ = ["MOST_PRODUCT_BYTES", "calibrate", "needs_examples"]
 
@@ -51,116 +57,130 @@ class _Watch:
     peaks: dict[str, ChannelPeaks] = field(default_factory=dict)
     means: dict[str, ChannelMeans] = field(default_factory=dict)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to observe."""
+        return not (self.histograms or self.products or self.peaks or self.means)
+
 
 def needs_examples(plans: Mapping[str, GraphPlan], options: Options) -> list[str]:
     """What of the plans cannot be done without calibration data, in words; nothing where all can."""
-    modes = frozenset().union(*(plan.modes for plan in plans.values()))
-    reasons = ["mode int8-static"] if "int8-static" in modes else []
-    if options.rounding == "gptq" and modes - {"fp32", "fp16"}:
+    specs = specs_of(frozenset().union(*(plan.modes for plan in plans.values())))
+    reasons = [f"mode {spec.name}" for spec in specs if "ranges" in spec.observes]
+    if options.rounding == "gptq" and any("channels" in spec.observes for spec in specs):
         reasons.append("rounding gptq")
-    reasons += ["smoothing"] if options.smooth and "int8" in modes else []
-    return reasons + [f"{name} int8" for name in ("cross", "cache") if getattr(options, name) == "int8"]
+    reasons += ["smoothing"] if options.smooth and any("peaks" in spec.observes for spec in specs) else []
+    return reasons + [f"{name} int8" for name, precision in options.key_values.items() if precision == "int8"]
 
 
 def calibrate(
-    bundle: Bundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples | None, tell: Tell
-) -> dict[str, Seen]:
-    """What the plans need to know, by role. Without `examples` fp16 is scanned, and means taken, on the golden inputs.
+    source: PreparedBundle,
+    plans: Mapping[str, GraphPlan],
+    options: Options,
+    examples: Examples | None,
+    progress: Progress,
+) -> dict[str, Calibration]:
+    """What the plans need to know, by role. Without `examples` the golden inputs stand in for what needs no data.
 
     Raises UserError where values are not finite.
     """
-    some = examples or golden_examples(bundle)
-    overflowing = _scan(bundle, plans, some, tell)
-    observed = _observe(bundle, plans, options, some, tell)
-    key_values = _key_values(bundle, options, some, tell)
+    some = examples or golden_examples(source.bundle)
+    overflowing = _scan(source, plans, some, progress)
+    observed = _observe(source, plans, options, some, progress)
+    key_values = _key_values(source, options, some, progress)
     nothing, none = Observed(), frozenset[str]()
-    return {role: Seen(observed.get(role, nothing), overflowing.get(role, none), key_values) for role in plans}
+    return {role: Calibration(observed.get(role, nothing), overflowing.get(role, none), key_values) for role in plans}
 
 
-def _scan(bundle: Bundle, plans: Mapping[str, GraphPlan], examples: Examples, tell: Tell) -> dict[str, frozenset[str]]:
-    """Role of an fp16 graph → the nodes that overflow."""
-    roles = [role for role, plan in plans.items() if plan.mode == "fp16"]
-    if not roles:
+def _observes(observation: Observation, modes: Collection[str]) -> bool:
+    """Whether one of `modes` needs that."""
+    return any(observation in spec.observes for spec in specs_of(modes))
+
+
+def _scan(
+    source: PreparedBundle, plans: Mapping[str, GraphPlan], examples: Examples, progress: Progress
+) -> dict[str, frozenset[str]]:
+    """Role of a graph in half precision → the nodes that overflow."""
+    graphs = {role: source.graphs[role] for role, plan in plans.items() if _observes("magnitudes", {plan.mode})}
+    if not graphs:
         return {}
-    sources = {role: bundle.file(bundle.manifest.graphs[role].file) for role in roles}
-    graphs = {role: read_graph(source) for role, source in sources.items()}
-    scanned = {role: with_sums_of_squares(graph) for role, graph in graphs.items()}
-    tensors = {role: (graph, sorted(float_tensors(graph))) for role, graph in scanned.items()}
-    largest = largest_magnitudes(bundle, examples, tensors, tell)
-    for role in roles:
-        largest[role] |= largest_weights(graphs[role], sources[role].parent)
-    return {role: frozenset(overflowing_nodes(graphs[role], largest[role])) for role in roles}
+    watched = {}
+    for role, graph in graphs.items():
+        scanned = with_sums_of_squares(graph.model)
+        watched[role] = scanned, sorted(float_tensors(graph_parts(scanned)))
+    largest = largest_magnitudes(source.bundle, examples, watched, progress)
+    return {
+        role: frozenset(overflowing_nodes(graph.parts, {**largest[role], **largest_weights(graph.parts)}))
+        for role, graph in graphs.items()
+    }
 
 
-def _key_values(bundle: Bundle, options: Options, examples: Examples, tell: Tell) -> dict[str, StoredSeries]:
+def _key_values(
+    source: PreparedBundle, options: Options, examples: Examples, progress: Progress
+) -> dict[str, StoredSeries]:
     """What is to be stored in fewer bits, by its `stored_name`.
 
     Raises UserError where the bundle has no such keys and values, or fp16 does not hold them.
     """
-    wanted = {"cross": options.cross, "image": options.cross, "present": options.cache}
-    asked = {series: precision for series, precision in wanted.items() if precision != "fp32"}
-    if not asked:
+    series = {"cross": ("cross", "image"), "cache": ("present",)}
+    wanted = {one: precision for name, precision in options.key_values.items() for one in series[name]}
+    if not wanted:
         return {}
-    graphs: dict[str, ModelProto] = {}
     peaks: dict[str, dict[str, HeadPeaks]] = {}
-    for role, graph in bundle.manifest.graphs.items():
-        if role in (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES):
-            continue
-        model = read_graph(bundle.file(graph.file))
-        names = [value.name for value in model.graph.input if series_of(value.name) in ("cross", "image")]
-        names += [value.name for value in model.graph.output if series_of(value.name) == "present"]
-        if chosen := [name for name in names if series_of(name) in asked]:
-            graphs[role], peaks[role] = model, {name: HeadPeaks() for name in chosen}
-    for option, series in (("cross", ("cross", "image")), ("cache", ("present",))):
-        found = {series_of(name) for watched in peaks.values() for name in watched}
-        if asked.keys() & set(series) and not found & set(series):
+    for role, graph in source.graphs.items():
+        names = [value.name for value in graph.parts.inputs if series_of(value.name) in ("cross", "image")]
+        names += [value.name for value in graph.parts.outputs if series_of(value.name) == "present"]
+        if chosen := [name for name in names if series_of(name) in wanted]:
+            peaks[role] = {name: HeadPeaks() for name in chosen}
+    for option in options.key_values:
+        if not {series_of(name) for watched in peaks.values() for name in watched}.intersection(series[option]):
             raise UserError(
                 f"{option}: expected a bundle whose graphs hand on keys and values of that kind, found none; leave it"
             )
-    observers = {role: {name: [one] for name, one in watched.items()} for role, watched in peaks.items()}
-    observe(bundle, examples, {role: (graphs[role], observers[role]) for role in graphs}, tell)
+    watched = {
+        role: (source.graphs[role].model, {name: [one] for name, one in ones.items()}) for role, ones in peaks.items()
+    }
+    observe(source.bundle, examples, watched, progress)
     return {
-        stored_name(name): _stored_series(role, name, asked[series_of(name) or ""], one, graphs[role])
-        for role, watched in peaks.items()
-        for name, one in watched.items()
+        stored_name(name): _stored_series(source.graphs[role], name, wanted[series_of(name) or ""], one.peaks)
+        for role, ones in peaks.items()
+        for name, one in ones.items()
     }
 
 
 def _stored_series(
-    role: str, name: str, precision: KeyValuePrecision, observer: HeadPeaks, model: ModelProto
+    graph: PreparedGraph, name: str, precision: KeyValuePrecision, peaks: NDArray[np.float32] | None
 ) -> StoredSeries:
-    if observer.peaks is None:
-        raise UserError(f"{role}: {name}: expected calibration data that reaches it, found none that does; take others")
+    where = f"{graph.role}: {name}"
+    if peaks is None:
+        raise UserError(f"{where}: expected calibration data that reaches it, found none that does; take others")
     if precision == "int8":
-        scales = np.where(observer.peaks > 0, observer.peaks / largest_stored(name), 1).astype(np.float32)
-        return StoredSeries(precision, scales, is_turned(model, name))
-    if observer.peaks.max() > FP16_LARGEST / 2:
+        scales = np.where(peaks > 0, peaks / largest_stored(name), 1).astype(np.float32)
+        return StoredSeries(precision, scales, is_transposed(graph.parts, name))
+    if peaks.max() > FP16_LARGEST / 2:
         raise UserError(
-            f"{role}: {name}: expected magnitudes well within fp16, at most {FP16_LARGEST / 2:g}, found "
-            f"{observer.peaks.max():g}; leave them in fp32"
+            f"{where}: expected magnitudes well within fp16, at most {FP16_LARGEST / 2:g}, found "
+            f"{peaks.max():g}; leave them in fp32"
         )
     return StoredSeries(precision)
 
 
 def _observe(
-    bundle: Bundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples, tell: Tell
+    source: PreparedBundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples, progress: Progress
 ) -> dict[str, Observed]:
-    sources = {role: bundle.file(bundle.manifest.graphs[role].file) for role in plans}
-    watches = {}
-    for role, plan in plans.items():
-        if plan.modes - {"fp32", "fp16"}:
-            prepared = read_graph(sources[role])
-            prepare_products(prepared, sources[role].parent)
-            layers = find_layers(prepared, sources[role].parent)
-            watches[role] = _watch(prepared, layers, plan, options, Constants(prepared.graph, sources[role].parent))
+    watches = {
+        role: watch
+        for role, plan in plans.items()
+        if not (watch := _watch(source.graphs[role], plan, options)).is_empty
+    }
     passes = list(_passes(watches))
     for number, part in enumerate(passes):
 
         def told(what: str, share: float, number: int = number) -> None:
-            tell(what, (number + share) / len(passes))
+            progress(what, (number + share) / len(passes))
 
-        graphs = {role: (read_graph(sources[role]), observers) for role, observers in part.items()}
-        observe(bundle, examples, graphs, told)
+        watched = {role: (source.graphs[role].model, observers) for role, observers in part.items()}
+        observe(source.bundle, examples, watched, told)
     return {role: _observed(watch, options) for role, watch in watches.items()}
 
 
@@ -183,20 +203,21 @@ def _passes(watches: Mapping[str, _Watch]) -> Iterator[dict[str, dict[str, list[
         yield part
 
 
-def _watch(model: ModelProto, layers: list[Layer], plan: GraphPlan, options: Options, constants: Constants) -> _Watch:
+def _watch(graph: PreparedGraph, plan: GraphPlan, options: Options) -> _Watch:
     """Observers for all that the plan needs to know of a graph."""
-    watch = _Watch()
-    static = [layer for layer in layers if plan.mode_of(layer.name) == "int8-static"]
-    watch.histograms.update({name: Histogram() for name in watched_tensors(model, static)})
-    for layer in layers:
-        if layer.kind != "product" or plan.mode_of(layer.name) in ("fp32", "fp16"):
+    watch, constants = _Watch(), graph.products.constants()
+    with_ranges = [layer for layer in graph.layers if _observes("ranges", {plan.mode_of(layer.name)})]
+    watch.histograms.update({name: Histogram() for name in tensors_with_ranges(graph.products, with_ranges)})
+    for layer in graph.layers:
+        modes = {plan.mode_of(layer.name)}
+        if layer.kind != "product" or not _observes("channels", modes):
             continue
-        watch.means[layer.found] = ChannelMeans()
-        if options.smooth and plan.mode_of(layer.name) == "int8":
-            watch.peaks[layer.found] = ChannelPeaks()
+        watch.means[layer.input] = ChannelMeans()
+        if options.smooth and _observes("peaks", modes):
+            watch.peaks[layer.input] = ChannelPeaks()
         products = ChannelProducts(constants.dims(layer.weights)[0])
         if options.rounding == "gptq" and products.bytes <= MOST_PRODUCT_BYTES:
-            watch.products[layer.found] = products
+            watch.products[layer.input] = products
     return watch
 
 

@@ -1,8 +1,8 @@
 """Calibration: examples go through the whole pipeline, and what passes through each graph is observed.
 
-So a decoder is seen at real decoding, step by step with its cache. The graphs give the tensors of interest as outputs
-beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on how many examples
-there are.
+So a decoder is seen at real decoding, step by step with its cache. The tensors of interest become outputs of the graphs
+beside their own; what is kept of them is of a fixed size, so that memory depends on one run, not on the number of
+examples.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, default_threads
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress
 from xattn_runtime.tasks import Task, TaskInput
 
 if TYPE_CHECKING:
@@ -41,21 +42,20 @@ __all__ = [
     "run_example",
 ]
 
-Tell = Callable[[str, float], None]
 _Tensors = Mapping[str, NDArray[Any]]
 _LARGEST = "_largest"
 
 
 class Example(Protocol):
-    """What a task is given: an image, and a question, prompt or query where it takes one."""
+    """The input of a task: an image, and a question, prompt or query where it has one."""
 
     @property
     def image(self) -> ImageInput:
-        """As a task takes it."""
+        """In any form that a task reads."""
 
     @property
     def text(self) -> str | None:
-        """What is asked, sought, or to be gone on from."""
+        """The question, query, or prompt to continue."""
 
 
 class Examples(Protocol):
@@ -108,12 +108,12 @@ class GraphProbe:
         self, model: ModelProto, source: Path, tensors: Iterable[str], show: Callable[[_Tensors], None]
     ) -> None:
         """source: the file that `model` was read from."""
-        self._given = [output.name for output in model.graph.output]
+        self._outputs = [output.name for output in model.graph.output]
         inputs = {value.name for value in model.graph.input}
         self._fed = sorted(set(tensors) & inputs)
         self._computed = sorted(set(tensors) - inputs)
         self._show = show
-        added = [name for name in self._computed if name not in self._given]
+        added = [name for name in self._computed if name not in self._outputs]
         self._session = _session(_with_outputs(model, added), source)
 
     def get_inputs(self) -> Sequence[EngineTensor]:
@@ -122,14 +122,14 @@ class GraphProbe:
 
     def get_outputs(self) -> Sequence[EngineTensor]:
         """Those of the graph, without what is shown."""
-        return [output for output in self._session.get_outputs() if output.name in self._given]
+        return [output for output in self._session.get_outputs() if output.name in self._outputs]
 
     def run(self, outputs: Sequence[str], inputs: _Tensors) -> Sequence[NDArray[Any]]:
         """The named outputs for `inputs`, after the tensors of interest were shown."""
         asked = [*outputs, *(name for name in self._computed if name not in outputs)]
-        found = dict(zip(asked, self._session.run(asked, dict(inputs)), strict=True))
-        self._show({name: inputs[name] for name in self._fed} | {name: found[name] for name in self._computed})
-        return [found[name] for name in outputs]
+        values = dict(zip(asked, self._session.run(asked, dict(inputs)), strict=True))
+        self._show({name: inputs[name] for name in self._fed} | {name: values[name] for name in self._computed})
+        return [values[name] for name in outputs]
 
 
 class _Engine:
@@ -148,7 +148,7 @@ def observe(
     bundle: Bundle,
     examples: Examples,
     watched: Mapping[str, tuple[ModelProto, Mapping[str, Sequence[Observer]]]],
-    tell: Tell,
+    progress: Progress,
 ) -> None:
     """Send `examples` through the pipeline, and show observers what their tensor becomes.
 
@@ -163,7 +163,7 @@ def observe(
         role: GraphProbe(model, _file(bundle, role), observers, show_of(role))
         for role, (model, observers) in watched.items()
     }
-    _run(bundle, examples, probes, tell)
+    _run(bundle, examples, probes, progress)
 
 
 def _see(role: str, tensors: _Tensors, observers: Mapping[str, Sequence[Observer]]) -> None:
@@ -174,37 +174,37 @@ def _see(role: str, tensors: _Tensors, observers: Mapping[str, Sequence[Observer
 
 
 def largest_magnitudes(
-    bundle: Bundle, examples: Examples, graphs: Mapping[str, tuple[ModelProto, Iterable[str]]], tell: Tell
+    bundle: Bundle, examples: Examples, graphs: Mapping[str, tuple[ModelProto, Iterable[str]]], progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Role → tensor → the largest magnitude seen; infinities, which masks hold, are passed over.
 
     graphs: role → its graph, and the tensors of interest. The maxima are computed in the graph.
     """
-    found: dict[str, dict[str, float]] = {role: {} for role in graphs}
+    largest: dict[str, dict[str, float]] = {role: {} for role in graphs}
 
     def show_of(role: str) -> Callable[[_Tensors], None]:
-        return lambda maxima: _keep_largest(role, maxima, found[role])
+        return lambda maxima: _keep_largest(role, maxima, largest[role])
 
     probes = {}
     for role, (model, tensors) in graphs.items():
         scanned, names = _with_maxima(model, tensors)
         probes[role] = GraphProbe(scanned, _file(bundle, role), names, show_of(role))
-    _run(bundle, examples, probes, tell)
-    return found
+    _run(bundle, examples, probes, progress)
+    return largest
 
 
-def _keep_largest(role: str, maxima: _Tensors, found: dict[str, float]) -> None:
+def _keep_largest(role: str, maxima: _Tensors, largest: dict[str, float]) -> None:
     for name, value in maxima.items():
         tensor = name.removesuffix(_LARGEST)
         _check_finite(role, tensor, value)
-        found[tensor] = max(found.get(tensor, 0.0), float(value))
+        largest[tensor] = max(largest.get(tensor, 0.0), float(value))
 
 
 def _file(bundle: Bundle, role: str) -> Path:
     return bundle.file(bundle.manifest.graphs[role].file)
 
 
-def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], tell: Tell) -> None:
+def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], progress: Progress) -> None:
     """The examples through the pipeline, a token at a time."""
     if not examples.items:
         raise UserError(f"calibration data {examples.name}: expected examples, found none")
@@ -212,7 +212,7 @@ def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], t
     settings = SessionSettings(CPU, default_threads(), engine=_Engine(probes))
     task = load(replace(bundle, manifest=replace(bundle.manifest, graphs=graphs)), settings)
     for number, example in enumerate(examples.items):
-        tell(f"calibrating on {examples.name}", number / len(examples.items))
+        progress(f"calibrating on {examples.name}", number / len(examples.items))
         run_example(task, example)
 
 

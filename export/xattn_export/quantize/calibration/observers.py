@@ -16,7 +16,7 @@ __all__ = ["ChannelMeans", "ChannelPeaks", "ChannelProducts", "HeadPeaks", "Hist
 
 _BINS = 2048
 _LEVELS = 128
-# Of one run: products of channels say as much when they are taken of every second position, or every tenth.
+# Of one run: products of channels say as much of every second position, or every tenth.
 _MOST_ROWS = 256
 
 

@@ -1,4 +1,4 @@
-"""Bias correction: what rounded weights give too little of on average goes into the bias that follows the product.
+"""Bias correction: what the product with rounded weights lacks on average is added to the bias that follows it.
 
 Activations are far from zero on average, so that errors of weights add up in the same direction at every token. Nothing
 is added to the graph (Nagel et al., 2019, https://arxiv.org/abs/1906.04721).
@@ -6,34 +6,33 @@ is added to the graph (Nagel et al., 2019, https://arxiv.org/abs/1906.04721).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
 
-import numpy as np
-from numpy.typing import NDArray
-from onnx import ModelProto
+from xattn_export.graph.editing import GraphWriter, with_inputs
+from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 
-from xattn_export.quantize.base.prepare import Constants
-
-__all__ = ["correct_biases"]
+__all__ = ["CORRECT_BIASES", "correct_biases"]
 
 
-def correct_biases(model: ModelProto, shifts: Mapping[str, NDArray[np.float32]], folder: Path | None = None) -> int:
-    """Add `shifts`, product's output → `[columns]`, to the biases that alone follow those products, in place; how many.
+def correct_biases(draft: Draft, assignment: Assignment) -> Draft:
+    """Add the shifts of `draft` to the biases that alone follow those products.
 
-    A product without a bias stays as it is. folder: where weights lie that are beside the graph.
+    A product without a bias stays as it is, and layers that are not assigned have no shift.
     """
-    graph, constants = model.graph, Constants(model.graph, folder)
-    readers = [name for node in graph.node for name in node.input] + [output.name for output in graph.output]
+    graph, writer = draft.graph, GraphWriter(draft.graph.constants())
+    constants = writer.constants
+    readers = Counter(name for node in graph.nodes for name in node.input)
+    readers.update(output.name for output in graph.outputs)
     corrected = 0
-    for node in graph.node:
-        if node.op_type != "Add":
-            continue
-        for place, name in enumerate(node.input):
-            bias = node.input[1 - place]
-            if name not in shifts or readers.count(name) != 1 or not constants.is_float(bias, 1):
-                continue
-            node.input[1 - place] = constants.add(f"{name}_bias", constants.values(bias) + shifts[name])
-            corrected += 1
-    constants.write_back()
-    return corrected
+    for node in graph.nodes:
+        inputs = list(node.input)
+        for place, name in enumerate(node.input if node.op_type == "Add" else ()):
+            bias = inputs[1 - place]
+            if name in draft.shifts and readers[name] == 1 and constants.is_float(bias, 1):
+                inputs[1 - place] = constants.add(f"{name}_bias", constants.values(bias) + draft.shifts[name])
+                corrected += 1
+        writer.keep(with_inputs(node, inputs))
+    return draft.after(graph.rewritten(writer), corrected_biases=corrected)
+
+
+CORRECT_BIASES = Pass("correct_biases", correct_biases)

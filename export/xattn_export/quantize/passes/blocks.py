@@ -6,25 +6,19 @@ into one kernel when it loads the graph. https://onnx.ai/onnx/operators/onnx__De
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
-from xattn_export.quantize.base.layers import FEWEST_WEIGHTS, Rounder, is_chosen
+from xattn_export.graph.editing import Constants, GraphWriter, with_inputs
+from xattn_export.quantize.base.layers import layer_name
 from xattn_export.quantize.base.options import BLOCKS
-from xattn_export.quantize.base.prepare import Constants, replace_nodes
+from xattn_export.quantize.base.passing import Assignment, Draft, Pass, round_product
 from xattn_export.quantize.base.rounding import Grid, Rounded
 
-__all__ = ["FOUR_BITS", "LOWEST_OPSET", "block_that_divides", "quantize_blocks"]
-
-FOUR_BITS = Grid(4, 32)
-"""Signed, a scale for every 32."""
-
-LOWEST_OPSET = 21
+__all__ = ["STORE_4_BIT_BLOCKS", "STORE_8_BIT_BLOCKS", "block_that_divides", "store_blocks"]
 
 _TYPES = {
     (4, True): TensorProto.INT4,
@@ -32,49 +26,49 @@ _TYPES = {
     (8, True): TensorProto.INT8,
     (8, False): TensorProto.UINT8,
 }
+_COUNTED = {4: "int4_products", 8: "int8_weight_products"}
 
 
-def quantize_blocks(
-    model: ModelProto,
-    folder: Path | None = None,
-    *,
-    grid: Grid = FOUR_BITS,
-    rounder: Rounder | None = None,
-    only: Collection[str] | None = None,
-) -> int:
-    """Store the large constant factors of products on `grid`, in place; how many.
+def store_blocks(draft: Draft, assignment: Assignment, bits: int) -> Draft:
+    """Store the constant factors of products in `bits` bits, in blocks.
 
-    Where the block does not divide the rows the largest smaller one that does is taken; without one the factor is left
-    as it is. `folder`: where weights lie that are beside the graph. `only`: the layers to change, by name.
+    Where the block does not divide the rows, it is the largest smaller one that does; without one the factor stays as
+    it is.
     """
-    graph = model.graph
-    constants = Constants(graph, folder)
-    rounder = rounder or Rounder()
+    names, writer = assignment.names("product"), GraphWriter(draft.graph.constants())
     restored: dict[str, str] = {}
-    replacements: dict[int, list[NodeProto]] = {}
     stored: list[TensorProto] = []
-    for index, node in enumerate(graph.node):
-        if node.op_type != "MatMul" or not is_chosen(node, only):
+    shifts: dict[str, NDArray[np.float32]] = {}
+    count = 0
+    for node in draft.graph.nodes:
+        block = _block_of(node, assignment.options.block, writer.constants) if layer_name(node) in names else None
+        if block is None:
+            writer.keep(node)
             continue
-        name = node.input[1]
-        if not constants.is_float(name, 2) or constants.elements(name) < FEWEST_WEIGHTS:
-            continue
-        if (block := block_that_divides(constants.dims(name)[0], grid.block)) is None:
-            continue
-        added: list[NodeProto] = []
+        source, name = node.input
         if name not in restored:
             restored[name] = f"{name}_restored"
-            fitting = Grid(grid.bits, block, grid.symmetric)
-            rounded = rounder(constants.values(name), fitting, node.input[0], node.output[0])
-            tensors, dequantize = _dequantized(name, rounded, restored[name], constants)
-            stored += tensors
-            added.append(dequantize)
-        node.input[1] = restored[name]
-        replacements[index] = [*added, node]
-    replace_nodes(graph, replacements)
-    constants.write_back()
-    graph.initializer.extend(stored)
-    return len(replacements)
+            grid = Grid(bits, block, assignment.options.symmetric)
+            weights = writer.constants.values(name)
+            rounded, shift = round_product(weights, grid, assignment.options, draft.observed, source)
+            shifts |= {} if shift is None else {node.output[0]: shift}
+            stored += _write_dequantized(name, rounded, restored[name], writer)
+        writer.keep(with_inputs(node, [source, restored[name]]))
+        count += 1
+    for tensor in stored:
+        writer.constants.put(tensor)
+    return draft.after(draft.graph.rewritten(writer), shifts, **{_COUNTED[bits]: count})
+
+
+STORE_4_BIT_BLOCKS = Pass("store_4_bit_blocks", partial(store_blocks, bits=4))
+STORE_8_BIT_BLOCKS = Pass("store_8_bit_blocks", partial(store_blocks, bits=8), after=(STORE_4_BIT_BLOCKS.name,))
+
+
+def _block_of(node: NodeProto, block: int, constants: Constants) -> int | None:
+    """The size of blocks of the weights of `node`, None where it stays as it is."""
+    if node.op_type != "MatMul" or not constants.is_float(node.input[1], 2):
+        return None
+    return block_that_divides(constants.dims(node.input[1])[0], block)
 
 
 def block_that_divides(rows: int, block: int) -> int | None:
@@ -82,21 +76,21 @@ def block_that_divides(rows: int, block: int) -> int | None:
     return next((size for size in sorted(BLOCKS, reverse=True) if size <= block and rows % size == 0), None)
 
 
-def _dequantized(name: str, rounded: Rounded, output: str, constants: Constants) -> tuple[list[TensorProto], NodeProto]:
-    """The node that restores `rounded` as `output`, and the tensors that it reads, but for its scales.
+def _write_dequantized(name: str, rounded: Rounded, output: str, writer: GraphWriter) -> list[TensorProto]:
+    """Write the node that restores `rounded` as `output`; the tensors that it reads, but for its scales.
 
-    Those are put among `constants`, which know no type of four bits.
+    Those are among the constants already, which read no type of four bits.
     """
     grid = rounded.grid
     data_type = _TYPES[grid.bits, grid.symmetric]
     stem = f"{name}_{'' if grid.symmetric else 'u'}int{grid.bits}"
     tensors = [_packed(stem, rounded.values, data_type)]
-    inputs = [stem, constants.add(f"{name}_block_scale", rounded.scales)]
+    inputs = [stem, writer.constants.add(f"{name}_block_scale", rounded.scales)]
     if (zeros := _zero_points(name, rounded, data_type)) is not None:
         tensors.append(zeros)
         inputs.append(zeros.name)
-    node = helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=0, block_size=grid.block)
-    return tensors, node
+    writer.node("DequantizeLinear", inputs, output, axis=0, block_size=grid.block)
+    return tensors
 
 
 def _zero_points(name: str, rounded: Rounded, data_type: int) -> TensorProto | None:
@@ -114,7 +108,7 @@ def _zero_points(name: str, rounded: Rounded, data_type: int) -> TensorProto | N
 def _packed(name: str, values: NDArray[np.int16], data_type: int) -> TensorProto:
     """Values of 8 bits a byte each, those of 4 bits two a byte, the first in the low half."""
     if data_type in (TensorProto.INT8, TensorProto.UINT8):
-        return onnx.helper.make_tensor(name, data_type, values.shape, values.astype(np.uint8).tobytes(), raw=True)
+        return helper.make_tensor(name, data_type, values.shape, values.astype(np.uint8).tobytes(), raw=True)
     flat = (values.reshape(-1) & 0x0F).astype(np.uint8)
     flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
-    return onnx.helper.make_tensor(name, data_type, values.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True)
+    return helper.make_tensor(name, data_type, values.shape, (flat[::2] | flat[1::2] << 4).tobytes(), raw=True)

@@ -6,8 +6,7 @@ from ONNX's own definition of it. A weight at a time is converted, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from xattn_export.graph.conformance import subgraphs
+from xattn_export.graph.editing import GraphParts, GraphWriter
 from xattn_export.quantize.base.layers import layer_name
-from xattn_export.quantize.base.prepare import Constants, write_nodes
+from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 
 __all__ = [
+    "CONVERT_TO_HALF",
     "FP16_LARGEST",
     "STANDS_FOR_INFINITY",
     "convert_to_half",
@@ -40,12 +41,12 @@ _MARGIN = 2.0
 _SQUARES = "_squares"
 
 
-def float_tensors(model: ModelProto) -> set[str]:
+def float_tensors(graph: GraphParts) -> set[str]:
     """The float32 tensors that nodes compute."""
-    graph = shape_inference.infer_shapes(model).graph
-    values = (*graph.value_info, *graph.output)
+    inferred = shape_inference.infer_shapes(graph.outline()).graph
+    values = (*inferred.value_info, *inferred.output)
     floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return floats.intersection(name for node in graph.node for name in node.output)
+    return floats.intersection(name for node in graph.nodes for name in node.output)
 
 
 def with_sums_of_squares(model: ModelProto) -> ModelProto:
@@ -83,13 +84,10 @@ def _sum_of_squares(node: NodeProto, last: str) -> list[NodeProto]:
     return [*gather, helper.make_node("ReduceSumSquare", [together, last], [sums], keepdims=0)]
 
 
-def largest_weights(model: ModelProto, folder: Path | None = None) -> dict[str, float]:
-    """Constant → the largest magnitude in it; what masks are filled with is passed over.
-
-    folder: where weights lie that are beside the graph.
-    """
-    constants = Constants(model.graph, folder)
-    names = {name for node in model.graph.node for name in node.input if constants.is_float_of_any_rank(name)}
+def largest_weights(graph: GraphParts) -> dict[str, float]:
+    """Constant → the largest magnitude in it; what masks are filled with is passed over."""
+    constants = graph.constants()
+    names = {name for node in graph.nodes for name in node.input if constants.is_float(name)}
     return {name: _largest(constants.values(name)) for name in names}
 
 
@@ -98,44 +96,44 @@ def _largest(values: NDArray[np.float32]) -> float:
     return float(sizes.max(initial=0, where=sizes < STANDS_FOR_INFINITY))
 
 
-def overflowing_nodes(model: ModelProto, largest: Mapping[str, float]) -> set[str]:
-    """The nodes that must stay in fp32, by name, when the largest magnitudes of tensors are those given.
+def overflowing_nodes(graph: GraphParts, largest: Mapping[str, float]) -> set[str]:
+    """The nodes that must stay in fp32, by name, when the largest magnitudes of tensors are `largest`.
 
     largest: of tensors and weights of the graph, and of those that `with_sums_of_squares` adds.
     """
-    found = set()
-    for node in model.graph.node:
+    overflowing = set()
+    for node in graph.nodes:
         names = (*node.input, *node.output, f"{node.output[0]}{_SQUARES}")
         if max(largest.get(name, 0.0) for name in names) * _MARGIN > FP16_LARGEST:
-            found.add(layer_name(node))
-    return found
+            overflowing.add(layer_name(node))
+    return overflowing
 
 
-def convert_to_half(model: ModelProto, keep: Collection[str], folder: Path | None = None) -> int:
-    """Compute in fp16, in place, but for the nodes `keep`, by name; how many nodes do.
+def convert_to_half(draft: Draft, assignment: Assignment) -> Draft:
+    """Compute in fp16, but for the nodes of `draft` that must stay in float32."""
+    converter = _Converter(draft.graph)
+    for node in draft.graph.nodes:
+        converter.add(node, stays=layer_name(node) in draft.float_nodes)
+    return draft.after(converter.finished(), fp16_nodes=converter.converted)
 
-    folder: where weights lie that are beside the graph.
-    """
-    converter = _Converter(model, Constants(model.graph, folder), float_tensors(model))
-    for node in model.graph.node:
-        converter.add(node, stays=layer_name(node) in keep)
-    return converter.finish()
+
+CONVERT_TO_HALF = Pass("convert_to_half", convert_to_half)
 
 
 class _Converter:
-    """Writes the nodes anew, and knows of every float tensor whether it is there in fp32, fp16 or both."""
+    """Writes the nodes anew, and knows of every float tensor whether it exists in fp32, fp16 or both."""
 
-    def __init__(self, model: ModelProto, constants: Constants, floats: set[str]) -> None:
-        self._graph = model.graph
-        self._opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-        self._constants = constants
-        self._floats = floats | {
-            value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    def __init__(self, graph: GraphParts) -> None:
+        self.converted = 0
+        self._graph = graph
+        self._opset = next(entry.version for entry in graph.frame.opset_import if entry.domain in ("", "ai.onnx"))
+        self._constants = graph.constants()
+        self._writer = GraphWriter(self._constants)
+        self._floats = float_tensors(graph) | {
+            value.name for value in graph.inputs if value.type.tensor_type.elem_type == TensorProto.FLOAT
         }
         self._is_half: set[str] = set()
         self._casts: dict[tuple[str, bool], str] = {}
-        self._nodes: list[NodeProto] = []
-        self._converted = 0
 
     def add(self, node: NodeProto, *, stays: bool) -> None:
         """`node` in fp16 if it may be, with the casts that it needs."""
@@ -144,30 +142,28 @@ class _Converter:
         for place, name in enumerate(node.input):
             if name:
                 new.input[place] = self._read(name, as_half=place in places)
-        gives_floats = any(name in self._floats for name in node.output)
-        if places or (gives_floats and not stays and _has_float_type(new)):
+        makes_floats = any(name in self._floats for name in node.output)
+        if places or (makes_floats and not stays and _has_float_type(new)):
             _retype(new)
             self._is_half.update(name for name in node.output if name in self._floats)
-            self._converted += 1
-        self._nodes.append(new)
+            self.converted += 1
+        self._writer.keep(new)
 
-    def finish(self) -> int:
-        """Put the nodes into the graph; how many of them compute in fp16."""
-        outputs = {output.name for output in self._graph.output} & self._is_half
-        for node in self._nodes:
+    def finished(self) -> GraphParts:
+        """The graph, whose outputs stay float32, without what it says of tensors in between: that no longer holds."""
+        outputs = {output.name for output in self._graph.outputs} & self._is_half
+        for node in self._writer.nodes:
             for names in (node.input, node.output):
                 names[:] = [f"{name}_half" if name in outputs else name for name in names]
-        self._nodes += [
-            helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_full", to=TensorProto.FLOAT)
-            for name in sorted(outputs)
-        ]
-        write_nodes(self._graph, self._nodes)
-        del self._graph.value_info[:]
-        self._constants.write_back()
-        return self._converted
+        for name in sorted(outputs):
+            self._writer.node("Cast", [f"{name}_half"], name, f"{name}_full", to=TensorProto.FLOAT)
+        frame = ModelProto()
+        frame.CopyFrom(self._graph.frame)
+        del frame.graph.value_info[:]
+        return self._graph.rewritten(self._writer, frame)
 
     def _half_places(self, node: NodeProto) -> list[int]:
-        """The inputs that become fp16; none where the operator takes no fp16, or takes no floats."""
+        """The inputs that become fp16; none where the operator has no fp16, or no floats."""
         if node.domain not in ("", "ai.onnx") or any(True for _ in subgraphs(node)):
             return []
         schema = onnx.defs.get_schema(node.op_type, self._opset)
@@ -175,14 +171,14 @@ class _Converter:
         places = []
         for place, name in enumerate(node.input):
             formal = schema.inputs[min(place, len(schema.inputs) - 1)]
-            is_float = name in self._floats or self._constants.is_float_of_any_rank(name)
+            is_float = name in self._floats or self._constants.is_float(name)
             if is_float and _HALF in allowed.get(formal.type_str, {formal.type_str}):
                 places.append(place)
         return places
 
     def _read(self, name: str, *, as_half: bool) -> str:
-        """The name under which `name` is there in the precision asked for."""
-        if name not in self._floats and not self._constants.is_float_of_any_rank(name):
+        """The name of the tensor `name` in the precision asked for."""
+        if name not in self._floats and not self._constants.is_float(name):
             return name
         if as_half == (name in self._is_half):
             return name
@@ -195,8 +191,7 @@ class _Converter:
             return self._constants.add(f"{name}_fp16", _as_half(self._constants.values(name)))
         output = f"{name}_{'fp16' if as_half else 'fp32'}"
         to = TensorProto.FLOAT16 if as_half else TensorProto.FLOAT
-        self._nodes.append(helper.make_node("Cast", [name], [output], name=output, to=to))
-        return output
+        return self._writer.node("Cast", [name], output, to=to)
 
 
 def _as_half(values: NDArray[np.float32]) -> NDArray[np.float16]:

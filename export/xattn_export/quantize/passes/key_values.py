@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from xattn_export.graph.editing import GraphParts, GraphWriter, attributes, with_inputs
 from xattn_export.quantize.base.options import KeyValuePrecision
-from xattn_export.quantize.base.prepare import Constants, attributes, write_nodes
 
-__all__ = ["StoredSeries", "is_turned", "largest_stored", "series_of", "store_key_values", "stored_name"]
+__all__ = ["StoredSeries", "is_transposed", "largest_stored", "series_of", "store_key_values", "stored_name"]
 
 _PASSED_ON: Mapping[str, str] = {
     "cross": "cross",
@@ -40,12 +40,12 @@ _TYPES: Mapping[KeyValuePrecision, int] = {"fp16": TensorProto.FLOAT16, "int8": 
 class StoredSeries:
     """How one tensor of keys or values is stored, under whatever name a graph has it.
 
-    scales: int8 only: float32 `[heads, head_width]`. turned: whether it is `[batch, heads, head_width, tokens]`.
+    scales: int8 only: float32 `[heads, head_width]`. transposed: whether it is `[batch, heads, head_width, tokens]`.
     """
 
     precision: KeyValuePrecision
     scales: NDArray[np.float32] | None = None
-    turned: bool = False
+    transposed: bool = False
 
     @property
     def factors(self) -> NDArray[np.float32]:
@@ -71,31 +71,31 @@ def largest_stored(name: str) -> int:
     return _LARGEST_STORED if stored_name(name).startswith("past_") else _LARGEST_ATTENDED
 
 
-def is_turned(model: ModelProto, name: str) -> bool:
-    """Whether the graph, which takes the key `name`, computes its attention in int8 when that is int8."""
+def is_transposed(graph: GraphParts, name: str) -> bool:
+    """Whether the graph, of which the key `name` is an input, computes its attention in int8 when that is int8."""
     is_cross = series_of(name) in ("cross", "image")
-    return is_cross and "_key_" in name and any(_byte_attention(node, model.graph, name) for node in model.graph.node)
+    return is_cross and "_key_" in name and any(_byte_attention(node, graph, name) for node in graph.nodes)
 
 
-def store_key_values(model: ModelProto, stored: Mapping[str, StoredSeries]) -> set[str]:
-    """Take and give the keys and values `stored`, by their `stored_name`, in that precision, in place.
+def store_key_values(graph: GraphParts, stored: Mapping[str, StoredSeries]) -> tuple[GraphParts, frozenset[str]]:
+    """`graph` with its keys and values `stored`, by their `stored_name`, in that precision.
 
-    The names of the nodes that this added and that compute in int8 or prepare it; none of them may become fp16.
+    And the names of the nodes that this added and that compute in int8 or prepare it; none of them may become fp16.
     """
-    if not any(stored_name(value.name) in stored for value in _key_values(model.graph)):
-        return set()
-    writer = _Writer(model.graph, stored)
-    for node in model.graph.node:
-        writer.add(node)
-    return writer.finish()
+    if not any(stored_name(value.name) in stored for value in _key_values(graph)):
+        return graph, frozenset()
+    rewriter = _Rewriter(graph, stored)
+    for node in graph.nodes:
+        rewriter.add(node)
+    return rewriter.finished()
 
 
-def _key_values(graph: GraphProto) -> Iterable[ValueInfoProto]:
-    return (value for value in (*graph.input, *graph.output) if series_of(value.name))
+def _key_values(graph: GraphParts) -> Iterable[ValueInfoProto]:
+    return (value for value in (*graph.inputs, *graph.outputs) if series_of(value.name))
 
 
-def _byte_attention(node: NodeProto, graph: GraphProto, name: str) -> bool:
-    """Whether `node` attends with the key or value `name`, all of them, as a graph takes them, and nothing else."""
+def _byte_attention(node: NodeProto, graph: GraphParts, name: str) -> bool:
+    """Whether `node` attends with the key or value `name`, all of it, as it is input to the graph, and nothing else."""
     if node.op_type != "Attention" or name not in node.input or len(node.output) != 1:
         return False
     options = attributes(node)
@@ -105,9 +105,9 @@ def _byte_attention(node: NodeProto, graph: GraphProto, name: str) -> bool:
     return is_plain and len(names) == 3 and set(names[1:]) == pair and _are_read_alone(graph, pair)
 
 
-def _are_read_alone(graph: GraphProto, names: set[str]) -> bool:
+def _are_read_alone(graph: GraphParts, names: set[str]) -> bool:
     """Whether only `Attention` reads the values of `names`, and whatever else does, no more than batch and heads."""
-    for node in graph.node:
+    for node in graph.nodes:
         if names.intersection(node.input) and node.op_type != "Attention":
             ends = attributes(node).get("end")
             if node.op_type != "Shape" or not isinstance(ends, int) or not 0 <= ends <= 2:
@@ -115,56 +115,56 @@ def _are_read_alone(graph: GraphProto, names: set[str]) -> bool:
     return True
 
 
-class _Writer:
+class _Rewriter:
     """Writes the nodes anew, and the inputs and outputs in their precision."""
 
-    def __init__(self, graph: GraphProto, stored: Mapping[str, StoredSeries]) -> None:
+    def __init__(self, graph: GraphParts, stored: Mapping[str, StoredSeries]) -> None:
         self._graph = graph
-        self._constants = Constants(graph)
+        self._writer = GraphWriter(graph.constants())
         self._stored = {
             value.name: stored[stored_name(value.name)]
             for value in _key_values(graph)
             if stored_name(value.name) in stored
         }
-        self._inputs = {value.name for value in graph.input}
-        self._outputs = {value.name for value in graph.output}
+        self._inputs = {value.name for value in graph.inputs}
+        self._outputs = {value.name for value in graph.outputs}
         self._restored: dict[str, str] = {}
-        self._nodes: list[NodeProto] = []
         self._added: set[str] = set()
 
     def add(self, node: NodeProto) -> None:
         """`node`, or what stands for it."""
-        taken = [name for name in node.input if name in self._stored and name in self._inputs]
-        if len(taken) == 2 and all(self._is_int8(name) and _byte_attention(node, self._graph, name) for name in taken):
+        read = [name for name in node.input if name in self._stored and name in self._inputs]
+        if len(read) == 2 and all(self._is_int8(name) and _byte_attention(node, self._graph, name) for name in read):
             self._attend(node)
             return
-        new = NodeProto.FromString(node.SerializeToString())
+        inputs = list(node.input)
         if node.op_type != "Shape":
-            new.input[:] = [self._restore(name) if name in taken else name for name in node.input]
+            inputs = [self._restore(name) if name in read else name for name in inputs]
+        new = with_inputs(node, inputs)
         for names in (new.input, new.output):
-            names[:] = [f"{name}_float" if self._is_given(name) else name for name in names]
-        self._nodes.append(new)
+            names[:] = [f"{name}_float" if self._is_output(name) else name for name in names]
+        self._writer.keep(new)
 
-    def finish(self) -> set[str]:
-        """Put the nodes into the graph; the names of those that must stay in fp32."""
-        for value in self._graph.output:
-            if self._is_given(value.name):
+    def finished(self) -> tuple[GraphParts, frozenset[str]]:
+        """The graph, and the names of the nodes that must stay in fp32."""
+        for value in self._graph.outputs:
+            if self._is_output(value.name):
                 self._store(value.name)
-        for value in (*self._graph.input, *self._graph.output):
+        frame = ModelProto()
+        frame.CopyFrom(self._graph.frame)
+        for value in (*frame.graph.input, *frame.graph.output):
             if value.name in self._stored:
                 self._retype(value)
-        write_nodes(self._graph, self._nodes)
-        self._constants.write_back()
-        return self._added
+        return self._graph.rewritten(self._writer, frame), frozenset(self._added)
 
     def _is_int8(self, name: str) -> bool:
         return self._stored[name].precision == "int8"
 
-    def _is_given(self, name: str) -> bool:
+    def _is_output(self, name: str) -> bool:
         return name in self._stored and name in self._outputs
 
     def _restore(self, name: str) -> str:
-        """What a graph takes, as float32."""
+        """An input of the graph, as float32."""
         if name not in self._restored:
             one = self._stored[name]
             restored = self._node("Cast", [name], f"{name}_restored", to=TensorProto.FLOAT)
@@ -174,24 +174,24 @@ class _Writer:
         return self._restored[name]
 
     def _store(self, name: str) -> None:
-        """What a graph gives, from float32 `NAME_float`: all of it, or of a cache what is new."""
-        one, found = self._stored[name], f"{name}_float"
+        """An output of the graph, from float32 `NAME_float`: all of it, or of a cache what is new."""
+        one, source = self._stored[name], f"{name}_float"
         past = name.replace("present_", "past_", 1) if name.startswith("present_") else ""
         if past:
             length = self._node("Shape", [past], f"{name}_before", start=2, end=3)
-            last = self._constants.add(f"{name}_last", np.array([np.iinfo(np.int64).max], np.int64))
-            axis = self._constants.add(f"{name}_axis", np.array([2], np.int64))
-            found = self._node("Slice", [found, length, last, axis], f"{name}_new")
+            last = self._writer.constants.add(f"{name}_last", np.array([np.iinfo(np.int64).max], np.int64))
+            axis = self._writer.constants.add(f"{name}_axis", np.array([2], np.int64))
+            source = self._node("Slice", [source, length, last, axis], f"{name}_new")
         output = f"{name}_stored" if past else name
         if one.precision == "fp16":
-            found = self._node("Cast", [found], output, to=TensorProto.FLOAT16)
+            source = self._node("Cast", [source], output, to=TensorProto.FLOAT16)
         else:
-            found = self._node("Mul", [found, self._factors(f"{name}_inverse", 1 / one.factors)], f"{name}_steps")
-            if one.turned:
-                found = self._node("Transpose", [found], f"{name}_turned", perm=[0, 1, 3, 2])
-            found = self._quantized(found, output, np.float32(1), np.int8(0))
+            source = self._node("Mul", [source, self._factors(f"{name}_inverse", 1 / one.factors)], f"{name}_steps")
+            if one.transposed:
+                source = self._node("Transpose", [source], f"{name}_turned", perm=[0, 1, 3, 2])
+            source = self._quantized(source, output, np.float32(1), np.int8(0))
         if past:
-            self._node("Concat", [past, found], name, axis=2)
+            self._node("Concat", [past, source], name, axis=2)
 
     def _attend(self, node: NodeProto) -> None:
         """Attention with keys `[batch, heads, head_width, tokens]` and values as bytes.
@@ -208,7 +208,7 @@ class _Writer:
         self._append(helper.make_node("DynamicQuantizeLinear", [scaled], names, name=names[0]))
         sums = self._node("MatMulInteger", [names[0], key, names[2]], f"{output}_sums")
         logits = self._node("Mul", [self._to_float(sums), names[1]], f"{output}_logits")
-        axis = self._constants.add(f"{output}_axis", np.array([-1], np.int64))
+        axis = self._writer.constants.add(f"{output}_axis", np.array([-1], np.int64))
         largest = self._node("ReduceMax", [logits, axis], f"{output}_largest", keepdims=1)
         below = self._node("Sub", [logits, largest], f"{output}_below")
         weights = self._node("Exp", [below], f"{output}_weights")
@@ -222,26 +222,26 @@ class _Writer:
     def _to_float(self, name: str) -> str:
         return self._node("Cast", [name], f"{name}_float", to=TensorProto.FLOAT)
 
-    def _quantized(self, found: str, output: str, scale: np.float32, zero: np.int8 | np.uint8) -> str:
-        scale_name = self._constants.add(f"{output}_step", np.array(scale))
-        zero_name = self._constants.add(f"{output}_zero_point", np.array(zero))
-        return self._node("QuantizeLinear", [found, scale_name, zero_name], output)
+    def _quantized(self, source: str, output: str, scale: np.float32, zero: np.int8 | np.uint8) -> str:
+        scale_name = self._writer.constants.add(f"{output}_step", np.array(scale))
+        zero_name = self._writer.constants.add(f"{output}_zero_point", np.array(zero))
+        return self._node("QuantizeLinear", [source, scale_name, zero_name], output)
 
     def _factors(self, name: str, values: NDArray[np.floating]) -> str:
-        return self._constants.add(f"{name}_factors", values.astype(np.float32))
+        return self._writer.constants.add(f"{name}_factors", values.astype(np.float32))
 
     def _node(self, operator: str, inputs: list[str], output: str, **options: Any) -> str:
         self._append(helper.make_node(operator, inputs, [output], name=output, **options))
         return output
 
     def _append(self, node: NodeProto) -> None:
-        self._nodes.append(node)
+        self._writer.keep(node)
         self._added.add(node.name)
 
     def _retype(self, value: ValueInfoProto) -> None:
         one, tensor = self._stored[value.name], value.type.tensor_type
         tensor.elem_type = _TYPES[one.precision]
-        if one.turned:
+        if one.transposed:
             axes = [type(axis).FromString(axis.SerializeToString()) for axis in tensor.shape.dim]
             del tensor.shape.dim[:]
             tensor.shape.dim.extend([axes[0], axes[1], axes[3], axes[2]])

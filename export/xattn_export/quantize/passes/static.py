@@ -7,19 +7,20 @@ output channel. https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper
+from onnx import NodeProto
 
-from xattn_export.quantize.base.layers import Layer, Rounder, find_layers, layer_name
-from xattn_export.quantize.base.prepare import Constants, replace_nodes
+from xattn_export.graph.editing import GraphParts, GraphWriter
+from xattn_export.quantize.base.layers import QuantizableLayer, layer_name
+from xattn_export.quantize.base.passing import Assignment, Draft, Pass, round_product
 from xattn_export.quantize.base.rounding import Grid
+from xattn_export.quantize.passes.smooth import SMOOTH_PRODUCTS
 from xattn_export.quantize.passes.weights import quantize_rows
 from xattn_runtime.errors import XattnError
 
-__all__ = ["quantize_static", "watched_tensors"]
+__all__ = ["FIX_RANGES", "fix_ranges", "tensors_with_ranges"]
 
 _KINDS = ("product", "convolution")
 _COLUMNS = Grid(8, 0)
@@ -27,127 +28,117 @@ _LARGEST_BYTE = 255
 _LARGEST_SUM = 2**31 - 1
 
 
-def watched_tensors(model: ModelProto, layers: Collection[Layer]) -> set[str]:
-    """The tensors whose range `quantize_static` needs for `layers` of `model`."""
-    return {layer.found for layer in layers if layer.kind in _KINDS} | {
-        _result_of(model, layer) for layer in layers if layer.kind == "convolution"
+def tensors_with_ranges(graph: GraphParts, layers: Collection[QuantizableLayer]) -> set[str]:
+    """The tensors whose range `fix_ranges` needs for `layers` of `graph`."""
+    return {layer.input for layer in layers if layer.kind in _KINDS} | {
+        _result_of(graph, layer) for layer in layers if layer.kind == "convolution"
     }
 
 
-def quantize_static(
-    model: ModelProto, folder: Path | None = None, *, rounder: Rounder, only: Collection[str] | None = None
-) -> dict[str, int]:
-    """Put fixed ranges around products and convolutions, in place; how many of each kind.
+def fix_ranges(draft: Draft, assignment: Assignment) -> Draft:
+    """Put the observed ranges around products and convolutions.
 
-    rounder: holds the ranges that were observed. folder: where weights lie that are beside the graph. only: the layers
-    to change, by name.
     Raises XattnError where a range was not observed.
     """
-    layers = {
-        layer.name: layer
-        for layer in find_layers(model, folder)
-        if layer.kind in _KINDS and (only is None or layer.name in only)
-    }
-    results = {_result_of(model, layer): layer for layer in layers.values() if layer.kind == "convolution"}
-    constants = Constants(model.graph, folder)
-    writer = _Writer(constants, rounder)
-    replacements: dict[int, list[NodeProto]] = {}
-    for index, node in enumerate(model.graph.node):
+    layers = {layer.name: layer for layer in assignment.layers if layer.kind in _KINDS}
+    results = {_result_of(draft.graph, layer) for layer in layers.values() if layer.kind == "convolution"}
+    static = _StaticWriter(draft, assignment)
+    for node in draft.graph.nodes:
         layer = layers.get(layer_name(node))
-        written = [node] if layer is None else writer.layer(node, layer)
-        if node.output[0] in results:
-            written = writer.result(written)
-        if written != [node]:
-            replacements[index] = written
-    replace_nodes(model.graph, replacements)
-    constants.write_back()
-    return {kind: sum(layer.kind == kind for layer in layers.values()) for kind in _KINDS}
+        written = NodeProto()
+        written.CopyFrom(node)
+        if layer is not None:
+            static.read_quantized(written, layer)
+        if written.output[0] in results:
+            static.keep_with_range(written)
+        else:
+            static.writer.keep(written)
+    counts = {f"static_{kind}s": sum(layer.kind == kind for layer in layers.values()) for kind in _KINDS}
+    return draft.after(draft.graph.rewritten(static.writer), static.shifts, **counts)
 
 
-def _result_of(model: ModelProto, layer: Layer) -> str:
-    """What a convolution gives after the `Relu` that follows it, if one alone does."""
-    readers = [node for node in model.graph.node if layer.given in node.input]
-    outputs = {output.name for output in model.graph.output}
-    if len(readers) == 1 and readers[0].op_type == "Relu" and layer.given not in outputs:
+FIX_RANGES = Pass("fix_ranges", fix_ranges, after=(SMOOTH_PRODUCTS.name,))
+
+
+def _result_of(graph: GraphParts, layer: QuantizableLayer) -> str:
+    """The output of a convolution, or of the `Relu` that follows it, if one alone does."""
+    readers = [node for node in graph.nodes if layer.output in node.input]
+    outputs = {output.name for output in graph.outputs}
+    if len(readers) == 1 and readers[0].op_type == "Relu" and layer.output not in outputs:
         return str(readers[0].output[0])
-    return layer.given
+    return layer.output
 
 
-class _Writer:
-    """Writes the nodes of layers between fixed ranges; a tensor is quantized once for all its readers."""
+class _StaticWriter:
+    """Writes what stands between fixed ranges; a tensor is quantized once for all its readers."""
 
-    def __init__(self, constants: Constants, rounder: Rounder) -> None:
-        self._constants = constants
-        self._rounder = rounder
+    def __init__(self, draft: Draft, assignment: Assignment) -> None:
+        self.writer = GraphWriter(draft.graph.constants())
+        self.shifts: dict[str, NDArray[np.float32]] = {}
+        self._observed = draft.observed
+        self._options = assignment.options
         self._quantized: dict[str, tuple[str, np.float32]] = {}
         self._weights: dict[str, str] = {}
 
-    def layer(self, node: NodeProto, layer: Layer) -> list[NodeProto]:
-        """The layer, reading quantized activations and weights."""
-        nodes, found, scale = self._activations(layer.found)
-        nodes += self._product_weights(node) if layer.kind == "product" else self._convolution_weights(node, scale)
-        node.input[0] = found
-        return [*nodes, node]
+    def read_quantized(self, node: NodeProto, layer: QuantizableLayer) -> None:
+        """Have `node`, a copy, read quantized activations and weights."""
+        source, scale = self._activations(layer.input)
+        if layer.kind == "product":
+            self._product_weights(node)
+        else:
+            self._convolution_weights(node, scale)
+        node.input[0] = source
 
-    def result(self, nodes: list[NodeProto]) -> list[NodeProto]:
-        """The last of `nodes`, whose result goes through a fixed range under the name that it had."""
-        name = nodes[-1].output[0]
-        raw = f"{name}_unrounded"
-        nodes[-1].output[0] = raw
-        return [*nodes, *self._pair(raw, name, name)[0]]
+    def keep_with_range(self, node: NodeProto) -> None:
+        """Write `node`, a copy, whose output goes through a fixed range under the name that it had."""
+        name = node.output[0]
+        node.output[0] = f"{name}_unrounded"
+        self.writer.keep(node)
+        self._pair(node.output[0], name, name)
 
-    def _activations(self, name: str) -> tuple[list[NodeProto], str, np.float32]:
-        if name in self._quantized:
-            return [], *self._quantized[name]
-        output = f"{name}_static"
-        nodes, scale = self._pair(name, output, name)
-        self._quantized[name] = output, scale
-        return nodes, output, scale
+    def _activations(self, name: str) -> tuple[str, np.float32]:
+        if name not in self._quantized:
+            output = f"{name}_static"
+            self._quantized[name] = output, self._pair(name, output, name)
+        return self._quantized[name]
 
-    def _pair(self, found: str, given: str, observed: str) -> tuple[list[NodeProto], np.float32]:
-        """`QuantizeLinear` and `DequantizeLinear`, and the scale of both."""
-        scale, zero = _scale_and_zero(self._rounder.observed.ranges, observed)
-        scale_name = self._constants.add(f"{given}_static_scale", np.array(scale))
-        zero_name = self._constants.add(f"{given}_static_zero_point", np.array(zero))
-        values = f"{given}_static_bytes"
-        return [
-            helper.make_node("QuantizeLinear", [found, scale_name, zero_name], [values], name=values),
-            helper.make_node("DequantizeLinear", [values, scale_name, zero_name], [given], name=f"{given}_dequantized"),
-        ], scale
+    def _pair(self, source: str, output: str, observed: str) -> np.float32:
+        """Write `QuantizeLinear` and `DequantizeLinear`; the scale of both."""
+        scale, zero = _scale_and_zero(self._observed.ranges, observed)
+        scale_name = self.writer.constants.add(f"{output}_static_scale", np.array(scale))
+        zero_name = self.writer.constants.add(f"{output}_static_zero_point", np.array(zero))
+        values = self.writer.node("QuantizeLinear", [source, scale_name, zero_name], f"{output}_static_bytes")
+        self.writer.node("DequantizeLinear", [values, scale_name, zero_name], output, f"{output}_dequantized")
+        return scale
 
-    def _product_weights(self, node: NodeProto) -> list[NodeProto]:
+    def _product_weights(self, node: NodeProto) -> None:
         name = node.input[1]
-        if name in self._weights:
-            node.input[1] = self._weights[name]
-            return []
-        rounded = self._rounder(self._constants.values(name), _COLUMNS, node.input[0], node.output[0])
-        node.input[1] = self._weights[name] = f"{name}_restored"
-        return [self._restored(name, rounded.values.astype(np.int8), rounded.scales[0], 1)]
+        if name not in self._weights:
+            weights = self.writer.constants.values(name)
+            rounded, shift = round_product(weights, _COLUMNS, self._options, self._observed, node.input[0])
+            self.shifts |= {} if shift is None else {node.output[0]: shift}
+            self._weights[name] = self._restored(name, rounded.values.astype(np.int8), rounded.scales[0], 1)
+        node.input[1] = self._weights[name]
 
-    def _convolution_weights(self, node: NodeProto, scale: np.float32) -> list[NodeProto]:
+    def _convolution_weights(self, node: NodeProto, scale: np.float32) -> None:
         """Weights by output channel, and the bias in steps of the sums."""
-        name = node.input[1]
-        values, scales = quantize_rows(self._constants.values(name))
-        nodes = [self._restored(name, values, scales.reshape(-1), 0)]
-        node.input[1] = nodes[0].output[0]
-        if len(node.input) > 2 and self._constants.is_float(node.input[2], 1):
+        constants = self.writer.constants
+        values, scales = quantize_rows(constants.values(node.input[1]))
+        node.input[1] = self._restored(node.input[1], values, scales.reshape(-1), 0)
+        if len(node.input) > 2 and constants.is_float(node.input[2], 1):
             steps = (scale * scales.reshape(-1)).astype(np.float32)
-            sums = np.clip(np.rint(self._constants.values(node.input[2]) / steps), -_LARGEST_SUM, _LARGEST_SUM)
-            nodes.append(self._restored(node.input[2], sums.astype(np.int32), steps, 0))
-            node.input[2] = nodes[1].output[0]
-        return nodes
+            sums = np.clip(np.rint(constants.values(node.input[2]) / steps), -_LARGEST_SUM, _LARGEST_SUM)
+            node.input[2] = self._restored(node.input[2], sums.astype(np.int32), steps, 0)
 
-    def _restored(
-        self, name: str, values: NDArray[np.signedinteger], scales: NDArray[np.float32], axis: int
-    ) -> NodeProto:
-        stored = self._constants.add(f"{name}_{values.dtype.name}", values)
-        scale = self._constants.add(f"{stored}_scale", scales)
-        inputs, restored = [stored, scale], f"{name}_restored"
+    def _restored(self, name: str, values: NDArray[np.signedinteger], scales: NDArray[np.float32], axis: int) -> str:
+        constants = self.writer.constants
+        stored = constants.add(f"{name}_{values.dtype.name}", values)
+        inputs = [stored, constants.add(f"{stored}_scale", scales)]
         if values.dtype == np.int8:
             # Where int8 products need wide sums ONNX Runtime 1.32 makes signed bytes unsigned, and gives those without
             # zero points a scalar one, which does not go with a scale a channel.
-            inputs.append(self._constants.add(f"{stored}_zero_point", np.zeros(scales.shape, np.int8)))
-        return helper.make_node("DequantizeLinear", inputs, [restored], name=restored, axis=axis)
+            inputs.append(constants.add(f"{stored}_zero_point", np.zeros(scales.shape, np.int8)))
+        return self.writer.node("DequantizeLinear", inputs, f"{name}_restored", axis=axis)
 
 
 def _scale_and_zero(ranges: Mapping[str, tuple[float, float]], name: str) -> tuple[np.float32, np.uint8]:

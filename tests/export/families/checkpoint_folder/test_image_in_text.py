@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import split_heads
-from xattn_edge.models.caches import flatten, pairs
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base.standard_roles import decoder_role
 from xattn_export.families.layers.common import attend_with_cache, embed_with_image, head
 from xattn_export.parity import check_parity

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue, split_heads
-from xattn_edge.models.caches import flatten, pairs
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears, head, places
 from xattn_export.families.layers.text.bert import BertLayer, cross_projections
 

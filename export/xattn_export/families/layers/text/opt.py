@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_edge.models.caches import flatten, pairs
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears, head, places
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn_export.families.layers.common import attend, fuse_linears, padding_mask, places
+from xattn_export.families.layers.common import attend, fuse_linears, padding_mask
 
 if TYPE_CHECKING:
     from transformers import ViltForQuestionAnswering
@@ -129,7 +129,9 @@ class ViltAnswerGraph(nn.Module):
 
     def _words(self, input_ids: Tensor) -> Tensor:
         text = self.text
-        positions = F.embedding(places(input_ids), text.position_embeddings.weight)
+        # By lookup: a slice of the table would bind the lengths to its size in the exported program.
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        positions = F.embedding(places, text.position_embeddings.weight)
         words = text.word_embeddings(input_ids) + text.token_type_embeddings.weight[0] + positions
         return cast(Tensor, text.LayerNorm(words))
 

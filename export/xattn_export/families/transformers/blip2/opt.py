@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from xattn_edge.models.caches import pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Generated, Role, SourceTokenizer
 from xattn_export.families.base.standard_roles import decoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.models.caches import pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Generated, Role, TensorSpec
 from xattn_export.families.base.standard_roles import decoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from xattn_export.quantize.base.layers import Observed
+from xattn_export.quantize.base.passing import Observed
 from xattn_export.quantize.passes.key_values import StoredSeries
 
-__all__ = ["Seen"]
+__all__ = ["Calibration"]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What calibration saw of a graph; nothing of it where its plan needs none.
+class Calibration:
+    """What calibration says of a graph; nothing where its plan needs none.
 
     overflowing: the nodes, by name, whose values would leave the range of fp16. key_values: those that are to be
     stored in fewer bits, by their `stored_name`.

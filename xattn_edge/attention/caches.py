@@ -7,7 +7,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention.cross_modal import KeyValue
 
 __all__ = ["flatten", "pairs"]
 

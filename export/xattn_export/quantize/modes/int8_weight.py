@@ -1,0 +1,35 @@
+"""`int8-weight`: the weights of products in 8 bits, a scale for every block; the rest stored as int8."""
+
+from __future__ import annotations
+
+from xattn_export.quantize.base.mode_spec import ModeSpec
+from xattn_export.quantize.modes.blocked import BLOCKED_OPSET, BLOCKED_OPTIONS, accuracy_level, rounds_activations
+from xattn_export.quantize.passes.biases import CORRECT_BIASES
+from xattn_export.quantize.passes.blocks import STORE_8_BIT_BLOCKS
+from xattn_export.quantize.passes.products import QUANTIZE_PRODUCTS
+from xattn_export.quantize.passes.tied import SHARE_TIED
+from xattn_export.quantize.passes.weights import STORE_CONVOLUTIONS, STORE_EMBEDDINGS, STORE_RECURRENCES
+
+__all__ = ["INT8_WEIGHT"]
+
+INT8_WEIGHT = ModeSpec(
+    "int8-weight",
+    "int8",
+    (
+        STORE_CONVOLUTIONS,
+        STORE_EMBEDDINGS,
+        STORE_RECURRENCES,
+        STORE_8_BIT_BLOCKS,
+        QUANTIZE_PRODUCTS,
+        SHARE_TIED,
+        CORRECT_BIASES,
+    ),
+    lowest_opset=BLOCKED_OPSET,
+    observes=frozenset({"channels"}),
+    options=BLOCKED_OPTIONS,
+    keeps_exposed=True,
+    milder="int8",
+    is_searched=True,
+    session_options=accuracy_level,
+    rounds_activations=rounds_activations,
+)
