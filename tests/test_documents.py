@@ -94,6 +94,16 @@ def test_what_counts_as_a_path():
     assert PATH.findall(text) == ["docs/x.md", ".ci/run", "pyproject.toml", "tests/edge/", "int8/fp32"]
 
 
+def test_contributing_says_how_to_add():
+    """Each in a row of its table, with a section of its own below, in the same order."""
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[an? ([\w ]+)\]\(#", text, re.MULTILINE)
+    sections = re.findall(r"^### An? ([\w ]+)$", text, re.MULTILINE)
+    assert rows == sections
+    what = ("similarity", "fusion", "family", "task", "mode", "provider", "decoding option", "command")
+    assert [name for name in what if not any(row.startswith(name) for row in rows)] == []
+
+
 def test_the_rooms_are_those_of_the_import_rule():
     """docs/architecture.md lists every room of `LEVELS`, in its order, and says what each is for."""
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Who may import whom, read from the source, lazy imports too: rooms look down, and no two files need each other."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -176,3 +177,25 @@ def test_a_folder_stays_small():
 def test_no_module_has_the_name_of_one_of_python():
     names = {part for module in SOURCES for part in module.split(".")} - {"__main__"}
     assert not names & sys.stdlib_module_names
+
+
+# A checkout's command line, which nobody has installed; and the program that a remote host receives with the packages.
+MAY_EDIT_SYS_PATH = {"cli.py", "runtime/xattn_runtime/profiling/remote/bootstrap.py"}
+
+
+def edits_sys_path(node: ast.AST) -> bool:
+    """Whether the statement or call changes `sys.path`: by a method, or by assigning to it or to a part of it."""
+    if isinstance(node, ast.Call):
+        return re.fullmatch(r"sys\.path\.(append|extend|insert|remove|pop)", ast.unparse(node.func)) is not None
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(target is not None and ast.unparse(target).startswith("sys.path") for target in targets)
+
+
+def test_nothing_edits_sys_path():
+    kinds = (ast.Call, ast.Assign, ast.AugAssign)
+    editing = set()
+    for path in [CHECKOUT / "cli.py", *python_files()]:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if any(edits_sys_path(node) for node in nodes if isinstance(node, kinds)):
+            editing.add(path.relative_to(CHECKOUT).as_posix())
+    assert editing == MAY_EDIT_SYS_PATH

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle.calibration import Calibration
+from xattn_runtime.bundle.calibration import ConfidenceCalibration
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, UserError
@@ -70,7 +70,7 @@ def calibrate(
     threads: int | None = None,
     limit: int | None = None,
     progress: Progress = silent,
-) -> Calibration:
+) -> ConfidenceCalibration:
     """Fit a temperature on every other image of the test split of `data`, and try it on the images between.
 
     limit: take only so many questions.
@@ -90,7 +90,7 @@ def calibrate(
         raise UserError(f"limit: expected questions about 2 images or more, found {len(places)} about one")
     temperature = fit_temperature(logits[fits], labels[fits])
     errors = [_error(logits[~fits], labels[~fits], divisor) for divisor in (1.0, temperature)]
-    return Calibration(temperature, f"{data} test", int(fits.sum()), int((~fits).sum()), errors[0], errors[1])
+    return ConfidenceCalibration(temperature, f"{data} test", int(fits.sum()), int((~fits).sum()), errors[0], errors[1])
 
 
 def _logits(

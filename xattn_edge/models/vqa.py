@@ -9,10 +9,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue, MechanismConfig, Tokens
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_edge.attention.checks import check_heads
 from xattn_edge.encoders.configs import ImageEncoderConfig, TextEncoderConfig
 from xattn_edge.fusion import Fused, FusionConfig
-from xattn_edge.models.caches import flatten, pairs
 from xattn_edge.models.layer import CrossModalLayer, masked_mean
 
 __all__ = ["VqaConfig", "VqaModel"]

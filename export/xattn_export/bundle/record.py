@@ -9,7 +9,7 @@ from typing import Any
 
 from xattn_export.bundle.provenance import created_utc
 from xattn_export.bundle.writer import manifest_document
-from xattn_runtime.bundle.calibration import Calibration
+from xattn_runtime.bundle.calibration import ConfidenceCalibration
 from xattn_runtime.bundle.folder import MANIFEST_FILE, open_bundle
 from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.files import atomic_write, not_written
@@ -33,7 +33,7 @@ def record_evaluation(bundle: Path, record: Mapping[str, Any]) -> None:
     _rewrite(opened.path, replace(manifest, evaluation=evaluation))
 
 
-def record_calibration(bundle: Path, calibration: Calibration) -> None:
+def record_calibration(bundle: Path, calibration: ConfidenceCalibration) -> None:
     """Make `calibration` the manifest's. Raises as `record_evaluation`."""
     opened = open_bundle(bundle)
     _rewrite(opened.path, replace(opened.manifest, calibration=calibration))

@@ -5,7 +5,7 @@ Only the order of things is here. The golden logits stay those of the trained mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,11 @@ from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
 from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 __all__ = ["open_source", "quantize_bundle", "write_quantized"]
 
-Tell = Callable[[str, float], None]
 
 _SMALLEST_TOLERANCE = 1e-3
 # Engines fuse quantized layers in ways of their own: OpenVINO's error on our int8-static models is up to 2.2 of ours.
@@ -57,7 +57,7 @@ def quantize_bundle(
     examples: Examples | None = None,
     overwrite: bool = False,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress = silent,
 ) -> QuantizeReport:
     """Make the bundle `output`, a quantized copy of the bundle `source`.
 
@@ -83,9 +83,9 @@ def quantize_bundle(
         OutputError: `output` exists, is `source` or cannot be written; nothing is left behind.
         XattnError: the result is not standard, or every golden text changed that the trained model was sure of.
     """
-    tell, options = progress or (lambda what, share: None), options or Options()
+    options = options or Options()
     options.check()
-    tell("opening the bundle", 0.0)
+    progress("opening the bundle", 0.0)
     prepared = open_source(source, output, overwrite=overwrite)
     plans = make_plans(prepared, mode, components or {}, options)
     if examples is None and (reasons := needs_examples(plans, options)):
@@ -93,7 +93,7 @@ def quantize_bundle(
             f"{' and '.join(reasons)}: expected data to calibrate on, found none; name some with --data, such as "
             "--data easy-vqa, or --data golden for the inputs in the bundle itself"
         )
-    calibrations = calibrate(prepared, plans, options, examples, lambda what, share: tell(what, 0.3 * share))
+    calibrations = calibrate(prepared, plans, options, examples, lambda what, share: progress(what, 0.3 * share))
     return write_quantized(
         prepared,
         output,
@@ -104,7 +104,7 @@ def quantize_bundle(
         examples=examples,
         overwrite=overwrite,
         command=command,
-        tell=tell,
+        progress=progress,
     )
 
 
@@ -132,12 +132,12 @@ def write_quantized(
     search: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     command: str = "",
-    tell: Tell = lambda what, share: None,
+    progress: Progress = silent,
 ) -> QuantizeReport:
     """Make the bundle `output` of `source` by its plans; `search`: how they were chosen, for the record."""
     bundle = source.bundle
     with staged_bundle(output, overwrite=overwrite) as staged:
-        reports = _quantize_graphs(source, plans, options, calibrations, staged, tell)
+        reports = _quantize_graphs(source, plans, options, calibrations, staged, progress)
         copied = {case_file for case in bundle.manifest.golden.cases for case_file in (case.image, case.tensors)}
         for path in sorted({bundle.manifest.tokenizer.file, *copied}):
             staged.write(path, bundle.file(path).read_bytes())
@@ -147,16 +147,16 @@ def write_quantized(
             manifest, _, _ = write_attention(staged, manifest)
         if any(role in bundle.manifest.graphs for role in WHOLE_ROLES):
             manifest = write_wholes(staged, manifest).stated(manifest)
-        tell("measuring the loss", 0.7)
+        progress("measuring the loss", 0.7)
         manifest = staged.write_manifest(manifest)
         small = open_bundle(staged.folder)
         judged = judge_golden(small, measure(load(small)), " and ".join(all_modes(plans)))
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * judged.largest_relative_rms)
         _write_kept(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
-        tell("verifying the bundle", 0.9)
+        progress("verifying the bundle", 0.9)
         verify_bundle(staged.folder).raise_if_failed()
         after = staged.bytes
-    tell("done", 1.0)
+    progress("done", 1.0)
     before = sum(entry.bytes for entry in bundle.manifest.files.values())
     return QuantizeReport(
         bundle=output,
@@ -194,14 +194,14 @@ def _quantize_graphs(
     options: Options,
     calibrations: Mapping[str, Calibration],
     staged: StagedBundle,
-    tell: Tell,
+    progress: Progress,
 ) -> dict[str, GraphReport]:
     """Quantize and write one graph after the other, so that no two quantized ones are in memory at once."""
     graphs = source.bundle.manifest.graphs
     stores: dict[Path, WeightStore] = {}
     reports = {}
     for number, (role, plan) in enumerate(plans.items()):
-        tell(f"quantizing the {role}", 0.3 + 0.4 * number / len(plans))
+        progress(f"quantizing the {role}", 0.3 + 0.4 * number / len(plans))
         graph, file = source.graphs[role], graphs[role].file
         parts, counts = quantize_graph(graph, plan, options, calibrations.get(role, Calibration()))
         folder = (staged.folder / file).parent

@@ -12,11 +12,11 @@ from typing import Any
 
 from xattn_runtime.json_reader import ObjectReader
 
-__all__ = ["Calibration", "read_calibration"]
+__all__ = ["ConfidenceCalibration", "read_calibration"]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConfidenceCalibration:
     """A temperature, and what it changed.
 
     data: where it was fitted. fitted, held_out: answers that it was fitted to, and others that it was tried on.
@@ -35,9 +35,9 @@ class Calibration:
         return asdict(self)
 
 
-def read_calibration(reader: ObjectReader) -> Calibration:
+def read_calibration(reader: ObjectReader) -> ConfidenceCalibration:
     """What a manifest says; BundleError for a key that is missing, unknown or of a wrong value."""
-    calibration = Calibration(
+    calibration = ConfidenceCalibration(
         temperature=reader.positive("temperature"),
         data=reader.text("data"),
         fitted=reader.integer("fitted"),

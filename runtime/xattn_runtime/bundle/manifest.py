@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
-from xattn_runtime.bundle.calibration import Calibration, read_calibration
+from xattn_runtime.bundle.calibration import ConfidenceCalibration, read_calibration
 from xattn_runtime.bundle.decoding import Decoding, read_decoding
 from xattn_runtime.bundle.similarity import Similarity, read_similarity
 from xattn_runtime.bundle.task_table import TASKS, TaskSpec
@@ -29,7 +29,7 @@ __all__ = [
     "SESSION_OPTIONS",
     "WHOLE_ROLES",
     "Attention",
-    "Calibration",
+    "ConfidenceCalibration",
     "Decoding",
     "FileEntry",
     "Golden",
@@ -156,7 +156,7 @@ class Manifest:
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
     absent: Mapping[str, str] | None = None
-    calibration: Calibration | None = None
+    calibration: ConfidenceCalibration | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An index: the embeddings of a folder of pictures in one file, which is mapped into memory and searched.
+"""An index: the embeddings of a folder of images in one file, which is mapped into memory and searched.
 
 ```
 8 bytes     XATTNIDX
@@ -32,11 +32,11 @@ from xattn_runtime.progress import Progress, silent
 from xattn_runtime.retrieval.match import Embedder, Embeddings
 
 __all__ = [
+    "ImageIndex",
     "IndexReport",
-    "Indexed",
-    "PictureIndex",
+    "IndexedImage",
     "bundle_digest",
-    "look_at_folder",
+    "embed_folder",
     "open_index",
     "update_index",
 ]
@@ -50,8 +50,8 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
-class Indexed:
-    """A picture of an index, and what its file was when it was embedded."""
+class IndexedImage:
+    """An image of an index, and what its file was when it was embedded."""
 
     name: str
     bytes: int
@@ -59,24 +59,24 @@ class Indexed:
 
 
 @dataclass(frozen=True)
-class PictureIndex:
+class ImageIndex:
     """An index, open: `embeddings` `[files, width]` are mapped from the file and read as they are needed."""
 
     path: Path
     folder: Path
-    files: tuple[Indexed, ...]
+    files: tuple[IndexedImage, ...]
     embeddings: Embeddings
 
     def image(self, row: int) -> Path:
-        """Where the picture of a row lies."""
+        """Where the image of a row lies."""
         return self.folder / self.files[row].name
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What `update_index` did: pictures in the index, of them embedded now, gone from it, and those it cannot use."""
+    """What `update_index` did: images in the index, of them embedded now, gone from it, and those it cannot use."""
 
-    index: PictureIndex
+    index: ImageIndex
     embedded: int
     removed: int
     refused: tuple[ImageError, ...]
@@ -91,7 +91,7 @@ def bundle_digest(bundle: Bundle) -> str:
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-def open_index(path: Path, bundle: Bundle) -> PictureIndex:
+def open_index(path: Path, bundle: Bundle) -> ImageIndex:
     """The index in the file `path`, which `bundle` must have made.
 
     Raises:
@@ -99,7 +99,7 @@ def open_index(path: Path, bundle: Bundle) -> PictureIndex:
     """
     try:
         header, start = _read_header(path)
-        files = tuple(Indexed(str(name), int(size), int(time)) for name, size, time in header["files"])
+        files = tuple(IndexedImage(str(name), int(size), int(time)) for name, size, time in header["files"])
         width, made_by, folder = int(header["width"]), header["bundle"], Path(str(header["folder"]))
         name, digest = str(made_by["name"]), str(made_by["digest"])
         expected = start + 4 * len(files) * width
@@ -118,74 +118,74 @@ def open_index(path: Path, bundle: Bundle) -> PictureIndex:
     embeddings: Embeddings = np.zeros((0, width), dtype=np.float32)
     if files:
         embeddings = np.memmap(path, dtype="<f4", mode="r", offset=start, shape=(len(files), width))
-    return PictureIndex(path, folder, files, embeddings)
+    return ImageIndex(path, folder, files, embeddings)
 
 
 def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progress = silent) -> IndexReport:
-    """Make the file `path` the index of the pictures in `folder`; what it holds already and is unchanged is kept.
+    """Make the file `path` the index of the images in `folder`; what it holds already and is unchanged is kept.
 
-    Pictures that cannot be used are left out and reported. The file is replaced when all is done, or not at all.
+    Images that cannot be used are left out and reported. The file is replaced when all is done, or not at all.
 
     Raises:
         IndexFileError: `path` holds something else, or the index of another bundle or folder.
-        UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
+        UserError: no folder, no image in it, or a folder that changed meanwhile; names what did.
         OutputError: `path` cannot be written.
     """
-    before = pictures_of(folder)
+    before = indexable_images(folder)
     if path.parent.resolve() == folder.resolve() and is_image_file(path):
-        raise OutputError(f"{path}: expected a name that is not that of a picture, found {path.suffix}")
+        raise OutputError(f"{path}: expected a name that is not that of an image, found {path.suffix}")
     old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
     new = [file for file in before if file not in rows]
-    found, refused = _embed(embedder, folder, new, progress)
+    embedded, refused = _embed(embedder, folder, new, progress)
     _check_unchanged(folder, before)
-    kept = [file for file in before if file in rows or file in found]
-    embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else found[file] for file in kept]
+    kept = [file for file in before if file in rows or file in embedded]
+    embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else embedded[file] for file in kept]
     removed = len(set(rows) - set(before))
     if old is None or new or removed:
         _write(path, folder, embedder.bundle, kept, embeddings, embedder.width)
-    return IndexReport(open_index(path, embedder.bundle), len(found), removed, tuple(refused))
+    return IndexReport(open_index(path, embedder.bundle), len(embedded), removed, tuple(refused))
 
 
-def look_at_folder(embedder: Embedder, folder: Path, progress: Progress = silent) -> IndexReport:
-    """The same index in memory alone, of all pictures in `folder`.
+def embed_folder(embedder: Embedder, folder: Path, progress: Progress = silent) -> IndexReport:
+    """The same index in memory alone, of all images in `folder`.
 
     Raises:
-        UserError: no folder, no picture in it, or a folder that changed meanwhile; names what did.
+        UserError: no folder, no image in it, or a folder that changed meanwhile; names what did.
     """
-    files = pictures_of(folder)
-    found, refused = _embed(embedder, folder, files, progress)
+    files = indexable_images(folder)
+    embedded, refused = _embed(embedder, folder, files, progress)
     _check_unchanged(folder, files)
-    embeddings = np.stack(list(found.values())) if found else np.zeros((0, embedder.width), dtype=np.float32)
-    return IndexReport(PictureIndex(folder, folder, tuple(found), embeddings), len(found), 0, tuple(refused))
+    embeddings = np.stack(list(embedded.values())) if embedded else np.zeros((0, embedder.width), dtype=np.float32)
+    return IndexReport(ImageIndex(folder, folder, tuple(embedded), embeddings), len(embedded), 0, tuple(refused))
 
 
-def pictures_of(folder: Path) -> list[Indexed]:
-    """The pictures that lie in a folder, by name.
+def indexable_images(folder: Path) -> list[IndexedImage]:
+    """The images that lie in a folder, by name.
 
     Raises:
         UserError: no folder, or none in it.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
-        raise UserError(f"{folder}: expected a folder of pictures, found {found}; check the path")
+        raise UserError(f"{folder}: expected a folder of images, found {found}; check the path")
     files = _list(folder)
     if not files:
         raise UserError(
-            f"{folder}: expected pictures ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
+            f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
         )
     return files
 
 
-def _list(folder: Path) -> list[Indexed]:
+def _list(folder: Path) -> list[IndexedImage]:
     files = []
     for path in image_files(folder):
         status = path.stat()
-        files.append(Indexed(path.name, status.st_size, status.st_mtime_ns))
+        files.append(IndexedImage(path.name, status.st_size, status.st_mtime_ns))
     return files
 
 
-def _old_index(path: Path, bundle: Bundle, folder: Path) -> PictureIndex | None:
+def _old_index(path: Path, bundle: Bundle, folder: Path) -> ImageIndex | None:
     if not os.path.lexists(path):
         return None
     old = open_index(path, bundle)
@@ -197,26 +197,26 @@ def _old_index(path: Path, bundle: Bundle, folder: Path) -> PictureIndex | None:
 
 
 def _embed(
-    embedder: Embedder, folder: Path, files: Sequence[Indexed], tell: Progress
-) -> tuple[dict[Indexed, Embeddings], list[ImageError]]:
+    embedder: Embedder, folder: Path, files: Sequence[IndexedImage], tell: Progress
+) -> tuple[dict[IndexedImage, Embeddings], list[ImageError]]:
     """Embeddings of the files that can be used, several a run, and why the others cannot."""
-    found: dict[Indexed, Embeddings] = {}
+    embedded: dict[IndexedImage, Embeddings] = {}
     refused: list[ImageError] = []
     for start in range(0, len(files), _BATCH):
-        tell("looking at pictures", start / len(files))
+        tell("embedding images", start / len(files))
         batch = files[start : start + _BATCH]
         try:
-            found |= zip(batch, embedder.embed_images([folder / file.name for file in batch]), strict=True)
+            embedded |= zip(batch, embedder.embed_images([folder / file.name for file in batch]), strict=True)
         except ImageError:  # one by one, so that the others go on
             for file in batch:
                 try:
-                    found[file] = embedder.embed_images([folder / file.name])[0]
+                    embedded[file] = embedder.embed_images([folder / file.name])[0]
                 except ImageError as error:
                     refused.append(error)
-    return found, refused
+    return embedded, refused
 
 
-def _check_unchanged(folder: Path, before: Sequence[Indexed]) -> None:
+def _check_unchanged(folder: Path, before: Sequence[IndexedImage]) -> None:
     try:
         after = _list(folder)
     except OSError as error:
@@ -258,7 +258,7 @@ def _write(
     path: Path,
     folder: Path,
     bundle: Bundle,
-    files: Sequence[Indexed],
+    files: Sequence[IndexedImage],
     embeddings: Sequence[Embeddings],
     width: int,
 ) -> None:

@@ -16,7 +16,7 @@ from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.retrieval.match import Embedder, Embeddings, Match
 
 if TYPE_CHECKING:
-    from xattn_runtime.retrieval.index import PictureIndex
+    from xattn_runtime.retrieval.index import ImageIndex
 
 __all__ = ["EXACT_AT_MOST", "SEARCHES", "Search", "has_usearch", "search_index"]
 
@@ -24,7 +24,7 @@ Search = Literal["auto", "exact", "approximate"]
 SEARCHES: tuple[Search, ...] = ("auto", "exact", "approximate")
 
 EXACT_AT_MOST = 100_000
-"""Up to so many pictures `auto` compares all of them."""
+"""Up to so many images `auto` compares all of them."""
 
 _ROWS = 16_384
 
@@ -37,7 +37,7 @@ def has_usearch() -> bool:
 
 
 def search_index(
-    embedder: Embedder, index: PictureIndex, query: Embeddings, top_k: int = 10, search: Search = "auto"
+    embedder: Embedder, index: ImageIndex, query: Embeddings, top_k: int = 10, search: Search = "auto"
 ) -> tuple[Match, ...]:
     """The `top_k` of `index` that are nearest to `query` `[width]`, the nearest first.
 
@@ -55,7 +55,7 @@ def search_index(
         return _nearest(index, query, top_k)
     if search == "auto" and is_large:
         logging.getLogger("xattn_runtime").info(
-            f"{index.path}: comparing all of {len(index.files)} pictures; with "
+            f"{index.path}: comparing all of {len(index.files)} images; with "
             'pip install "xattn-edge[ann]" only the likely ones are'
         )
     return embedder.rank(query, index.embeddings, top_k)
@@ -66,16 +66,16 @@ def _parts(embeddings: Embeddings) -> Iterator[tuple[int, Embeddings]]:
         yield start, np.asarray(embeddings[start : start + _ROWS])
 
 
-def _nearest(index: PictureIndex, query: Embeddings, top_k: int) -> tuple[Match, ...]:
-    found = _graph(index).search(query, min(top_k, len(index.files)))
-    rows = np.asarray(found.keys, dtype=np.int64)
-    # The graph holds half precision: what is found is compared once more.
+def _nearest(index: ImageIndex, query: Embeddings, top_k: int) -> tuple[Match, ...]:
+    nearest = _graph(index).search(query, min(top_k, len(index.files)))
+    rows = np.asarray(nearest.keys, dtype=np.int64)
+    # The graph holds half precision: its results are compared once more.
     cosines = np.asarray(index.embeddings[rows]) @ query
     order = np.argsort(-cosines, kind="stable")
     return tuple(Match(int(rows[i]), float(cosines[i]), None) for i in order)
 
 
-def _graph(index: PictureIndex) -> Any:
+def _graph(index: ImageIndex) -> Any:
     """The graph beside the index file, made anew where there is none that is younger than the index."""
     try:
         usearch: Any = import_module("usearch.index")

@@ -191,7 +191,7 @@ class RetrievalTask(Closable, Task):
             raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
         stripped = [label.strip() for label in labels]
         if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
-            reason = "; this model chooses among them" if stripped else "; say what the picture may show"
+            reason = "; this model chooses among them" if stripped else "; say what the image may show"
             raise UserError(f"labels: expected at least {fewest}, found {len(stripped)}{reason}")
         for place, label in enumerate(stripped):
             if not label:

@@ -14,6 +14,7 @@ from xattn_export.quantize.passes.biases import CORRECT_BIASES
 from xattn_export.quantize.passes.blocks import STORE_4_BIT_BLOCKS
 from xattn_export.quantize.passes.products import QUANTIZE_PRODUCTS
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.progress import silent
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(96, 64)).astype(np.float32)
@@ -79,6 +80,6 @@ def test_the_mean_of_channels():
 def test_golden_inputs_stand_in_for_data(exported):
     bundle = open_bundle(exported["caption"])
     plans = {role: GraphPlan("int8") for role in ("image_encoder", "decoder")}
-    calibrations = calibrate(prepare_bundle(bundle), plans, Options(), None, lambda what, share: None)
+    calibrations = calibrate(prepare_bundle(bundle), plans, Options(), None, silent)
     assert all(calibrations[role].observed.means for role in plans)
     assert not any(calibrations[role].observed.hessians for role in plans)

@@ -85,7 +85,7 @@ def caption(
             raise UserError("stream: expected a caption for people to read, found --json or --output; choose one")
         if heatmap is not None:
             if len(images) > 1 or images[0].is_dir() or stream or output is not None or decoding.n_best > 1:
-                raise UserError("heatmap: expected one picture and one caption of it; leave the others out")
+                raise UserError("heatmap: expected one image and one caption of it; leave the others out")
             check_heatmap(heatmap)
         opened, asked = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
         if output is not None:

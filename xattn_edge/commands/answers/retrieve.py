@@ -13,7 +13,7 @@ from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Js
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xattn_runtime.retrieval.index import PictureIndex
+    from xattn_runtime.retrieval.index import ImageIndex
     from xattn_runtime.tasks import Match, RetrievalTask
 
 __all__ = ["app"]
@@ -65,18 +65,18 @@ def retrieve(
         from xattn_runtime.loader import load
         from xattn_runtime.retrieval.search import search_index
 
-        is_picture = _is_picture(query)
-        if is_picture and rerank:
-            raise UserError(f"rerank: expected a text to look again for, found the picture {query}; leave --rerank out")
+        is_image = _is_image(query)
+        if is_image and rerank:
+            raise UserError(f"rerank: expected a text to look again for, found the image {query}; leave --rerank out")
         task = load(bundle or default_bundle("retrieval"), with_fallback(provider, fallback), threads, task="retrieval")
         if rerank and not task.reranks:
             raise UserError(f"{task.bundle.path}: expected a bundle that re-ranks, found none; leave --rerank out")
-        wanted = task.embed_images([Path(query)])[0] if is_picture else task.embed_texts([query])[0]
-        pictures = _indexed(console, task, folder, index)
-        if not pictures.files:
+        wanted = task.embed_images([Path(query)])[0] if is_image else task.embed_texts([query])[0]
+        images = _indexed(console, task, folder, index)
+        if not images.files:
             return
-        matches = search_index(task, pictures, wanted, max(top_k, rerank), search)
-        results = _results(pictures, matches, is_picture)
+        matches = search_index(task, images, wanted, max(top_k, rerank), search)
+        results = _results(images, matches, is_image)
         if rerank:
             results = _looked_at_again(task, query, results, rerank)
         _show(
@@ -84,35 +84,35 @@ def retrieve(
         )
 
 
-def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> PictureIndex:
+def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: Path | None) -> ImageIndex:
     """The index in the file `index`, first brought up to date where there is a folder; else one in memory."""
     from xattn_runtime.errors import UserError
-    from xattn_runtime.retrieval.index import look_at_folder, open_index, update_index
+    from xattn_runtime.retrieval.index import embed_folder, open_index, update_index
 
     if folder is None:
         if index is None:
-            raise UserError("expected a folder of pictures or an index of one, found neither; use --in or --index")
+            raise UserError("expected a folder of images or an index of one, found neither; use --in or --index")
         return open_index(index, task.bundle)
     with console.progress() as tell:
-        report = look_at_folder(task, folder, tell) if index is None else update_index(task, folder, index, tell)
+        report = embed_folder(task, folder, tell) if index is None else update_index(task, folder, index, tell)
     for error in report.refused:
         print_error(str(error))
         console.exit_code = error.exit_code
     if index is not None:
         console.note(
-            f"{index}: {len(report.index.files)} pictures, {report.embedded} of them new or altered, "
+            f"{index}: {len(report.index.files)} images, {report.embedded} of them new or altered, "
             f"{report.removed} gone"
         )
     return report.index
 
 
-def _results(pictures: PictureIndex, matches: Sequence[Match], is_picture: bool) -> list[dict[str, Any]]:
-    # What the model says of a text and a picture it does not say of two pictures.
+def _results(images: ImageIndex, matches: Sequence[Match], is_image: bool) -> list[dict[str, Any]]:
+    # What the model says of a text and an image it does not say of two images.
     return [
         {
-            "image": str(pictures.image(match.index)),
+            "image": str(images.image(match.index)),
             "cosine": match.cosine,
-            "probability": None if is_picture else match.probability,
+            "probability": None if is_image else match.probability,
         }
         for match in matches
     ]
@@ -134,8 +134,8 @@ def _show(console: Console, results: Sequence[dict[str, Any]], made_by: dict[str
         console.table([(result["image"], result["cosine"]) for result in results])
 
 
-def _is_picture(query: str) -> bool:
-    """Whether a query is the path of a picture: by its suffix, or because there is such a file."""
+def _is_image(query: str) -> bool:
+    """Whether a query is the path of an image: by its suffix, or because there is such a file."""
     from xattn_runtime.preprocess.image_files import is_image_file
 
     try:

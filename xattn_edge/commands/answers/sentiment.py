@@ -48,7 +48,7 @@ def sentiment(
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.loader import load
 
-        seen = _pictures(frames or [])
+        seen = _images(frames or [])
         task = load(bundle or default_bundle("sentiment"), with_fallback(provider, fallback), threads, task="sentiment")
         found = task.rate(text, audio, seen)
         if found.unknown_words:
@@ -68,11 +68,11 @@ def sentiment(
         )
 
 
-def _pictures(paths: list[Path]) -> list[Path]:
-    """Pictures as they are named, and those of folders by name."""
-    from xattn_runtime.retrieval.index import pictures_of
+def _images(paths: list[Path]) -> list[Path]:
+    """Images as they are named, and those of folders by name."""
+    from xattn_runtime.retrieval.index import indexable_images
 
     found: list[Path] = []
     for path in paths:
-        found += [path / file.name for file in pictures_of(path)] if path.is_dir() else [path]
+        found += [path / file.name for file in indexable_images(path)] if path.is_dir() else [path]
     return found

@@ -6,14 +6,14 @@ the tensors are made here. It knows no architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue
+from xattn_edge.attention.caches import flatten
 from xattn_export.families.base import Role, Symbol, TensorSpec, key_value_specs
 from xattn_runtime.bundle.contract import past_names, present_names
 from xattn_runtime.errors import CheckpointError
@@ -27,11 +27,9 @@ __all__ = [
     "dynamic_cache",
     "dynamic_presents",
     "encoder_decoder_cache",
-    "flatten",
     "head",
     "image_encoder_role",
     "image_steps",
-    "pairs",
     "presents",
     "text_encoder_role",
 ]
@@ -116,16 +114,6 @@ def decoder_role(
 def head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`logits`, `next_token` and `next_log_prob` of logits `[batch, vocabulary]`."""
     return logits, logits.argmax(-1), logits.log_softmax(-1).amax(-1)
-
-
-def flatten(series: Iterable[KeyValue]) -> tuple[Tensor, ...]:
-    """`key_0`, `value_0`, `key_1`, …"""
-    return tuple(chain.from_iterable(series))
-
-
-def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
-    """The inverse of `flatten`."""
-    return [KeyValue(*pair) for pair in zip(tensors[::2], tensors[1::2], strict=True)]
 
 
 def dynamic_cache(past: Sequence[KeyValue]) -> DynamicCache:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_edge.models import CaptionModel, load_checkpoint
-from xattn_edge.models.caches import flatten, pairs
 from xattn_edge.models.caption import CaptionDecoderLayer
 from xattn_export.families.base import (
     Family,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue, split_heads
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
 from xattn_export.families.checkpoint_folder.folder import (
     has_architecture,
@@ -27,11 +28,9 @@ from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
     encoder_decoder_cache,
-    flatten,
     head,
     image_encoder_role,
     image_steps,
-    pairs,
     presents,
     text_encoder_role,
 )

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Embeds, Role, Source, TensorSpec
 from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
-from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps, pairs, text_encoder_role
+from xattn_export.families.checkpoint_folder.roles import image_encoder_role, image_steps, text_encoder_role
 from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.text.blip import (
     CrossProjections,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
@@ -30,7 +31,6 @@ from xattn_export.families.checkpoint_folder.roles import (
     encoder_decoder_cache,
     head,
     image_encoder_role,
-    pairs,
     presents,
     text_encoder_role,
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
@@ -28,11 +29,9 @@ from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
     dynamic_cache,
     dynamic_presents,
-    flatten,
     head,
     image_encoder_role,
     image_steps,
-    pairs,
 )
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.text.git import ImageTokens, TokenEmbeddings, TokenLayer

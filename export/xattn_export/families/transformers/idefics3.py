@@ -14,6 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
@@ -31,10 +32,8 @@ from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
     dynamic_cache,
     dynamic_presents,
-    flatten,
     head,
     image_encoder_role,
-    pairs,
 )
 from xattn_export.families.drawings import row_images
 from xattn_export.families.layers.common import embed_with_image

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
@@ -31,7 +32,6 @@ from xattn_export.families.checkpoint_folder.roles import (
     head,
     image_encoder_role,
     image_steps,
-    pairs,
     presents,
 )
 from xattn_export.families.drawings import few_images

@@ -22,6 +22,7 @@ from xattn_export.quantize.budget.search import Measured, Prefer, Space, candida
 from xattn_export.quantize.bundle import open_source
 from xattn_export.quantize.modes.table import searched_modes, spec_of
 from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.progress import Progress, silent
 
 __all__ = ["AutoReport", "quantize_to_budget"]
 
@@ -65,7 +66,7 @@ def quantize_to_budget(
     overwrite: bool = False,
     command: str = "",
     on_measured: Callable[[Measured], None] | None = None,
-    progress: Callable[[str, float], None] | None = None,
+    progress: Progress = silent,
 ) -> AutoReport:
     """Make the bundle `output` of `source` that loses at most `budget`, the best of those measured.
 
@@ -92,7 +93,7 @@ def quantize_to_budget(
             "kinds that stay as they are; use the bundle as it is"
         )
     journal = Journal.open(output, search_identity(prepared.bundle, calibration, options or Options()))
-    bench = Bench(prepared, calibration, options or Options(), journal, progress or (lambda what, share: None))
+    bench = Bench(prepared, calibration, options or Options(), journal, progress)
     results: list[Measured] = []
     space = Space(
         dict.fromkeys(prepared.graphs, searched_modes()),

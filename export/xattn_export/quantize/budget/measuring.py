@@ -10,7 +10,7 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.files import atomic_write, sync
 from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.peak_memory import peak_memory_bytes
+from xattn_runtime.progress import Progress, silent
 from xattn_runtime.tasks import Task
 
 __all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_identity"]
@@ -111,17 +112,17 @@ class Bench:
         split: Split,
         options: Options,
         journal: Journal,
-        tell: Callable[[str, float], None],
+        progress: Progress,
     ) -> None:
         self.source, self.split, self.options = source, split, options
-        self._journal, self._tell = journal, tell
+        self._journal, self._progress = journal, progress
         self._baseline: Scores | None = None
         self._expected = 1 + len(searched_modes()) * len(source.graphs)
         self._done = 0
 
     def measure(self, components: Components) -> Measured:
         """The result of the mix, as it is in the journal, or measured now."""
-        self._tell(f"measuring {named(components)}", min(1.0, self._done / self._expected))
+        self._progress(f"measuring {named(components)}", min(1.0, self._done / self._expected))
         self._done += 1
         if known := self._journal.known.get(_key(components)):
             return Measured(**known)
@@ -172,7 +173,7 @@ class Bench:
         plans, examples = make_plans(self.source, BASELINE, components, self.options), None
         if needs_examples(plans, self.options):
             examples = SomeExamples(self.split.examples.name, self.split.examples.items[:_CALIBRATED])
-        calibrations = calibrate(self.source, plans, self.options, examples, lambda what, share: None)
+        calibrations = calibrate(self.source, plans, self.options, examples, silent)
         write_quantized(
             self.source,
             output,

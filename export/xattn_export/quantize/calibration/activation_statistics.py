@@ -13,7 +13,7 @@ from xattn_export.quantize.base.mode_spec import Observation
 from xattn_export.quantize.base.options import GraphPlan, KeyValuePrecision, Options
 from xattn_export.quantize.base.passing import Observed
 from xattn_export.quantize.base.prepared import PreparedBundle, PreparedGraph
-from xattn_export.quantize.calibration.examples import Examples, Tell, golden_examples, largest_magnitudes, observe
+from xattn_export.quantize.calibration.examples import Examples, golden_examples, largest_magnitudes, observe
 from xattn_export.quantize.calibration.observers import (
     ChannelMeans,
     ChannelPeaks,
@@ -40,6 +40,7 @@ from xattn_export.quantize.passes.key_values import (
 )
 from xattn_export.quantize.passes.static import tensors_with_ranges
 from xattn_runtime.errors import UserError
+from xattn_runtime.progress import Progress
 
 __all__ = ["MOST_PRODUCT_BYTES", "calibrate", "needs_examples"]
 
@@ -73,16 +74,20 @@ def needs_examples(plans: Mapping[str, GraphPlan], options: Options) -> list[str
 
 
 def calibrate(
-    source: PreparedBundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples | None, tell: Tell
+    source: PreparedBundle,
+    plans: Mapping[str, GraphPlan],
+    options: Options,
+    examples: Examples | None,
+    progress: Progress,
 ) -> dict[str, Calibration]:
     """What the plans need to know, by role. Without `examples` the golden inputs stand in for what needs no data.
 
     Raises UserError where values are not finite.
     """
     some = examples or golden_examples(source.bundle)
-    overflowing = _scan(source, plans, some, tell)
-    observed = _observe(source, plans, options, some, tell)
-    key_values = _key_values(source, options, some, tell)
+    overflowing = _scan(source, plans, some, progress)
+    observed = _observe(source, plans, options, some, progress)
+    key_values = _key_values(source, options, some, progress)
     nothing, none = Observed(), frozenset[str]()
     return {role: Calibration(observed.get(role, nothing), overflowing.get(role, none), key_values) for role in plans}
 
@@ -93,7 +98,7 @@ def _observes(observation: Observation, modes: Collection[str]) -> bool:
 
 
 def _scan(
-    source: PreparedBundle, plans: Mapping[str, GraphPlan], examples: Examples, tell: Tell
+    source: PreparedBundle, plans: Mapping[str, GraphPlan], examples: Examples, progress: Progress
 ) -> dict[str, frozenset[str]]:
     """Role of a graph in half precision → the nodes that overflow."""
     graphs = {role: source.graphs[role] for role, plan in plans.items() if _observes("magnitudes", {plan.mode})}
@@ -103,14 +108,16 @@ def _scan(
     for role, graph in graphs.items():
         scanned = with_sums_of_squares(graph.model)
         watched[role] = scanned, sorted(float_tensors(graph_parts(scanned)))
-    largest = largest_magnitudes(source.bundle, examples, watched, tell)
+    largest = largest_magnitudes(source.bundle, examples, watched, progress)
     return {
         role: frozenset(overflowing_nodes(graph.parts, {**largest[role], **largest_weights(graph.parts)}))
         for role, graph in graphs.items()
     }
 
 
-def _key_values(source: PreparedBundle, options: Options, examples: Examples, tell: Tell) -> dict[str, StoredSeries]:
+def _key_values(
+    source: PreparedBundle, options: Options, examples: Examples, progress: Progress
+) -> dict[str, StoredSeries]:
     """What is to be stored in fewer bits, by its `stored_name`.
 
     Raises UserError where the bundle has no such keys and values, or fp16 does not hold them.
@@ -133,7 +140,7 @@ def _key_values(source: PreparedBundle, options: Options, examples: Examples, te
     watched = {
         role: (source.graphs[role].model, {name: [one] for name, one in ones.items()}) for role, ones in peaks.items()
     }
-    observe(source.bundle, examples, watched, tell)
+    observe(source.bundle, examples, watched, progress)
     return {
         stored_name(name): _stored_series(source.graphs[role], name, wanted[series_of(name) or ""], one.peaks)
         for role, ones in peaks.items()
@@ -159,7 +166,7 @@ def _stored_series(
 
 
 def _observe(
-    source: PreparedBundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples, tell: Tell
+    source: PreparedBundle, plans: Mapping[str, GraphPlan], options: Options, examples: Examples, progress: Progress
 ) -> dict[str, Observed]:
     watches = {
         role: watch
@@ -170,7 +177,7 @@ def _observe(
     for number, part in enumerate(passes):
 
         def told(what: str, share: float, number: int = number) -> None:
-            tell(what, (number + share) / len(passes))
+            progress(what, (number + share) / len(passes))
 
         watched = {role: (source.graphs[role].model, observers) for role, observers in part.items()}
         observe(source.bundle, examples, watched, told)

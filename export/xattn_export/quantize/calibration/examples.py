@@ -25,6 +25,7 @@ from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, default_threads
 from xattn_runtime.loader import load
+from xattn_runtime.progress import Progress
 from xattn_runtime.tasks import Task, TaskInput
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ __all__ = [
     "run_example",
 ]
 
-Tell = Callable[[str, float], None]
 _Tensors = Mapping[str, NDArray[Any]]
 _LARGEST = "_largest"
 
@@ -148,7 +148,7 @@ def observe(
     bundle: Bundle,
     examples: Examples,
     watched: Mapping[str, tuple[ModelProto, Mapping[str, Sequence[Observer]]]],
-    tell: Tell,
+    progress: Progress,
 ) -> None:
     """Send `examples` through the pipeline, and show observers what their tensor becomes.
 
@@ -163,7 +163,7 @@ def observe(
         role: GraphProbe(model, _file(bundle, role), observers, show_of(role))
         for role, (model, observers) in watched.items()
     }
-    _run(bundle, examples, probes, tell)
+    _run(bundle, examples, probes, progress)
 
 
 def _see(role: str, tensors: _Tensors, observers: Mapping[str, Sequence[Observer]]) -> None:
@@ -174,7 +174,7 @@ def _see(role: str, tensors: _Tensors, observers: Mapping[str, Sequence[Observer
 
 
 def largest_magnitudes(
-    bundle: Bundle, examples: Examples, graphs: Mapping[str, tuple[ModelProto, Iterable[str]]], tell: Tell
+    bundle: Bundle, examples: Examples, graphs: Mapping[str, tuple[ModelProto, Iterable[str]]], progress: Progress
 ) -> dict[str, dict[str, float]]:
     """Role → tensor → the largest magnitude seen; infinities, which masks hold, are passed over.
 
@@ -189,7 +189,7 @@ def largest_magnitudes(
     for role, (model, tensors) in graphs.items():
         scanned, names = _with_maxima(model, tensors)
         probes[role] = GraphProbe(scanned, _file(bundle, role), names, show_of(role))
-    _run(bundle, examples, probes, tell)
+    _run(bundle, examples, probes, progress)
     return largest
 
 
@@ -204,7 +204,7 @@ def _file(bundle: Bundle, role: str) -> Path:
     return bundle.file(bundle.manifest.graphs[role].file)
 
 
-def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], tell: Tell) -> None:
+def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], progress: Progress) -> None:
     """The examples through the pipeline, a token at a time."""
     if not examples.items:
         raise UserError(f"calibration data {examples.name}: expected examples, found none")
@@ -212,7 +212,7 @@ def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], t
     settings = SessionSettings(CPU, default_threads(), engine=_Engine(probes))
     task = load(replace(bundle, manifest=replace(bundle.manifest, graphs=graphs)), settings)
     for number, example in enumerate(examples.items):
-        tell(f"calibrating on {examples.name}", number / len(examples.items))
+        progress(f"calibrating on {examples.name}", number / len(examples.items))
         run_example(task, example)
 
 

@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Attender", "AttentionMap", "grid_of", "words_of"]
 
-# Tokens of the image encoder's own that stand before those of the picture: a class token, or two.
+# Tokens of the image encoder's own that stand before those of the image: a class token, or two.
 _MOST_OF_ITS_OWN = 2
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """How much each word attended to each part of the picture.
+    """How much each word attended to each part of the image.
 
     text: the caption, or the answer. words: of the caption, or of the question.
     weights: float32 `[words, layers, heads, rows, columns]`, the model's own, the mean of a word's tokens; of one word,
-        layer and head they sum to 1 at most, as the image encoder may have tokens that are no part of the picture.
-    picture: uint8 `[height, width, 3]`, as the model sees it.
+        layer and head they sum to 1 at most, as the image encoder may have tokens that are no part of the image.
+    image: uint8 `[height, width, 3]`, as the model sees it.
     """
 
     text: str
     words: tuple[str, ...]
     weights: NDArray[np.float32]
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
 
     def mean(self, layer: int | None = None, head: int | None = None) -> NDArray[np.float32]:
         """float32 `[words, rows, columns]`: the mean over all layers and heads, or of those named, counted from 0.
@@ -75,7 +75,7 @@ class Attender:
         self._names = attention_names(self._session.output_shapes)
 
     def seen(self, image: ImageInput) -> NDArray[np.uint8]:
-        """The picture as the model sees it, uint8 `[height, width, 3]`; ImageError where it cannot be used."""
+        """The image as the model sees it, uint8 `[height, width, 3]`; ImageError where it cannot be used."""
         return self._pipeline.seen(image)
 
     def of_caption(
@@ -102,9 +102,9 @@ class Attender:
 
 
 def grid_of(tokens: int, size_px: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of `tokens` image tokens of a picture of `size_px`, height and width.
+    """Rows and columns of `tokens` image tokens of an image of `size_px`, height and width.
 
-    Tokens that are no part of the picture may stand before them. UserError where they make no grid of that shape.
+    Tokens that are no part of the image may stand before them. UserError where they make no grid of that shape.
     """
     height, width = size_px
     for own in range(_MOST_OF_ITS_OWN + 1):
@@ -134,5 +134,5 @@ def words_of(
             words[-1] += new.strip()
             groups[-1].append(place)
         told = text
-    found = [weights[group].mean(axis=0) for group in groups]
-    return tuple(words), np.stack(found) if found else weights[:0]
+    maps = [weights[group].mean(axis=0) for group in groups]
+    return tuple(words), np.stack(maps) if maps else weights[:0]

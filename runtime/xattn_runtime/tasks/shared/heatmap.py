@@ -1,6 +1,6 @@
-"""Draws an attention map: a panel a word over the picture as PNG, or a page of HTML to step through the words.
+"""Draws an attention map: a panel a word over the image as PNG, or a page of HTML to step through the words.
 
-It knows weights and pictures, and no model.
+It knows weights and images, and no model.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_heatmap(path: Path) -> None:
         raise OutputError(f"{path}: expected a folder to write in, found {path.parent} closed to writing; name another")
 
 
-def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, head: int | None = None) -> None:
+def write_heatmap(path: Path, attention: AttentionMap, layer: int | None = None, head: int | None = None) -> None:
     """Draw to `path`, PNG or HTML by its suffix; whole or not at all.
 
     Raises OutputError where it cannot be written, UserError for a layer or head that there is not.
@@ -59,10 +59,10 @@ def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, hea
     check_heatmap(path)
     if path.suffix.lower() == ".png":
         stream = io.BytesIO()
-        draw_png(found, layer, head).save(stream, "PNG")
+        draw_png(attention, layer, head).save(stream, "PNG")
         content = stream.getvalue()
     else:
-        content = draw_html(found, layer, head).encode()
+        content = draw_html(attention, layer, head).encode()
     try:
         atomic_write(path, content)
     except OSError as error:
@@ -70,66 +70,66 @@ def write_heatmap(path: Path, found: AttentionMap, layer: int | None = None, hea
         raise OutputError(f"{path}: expected a file that can be written, found: {reason}; name another") from error
 
 
-def draw_png(found: AttentionMap, layer: int | None = None, head: int | None = None) -> Image.Image:
-    """A panel for each word: the picture, and over it where the word's attention lay, as strong as its own most."""
+def draw_png(attention: AttentionMap, layer: int | None = None, head: int | None = None) -> Image.Image:
+    """A panel for each word: the image, and over it where the word's attention lay, as strong as its own most."""
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = _enlarged(found.picture)
-    maps = found.mean(layer, head)
+    base = _enlarged(attention.image)
+    maps = attention.mean(layer, head)
     columns = max(1, min(_MOST_IN_A_ROW, len(maps)))
     rows = max(1, -(-len(maps) // columns))
-    width, height = picture.width + _MARGIN_PX, picture.height + _LABEL_PX + _MARGIN_PX
+    width, height = base.width + _MARGIN_PX, base.height + _LABEL_PX + _MARGIN_PX
     canvas = Image.new("RGB", (columns * width + _MARGIN_PX, rows * height + _MARGIN_PX), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_LABEL_PX * 0.7)
-    for place, (word, weights) in enumerate(zip(found.words, maps, strict=True)):
+    for place, (word, weights) in enumerate(zip(attention.words, maps, strict=True)):
         left, top = _MARGIN_PX + place % columns * width, _MARGIN_PX + place // columns * height
-        canvas.paste(_over(picture, weights), (left, top))
-        draw.text((left, top + picture.height + 2), word, fill="black", font=font)
+        canvas.paste(_over(base, weights), (left, top))
+        draw.text((left, top + base.height + 2), word, fill="black", font=font)
     return canvas
 
 
-def draw_html(found: AttentionMap, layer: int | None = None, head: int | None = None) -> str:
+def draw_html(attention: AttentionMap, layer: int | None = None, head: int | None = None) -> str:
     """A page that needs nothing else: arrow keys or clicks step through the words, layers and heads are chosen."""
     stream = io.BytesIO()
-    _enlarged(found.picture).save(stream, "PNG")
-    most = max(float(found.weights.max(initial=0.0)), _LEAST)
+    _enlarged(attention.image).save(stream, "PNG")
+    most = max(float(attention.weights.max(initial=0.0)), _LEAST)
     data = {
-        "words": found.words,
-        "shape": found.weights.shape,
+        "words": attention.words,
+        "shape": attention.weights.shape,
         "most": most,
         "colors": _COLORS.astype(int).tolist(),
         "opaque": _OPAQUE,
         "layer": layer,
         "head": head,
         # 16 bits are finer than any screen shows.
-        "weights": base64.b64encode(np.rint(found.weights / most * 65535).astype("<u2").tobytes()).decode(),
+        "weights": base64.b64encode(np.rint(attention.weights / most * 65535).astype("<u2").tobytes()).decode(),
         "picture": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
     }
-    found.mean(layer, head)  # refuses what there is not
+    attention.mean(layer, head)  # refuses what there is not
     page = (Path(__file__).parent / "heatmap.html").read_text(encoding="utf-8")
     # Within a script "</" would end it.
-    return page.replace("$TITLE", html.escape(found.text)).replace("$DATA", json.dumps(data).replace("</", "<\\/"))
+    return page.replace("$TITLE", html.escape(attention.text)).replace("$DATA", json.dumps(data).replace("</", "<\\/"))
 
 
-def _enlarged(picture: NDArray[np.uint8]) -> Image.Image:
+def _enlarged(pixels: NDArray[np.uint8]) -> Image.Image:
     from PIL import Image
 
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     factor = _PANEL_PX / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _over(picture: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
-    """The picture with the weights `[rows, columns]` over it: the more, the lighter and the more opaque."""
+def _over(base: Image.Image, weights: NDArray[np.float32]) -> Image.Image:
+    """The image with the weights `[rows, columns]` over it: the more, the lighter and the more opaque."""
     from PIL import Image
 
     share = weights / max(float(weights.max()), _LEAST)
-    grown = np.asarray(Image.fromarray(share).resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)
+    grown = np.asarray(Image.fromarray(share).resize(base.size, Image.Resampling.BICUBIC)).clip(0, 1)
     place = grown * (len(_COLORS) - 1)
     low = np.minimum(place.astype(np.int64), len(_COLORS) - 2)
     part = (place - low)[..., None]
     color = _COLORS[low] * (1 - part) + _COLORS[low + 1] * part
     alpha = _OPAQUE * grown[..., None]
-    mixed = np.asarray(picture, dtype=np.float32) * (1 - alpha) + color * alpha
+    mixed = np.asarray(base, dtype=np.float32) * (1 - alpha) + color * alpha
     return Image.fromarray(np.rint(mixed).astype(np.uint8))

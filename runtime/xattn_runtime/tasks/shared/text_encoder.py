@@ -1,4 +1,4 @@
-"""A text encoder between image encoder and decoder: the decoder attends to what it makes of a picture and a text.
+"""A text encoder between image encoder and decoder: the decoder attends to what it makes of an image and a text.
 
 It takes encoded images and token ids; what the text is for is the tasks' affair.
 """

@@ -164,7 +164,7 @@ def test_lists_of_answers_that_cannot_be_used(invoke, vqa_bundle, picture, given
 def test_a_calibrated_bundle_is_less_or_more_sure_and_says_the_same(invoke, vqa_copy, picture, rewrite):
     from dataclasses import replace
 
-    from xattn_runtime.bundle.calibration import Calibration
+    from xattn_runtime.bundle.calibration import ConfidenceCalibration
     from xattn_runtime.bundle.folder import open_bundle
 
     def top():
@@ -172,7 +172,7 @@ def test_a_calibrated_bundle_is_less_or_more_sure_and_says_the_same(invoke, vqa_
 
     plain = top()
     manifest = open_bundle(vqa_copy).manifest
-    rewrite(vqa_copy, replace(manifest, calibration=Calibration(2.0, "pytest", 1, 1, 0.1, 0.05)))
+    rewrite(vqa_copy, replace(manifest, calibration=ConfidenceCalibration(2.0, "pytest", 1, 1, 0.1, 0.05)))
     found = top()
     assert [one["answer"] for one in found] == [one["answer"] for one in plain]
     squares = [one["confidence"] ** 0.5 for one in plain]

@@ -79,7 +79,7 @@ def test_an_index_finds_what_the_folder_gives(invoke, bundles, folder, tmp_path)
     arguments = ("retrieve", QUERY, "--bundle", bundles[0], "--json", "--top-k", "20")
     without = results(invoke(*arguments, "--in", folder))
     made = invoke(*arguments, "--in", folder, "--index", index)
-    assert "20 pictures, 20 of them new or altered, 0 gone" in made.stderr
+    assert "20 images, 20 of them new or altered, 0 gone" in made.stderr
     assert [found["image"] for found in results(made)] == [found["image"] for found in without]
     assert [found["cosine"] for found in results(made)] == pytest.approx([found["cosine"] for found in without])
     assert results(invoke(*arguments, "--index", index)) == results(made)
@@ -98,7 +98,7 @@ def test_an_index_follows_its_folder(invoke, bundles, folder, tmp_path):
     write_picture(folder / "05.png", 78)
     os.utime(folder / "05.png", ns=(1, 1))
     again = invoke(*arguments, "--index", index)
-    assert "20 pictures, 2 of them new or altered, 2 gone" in again.stderr
+    assert "20 images, 2 of them new or altered, 2 gone" in again.stderr
     assert [found["cosine"] for found in results(again)] == pytest.approx(
         [found["cosine"] for found in results(invoke(*arguments))]
     )
@@ -202,4 +202,4 @@ def test_approximate_search_without_its_package(invoke, bundles, folder, tmp_pat
     assert 'pip install "xattn-edge[ann]", or use --search exact' in refused.stderr
     fallen_back = invoke(*arguments)
     assert fallen_back.exit_code == 0
-    assert "comparing all of 20 pictures" in fallen_back.stderr
+    assert "comparing all of 20 images" in fallen_back.stderr

@@ -137,7 +137,7 @@ def test_a_single_label_where_each_is_judged_by_itself(invoke, bundles, noise):
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        ("softmax", (), "labels: expected at least 2, found 0; say what the picture may show"),
+        ("softmax", (), "labels: expected at least 2, found 0; say what the image may show"),
         ("softmax", ("cat",), "labels: expected at least 2, found 1; this model chooses among them"),
         ("softmax", ("cat", "cat "), "labels: expected each label once, found 'cat' twice; remove one"),
         ("softmax", ("cat", ""), "labels: expected a text, found an empty one as number 2; remove it"),

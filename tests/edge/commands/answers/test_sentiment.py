@@ -138,7 +138,8 @@ def test_a_bundle_for_another_task(invoke, vqa_bundle):
 
 def test_a_search_on_images_is_refused(invoke, bundle, noise, tmp_path):
     folder = noise(0).parent
-    answer = invoke("quantize", bundle, "-o", tmp_path / "small.xattn", "--mode", "auto", "--data", folder)
+    asked = ("--mode", "auto", "--budget", "0.01", "--data", folder)
+    answer = invoke("quantize", bundle, "-o", tmp_path / "small.xattn", *asked)
     assert (answer.exit_code, answer.stdout) == (2, "")
     message = "expected a bundle whose inputs are images, found one for sentiment; use --data golden, or a mode that"
     assert message in answer.stderr

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import split_heads
-from xattn_export.families.checkpoint_folder.roles import decoder_role, flatten, head, pairs
+from xattn_edge.attention.caches import flatten, pairs
+from xattn_export.families.checkpoint_folder.roles import decoder_role, head
 from xattn_export.families.layers.common import attend_with_cache, embed_with_image
 from xattn_export.parity import check_parity
 from xattn_export.to_onnx import example_tensor, export_role

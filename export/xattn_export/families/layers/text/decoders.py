@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue, split_heads
-from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
+from xattn_edge.attention.caches import flatten, pairs
+from xattn_export.families.checkpoint_folder.roles import head
 from xattn_export.families.layers.common import attend_heads, attend_with_cache, fuse_linears
 from xattn_export.families.layers.text.blip import TextLayer
 

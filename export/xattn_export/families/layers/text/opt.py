@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
-from xattn_export.families.checkpoint_folder.roles import flatten, head, pairs
+from xattn_edge.attention.caches import flatten, pairs
+from xattn_export.families.checkpoint_folder.roles import head
 from xattn_export.families.layers.common import attend_with_cache, embed_with_image, fuse_linears
 
 if TYPE_CHECKING:

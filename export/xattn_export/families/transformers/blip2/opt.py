@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Generated, Role, SourceTokenizer
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text, with_image_token
 from xattn_export.families.checkpoint_folder.reference import generated
-from xattn_export.families.checkpoint_folder.roles import decoder_role, dynamic_cache, dynamic_presents, head, pairs
+from xattn_export.families.checkpoint_folder.roles import decoder_role, dynamic_cache, dynamic_presents, head
 from xattn_export.families.layers.text.opt import OptDecoderGraph
 from xattn_export.families.transformers.blip2.language import QUESTION, Language, text_token
 from xattn_runtime.errors import CheckpointError

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention import KeyValue
+from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Generated, Role, TensorSpec
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import source_tokenizer
@@ -21,9 +22,7 @@ from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.roles import (
     decoder_role,
     encoder_decoder_cache,
-    flatten,
     head,
-    pairs,
     presents,
     text_encoder_role,
 )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from torch import Tensor
 
-from xattn_edge.attention import KeyValue
+from xattn_edge.attention.cross_modal import KeyValue
 
 __all__ = ["flatten", "pairs"]
 
 
-def flatten(layers: Sequence[KeyValue]) -> tuple[Tensor, ...]:
+def flatten(layers: Iterable[KeyValue]) -> tuple[Tensor, ...]:
     """`key_0`, `value_0`, `key_1`, …"""
     return tuple(chain.from_iterable(layers))
 
