@@ -49,18 +49,21 @@ def config_of_format_2(task: str, model: Json) -> dict[str, Any]:
     Raises:
         KeyError, TypeError: a value is missing, or of another type.
     """
-    if task in ("vqa", "caption") and "mechanism" not in model:
-        return _plain_vqa(model) if task == "vqa" else _plain_caption(model)
     if "mechanism" not in model:
-        return dict(model)
+        plain = {"vqa": _plain_vqa, "caption": _plain_caption}.get(task)
+        return dict(model) if plain is None else plain(model)
     mechanism = {**model["mechanism"], "options": {**model["mechanism"]["options"], "output_bias": False}}
-    changed: dict[str, Any] = {**model, "mechanism": mechanism}
-    if task == "vqa":
-        changed["image_norm"] = True
-    if task == "sentiment":
-        frames = dict(model["frames"])
-        changed["frames"] = {"image": frames.pop("picture"), **frames}
-    return changed
+    added = {"vqa": _image_norm, "sentiment": _frames}.get(task)
+    return {**model, "mechanism": mechanism, **({} if added is None else added(model))}
+
+
+def _image_norm(model: Json) -> dict[str, Any]:
+    return {"image_norm": True}
+
+
+def _frames(model: Json) -> dict[str, Any]:
+    frames = dict(model["frames"])
+    return {"frames": {"image": frames.pop("picture"), **frames}}
 
 
 def tensors_of_format_2(task: str, model: Json, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,6 +39,10 @@ KINDS = tuple(
 """Every mechanism, the first of them also with each other weighting and similarity."""
 
 _PARAMETERS = {"vqa": 70_000, "sentiment": 250_000}
+_SIZES: dict[TaskName, dict[str, Any]] = {
+    "vqa": {"image_size_px": 32, "channels": (16, 32), "blocks": (1,)},
+    "sentiment": {"dropout": 0.2, "learning_rate": 2e-3},
+}
 _WIDTH_STEP, _MOST_WIDTH = 4, 256
 
 
@@ -86,11 +90,7 @@ class StudyPlan:
     def recipe(self, task: TaskName) -> Recipe:
         """Of a small model, whatever its mechanism and fusion; its width is the widest within the budget."""
         size: dict[str, Any] = {"steps": self.steps, "batch": self.batch, "warmup_steps": 50, "layers": 1}
-        if task == "vqa":
-            size |= {"image_size_px": 32, "channels": (16, 32), "blocks": (1,)}
-        else:
-            size |= {"dropout": 0.2, "learning_rate": 2e-3}
-        return replace(TRAININGS[task].recipe, **size)
+        return replace(TRAININGS[task].recipe, **size, **_SIZES[task])
 
     def budget(self) -> dict[str, object]:
         """What must be alike for results to stand beside each other."""

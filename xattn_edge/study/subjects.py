@@ -59,7 +59,8 @@ class Subject(Protocol):
 
 def make_subject(task: TaskName, plan: StudyPlan) -> Subject:
     """The task, with its data; raises what reading that raises."""
-    return _Vqa(plan) if task == "vqa" else _Sentiment(plan)
+    subjects: dict[TaskName, Callable[[StudyPlan], Subject]] = {"vqa": _Vqa, "sentiment": _Sentiment}
+    return subjects[task](plan)
 
 
 class _Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from xattn_export.graph.editing import GraphParts
 from xattn_export.quantize.base.options import GraphPlan, Mode, Options
@@ -25,6 +26,7 @@ def quantize_graph(
     """
     is_by_layer = any(spec.scope == "layer" for spec in specs_of(plan.modes))
     parts, float_nodes = store_key_values(graph.products if is_by_layer else graph.parts, calibration.key_values)
+    parts = _with_prepared_last(parts, graph)
     modes = {layer.name: plan.mode_of(layer.name) for layer in graph.layers}
     tied = _stored_once(find_tied(parts, graph.layers), modes) if is_by_layer else ()
     modes |= {pair.product.name: _mode_of_tied(modes[pair.product.name]) for pair in tied}
@@ -36,6 +38,12 @@ def quantize_graph(
         layers = tuple(layer for layer in graph.layers if one in spec_of(modes[layer.name]).passes)
         draft = one.run(draft, Assignment(layers, options, tied))
     return draft.graph, {**dict.fromkeys(COUNTS, 0), **draft.counts}
+
+
+def _with_prepared_last(parts: GraphParts, graph: PreparedGraph) -> GraphParts:
+    """`parts` with the constants that preparing `graph` made after all others: files of one content have one order."""
+    made = graph.products.tensors.keys() - graph.parts.tensors.keys()
+    return replace(parts, tensors=dict(sorted(parts.tensors.items(), key=lambda item: item[0] in made)))
 
 
 def _stored_once(pairs: tuple[TiedPair, ...], modes: Mapping[str, Mode]) -> tuple[TiedPair, ...]:

@@ -68,7 +68,7 @@ def test_a_planted_difference_is_found_in_its_layer(exported, tmp_path):
 
 
 def test_examples_that_change_are_shown(exported, tmp_path):
-    other = damaged(exported["lstm"], tmp_path / "other.xattn", "classifier", "classifier", -1.0)
+    other = damaged(exported["lstm"], tmp_path / "other.xattn", "classifier", r"\bhead\b", -1.0)
     picture = np.full((40, 30, 3), 200, np.uint8)
     samples = Samples(
         "made", [Sample(picture, "what color is the shape ?", "red"), Sample(picture, "is there a circle ?")]

@@ -42,7 +42,7 @@ def quantize_convolutions(draft: Draft, assignment: Assignment) -> Draft:
     chosen = {node.output[0]: conv for node in assigned if (conv := _convolution(node, constants, maps))}
     if not chosen:
         return draft
-    rewriter = _Rewriter(graph, constants, maps)
+    rewriter = _PositionWriter(graph, constants, maps)
     for node in graph.nodes:
         rewriter.add(node, chosen.get(node.output[0]))
     return draft.after(rewriter.finished(), int8_convolutions=len(chosen))
@@ -113,7 +113,7 @@ def _convolution(node: NodeProto, constants: Constants, maps: Mapping[str, _Map]
     return _Convolution((kernel[2], kernel[3]), tuple(strides), tuple(pads[:2]), source, target)  # type: ignore[arg-type, index]
 
 
-class _Rewriter:
+class _PositionWriter:
     """Writes the nodes anew, one after the other, and knows which maps are held position by position."""
 
     def __init__(self, graph: GraphParts, constants: Constants, maps: Mapping[str, _Map]) -> None:

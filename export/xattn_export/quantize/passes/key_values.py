@@ -84,7 +84,7 @@ def store_key_values(graph: GraphParts, stored: Mapping[str, StoredSeries]) -> t
     """
     if not any(stored_name(value.name) in stored for value in _key_values(graph)):
         return graph, frozenset()
-    rewriter = _Rewriter(graph, stored)
+    rewriter = _StoredWriter(graph, stored)
     for node in graph.nodes:
         rewriter.add(node)
     return rewriter.finished()
@@ -115,7 +115,7 @@ def _are_read_alone(graph: GraphParts, names: set[str]) -> bool:
     return True
 
 
-class _Rewriter:
+class _StoredWriter:
     """Writes the nodes anew, and the inputs and outputs in their precision."""
 
     def __init__(self, graph: GraphParts, stored: Mapping[str, StoredSeries]) -> None:
