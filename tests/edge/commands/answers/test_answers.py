@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from xattn_runtime.bundle.folder import shipped_bundles
+
 
 def test_caption_prints_the_caption_alone(invoke, caption_bundle):
     case = json.loads((caption_bundle / "manifest.json").read_text())["golden"]["cases"][0]
@@ -155,7 +157,9 @@ def test_profile_against_an_earlier_one(invoke, vqa_bundle, tmp_path):
 def test_data_list(invoke):
     names = [entry["name"] for entry in json.loads(invoke("data", "list", "--json").stdout)["data_sets"]]
     assert names == ["easy-vqa", "emoji", "sentiment"]
-    assert [line.split()[0] for line in invoke("data", "list").stdout.splitlines()] == ["name", *names]
+    data_sets, _, bundles = invoke("data", "list").stdout.partition("\n\n")
+    assert [line.split()[0] for line in data_sets.splitlines()] == ["name", *names]
+    assert [line.split()[0] for line in bundles.splitlines()] == ["bundle", *shipped_bundles()]
 
 
 @pytest.mark.slow
