@@ -107,7 +107,7 @@ def _lower(text: str) -> str:
         ),
         (
             lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('no pictures') }}"),
-            "expected a text for one picture and one question, found: TemplateError: no pictures",
+            "expected a text for one image and one question, found: TemplateError: no pictures",
         ),
         (
             lambda folder: change(folder / "processor_config.json", image_seq_len=64),
