@@ -173,6 +173,15 @@ def test_a_folder_stays_small():
     assert not {str(folder): files for folder, files in folders.items() if files > MOST_FILES_OF_A_FOLDER}
 
 
+def test_no_two_public_classes_have_one_name():
+    homes: dict[str, list[str]] = {}
+    for module, path in SOURCES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
 def test_no_module_has_the_name_of_one_of_python():
     names = {part for module in SOURCES for part in module.split(".")} - {"__main__"}
     assert not names & sys.stdlib_module_names
