@@ -178,7 +178,7 @@ def _evaluate_sentiment(
 def _label(task: SentimentTask, utterance: Utterance) -> str:
     """Of one utterance; none, which is wrong, of one whose text the model cannot read."""
     try:
-        return task.tell(utterance).label
+        return task.rate_utterance(utterance).label
     except QuestionError:
         return ""
 

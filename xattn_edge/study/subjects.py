@@ -168,7 +168,7 @@ class _Sentiment:
     def call(self, bundle: Path, threads: int) -> Callable[[], object]:
         task, row = load(bundle, threads=threads, task="sentiment"), self._rows[0]
         utterance = Utterance(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
-        return lambda: task.tell(utterance)
+        return lambda: task.rate_utterance(utterance)
 
 
 def _spread(rows: list[Sentence], most: int) -> list[Sentence]:

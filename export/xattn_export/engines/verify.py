@@ -185,7 +185,7 @@ def _same_tokens(task: Task, ours: Task) -> tuple[int, int]:
     """
     cases, same = task.bundle.manifest.golden.cases, 0
     for case in cases:
-        golden = TaskInput(task.bundle.file(case.image), case.asked)
+        golden = TaskInput(task.bundle.file(case.image), case.input_text)
         found, expected = task.answer(golden).token_ids, ours.answer(golden).token_ids
         same += found == expected or _is_tie(ours, golden, expected, found)
     return same, len(cases)

@@ -135,8 +135,8 @@ def _candidates(
     candidates.log_probs[:, :, generated - 1] = np.take_along_axis(log_probs.reshape(batch, -1), places, axis=1)
     ended = np.isin(token_ids, decoding.end_token_ids) | (generated == decoding.max_new_tokens)
     if stop is not None:
-        said = candidates.tokens[:, :, at + 1 - generated : at + 1]
-        ended |= np.array([[stop(ids) for ids in row] for row in said.tolist()])
+        generated_ids = candidates.tokens[:, :, at + 1 - generated : at + 1]
+        ended |= np.array([[stop(ids) for ids in row] for row in generated_ids.tolist()])
     candidates = replace(
         candidates,
         lengths=np.full_like(origins, generated),

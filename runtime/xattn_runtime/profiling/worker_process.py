@@ -33,7 +33,7 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class ProfileCombination:
-    """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once.
+    """What is measured: a bundle on a provider with so many threads, None for the default, and images at once.
 
     spinning, arena, optimized: as in `SessionTuning`.
     """

@@ -136,7 +136,7 @@ def caption_to_file(
 
 def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) -> str:
     """What a caption depends on: the bundle's name, and a digest of the bundle and of what was asked."""
-    asked = {name: getattr(options, name) for name in options.given} | {"prompt": prompt}
+    asked = {name: getattr(options, name) for name in options.non_default} | {"prompt": prompt}
     text = json.dumps([file_digest(task.bundle.path / MANIFEST_FILE), asked], sort_keys=True)
     return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
