@@ -92,8 +92,8 @@ class Provenance:
 class GoldenCase:
     """An input with the trained model's own output.
 
-    text: what it says; None where it is so unsure that rounding may change it.
-    question: asked of the image, for VQA; what is said, for sentiment, where it is known.
+    text: the answer; None where it is so unsure that rounding may change it.
+    question: about the image, for VQA; the transcript, for sentiment, where it is known.
     token_ids: generated, for captioning and generative VQA.
     query: the text embedded beside the image, for retrieval.
     """

@@ -63,7 +63,7 @@ class Provider:
     """An execution provider.
 
     onnxruntime_name: as ONNX Runtime calls it. package: the distribution that holds it, None where it has to be built.
-    platforms: that the package is made for. install_command: to get it. requirements: of the graphs it runs.
+    platforms: that the package is made for. install_command: that installs it. requirements: of the graphs it runs.
     proof: what shows that it truly works, beyond being listed. options: it is created with. device: kind that it
     computes on. memory: ONNX Runtime's name of that device's memory, where tensors can be kept there. plugin_module:
     of a package that brings the provider as a library beside any onnxruntime.

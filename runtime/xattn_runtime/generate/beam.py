@@ -1,7 +1,7 @@
 """Beam search with a key/value cache: the `beams` best sequences continue, until none can better those that ended.
 
 Rules of choice, ending and scoring are those of Transformers' `_beam_search` in generation/utils.py: at least twice as
-many candidates as beams are looked at, so that enough are left to continue, and only those among the best `beams` may
+many candidates as beams are considered, so that enough are left to continue, and only those among the best `beams` may
 end. It works on tensors and ids of a whole batch; no row has to do with another.
 """
 

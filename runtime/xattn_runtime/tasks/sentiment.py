@@ -176,7 +176,7 @@ class SentimentTask(Closable, Task):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it tells apart."""
+        """The labels it distinguishes."""
         return self._labels
 
     def logits(self, utterance: Utterance) -> Tensor:

@@ -1,7 +1,7 @@
 """Where the time goes inside the graphs: ONNX Runtime's own profile, by node, by layer of the model and by operator.
 
 Nodes carry the names of the model's layers (`layers.0.attention.query/MatMul`), which ONNX Runtime keeps when it fuses.
-Operations and bytes are counted from the shapes that the profile tells of each node as it ran.
+Operations and bytes are counted from the shapes that the profile records of each node as it ran.
 """
 
 from __future__ import annotations

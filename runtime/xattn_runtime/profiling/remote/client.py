@@ -154,7 +154,7 @@ class _Connection:
             return
 
     def answer(self, expected: str, progress: Progress = silent) -> dict[str, Any]:
-        """The line that holds `expected`; Ctrl-C tells the other end to stop, and waits for what it has."""
+        """The line that holds `expected`; Ctrl-C stops the remote process, and waits for its results."""
         stopped = False
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What the text looked at: the attention weights of the graph `attention` of a bundle, a word at a time.
+"""What the text attended to: the attention weights of the graph `attention` of a bundle, a word at a time.
 
 It runs the graph once along a whole text; `heatmap.py` draws what comes out.
 """
