@@ -79,7 +79,7 @@ def answers(model: VqaTask) -> None:
     assert_type(answer, Answer)
     assert_type(answer.answer, str)
     assert_type(model.ask(model.encode(PATH), "is there a circle?").confidence, float)
-    assert_type(model.ask_batch([PATH, PATH], ["what shape?", "what color?"]), list[Answer])
+    assert_type(model.ask_many([PATH, PATH], ["what shape?", "what color?"]), list[Answer])
 
 
 def matches(model: RetrievalTask) -> None:

@@ -1,13 +1,15 @@
 """Files and folders that are written whole or not at all: under a temporary name beside the target, then renamed.
 
 What is written reaches the disk before it gets its name. Whatever goes wrong (a full disk, Ctrl-C, an error of ours)
-takes the temporary file or folder away, and what was there before stays. A process that is killed leaves
-`.NAME.PROCESS-TOKEN.partial`, which the next write of the same target removes. It does not know what is written.
+removes the temporary file or folder, and the previous one stays. A process that is killed leaves
+`.NAME.PROCESS-TOKEN.partial`, which the next write of the same target removes (a long NAME is cut).
+It does not know what is written.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -33,6 +35,8 @@ __all__ = [
 
 _PARTIAL, _OLD = "partial", "old"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
+_NAME_BYTES = 255  # the longest name of most file systems
+_SUFFIX_BYTES = len(".4194304-01234567.partial")  # of the highest process id
 _ADVICE = {
     errno.EACCES: "check the permissions of its folder",
     errno.EDQUOT: "free some space or name another place",
@@ -71,7 +75,7 @@ def atomic_file(path: Path, *, beside: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `path`, in place of a folder there, when the block ends without an error.
+    """An empty folder to fill, which replaces `path` when the block ends without an error.
 
     Raises OSError where it cannot be written, or where `path` is something other than a folder.
     """
@@ -97,7 +101,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise the OSError that `atomic_write` would, so that nobody works for a result that cannot be kept."""
+    """Raise the OSError that `atomic_write` would, so that no work is done for a result that cannot be saved."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     temporary = _temporary(path)
@@ -106,18 +110,19 @@ def check_writable(path: Path) -> None:
 
 
 def sync(stream: IO[bytes]) -> None:
-    """Bring what was written to `stream` to the disk."""
+    """Flush `stream` to the disk."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of writing `path`; a folder that one had moved aside comes back."""
+    """Remove what killed processes left of writing `path`, and move a folder back that one had moved aside."""
+    name = _shortened(path.name)
     with suppress(OSError):  # no folder, or one that cannot be read: then there is nothing to sweep
         for left in path.absolute().parent.iterdir():
-            found = _LEFTOVER.fullmatch(left.name)
-            if found and found["name"] == path.name and not _is_running(int(found["process"])):
-                if found["kind"] == _OLD and not os.path.lexists(path):
+            parts = _LEFTOVER.fullmatch(left.name)
+            if parts and parts["name"] == name and not _is_running(int(parts["process"])):
+                if parts["kind"] == _OLD and not os.path.lexists(path):
                     left.rename(path)
                 elif left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left, ignore_errors=True)
@@ -131,18 +136,27 @@ def is_leftover(name: str) -> bool:
 
 
 def not_written(path: Path, error: OSError) -> OutputError:
-    """What to say when `path` cannot be written."""
+    """The error for a `path` that cannot be written."""
     advice = _ADVICE.get(error.errno or 0, "check the path")
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     return OutputError(f"{path}: cannot be written: {reason}; {advice}")
 
 
 def _temporary(path: Path, kind: str = _PARTIAL) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+    return path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+
+
+def _shortened(name: str) -> str:
+    """`name`, or where a temporary name of it is longer than file systems allow, its beginning and its hash."""
+    encoded, room = os.fsencode(name), _NAME_BYTES - _SUFFIX_BYTES - 1
+    if len(encoded) <= room:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: room - len(digest) - 1].decode(errors='ignore')}-{digest}"
 
 
 def _move_into_place(staging: Path, target: Path) -> None:
-    """Rename `staging` to `target`; a folder that is there goes aside first, and comes back if that fails."""
+    """Rename `staging` to `target`; a folder of that name is moved aside first, and moved back if that fails."""
     aside = _temporary(target, _OLD)
     try:
         if os.path.lexists(target):

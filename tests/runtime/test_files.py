@@ -138,6 +138,26 @@ def test_the_next_write_sweeps_what_killed_processes_left_of_it(tmp_path, write)
     assert names(tmp_path) == sorted([*kept, "it"])
 
 
+@pytest.mark.parametrize(
+    "name", ["n" * 230, "n" * 250, "ü" * 125, "n" + "ü" * 127], ids=["cut", "250 bytes", "2-byte characters", "shifted"]
+)
+@pytest.mark.parametrize("write", ["file", "folder"])
+def test_a_long_name_is_written_and_swept(tmp_path, name, write):
+    path = tmp_path / name
+    atomic = {"file": atomic_file, "folder": atomic_folder}[write]
+    with atomic(path) as temporary:
+        temporary.touch()
+        assert is_leftover(temporary.name)
+        left = tmp_path / temporary.name.replace(f".{os.getpid()}-", f".{ended_process()}-")
+        left.touch()
+    atomic_write(tmp_path / ("n" * 249), b"")
+    (tmp_path / ("n" * 249)).unlink()
+    check_writable(tmp_path / ("n" * 255))
+    assert names(tmp_path) == sorted([left.name, name])
+    files.sweep(path)
+    assert names(tmp_path) == [name]
+
+
 def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path):
     """Killed between the two renames, it leaves the old folder under another name, and the new one half done."""
     dead = ended_process()

@@ -104,7 +104,7 @@ def _logits(
     rows = []
     for start in range(0, len(samples), _QUESTIONS_PER_BATCH):
         batch = samples[start : start + _QUESTIONS_PER_BATCH]
-        answers = task.ask_batch(
+        answers = task.ask_many(
             [sample.image for sample in batch], [sample.question for sample in batch], top_k=len(known)
         )
         rows += [[dict(answer.top)[label] for label in known] for answer in answers]

@@ -132,7 +132,7 @@ class VqaTask(Closable, Task):
         )
         return _answer(reply, encoded_question, timing)
 
-    def ask_batch(
+    def ask_many(
         self,
         images: Sequence[ImageInput | EncodedImage],
         questions: Sequence[str],
@@ -184,7 +184,7 @@ class VqaTask(Closable, Task):
 
     def answer_many(self, inputs: Sequence[TaskInput]) -> list[TaskResult]:
         """See `Task`: many a run."""
-        answers = self.ask_batch([given.image for given in inputs], [given.text or "" for given in inputs])
+        answers = self.ask_many([given.image for given in inputs], [given.text or "" for given in inputs])
         return [_result(answer) for answer in answers]
 
     def run_case(self, case: GoldenCase) -> CaseResult:

@@ -204,7 +204,7 @@ def test_beams_go_on_from_the_same_image(captioner: CaptionTask, noise: Callable
 def test_answers_are_the_references(answerer: VqaTask, noise: Callable[[int], Path]) -> None:
     asked = {"the cat": [6, 9], "red": [7], "zebra dog": [1, 10]}
     pairs = [(noise(seed), question) for seed in range(3) for question in asked]
-    answers = answerer.ask_batch([picture for picture, _ in pairs], [question for _, question in pairs])
+    answers = answerer.ask_many([picture for picture, _ in pairs], [question for _, question in pairs])
     for (picture, question), answer in zip(pairs, answers, strict=True):
         image_tokens = answerer.encode(picture).tensors["image_tokens"][0]
         assert answer.token_ids == greedy(image_tokens, [*IMAGE, 4, *asked[question], 5])

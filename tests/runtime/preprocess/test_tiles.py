@@ -109,7 +109,7 @@ def test_captions_of_pictures_that_are_cut_in_other_ways(captioner: CaptionTask)
 def test_answers_about_pictures_that_are_cut_in_other_ways(answerer: VqaTask) -> None:
     asked = {"the cat": [6, 9], "red": [7]}
     pairs = [(picture_of(grid, seed), grid, question) for seed, grid in enumerate(SIZES) for question in asked]
-    answers = answerer.ask_batch([picture for picture, _, _ in pairs], [question for _, _, question in pairs])
+    answers = answerer.ask_many([picture for picture, _, _ in pairs], [question for _, _, question in pairs])
     for (picture, grid, question), answer in zip(pairs, answers, strict=True):
         encoded = answerer.encode(picture)
         prompt = [*written(grid), 4, *asked[question], 5]

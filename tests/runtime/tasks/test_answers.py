@@ -50,7 +50,7 @@ def test_a_list_is_ranked_by_likelihood(
         assert list(answer.token_ids) == ANSWERS[answer.answer]
         orders.add(tuple(text for text, _ in answer.top))
     assert len(orders) > 1
-    together = task.ask_batch([noise(0), noise(1)], [QUESTION, QUESTION], answers=list(ANSWERS), top_k=2)
+    together = task.ask_many([noise(0), noise(1)], [QUESTION, QUESTION], answers=list(ANSWERS), top_k=2)
     assert [len(answer.top) for answer in together] == [2, 2]
 
 

@@ -72,19 +72,19 @@ def test_a_batch_gives_what_each_pair_gives_alone(
     images: list[Any] = [str(path) if i % 2 else path for i, (path, _) in enumerate(pairs)]
     images[7] = task.encode(pairs[7][0])
     encoded.clear()
-    answers = task.ask_batch(images, [question for _, question in pairs])
+    answers = task.ask_many(images, [question for _, question in pairs])
     assert len(pairs) > 64
     assert len(encoded) == 5
     for pair, answer in zip(pairs, answers, strict=True):
         assert answer.answer == alone[pair].answer
         assert answer.confidence == pytest.approx(alone[pair].confidence, abs=1e-5)
         assert answer.unknown_words == alone[pair].unknown_words
-    assert task.ask_batch([], []) == []
+    assert task.ask_many([], []) == []
 
 
 def test_pairs_that_are_none(task: VqaTask, noise: Callable[[int], Path]) -> None:
     with pytest.raises(UserError, match="questions: expected one for each of 1 images, found 2"):
-        task.ask_batch([noise(0)], ["dog", "cat"])
+        task.ask_many([noise(0)], ["dog", "cat"])
     with pytest.raises(QuestionError, match="none of the words"):
         task.ask(noise(0), "zebra")
 

@@ -150,7 +150,7 @@ def test_questions_are_answered_together_as_alone(blip, files):
     task = load(bundle)
     assert isinstance(task, VqaTask)
     questions = [QUESTIONS[number % 3] for number in range(7)]
-    together = task.ask_batch(files[:7], questions)
+    together = task.ask_many(files[:7], questions)
     for file, question, found in zip(files, questions, together, strict=False):
         alone = task.ask(file, question)
         assert (found.answer, found.token_ids) == (alone.answer, alone.token_ids)

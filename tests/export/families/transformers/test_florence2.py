@@ -158,7 +158,7 @@ def test_answers_to_questions(made, files):
     task = load(bundle)
     assert isinstance(task, VqaTask)
     questions = [(*PROMPTS, REGION)[number % 5] for number in range(7)]
-    together = task.ask_batch(files[:7], questions)
+    together = task.ask_many(files[:7], questions)
     for file, question, found in zip(files, questions, together, strict=False):
         assert found.token_ids == task.ask(task.encode(file), question).token_ids
     assert len({found.token_ids for found in together}) > 2

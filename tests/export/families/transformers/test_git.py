@@ -183,7 +183,7 @@ def test_a_batch_of_pictures_and_questions(answerer: VqaTask, captioner: Caption
     pictures = noise_pictures(4)
     questions = [QUESTIONS[number % 3] for number in range(4)]
     alone = [answerer.ask(*pair).token_ids for pair in zip(pictures, questions, strict=True)]
-    assert [answer.token_ids for answer in answerer.ask_batch(pictures, questions)] == alone
+    assert [answer.token_ids for answer in answerer.ask_many(pictures, questions)] == alone
     one_by_one = [captioner.caption(picture, beams=2).token_ids for picture in pictures]
     assert [caption.token_ids for caption in captioner.caption_many(pictures, beams=2)] == one_by_one
 

@@ -216,7 +216,7 @@ def test_pictures_of_all_shapes_together_as_alone(models, files):
     task = load(models("smolvlm")[1])
     assert isinstance(task, VqaTask)
     questions = [QUESTIONS[number % 3] for number in range(7)]
-    together = task.ask_batch(files[:7], questions)
+    together = task.ask_many(files[:7], questions)
     for file, question, found in zip(files, questions, together, strict=False):
         assert found.token_ids == task.ask(file, question).token_ids
     captioner = load(models("idefics3")[1])

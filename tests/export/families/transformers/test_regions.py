@@ -129,7 +129,7 @@ def test_decomposed_attention(folder: Path, place: Path, files: list[Path]) -> N
 
 def test_a_batch_of_regions_in_different_numbers(task: VqaTask, folder: Path, files: list[Path]) -> None:
     pairs = [(files[number], QUESTIONS[number]) for number in (0, 3, 2)]
-    found = task.ask_batch([file for file, _ in pairs], [question for _, question in pairs])
+    found = task.ask_many([file for file, _ in pairs], [question for _, question in pairs])
     for answer, (file, question) in zip(found, pairs, strict=True):
         expected = torch.from_numpy(_expected(folder, file, question)).softmax(0).numpy()
         assert [label for label, _ in answer.top] == [LABELS[i] for i in np.argsort(-expected)]

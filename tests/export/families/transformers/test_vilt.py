@@ -105,7 +105,7 @@ def test_sizes_that_the_model_was_not_trained_at(place: Path, edge_px: int) -> N
 def test_a_batch_of_different_shapes_and_questions(task: VqaTask, folder: Path) -> None:
     pictures, questions = _pictures()[1:4], list(QUESTIONS[:3])
     expected = 1 / (1 + np.exp(-_expected(folder, pictures, questions)))
-    for answer, probabilities in zip(task.ask_batch(pictures, questions), expected, strict=True):
+    for answer, probabilities in zip(task.ask_many(pictures, questions), expected, strict=True):
         assert [label for label, _ in answer.top] == [LABELS[i] for i in np.argsort(-probabilities)]
         assert [p for _, p in answer.top] == pytest.approx(np.sort(probabilities)[::-1], abs=1e-5)
 
