@@ -26,10 +26,10 @@ from xattn_runtime.tasks.shared.attention_maps import Attender
 _DIFFERENT = 24
 
 
-def on_shape(picture: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.bool_]:
+def on_shape(image: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.bool_]:
     """Cells `[rows, columns]` of a picture `[height, width, 3]` that have a pixel of the shape in them."""
-    ground = np.median(picture.reshape(-1, 3), axis=0)
-    shape = np.abs(picture.astype(int) - ground).max(axis=2) > _DIFFERENT
+    ground = np.median(image.reshape(-1, 3), axis=0)
+    shape = np.abs(image.astype(int) - ground).max(axis=2) > _DIFFERENT
     parts = [np.array_split(band, columns, axis=1) for band in np.array_split(shape, rows, axis=0)]
     return np.array([[bool(cell.any()) for cell in band] for band in parts])
 
@@ -43,19 +43,21 @@ def main() -> None:
     attender = Attender(task.bundle, task.settings)
     samples = EasyVqa().samples("test")
     chosen = samples[:: max(1, len(samples) // arguments.questions)][: arguments.questions]
-    found = []
+    measured = []
     for sample in chosen:
         encoded = task.encode(sample.image)
         ids = task.question_ids(sample.question)
         weights = attender.of_question(encoded.tensors, ids).mean(axis=(0, 1, 2))
         cells = on_shape(np.asarray(Image.open(sample.image).convert("RGB")), *weights.shape)
-        found.append((cells.reshape(-1)[weights.argmax()], weights[cells].sum() / weights.sum(), cells.mean()))
-    hit, mass, area = np.array(found, dtype=np.float64).mean(axis=0)
+        measured.append((cells.reshape(-1)[weights.argmax()], weights[cells].sum() / weights.sum(), cells.mean()))
+    hit, mass, area = np.array(measured, dtype=np.float64).mean(axis=0)
     print("| questions | most attended to is on the shape | attention on the shape | cells on the shape |")
     print("|---|---|---|---|")
-    print(f"| {len(found)} | {hit:.1%} | {mass:.1%} | {area:.1%} |")
+    print(f"| {len(measured)} | {hit:.1%} | {mass:.1%} | {area:.1%} |")
     print(
-        json.dumps({"questions": len(found), "hit": hit, "mass": mass, "area": area, "bundle": str(arguments.bundle)})
+        json.dumps(
+            {"questions": len(measured), "hit": hit, "mass": mass, "area": area, "bundle": str(arguments.bundle)}
+        )
     )
 
 

@@ -89,9 +89,9 @@ def main() -> None:
             ours = in_onnxruntime(path, session_entries(bundle.manifest), arguments.threads)
             theirs = in_openvino(path, arguments.threads)
             times = [(milliseconds(ours, inputs), milliseconds(theirs, inputs)) for _ in range(arguments.rounds)]
-            kept = times[len(times) // 4 :]
-            first, second = (statistics.median(column) for column in zip(*kept, strict=True))
-            ratio = statistics.median(there / here for here, there in kept)
+            settled = times[len(times) // 4 :]
+            first, second = (statistics.median(column) for column in zip(*settled, strict=True))
+            ratio = statistics.median(other / own for own, other in settled)
             print(f"| {bundle.manifest.name} {role} | {graph.precision} | {first:.1f} | {second:.1f} | {ratio:.2f} |")
 
 

@@ -29,7 +29,7 @@ from xattn_runtime.loader import load
 from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask
 from xattn_runtime.tasks.shared.image_encoder import PreparedImage
 
-PICTURE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
+IMAGE = Path(__file__).resolve().parents[1] / "examples" / "gem-and-diamond.png"
 BATCH = 8
 ANSWER_TOKENS = 4
 """Of an answer that is generated, at most, its end counted: weights that are random would never end one."""
@@ -37,7 +37,7 @@ QUESTION_WORDS = ("what color is the shape?", "word1 word2 word3 word4 word5")
 Run = Callable[[], object]
 
 
-def pictures(count: int, side_px: int = 256) -> list[np.ndarray]:
+def random_images(count: int, side_px: int = 256) -> list[np.ndarray]:
     """Coarse coloured noise, uint8 `[side, side, 3]`."""
     rng = np.random.default_rng(0)
     cells = rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
@@ -80,23 +80,23 @@ def counted_runs() -> Iterator[list[float]]:
         GraphSession.run = plain  # type: ignore[method-assign]
 
 
-def save_pictures(place: Path, count: int, kind: str, side_px: int) -> None:
+def save_images(place: Path, count: int, kind: str, side_px: int) -> None:
     """`count` pictures as files: noise as PNG or JPEG, or what the emoji set holds out, as much of each split."""
     if kind == "emoji":
         from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
 
         emoji = EmojiCaptions()
         splits = [islice(emoji.test_samples(split), -(-count // len(SPLITS))) for split in SPLITS]
-        found = [sample.pixels for sample in chain(*splits)][:count]
+        images = [sample.pixels for sample in chain(*splits)][:count]
     else:
-        found = pictures(count, side_px)
+        images = random_images(count, side_px)
     suffix = "jpg" if kind == "jpeg" else "png"
-    for number, picture in enumerate(found):
-        Image.fromarray(picture).save(place / f"{number:05}.{suffix}")
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(place / f"{number:05}.{suffix}")
 
 
 def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: int) -> dict[str, float]:
-    one = np.asarray(Image.open(PICTURE).convert("RGB"))
+    one = np.asarray(Image.open(IMAGE).convert("RGB"))
     other = np.ascontiguousarray(one[:, ::-1])
     encoded = task.encode(one)
     mirrored = task.encode(other)
@@ -132,15 +132,15 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
     shares: dict[str, list[float]] = {"decode": [], "steps": []}
     with counted_runs() as spent:
         for _ in range(rounds):
-            for name, found_shares in shares.items():
+            for name, task_shares in shares.items():
                 spent[0], began = 0.0, time.perf_counter()
                 variants[name]()
-                found_shares.append((time.perf_counter() - began) / spent[0])
-    found = {"caption, ms": 1000 * statistics.median(times["caption"]), "tokens": float(length)}
+                task_shares.append((time.perf_counter() - began) / spent[0])
+    report = {"caption, ms": 1000 * statistics.median(times["caption"]), "tokens": float(length)}
     if "whole" in times:
-        found["whole graph / the runtime's caption"] = ratio(times, "whole", "caption")
-        found["whole graph / the runtime's loop, a step at a time"] = ratio(times, "whole", "both")
-    found |= {
+        report["whole graph / the runtime's caption"] = ratio(times, "whole", "caption")
+        report["whole graph / the runtime's loop, a step at a time"] = ratio(times, "whole", "both")
+    report |= {
         "decoding / its session runs": statistics.median(shares["decode"]),
         "streaming, a step at a time / its session runs": statistics.median(shares["steps"]),
         "encode and decode in turn / each alone": statistics.median(times["both"]) / apart,
@@ -148,7 +148,7 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
         "throughput of 2 images / of 1": 2 * ratio(times, "caption", "two"),
         "throughput of 2 images / of 1, encoded before": 2 * ratio(times, "decode", "decode two"),
     }
-    return found | (folder(task, count, kind, side_px) if count else {})
+    return report | (folder(task, count, kind, side_px) if count else {})
 
 
 def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, float]:
@@ -166,7 +166,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
         place = Path(name) / "pictures"
         place.mkdir()
-        save_pictures(place, count, kind, side_px)
+        save_images(place, count, kind, side_px)
         for number in range(3):
             began = time.process_time()
             ready = [many._images.prepare(file) for file in sorted(place.iterdir())]
@@ -194,13 +194,13 @@ def _caption_ready(task: CaptionTask, ready: list[PreparedImage], options: Decod
 
 
 def answering(task: VqaTask, rounds: int) -> dict[str, float]:
-    picture = pictures(1)[0]
+    image = random_images(1)[0]
     words = next(words for words in QUESTION_WORDS if not _unknown(task, words))
-    encoded = task.encode(picture)
+    encoded = task.encode(image)
     options = None if task.labels is not None else DecodingOptions(beams=1, max_new_tokens=ANSWER_TOKENS)
 
     variants: dict[str, Run] = {
-        "first": lambda: task.ask(picture, words, options=options),
+        "first": lambda: task.ask(image, words, options=options),
         "second": lambda: task.ask(encoded, words, options=options),
     }
     times = interleaved(variants, rounds)
@@ -215,7 +215,7 @@ def _unknown(task: VqaTask, words: str) -> bool:
     from xattn_runtime.errors import QuestionError
 
     try:
-        return bool(task.ask(pictures(1)[0], words).unknown_words)
+        return bool(task.ask(random_images(1)[0], words).unknown_words)
     except QuestionError:
         return True
 
@@ -238,14 +238,14 @@ def main() -> None:
     for path in arguments.bundles:
         task = load(open_bundle(path), threads=arguments.threads)
         if isinstance(task, CaptionTask):
-            found = captioning(task, arguments.rounds, arguments.pictures, arguments.kind, arguments.side_px)
+            measured = captioning(task, arguments.rounds, arguments.pictures, arguments.kind, arguments.side_px)
         elif isinstance(task, VqaTask):
-            found = answering(task, arguments.rounds)
+            measured = answering(task, arguments.rounds)
         else:
             parser.error(f"{path}: expected a bundle for captioning or visual question answering")
-        report[str(path)] = found
+        report[str(path)] = measured
         print(f"\n| {path.name} | |\n|---|---|")
-        print("\n".join(f"| {name} | {value:.3g} |" for name, value in found.items()))
+        print("\n".join(f"| {name} | {value:.3g} |" for name, value in measured.items()))
     print(json.dumps(report))
 
 

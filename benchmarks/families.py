@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 TOKENS = 20
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 ENGINES = {
     "generate() fp32": "checkpoint",
     "eager loop bf16": "checkpoint",
@@ -89,9 +89,9 @@ def generate_runner(checkpoint: Path, threads: int) -> Callable[[Any], Times]:
     processor = BlipImageProcessorPil.from_pretrained(checkpoint)
 
     @torch.inference_mode()
-    def run(picture: Any) -> Times:
+    def run(image: Any) -> Times:
         began = time.perf_counter()
-        pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        pixels = processor(image, return_tensors="pt")["pixel_values"]
         ids = model.generate(pixels, min_new_tokens=TOKENS, max_new_tokens=TOKENS, num_beams=1)
         total = time.perf_counter() - began
         if ids.shape[1] < TOKENS:
@@ -116,9 +116,9 @@ def bfloat16_runner(checkpoint: Path, threads: int) -> Callable[[Any], Times]:
     processor = BlipImageProcessorPil.from_pretrained(checkpoint)
 
     @torch.inference_mode()
-    def run(picture: Any) -> Times:
+    def run(image: Any) -> Times:
         began = time.perf_counter()
-        pixels = processor(picture, return_tensors="pt")["pixel_values"].to(torch.bfloat16)
+        pixels = processor(image, return_tensors="pt")["pixel_values"].to(torch.bfloat16)
         states = model.vision_model(pixels)[0]
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         token = torch.tensor([[model.config.text_config.bos_token_id]])
@@ -138,8 +138,8 @@ def onnxruntime_runner(bundle: Path, threads: int) -> Callable[[Any], Times]:
 
     task = load(bundle, threads=threads, task="caption")
 
-    def run(picture: Any) -> Times:
-        caption = task.caption(picture, max_new_tokens=TOKENS)
+    def run(image: Any) -> Times:
+        caption = task.caption(image, max_new_tokens=TOKENS)
         if len(caption.token_ids) != TOKENS:
             raise SystemExit(f"expected {TOKENS} tokens, found {len(caption.token_ids)}")
         timing = caption.timing_ms
@@ -199,15 +199,15 @@ def worker(connection: Connection, engine: str, source: Path, threads: int) -> N
     """Answers each message with the times of one caption."""
     import numpy as np
 
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     if engine == MACHINE:
         while connection.recv():
             connection.send({"bytes_s": read_bandwidth(threads), "operations_s": product_rate(threads)})
         return
     run = RUNNERS.get(engine, onnxruntime_runner)(source, threads)
-    run(picture)
+    run(image)
     while connection.recv():
-        connection.send(run(picture))
+        connection.send(run(image))
 
 
 def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Times]:
@@ -221,11 +221,11 @@ def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Ti
         process = context.Process(target=worker, args=(theirs, engine, source, threads), daemon=True)
         process.start()
         processes.append(process)
-    found: dict[str, list[Times]] = {engine: [] for engine in connections}
+    measured_rounds: dict[str, list[Times]] = {engine: [] for engine in connections}
     for number in range(rounds):
         for engine, connection in connections.items():
             connection.send(True)
-            found[engine].append(connection.recv())
+            measured_rounds[engine].append(connection.recv())
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     for connection in connections.values():
         connection.send(False)
@@ -233,7 +233,7 @@ def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Ti
         process.join()
     return {
         engine: {key: statistics.median(times[key] for times in measured) for key in measured[0]}
-        for engine, measured in found.items()
+        for engine, measured in measured_rounds.items()
     }
 
 
@@ -274,7 +274,7 @@ def encoder_operations(bundle: Path) -> int:
 
 def loading(bundle: Path, threads: int) -> float:
     """Seconds to load a bundle that was read before, in a process that does nothing else; the median of some."""
-    arguments = [sys.executable, str(HERE / "loading_time.py"), str(bundle), str(threads)]
+    arguments = [sys.executable, str(FOLDER / "loading_time.py"), str(bundle), str(threads)]
     return statistics.median(float(subprocess.check_output(arguments)) for _ in range(5))
 
 
@@ -282,15 +282,15 @@ def command_line(bundle: Path, folder: Path) -> dict[str, float]:
     """Peak memory and wall time of one `xattn-edge caption` from start to printed answer."""
     from PIL import Image
 
-    picture = folder / "picture.png"
-    Image.linear_gradient("L").convert("RGB").save(picture)
+    image = folder / "picture.png"
+    Image.linear_gradient("L").convert("RGB").save(image)
     executable = Path(sys.executable).with_name("xattn-edge")
-    arguments = [str(executable), "caption", str(picture), "--bundle", str(bundle), "--max-new-tokens", str(TOKENS)]
-    timed = [sys.executable, str(HERE / "timed_command.py"), *arguments]
-    found = subprocess.run(timed, stdout=subprocess.PIPE, text=True)
-    if found.returncode:
+    arguments = [str(executable), "caption", str(image), "--bundle", str(bundle), "--max-new-tokens", str(TOKENS)]
+    timed = [sys.executable, str(FOLDER / "timed_command.py"), *arguments]
+    completed = subprocess.run(timed, stdout=subprocess.PIPE, text=True)
+    if completed.returncode:
         raise SystemExit(f"{' '.join(arguments)}: failed")
-    seconds, peak_kib = found.stdout.split()
+    seconds, peak_kib = completed.stdout.split()
     return {"seconds": float(seconds), "peak_memory_mb": int(peak_kib) * 1024 / 1e6}
 
 
@@ -300,19 +300,19 @@ def folder_bytes(folder: Path) -> int:
 
 
 def print_tables(
-    found: dict[str, Times], step_s: float, encoder_s: float, shipped: dict[str, dict[str, float]]
+    measured: dict[str, Times], step_s: float, encoder_s: float, shipped: dict[str, dict[str, float]]
 ) -> None:
     """Markdown."""
-    slowest = found["generate() fp32"]["total"]
+    slowest = measured["generate() fp32"]["total"]
     print(f"\n| engine | {TOKENS} tokens, ms | of generate() | encoder, ms | of its floor | step, ms | of its floor |")
     print("|---|---|---|---|---|---|---|")
     for engine in ENGINES:
-        times = found[engine]
+        times = measured[engine]
         cells = [f"{times['total'] * 1e3:.0f}", f"{times['total'] / slowest:.2f}"]
         for key, floor_s in (("encode", encoder_s), ("step", step_s)):
             cells += [f"{times[key] * 1e3:.1f}", f"{times[key] / floor_s:.2f}"] if key in times else ["", ""]
         print(f"| {engine} | {' | '.join(cells)} |")
-    machine = found[MACHINE]
+    machine = measured[MACHINE]
     print(
         f"\nRead bandwidth {machine['bytes_s'] / 1e9:.1f} GB/s, products {machine['operations_s'] / 1e9:.0f} GFLOP/s; "
         f"floors in fp32: encoder {encoder_s * 1e3:.0f} ms, step {step_s * 1e3:.1f} ms."
@@ -344,15 +344,15 @@ def main() -> None:
             }
             for name in ("fp32", "int8", "int4")
         }
-        found = compare(sources, options.threads, options.rounds)
-        step_s = step_bytes(sources["fp32"]) / found[MACHINE]["bytes_s"]
-        encoder_s = encoder_operations(sources["fp32"]) / found[MACHINE]["operations_s"]
-    print_tables(found, step_s, encoder_s, shipped)
+        measured = compare(sources, options.threads, options.rounds)
+        step_s = step_bytes(sources["fp32"]) / measured[MACHINE]["bytes_s"]
+        encoder_s = encoder_operations(sources["fp32"]) / measured[MACHINE]["operations_s"]
+    print_tables(measured, step_s, encoder_s, shipped)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     document = {
         "machine": machine,
         "threads": options.threads,
-        "engines": found,
+        "engines": measured,
         "floors_s": {"step": step_s, "encoder": encoder_s},
         "bundles": shipped,
     }

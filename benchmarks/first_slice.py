@@ -29,7 +29,7 @@ ENGINES = ("torch eager", "ORT fp32", "ORT int8")
 QUESTION = "what color is the shape?"
 
 
-def pictures(task: str, count: int) -> list[Any]:
+def load_images(task: str, count: int) -> list[Any]:
     """Pixels of held-out pictures: scenes for captioning, official test pictures for questions."""
     from itertools import islice
 
@@ -64,8 +64,8 @@ def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], s
     question = torch.tensor([tokenizer.encode(QUESTION).ids])
 
     @torch.inference_mode()
-    def run(picture: Any) -> str:
-        pixel_values = torch.from_numpy(pipeline(picture))[None]
+    def run(image: Any) -> str:
+        pixel_values = torch.from_numpy(pipeline(image))[None]
         if task == "caption":
             return str(tokenizer.decode(model.generate(pixel_values)[0]))
         logits = model(pixel_values, question, torch.ones_like(question))
@@ -80,22 +80,22 @@ def onnxruntime_runner(task: str, bundle: Path, threads: int) -> Callable[[Any],
 
     if task == "caption":
         captioner = load(bundle, threads=threads, task="caption")
-        return lambda picture: captioner.caption(picture).text
+        return lambda image: captioner.caption(image).text
     answerer = load(bundle, threads=threads, task="vqa")
-    return lambda picture: answerer.ask(picture, QUESTION).answer
+    return lambda image: answerer.ask(image, QUESTION).answer
 
 
 def worker(connection: Connection, engine: str, task: str, source: Path, threads: int, count: int) -> None:
     """Answers each message with the milliseconds of every picture and the texts."""
     run = (torch_runner if engine == "torch eager" else onnxruntime_runner)(task, source, threads)
-    batch = pictures(task, count)
-    for picture in batch[:3]:
-        run(picture)
+    batch = load_images(task, count)
+    for image in batch[:3]:
+        run(image)
     while connection.recv():
         times, texts = [], []
-        for picture in batch:
+        for image in batch:
             began = time.perf_counter()
-            texts.append(run(picture))
+            texts.append(run(image))
             times.append((time.perf_counter() - began) * 1e3)
         connection.send((times, texts))
 

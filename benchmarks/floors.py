@@ -53,16 +53,16 @@ def main() -> None:
     if options.here is not None:
         print(json.dumps(compare(options.here, options.rounds)))
         return
-    found = []
+    results = []
     for threads in options.threads:
         names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(names, str(threads))}
         command = [sys.executable, __file__, f"--here={threads}", f"--rounds={options.rounds}"]
-        found.append(json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout))
+        results.append(json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout))
     print("| threads | 10⁹ operations a second, peak for floors | numpy | ratio |\n|---|---|---|---|")
-    for one in found:
+    for one in results:
         print(f"| {one['threads']} | {one['onnxruntime'] / 1e9:.1f} | {one['numpy'] / 1e9:.1f} | {one['ratio']:.3f} |")
-    print(f"\n{json.dumps(found)}")
+    print(f"\n{json.dumps(results)}")
 
 
 if __name__ == "__main__":

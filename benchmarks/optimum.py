@@ -138,7 +138,7 @@ def main() -> None:
         command = str(Path(sys.executable).with_name("xattn-edge"))
         export_ours = [command, "export", str(checkpoint), "-o", str(ours), "--overwrite", "--quiet"]
         module = [str(options.optimum_python), "-m", "optimum.exporters.onnx", "--model", str(checkpoint)]
-        found: dict[str, dict[str, Any]] = {
+        engines: dict[str, dict[str, Any]] = {
             "xattn-edge": exported(export_ours, ours),
             "optimum-onnx 0.1.0": exported([*module, "--task", "image-to-text-with-past", str(theirs)], theirs),
         }
@@ -150,16 +150,16 @@ def main() -> None:
             ],
         }  # fmt: skip
         for name, measured in compare(programs, options.rounds).items():
-            found[name] |= measured
-    theirs_found = found["optimum-onnx 0.1.0"]
+            engines[name] |= measured
+    optimum_values = engines["optimum-onnx 0.1.0"]
     print("\n| | caption, ms | × | export, s | × | on the disk, MB | × | first tokens |")
     print("|---|---|---|---|---|---|---|---|")
-    for name, values in found.items():
+    for name, values in engines.items():
         cells = []
         for key, factor in (("caption_s", 1e3), ("export_s", 1.0), ("bytes", 1e-6)):
-            cells += [f"{values[key] * factor:.0f}", f"{values[key] / theirs_found[key]:.2f}"]
+            cells += [f"{values[key] * factor:.0f}", f"{values[key] / optimum_values[key]:.2f}"]
         print(f"| {name} | {' | '.join(cells)} | {values['token_ids'][:5]} |")
-    print("\n" + json.dumps({"threads": options.threads, "engines": found}))
+    print("\n" + json.dumps({"threads": options.threads, "engines": engines}))
 
 
 if __name__ == "__main__":

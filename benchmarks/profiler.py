@@ -50,34 +50,34 @@ def timed(work: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - began)
 
 
-def profiled(task: CaptionTask, picture: Path) -> dict[str, float]:
+def profiled(task: CaptionTask, image: Path) -> dict[str, float]:
     """Milliseconds of the first stage and of the whole pass."""
-    times = task.timed(picture, task.bundle.manifest.golden.cases[0])
+    times = task.timed(image, task.bundle.manifest.golden.cases[0])
     return {"encode": times["encode"][0], "total": times["total"][0]}
 
 
-def beside_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
+def compare_with_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
     """The profiler's stage over the same graph in a bare loop; and its pass over the same calls without it.
 
     The three take turns in every order: what runs first finds other things in the caches than what runs last.
     """
     task = load(bundle, task="caption")
     session = open_session(task.bundle, "image_encoder", task.settings)
-    picture = task.bundle.file(task.bundle.manifest.golden.cases[0].image)
-    inputs = {"pixel_values": task._images._prepare(picture)["pixel_values"][None]}
+    image = task.bundle.file(task.bundle.manifest.golden.cases[0].image)
+    inputs = {"pixel_values": task._images._prepare(image)["pixel_values"][None]}
     outputs = list(session.output_shapes)
-    found: dict[str, list[float]] = {name: [] for name in ("encode", "total", "bare", "plain")}
+    times: dict[str, list[float]] = {name: [] for name in ("encode", "total", "bare", "plain")}
     works: list[Callable[[], dict[str, float]]] = [
-        lambda: profiled(task, picture),
+        lambda: profiled(task, image),
         lambda: {"bare": timed(lambda: session._held.graph.run(outputs, inputs))},
-        lambda: {"plain": timed(lambda: task.caption(task.encode(picture)))},
+        lambda: {"plain": timed(lambda: task.caption(task.encode(image)))},
     ]
     orders = list(permutations(works))
     for turn in range(turns + 5):
         for work in orders[turn % len(orders)]:
             for name, milliseconds in work().items():
-                found[name].append(milliseconds)
-    medians = {name: statistics.median(times[5:]) for name, times in found.items()}
+                times[name].append(milliseconds)
+    medians = {name: statistics.median(values[5:]) for name, values in times.items()}
     return {
         "stage over bare loop": medians["encode"] / medians["bare"],
         "pass over plain calls": medians["total"] / medians["plain"],
@@ -156,11 +156,11 @@ def one_try(bundle: Path) -> dict[str, Profile]:
             "provider": "cpu",
             "threads": 1,
             "batch": 1,
-            "rounds": {"total": [total for total, _ in found]},
-            "reference_ms": [reference for _, reference in found],
+            "rounds": {"total": [total for total, _ in measured]},
+            "reference_ms": [reference for _, reference in measured],
             "process_rounds": PROCESSES * [ROUNDS],
         }
-        for side, found in rounds.items()
+        for side, measured in rounds.items()
     }
 
 
@@ -178,14 +178,14 @@ def measured_tries(bundle: Path, count: int, state: Path | None) -> list[dict[st
 
 def counted(tries: list[dict[str, Profile]]) -> dict[str, int]:
     """How often nothing is called the same, and how often the slow-down is found."""
-    found = dict.fromkeys(COMPARISONS, 0)
+    correct = dict.fromkeys(COMPARISONS, 0)
     for one, following in pairwise(tries):
         for name, side, expected in (("same", "again", "same"), ("found", "slowed", "worse")):
             together = {"profiles": [one["plain"], one[side]]}
-            found[f"{name}, in turns"] += compare_bundles(together, "plain", TOLERANCE)[0].verdict == expected
+            correct[f"{name}, in turns"] += compare_bundles(together, "plain", TOLERANCE)[0].verdict == expected
             old, new = {"profiles": [one["plain"]]}, {"profiles": [following[side]]}
-            found[f"{name}, apart"] += compare_documents(old, new, TOLERANCE)[0].verdict == expected
-    return found
+            correct[f"{name}, apart"] += compare_documents(old, new, TOLERANCE)[0].verdict == expected
+    return correct
 
 
 def main() -> None:
@@ -202,14 +202,14 @@ def main() -> None:
         serve(bundle, options.serve)
         return
     counts = counted(measured_tries(bundle, options.tries, options.state))
-    found: dict[str, Any] = beside_bare_loops(bundle, options.turns)
+    report: dict[str, Any] = compare_with_bare_loops(bundle, options.turns)
     print("| | ratio |\n|---|---|")
-    for name, value in found.items():
+    for name, value in report.items():
         print(f"| {name} | {value:.3f} |")
     print(f"\n| of {options.tries} | |\n|---|---|")
     for name, count in counts.items():
         print(f"| {name} | {count} |")
-    print(f"\n{json.dumps(found | counts | {'tries': options.tries})}")
+    print(f"\n{json.dumps(report | counts | {'tries': options.tries})}")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from xattn_export.quantize.base.options import Mode, Options
 CHECKOUT = Path(__file__).resolve().parents[1]
 TRAINED = {"shapes-vqa": "easy-vqa", "emoji-caption": "emoji"}
 CALIBRATION_EXAMPLES = 32
-CALIBRATION_PICTURES = 16
-PICTURE_SIDES = (200, 160)
+CALIBRATION_IMAGES = 16
+IMAGE_SIDES = (200, 160)
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,26 @@ SPEED_RECIPES = {
 }
 
 
-def random_pictures(folder: Path) -> Path:
+def random_images(folder: Path) -> Path:
     """Rectangles and ellipses of random colours and places."""
     import numpy as np
     from PIL import Image, ImageDraw
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(7)
-    width, height = PICTURE_SIDES
+    width, height = IMAGE_SIDES
 
     def colour() -> tuple[int, ...]:
         return tuple(int(value) for value in generator.integers(0, 256, 3))
 
-    for number in range(CALIBRATION_PICTURES):
-        picture = Image.new("RGB", (width, height), colour())
-        draw = ImageDraw.Draw(picture)
+    for number in range(CALIBRATION_IMAGES):
+        image = Image.new("RGB", (width, height), colour())
+        draw = ImageDraw.Draw(image)
         for shape in range(6):
             left, right = sorted(generator.integers(0, width, 2).tolist())
             top, bottom = sorted(generator.integers(0, height, 2).tolist())
             (draw.rectangle if shape % 2 else draw.ellipse)([left, top, right, bottom], fill=colour())
-        picture.save(folder / f"{number}.png")
+        image.save(folder / f"{number}.png")
     return folder
 
 
@@ -156,7 +156,7 @@ def trained_models(
     from xattn_edge.evaluation import evaluate
     from xattn_export import export_checkpoint
 
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     for model, data in TRAINED.items():
         source = work / f"{model}.xattn"
         if not source.exists():
@@ -170,16 +170,16 @@ def trained_models(
             rows[name]["metrics"] = evaluate(output, data, limit=limit).per_metric
             shutil.rmtree(output)
             print(f"{model}, {name}: {rows[name]['metrics']}", file=sys.stderr)
-        found[model] = rows
-    return found
+        results[model] = rows
+    return results
 
 
 def large_model(source: Path, work: Path, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
     """Recipe → size and errors of logits."""
-    pictures, rows = random_pictures(work / "pictures"), {}
+    images, rows = random_images(work / "pictures"), {}
     for name, recipe in recipes.items():
         output = work / f"large {name}.xattn"
-        seconds = quantized(source, output, recipe, str(pictures))
+        seconds = quantized(source, output, recipe, str(images))
         rows[name] = {
             "seconds": seconds,
             "ratio": weight_bytes(output) / weight_bytes(source),
@@ -226,9 +226,9 @@ def speed(bundles: Mapping[str, Path], rounds: int) -> dict[str, dict[str, float
     }
 
 
-def print_trained(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+def print_trained(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """Markdown: a table a model."""
-    for model, rows in found.items():
+    for model, rows in results.items():
         metrics = list(rows["fp32"]["metrics"])
         print(f"\n| {model} | size | logits, relative RMS | {' | '.join(metrics)} |")
         print("|---|---|---|" + "---|" * len(metrics))
@@ -248,10 +248,10 @@ def print_large(rows: Mapping[str, Mapping[str, Any]]) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def print_speed(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+def print_speed(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Markdown."""
     print("\n| model | bundle | answer, ms | × | encoder, ms | step, ms |\n|---|---|---|---|---|---|")
-    for model, rows in found.items():
+    for model, rows in results.items():
         for name, row in rows.items():
             parts = [f"{row[key]:.2f}" if key in row else "" for key in ("encode", "step")]
             share = rows["fp32"]["total"] / row["total"]
@@ -296,17 +296,17 @@ def _chosen(recipes: Mapping[str, Recipe], only: list[str] | None) -> dict[str, 
 def _speeds(options: argparse.Namespace, work: Path) -> dict[str, dict[str, dict[str, float]]]:
     from xattn_export import export_checkpoint
 
-    found = {}
+    results = {}
     for model, data in TRAINED.items():
         source = work / f"{model}.xattn"
         if not source.exists():
             export_checkpoint(CHECKOUT / "checkpoints" / model, source)
         bundles = prepare_speed(source, work, data)
-        found[model] = {} if options.only_make else speed(bundles, options.rounds)
+        results[model] = {} if options.only_make else speed(bundles, options.rounds)
     if options.large:
-        bundles = prepare_speed(options.large, work, str(random_pictures(work / "pictures")))
-        found["BLIP-base"] = {} if options.only_make else speed(bundles, max(3, options.rounds // 10))
-    return found
+        bundles = prepare_speed(options.large, work, str(random_images(work / "pictures")))
+        results["BLIP-base"] = {} if options.only_make else speed(bundles, max(3, options.rounds // 10))
+    return results
 
 
 if __name__ == "__main__":

@@ -191,20 +191,20 @@ def main() -> int:
     torch.set_num_threads(1)
     counts = {"works": 0, "refused": 0, "fails": 0}
     for combination in list(combinations(tuple(options.task or TASKS)))[first - 1 :: step]:
-        told = "works"
+        outcome = "works"
         try:
             config = configuration(*combination)
         except ValueError as error:
-            told = f"refused: {error}"
+            outcome = f"refused: {error}"
         else:
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     take_all_the_way(config, combination[0], Path(folder))
             except Exception as error:
                 traceback.print_exc()
-                told = f"fails: {type(error).__name__}: {error}"
-        counts[told.partition(":")[0]] += 1
-        print(*combination, told, sep="\t", flush=True)
+                outcome = f"fails: {type(error).__name__}: {error}"
+        counts[outcome.partition(":")[0]] += 1
+        print(*combination, outcome, sep="\t", flush=True)
     print(*(f"{count} {name}" for name, count in counts.items()), sep=", ")
     return int(counts["fails"] > 0)
 

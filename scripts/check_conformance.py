@@ -105,14 +105,14 @@ def main() -> None:
         if name in done or (arguments.only and arguments.only not in name):
             continue
         try:
-            found = list(check(name, arguments.node))
+            results = list(check(name, arguments.node))
         except DependencyError as error:
             sys.exit(f"error: {error}")
-        rows += found
+        rows += results
         if record:
             with record.open("a") as stream:
-                stream.writelines(json.dumps(row) + "\n" for row in found)
-        print(f"{name}: {sum(row['passed'] for row in found)} of {len(found)}", file=sys.stderr)
+                stream.writelines(json.dumps(row) + "\n" for row in results)
+        print(f"{name}: {sum(row['passed'] for row in results)} of {len(results)}", file=sys.stderr)
     print("\n".join(table(rows)))
     for row in rows:
         if not row["passed"]:

@@ -20,20 +20,20 @@ QUESTIONS = ("what color is the shape?", "what shape is in the image?", "is ther
 MOST_DIFFERENCE = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.02, "int4": 0.05}
 
 
-def ask(bundles: Path, pictures: Path, provider: str = "cpu") -> dict[str, Any]:
+def collect_answers(bundles: Path, folder: Path, provider: str = "cpu") -> dict[str, Any]:
     """`{"processor", "versions", "bundles": {name: {"precision", "worst_golden", "answers": [[text, number]]}}}`."""
     import numpy
     import onnxruntime
 
-    images = [str(path) for path in sorted(pictures.glob("*.png"))]
+    images = [str(path) for path in sorted(folder.glob("*.png"))]
     return {
         "processor": platform.machine(),
         "versions": {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__},
-        "bundles": {bundle.name: _ask(bundle, images, provider) for bundle in sorted(bundles.glob("*.xattn"))},
+        "bundles": {bundle.name: _answers_of(bundle, images, provider) for bundle in sorted(bundles.glob("*.xattn"))},
     }
 
 
-def _ask(bundle: Path, images: list[str], provider: str) -> dict[str, Any]:
+def _answers_of(bundle: Path, images: list[str], provider: str) -> dict[str, Any]:
     options = ("--provider", provider, "--json")
     manifest = json.loads((bundle / "manifest.json").read_text())
     verified = _command("verify", str(bundle), *options)
@@ -41,8 +41,8 @@ def _ask(bundle: Path, images: list[str], provider: str) -> dict[str, Any]:
         captions = _command("caption", *images, "--bundle", str(bundle), *options)["results"]
         answers = [[[one["caption"], one["token_ids"]], one["score"]] for one in captions]
     else:
-        asked = [_command("vqa", image, *QUESTIONS, "--bundle", str(bundle), *options) for image in images]
-        answers = [[one["answer"], one["confidence"]] for image in asked for one in image["results"]]
+        reports = [_command("vqa", image, *QUESTIONS, "--bundle", str(bundle), *options) for image in images]
+        answers = [[one["answer"], one["confidence"]] for image in reports for one in image["results"]]
     precisions = {graph["precision"] for graph in manifest["graphs"].values()}
     return {
         "precision": next(name for name in ("int4", "int8", "fp16", "fp32") if name in precisions),
@@ -68,11 +68,11 @@ def _command(*arguments: str) -> dict[str, Any]:
     return document
 
 
-def compare(here: dict[str, Any], there: dict[str, Any]) -> int:
+def compare(first: dict[str, Any], second: dict[str, Any]) -> int:
     """Print a line a bundle; 1 where an answer differs, or a number by more than its precision allows, else 0."""
     failed = 0
-    for name, mine in here["bundles"].items():
-        yours, allowed = there["bundles"][name], MOST_DIFFERENCE[mine["precision"]]
+    for name, mine in first["bundles"].items():
+        yours, allowed = second["bundles"][name], MOST_DIFFERENCE[mine["precision"]]
         pairs = list(zip(mine["answers"], yours["answers"], strict=True))
         same = sum(one[0] == other[0] for one, other in pairs)
         difference = max(abs(one[1] - other[1]) for one, other in pairs)
@@ -88,6 +88,6 @@ def compare(here: dict[str, Any], there: dict[str, Any]) -> int:
 if __name__ == "__main__":
     verb, first, second, *provider = sys.argv[1:]
     if verb == "ask":
-        print(json.dumps(ask(Path(first), Path(second), *provider)))
+        print(json.dumps(collect_answers(Path(first), Path(second), *provider)))
     else:
         sys.exit(compare(json.loads(Path(first).read_text()), json.loads(Path(second).read_text())))

@@ -19,10 +19,10 @@ GUARD = "status=$?; [ $status -eq 0 ] || exit $status"
 def block(text: str, name: str) -> list[str]:
     """The commands of the block `name`, one a line, continued lines joined; SystemExit where there is no such block."""
     pattern = rf"^<!-- run: {re.escape(name)} -->\n+```\w*\n(.*?)^```"
-    found = re.search(pattern, text, re.MULTILINE | re.DOTALL)
-    if found is None:
+    match = re.search(pattern, text, re.MULTILINE | re.DOTALL)
+    if match is None:
         sys.exit(f"{README}: expected a fenced block below <!-- run: {name} -->, found none")
-    lines = found[1].replace("\\\n", " ").splitlines()
+    lines = match[1].replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ") for line in lines if line.strip() and not line.startswith("#")]
 
 

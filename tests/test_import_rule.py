@@ -47,7 +47,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("xattn_export.families.checkpoint_folder",),
     ("xattn_export.families.own", "xattn_export.families.transformers"),
     ("xattn_export.families",),
-    ("xattn_export.side_by_side", "xattn_export.to_onnx", "xattn_export.golden"),
+    ("xattn_export.parallel", "xattn_export.to_onnx", "xattn_export.golden"),
     ("xattn_export.parity",),
     ("xattn_export.quantize.base",),
     ("xattn_export.quantize.passes",),

@@ -37,10 +37,10 @@ from xattn_export.graph.conformance import examine, require_valid
 from xattn_export.graph.external_weights import INSIDE_BYTES, WeightStore, weights_file
 from xattn_export.graph.generator import GENERATOR, LOOPED
 from xattn_export.graph.reading import read_graph
+from xattn_export.parallel import run_parallel
 from xattn_export.parity import RoleParity, check_parity
-from xattn_export.side_by_side import side_by_side
 from xattn_export.to_onnx import choose_opset, export_role
-from xattn_export.whole import left_out, write_wholes
+from xattn_export.whole import left_out, write_whole_graphs
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import (
     ATTENTION_ROLE,
@@ -155,8 +155,8 @@ def export_checkpoint(
     )
     with staged_bundle(output, overwrite=overwrite) as staged:
         # Images and texts that are embedded apart are never one graph.
-        can_be_whole = not isinstance(model.reference, Embeds)
-        joins = whole and can_be_whole
+        can_join = not isinstance(model.reference, Embeds)
+        joins = whole and can_join
         tokenizer = model.tokenizer.spec
         tokenizer_path = staged.write(tokenizer.file, model.tokenizer.json.encode())
         inside_bytes = 0 if joins else inside_bytes
@@ -175,10 +175,10 @@ def export_checkpoint(
             graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
         if joins:
             progress("joining the graphs", 0.85)
-            wholes = write_wholes(staged, manifest)
+            wholes = write_whole_graphs(staged, manifest)
             manifest = wholes.stated(manifest)
             graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
-        elif can_be_whole:
+        elif can_join:
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
         progress("verifying the bundle", 0.9)
@@ -242,11 +242,11 @@ def _export_roles(
         partial(_export, role, attention, opset, store) for role, store in zip(source.roles, stores, strict=True)
     ]
     weights, exported = WeightStore(folder, inside_bytes), {}
-    with side_by_side([*works, compute_golden]) as results:
+    with run_parallel([*works, compute_golden]) as results:
         for number, role in enumerate(source.roles):
             content, own = cast(tuple[bytes, WeightStore], next(results))
             progress(f"comparing the {role.name} with torch", _GRAPHS_DONE * (0.5 + 0.5 * number / len(works)))
-            exported[role.name] = _take(role, content, own, weights, staged)
+            exported[role.name] = _store_role(role, content, own, weights, staged)
         progress("computing golden cases", _GRAPHS_DONE)
         golden = cast(GoldenSet, next(results))
     # Where scores are always changed, nothing is ever decoded in one run.
@@ -261,16 +261,16 @@ def _is_greedy(reference: Reference) -> bool:
     return isinstance(reference, Generates) and replace(reference.decoding, beams=1).is_plain
 
 
-def _take(role: Role, content: bytes, own: WeightStore, weights: WeightStore, staged: StagedBundle) -> _Exported:
+def _store_role(role: Role, content: bytes, own: WeightStore, weights: WeightStore, staged: StagedBundle) -> _Exported:
     """Write the exported graph, its weights moved from `own` to `weights`, and compare it with torch."""
     file = _graph_file(role.name)
-    graph = weights.take_in(onnx.load_from_string(content), own, weights_file(f"{role.name}.onnx"))
+    graph = weights.merge(onnx.load_from_string(content), own, weights_file(f"{role.name}.onnx"))
     shutil.rmtree(own.folder, ignore_errors=True)
     facts, written = examine(graph), write_graph(staged, file, graph)
     del graph
-    taken = _Exported(facts, written, check_parity(staged.folder / file, role))
+    exported = _Exported(facts, written, check_parity(staged.folder / file, role))
     _release_memory()
-    return taken
+    return exported
 
 
 def _export(role: Role, attention: Attention, opset: int, weights: WeightStore) -> tuple[bytes, WeightStore]:

@@ -135,13 +135,13 @@ def _own_inputs(source: Source, images: Sequence[Path]) -> tuple[GoldenInput, ..
     questions = tuple(dict.fromkeys(text for drawn in source.golden_inputs for text in drawn.texts))
     inputs = []
     for number, path in enumerate(images):
-        asked = (questions[number % len(questions)],) if questions else ()
+        texts = (questions[number % len(questions)],) if questions else ()
         if isinstance(source.reference, ChoosesOverRegions):
-            inputs.append(GoldenInput(_regions_npz(source.reference.regions, path), asked))
+            inputs.append(GoldenInput(_regions_npz(source.reference.regions, path), texts))
         else:
             stream = io.BytesIO()
             open_image(path).save(stream, "PNG")
-            inputs.append(GoldenInput(stream.getvalue(), asked))
+            inputs.append(GoldenInput(stream.getvalue(), texts))
     return tuple(inputs)
 
 
@@ -244,8 +244,8 @@ def _surest(cases: Sequence[_Case]) -> list[_Case]:
     """The cases in which the model is surest, in the order they came; a few without text where it is sure of none."""
     ranked = sorted(cases, key=lambda case: (case.computed.text is not None, case.computed.lead), reverse=True)
     sure = [case for case in ranked if case.computed.text is not None or case.computed.query is not None]
-    kept = sure[:_MOST_CASES] or ranked[:_FEWEST_CASES]
-    return [case for case in cases if any(case is one for one in kept)]
+    chosen = sure[:_MOST_CASES] or ranked[:_FEWEST_CASES]
+    return [case for case in cases if any(case is one for one in chosen)]
 
 
 def _ending(source: Source) -> str:

@@ -108,7 +108,7 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
     if program is None:
         raise XattnError(f"{role.name}: torch.onnx.export gave nothing")
     if weights is not None:
-        weights.take_out(program.model, weights_file(f"{role.name}.onnx"), shared=role.name == LOOPED)
+        weights.externalize(program.model, weights_file(f"{role.name}.onnx"), shared=role.name == LOOPED)
     model = program.model_proto
     _require_opset(model, role, written)
     name_by_layer(model)

@@ -99,8 +99,8 @@ def _weights_of(graph: GraphParts, value: str) -> tuple[str, NodeProto | None]:
             if name not in node.input or node.op_type in ("Shape", "Size"):
                 continue
             if node.op_type == "Attention" and name == node.input[2]:
-                shown = _with_weights(node)
-                return shown.output[3], shown
+                attention_node = _with_weights(node)
+                return attention_node.output[3], attention_node
             if node.op_type in _PRODUCTS and (weights := _softmax_before(graph, node, name)) is not None:
                 return weights, None
             waiting += [output for output in node.output if output not in seen]
@@ -110,12 +110,12 @@ def _weights_of(graph: GraphParts, value: str) -> tuple[str, NodeProto | None]:
 
 def _with_weights(node: NodeProto) -> NodeProto:
     """A copy of an `Attention` with its weights as fourth output."""
-    shown = with_inputs(node, node.input)
-    kept = [attribute for attribute in node.attribute if attribute.name != "qk_matmul_output_mode"]
-    del shown.attribute[:]
-    shown.attribute.extend([*kept, helper.make_attribute("qk_matmul_output_mode", _AFTER_SOFTMAX)])
-    shown.output[:] = [*[*node.output, "", "", ""][:3], f"{node.output[0]}.weights"]
-    return shown
+    node_with_weights = with_inputs(node, node.input)
+    others = [attribute for attribute in node.attribute if attribute.name != "qk_matmul_output_mode"]
+    del node_with_weights.attribute[:]
+    node_with_weights.attribute.extend([*others, helper.make_attribute("qk_matmul_output_mode", _AFTER_SOFTMAX)])
+    node_with_weights.output[:] = [*[*node.output, "", "", ""][:3], f"{node.output[0]}.weights"]
+    return node_with_weights
 
 
 def _softmax_before(graph: GraphParts, product: NodeProto, name: str) -> str | None:
@@ -134,9 +134,9 @@ def _softmax_before(graph: GraphParts, product: NodeProto, name: str) -> str | N
 
 def _needed(nodes: Sequence[NodeProto], outputs: Collection[str]) -> list[NodeProto]:
     """The nodes that `outputs` are computed by, in their order."""
-    needed, kept = set(outputs), []
+    needed, selected = set(outputs), []
     for node in reversed(nodes):
         if needed & set(node.output):
-            kept.append(node)
+            selected.append(node)
             needed.update(name for inner in all_nodes([node]) for name in inner.input if name)
-    return kept[::-1]
+    return selected[::-1]

@@ -20,8 +20,8 @@ def write_graph(staged: StagedBundle, file: str, graph: ModelProto) -> int:
     """Write a graph, and list the file of its weights if it has one; the size of both in bytes."""
     content = graph.SerializeToString(deterministic=True)
     staged.write(file, content)
-    beside = weights_file(file)
-    return len(content) + (staged.adopt(beside) if (staged.folder / beside).is_file() else 0)
+    weights = weights_file(file)
+    return len(content) + (staged.adopt(weights) if (staged.folder / weights).is_file() else 0)
 
 
 def write_generator(staged: StagedBundle, decoder: str, file: str) -> tuple[GraphFacts, int]:
@@ -30,8 +30,8 @@ def write_generator(staged: StagedBundle, decoder: str, file: str) -> tuple[Grap
     The two share their weights. That they say the same is seen when the bundle is verified.
     Raises XattnError where it is not standard, or not valid.
     """
-    beside = staged.folder / weights_file(decoder)
-    is_large = beside.is_file() and beside.stat().st_size > INSIDE_BYTES
+    weights = staged.folder / weights_file(decoder)
+    is_large = weights.is_file() and weights.stat().st_size > INSIDE_BYTES
     graph = generator_graph(read_graph(staged.folder / decoder), weights_outside=is_large)
     facts = require_standard(graph, GENERATOR)
     require_valid(graph, GENERATOR, staged.folder / PurePosixPath(file).parent)

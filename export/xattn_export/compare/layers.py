@@ -88,8 +88,8 @@ class GraphPair:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> Sequence[Tensor]:
         """The first graph's outputs, after both have run."""
-        asked = [*outputs, *(name for name in self.names if name not in outputs)]
-        values = dict(zip(asked, self.sessions[0].run(asked, dict(inputs)), strict=True))
+        requested = [*outputs, *(name for name in self.names if name not in outputs)]
+        values = dict(zip(requested, self.sessions[0].run(requested, dict(inputs)), strict=True))
         second_types = {value.name: value.type for value in self.sessions[1].get_inputs()}
         first_types = {value.name: value.type for value in self.sessions[0].get_inputs()}
         if second_types != first_types:
@@ -149,10 +149,10 @@ def _session(
     model: ModelProto, names: Sequence[str], source: Path, bundle: Bundle, settings: SessionSettings, folder: Path
 ) -> Any:
     """`model` with `names` as outputs, its weights beside it as they are beside `source`, on the settings' provider."""
-    shown = ModelProto()
-    shown.CopyFrom(model)
+    extended = ModelProto()
+    extended.CopyFrom(model)
     own = {value.name for value in model.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
+    extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
     folder.mkdir()
     for location in {
         entry.value
@@ -163,5 +163,5 @@ def _session(
         # No link: one that a kill leaves behind would make readers refuse the bundle's own file.
         shutil.copyfile(source.parent / location, folder / location)
     path = folder / source.name
-    path.write_bytes(shown.SerializeToString())
+    path.write_bytes(extended.SerializeToString())
     return load_graph(path, bundle.manifest, settings.requested, settings.threads, log=False).session

@@ -101,8 +101,8 @@ def _plot(component: Component, threshold: float) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="error by layer">{bars}{line}</svg>'
 
 
-def _change(change: ChangedAnswer, shown: str) -> str:
-    image = f'<img src="{shown}" alt="">' if shown else escape(change.image)
+def _change(change: ChangedAnswer, source: str) -> str:
+    image = f'<img src="{source}" alt="">' if source else escape(change.image)
     token = change.token
     step = "" if token is None else f"step {token.step}: {escape(str(token.first))} / {escape(str(token.second))}"
     cells = (image, *(escape(text or "") for text in (change.text, change.first, change.second)), step)

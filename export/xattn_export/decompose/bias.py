@@ -129,5 +129,5 @@ def _never(call: AttentionCall, writer: GraphWriter) -> str:
 
     The lowest number gives it a weight of 0, as infinity does, which OpenVINO multiplies by 0 in some of its fusions.
     """
-    shown = call.scores_output and call.output_mode == MASKED_SCORES
-    return writer.constants.number(-np.inf if shown else _LOWEST[call.element], call.element)
+    exposes_scores = call.scores_output and call.output_mode == MASKED_SCORES
+    return writer.constants.number(-np.inf if exposes_scores else _LOWEST[call.element], call.element)

@@ -128,5 +128,5 @@ def _lower_node(node: NodeProto, current: int, opset: int) -> None:
             fits = value == onnx.helper.get_attribute_value(default) if default.name else set(value) == {1}
             node.attribute.remove(attribute)
         if not fits:
-            found = value.decode() if isinstance(value, bytes) else value
-            raise XattnError(f"{where}: expected the attributes of opset {opset}, found {attribute.name}={found}")
+            text = value.decode() if isinstance(value, bytes) else value
+            raise XattnError(f"{where}: expected the attributes of opset {opset}, found {attribute.name}={text}")

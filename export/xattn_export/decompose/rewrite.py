@@ -62,11 +62,11 @@ def _moved_into(model: ModelProto, result: ModelProto) -> ModelProto:
     """`model` with everything of `result` but the weights that it already has."""
     present = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(tensor for tensor in result.graph.initializer if tensor.name not in present)
-    for target, source, kept in ((model, result, "graph"), (model.graph, result.graph, "initializer")):
+    for target, source, excluded in ((model, result, "graph"), (model.graph, result.graph, "initializer")):
         for field, _ in target.ListFields():
-            if field.name != kept:
+            if field.name != excluded:
                 target.ClearField(field.name)
-        copy_fields(source, target, leave_out=(kept,))
+        copy_fields(source, target, leave_out=(excluded,))
     return model
 
 
@@ -85,11 +85,11 @@ class _Rewriter:
         nodes = list(all_nodes(self._model.graph.node))
         if any(_is_attention(node) for node in nodes):
             _require_known(self._version)
-        if any(self._goes(node) for node in nodes):
+        if any(self._is_rewritten(node) for node in nodes):
             self._graph(self._model.graph, _inferred(self._model).graph, {})
             self._model.graph.initializer.extend(self._constants.protos())
 
-    def _goes(self, node: NodeProto) -> bool:
+    def _is_rewritten(self, node: NodeProto) -> bool:
         return _is_attention(node) or (not self._with_gelu and _is_standard(node, "Gelu"))
 
     def _graph(self, graph: GraphProto, inferred: GraphProto, outer: Mapping[str, TypeProto]) -> None:
@@ -100,7 +100,7 @@ class _Rewriter:
         for node, known in zip(graph.node, inferred.node, strict=True):
             for inner, inner_known in zip(subgraphs(node), subgraphs(known), strict=True):
                 self._graph(inner, inner_known, types)
-            if not self._goes(node):
+            if not self._is_rewritten(node):
                 nodes.append(node)
                 continue
             writer.stem = node.name or node.output[0]
@@ -110,9 +110,9 @@ class _Rewriter:
                 write_gelu(node, types, writer)
             nodes += writer.nodes
             writer.nodes.clear()
-        kept = GraphProto(node=nodes)
+        rewritten = GraphProto(node=nodes)
         del graph.node[:]
-        graph.node.extend(kept.node)
+        graph.node.extend(rewritten.node)
 
 
 def _is_attention(node: NodeProto) -> bool:
@@ -191,9 +191,9 @@ def _dissolve_callers(model: ModelProto) -> ModelProto:
         dissolved = onnx.inliner.inline_selected_functions(model, sorted(holders))
     except RuntimeError as error:
         raise XattnError(f"functions with Attention cannot be dissolved: {one_line(error)[:500]}") from error
-    kept = [function for function in dissolved.functions if (function.domain, function.name) not in holders]
+    functions = [function for function in dissolved.functions if (function.domain, function.name) not in holders]
     del dissolved.functions[:]
-    dissolved.functions.extend(kept)
+    dissolved.functions.extend(functions)
     return dissolved
 
 

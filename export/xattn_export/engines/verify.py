@@ -84,13 +84,13 @@ class EngineReport:
         failed = [graph for graph in self.graphs if not graph.passed]
         if failed:
             worst = failed[0]
-            found = worst.error or (
+            failure = worst.error or (
                 f"{worst.runs} runs, a relative difference of {worst.relative_rms} and "
                 f"{worst.texts[0]} of {worst.texts[1]} texts the same"
             )
             raise VerificationError(
                 f"{self.bundle}: {len(failed)} of {len(self.graphs)} graphs failed in {self.engine}: {worst.role}: "
-                f"expected a relative difference of at most {self.tolerance:.3g}, found: {found}"
+                f"expected a relative difference of at most {self.tolerance:.3g}, found: {failure}"
             )
 
 
@@ -186,18 +186,18 @@ def _same_tokens(task: Task, ours: Task) -> tuple[int, int]:
     cases, same = task.bundle.manifest.golden.cases, 0
     for case in cases:
         golden = TaskInput(task.bundle.file(case.image), case.input_text)
-        found, expected = task.answer(golden).token_ids, ours.answer(golden).token_ids
-        same += found == expected or _is_tie(ours, golden, expected, found)
+        actual, expected = task.answer(golden).token_ids, ours.answer(golden).token_ids
+        same += actual == expected or _is_tie(ours, golden, expected, actual)
     return same, len(cases)
 
 
-def _is_tie(task: Task, golden: TaskInput, expected: tuple[int, ...], found: tuple[int, ...]) -> bool:
+def _is_tie(task: Task, golden: TaskInput, expected: tuple[int, ...], actual: tuple[int, ...]) -> bool:
     """Whether the logits of the first two tokens that differ do so by less than the bundle's tolerance."""
     decoding = task.bundle.manifest.decoding
     if decoding is None:
         return False
     end = decoding.end_token_ids[0]
-    pairs = list(zip_longest(expected, found, fillvalue=end))
+    pairs = list(zip_longest(expected, actual, fillvalue=end))
     first = next(number for number, pair in enumerate(pairs) if pair[0] != pair[1])
     row = task.token_logits(golden, expected[:first])[-1]
     size = float(np.sqrt(np.mean((row - row.mean()) ** 2)))

@@ -58,14 +58,14 @@ def family_of(folder: Path) -> Family:
         if family.recognises(config):
             return family
     raise CheckpointError(
-        f"{folder}: expected a model of {', '.join(family.name for family in FAMILIES)}, found {_said_of(config)} that "
-        "none of them recognises; docs/adding-a-family.md says how to add one"
+        f"{folder}: expected a model of {', '.join(family.name for family in FAMILIES)}, found {_describe(config)} "
+        "that none of them recognises; docs/adding-a-family.md says how to add one"
     )
 
 
-def _said_of(config: Mapping[str, Any]) -> str:
-    said = [f"{key} {show(config[key])}" for key in ("model_type", "architectures", "task") if key in config]
-    return f"a config.json of {', '.join(said)}" if said else "a config.json"
+def _describe(config: Mapping[str, Any]) -> str:
+    keys = [f"{key} {show(config[key])}" for key in ("model_type", "architectures", "task") if key in config]
+    return f"a config.json of {', '.join(keys)}" if keys else "a config.json"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -106,9 +106,9 @@ def all_initializers(graph: GraphProto) -> Iterator[TensorProto]:
 def drop_unused_imports(model: ModelProto) -> None:
     """Take the domains that no node and no function is of off the imports of `model`, in place."""
     used = {node.domain for node in all_nodes(model.graph.node)} | {function.domain for function in model.functions}
-    kept = [entry for entry in model.opset_import if entry.domain in ("", STANDARD_DOMAIN) or entry.domain in used]
+    imports = [entry for entry in model.opset_import if entry.domain in ("", STANDARD_DOMAIN) or entry.domain in used]
     del model.opset_import[:]
-    model.opset_import.extend(kept)
+    model.opset_import.extend(imports)
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:

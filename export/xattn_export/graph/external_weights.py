@@ -40,7 +40,7 @@ class WeightStore:
     inside_bytes: int = INSIDE_BYTES
     _places: dict[str, _Place] = field(default_factory=dict)
 
-    def take_out(self, model: ir.Model, file: str, *, shared: bool = False) -> None:
+    def externalize(self, model: ir.Model, file: str, *, shared: bool = False) -> None:
         """Write the large weights of `model` to `file` in the folder, and leave references to them, in place.
 
         Large tensors begin at multiples of a page, so that they can be mapped. Without weights of a kilobyte there is
@@ -69,13 +69,13 @@ class WeightStore:
         if empty:
             (self.folder / file).unlink()
 
-    def taken_out(self, model: ModelProto, file: str, *, shared: bool = False) -> ModelProto:
+    def externalized(self, model: ModelProto, file: str, *, shared: bool = False) -> ModelProto:
         """The same of a model in the form in which it is stored."""
         loaded = ir.serde.deserialize_model(model)
-        self.take_out(loaded, file, shared=shared)
+        self.externalize(loaded, file, shared=shared)
         return ir.serde.serialize_model(loaded)
 
-    def take_in(self, model: ModelProto, other: WeightStore, file: str) -> ModelProto:
+    def merge(self, model: ModelProto, other: WeightStore, file: str) -> ModelProto:
         """`model`, whose weights `other` took out into `file`, with its weights in this folder.
 
         Those that a graph here holds too are named where they lie, and `file` is written without them; unless they are
@@ -91,7 +91,7 @@ class WeightStore:
             return model
         loaded = ir.serde.deserialize_model(model)
         ir.external_data.set_base_dir(loaded.graph, other.folder)
-        self.take_out(loaded, file, shared=True)
+        self.externalize(loaded, file, shared=True)
         return ir.serde.serialize_model(loaded)
 
     def _place(self, stream: BinaryIO, file: str, tensor: ir.TensorProtocol) -> _Place:

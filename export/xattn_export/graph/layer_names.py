@@ -20,7 +20,7 @@ def name_by_layer(model: ModelProto) -> None:
     `:0`, since engines name what they fuse after either.
     """
     graph = model.graph
-    kept = {value.name for value in (*graph.input, *graph.output)}
+    graph_values = {value.name for value in (*graph.input, *graph.output)}
     inner = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
     counts: Counter[str] = Counter()
     renamed: dict[str, str] = {}
@@ -29,7 +29,7 @@ def name_by_layer(model: ModelProto) -> None:
         name = f"{path}/{node.op_type}" if path else node.op_type
         counts[name] += 1
         node.name = name if counts[name] == 1 else f"{name}.{counts[name]}"
-        outputs = [] if inner else [output for output in node.output if output and output not in kept]
+        outputs = [] if inner else [output for output in node.output if output and output not in graph_values]
         for number, output in enumerate(outputs):
             renamed[output] = f"{node.name}:{number}"
     for node in graph.node:

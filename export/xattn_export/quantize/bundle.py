@@ -30,7 +30,7 @@ from xattn_export.quantize.modes.table import option_names, precision_of, rounds
 from xattn_export.quantize.plans import all_modes, make_plans
 from xattn_export.quantize.quantizing import quantize_graph
 from xattn_export.quantize.report import GraphReport, QuantizeReport
-from xattn_export.whole import write_wholes
+from xattn_export.whole import write_whole_graphs
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE, WHOLE_ROLES, Golden, Graph, Manifest
@@ -146,13 +146,13 @@ def write_quantized(
         if ATTENTION_ROLE in bundle.manifest.graphs:
             manifest, _, _ = write_attention(staged, manifest)
         if any(role in bundle.manifest.graphs for role in WHOLE_ROLES):
-            manifest = write_wholes(staged, manifest).stated(manifest)
+            manifest = write_whole_graphs(staged, manifest).stated(manifest)
         progress("measuring the loss", 0.7)
         manifest = staged.write_manifest(manifest)
         small = open_bundle(staged.folder)
         judged = judge_golden(small, measure(load(small)), " and ".join(all_modes(plans)))
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * judged.largest_relative_rms)
-        _write_kept(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
+        _write_manifest(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
         progress("verifying the bundle", 0.9)
         verify_bundle(staged.folder).raise_if_failed()
         after = staged.bytes
@@ -209,7 +209,7 @@ def _quantize_graphs(
         most = 0 if any(each in graphs for each in WHOLE_ROLES) else INSIDE_BYTES
         store = stores.setdefault(folder, WeightStore(folder, most))
         is_shared = role == LOOPED and GENERATOR in graphs
-        model = store.taken_out(parts.model(), weights_file(graph.file.name), shared=is_shared)
+        model = store.externalized(parts.model(), weights_file(graph.file.name), shared=is_shared)
         facts = _check_graph(model, role, graph.opset, folder)
         sizes = {"bytes_before": _bytes_of(source.bundle, file), "bytes_after": write_graph(staged, file, model)}
         reports[role] = GraphReport(precision_of(plan.modes), counts, facts.operators, **sizes)
@@ -226,10 +226,10 @@ def _bytes_of(bundle: Bundle, file: str) -> int:
 
 
 def _check_gain(plans: Mapping[str, GraphPlan], reports: Mapping[str, GraphReport]) -> None:
-    wanted = all_modes(plans)
-    if wanted and not any(count for report in reports.values() for count in report.layers.values()):
+    modes = all_modes(plans)
+    if modes and not any(count for report in reports.values() for count in report.layers.values()):
         raise UserError(
-            f"{', '.join(reports)}: expected weights that {' and '.join(wanted)} makes smaller, found nothing to "
+            f"{', '.join(reports)}: expected weights that {' and '.join(modes)} makes smaller, found nothing to "
             "quantize: all layers are small, or of kinds that stay as they are; use the bundle as it is"
         )
 
@@ -287,7 +287,7 @@ def _manifest(
     )
 
 
-def _write_kept(staged: StagedBundle, manifest: Manifest) -> None:
+def _write_manifest(staged: StagedBundle, manifest: Manifest) -> None:
     """The manifest, and no golden file that it does not name."""
     used = {path for case in manifest.golden.cases for path in (case.image, case.tensors)}
     for path in manifest.files:

@@ -45,24 +45,24 @@ def judge_golden(bundle: Bundle, measures: Sequence[CaseMeasure], mode: str) -> 
 
     mode: what was done, for the error. Raises XattnError where no case can be kept.
     """
-    kept: list[tuple[GoldenCase, float]] = []
+    measured_cases: list[tuple[GoldenCase, float]] = []
     near_ties: list[str] = []
     dropped: list[str] = []
     for case, measured in zip(bundle.manifest.golden.cases, measures, strict=True):
         if measured.same_text and math.isfinite(measured.relative_rms):
-            kept.append((case, measured.relative_rms))
+            measured_cases.append((case, measured.relative_rms))
         elif measured.relative_rms <= _MOST_ROUNDING and _lead(bundle, case) < _DEVIATIONS * measured.relative_rms:
-            kept.append((replace(case, text=None), measured.relative_rms))
+            measured_cases.append((replace(case, text=None), measured.relative_rms))
             near_ties.append(_note(bundle, case, measured))
         else:
             dropped.append(_note(bundle, case, measured))
-    if not kept:
+    if not measured_cases:
         raise XattnError(
             f"{mode}: expected golden texts that stay as they are, found that every one changes, such as {dropped[0]}; "
             "take a milder mode, for one graph with --component ROLE=MODE, or round the weights on --data"
         )
-    largest = max(difference for _, difference in kept)
-    return Judged(tuple(case for case, _ in kept), largest, tuple(near_ties), tuple(dropped))
+    largest = max(difference for _, difference in measured_cases)
+    return Judged(tuple(case for case, _ in measured_cases), largest, tuple(near_ties), tuple(dropped))
 
 
 def _lead(bundle: Bundle, case: GoldenCase) -> float:

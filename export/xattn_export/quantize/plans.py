@@ -8,7 +8,7 @@ from xattn_export.quantize.base.mode_spec import BASELINE
 from xattn_export.quantize.base.options import GraphPlan, Mode, Options
 from xattn_export.quantize.base.prepared import PreparedBundle
 from xattn_export.quantize.modes.table import mode_names, spec_of, specs_of
-from xattn_export.quantize.passes.exposed import find_exposed
+from xattn_export.quantize.passes.pre_head import find_pre_head_layers
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.json_reader import show
@@ -19,7 +19,7 @@ __all__ = ["all_modes", "make_plans"]
 def make_plans(
     source: PreparedBundle, mode: Mode, components: Mapping[str, Mode], options: Options | None = None
 ) -> dict[str, GraphPlan]:
-    """Role → plan. Where nothing else is asked for the few layers that `find_exposed` names stay fp32.
+    """Role → plan. The layers that `find_pre_head_layers` names stay fp32 unless `components` says otherwise.
 
     components: role or role/layer → mode, for those that are to have another one than `mode`. options: what may be
     asked for beside modes.
@@ -28,21 +28,22 @@ def make_plans(
     _check_mode("mode", mode)
     layers: dict[str, dict[str, Mode]] = {role: {} for role in source.graphs}
     modes: dict[str, Mode] = {}
-    for component, wanted in components.items():
+    for component, component_mode in components.items():
         role, _, layer = component.partition("/")
         if role not in layers:
             raise UserError(f"component: expected one of {', '.join(layers)}, found {show(role)}")
-        _check_mode(f"component {component}", wanted)
+        _check_mode(f"component {component}", component_mode)
         if layer:
-            layers[role][layer] = wanted
+            layers[role][layer] = component_mode
         else:
-            modes[role] = wanted
+            modes[role] = component_mode
     plans = {}
     for role, graph in source.graphs.items():
         plan = GraphPlan(modes.get(role, mode), layers[role])
         _check_layers(role, plan, [layer.name for layer in graph.layers])
-        for exposed in find_exposed(graph.products, graph.layers) if spec_of(plan.mode).keeps_exposed else ():
-            layers[role].setdefault(exposed.name, BASELINE)
+        if spec_of(plan.mode).keeps_pre_head:
+            for pre_head in find_pre_head_layers(graph.products, graph.layers):
+                layers[role].setdefault(pre_head.name, BASELINE)
         plans[role] = plan
     stores = options is not None and options.key_values
     if not stores and not all_modes(plans):

@@ -30,10 +30,10 @@ def quantize_graph(
     modes = {layer.name: plan.mode_of(layer.name) for layer in graph.layers}
     tied = _stored_once(find_tied(parts, graph.layers), modes) if is_by_layer else ()
     modes |= {pair.product.name: _mode_of_tied(modes[pair.product.name]) for pair in tied}
-    kept = frozenset(name for name, mode in plan.layers.items() if not spec_of(mode).passes)
+    unquantized = frozenset(name for name, mode in plan.layers.items() if not spec_of(mode).passes)
     # What a lookup shares with a product is rounded without regard to what the product alone is multiplied with.
     observed = calibration.observed.without_hessians({pair.product.input for pair in tied})
-    draft = Draft(parts, observed, float_nodes | kept | calibration.overflowing)
+    draft = Draft(parts, observed, float_nodes | unquantized | calibration.overflowing)
     for one in passes_of(plan.modes.union(modes.values())):
         layers = tuple(layer for layer in graph.layers if one in spec_of(modes[layer.name]).passes)
         draft = one.run(draft, Assignment(layers, options, tied))

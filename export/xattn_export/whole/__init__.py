@@ -6,6 +6,6 @@ name. Where a bundle cannot have one of them, it says why.
 
 from __future__ import annotations
 
-from xattn_export.whole.roles import WHOLE, WHOLE_TEXT, left_out, write_wholes
+from xattn_export.whole.roles import WHOLE, WHOLE_TEXT, left_out, write_whole_graphs
 
-__all__ = ["WHOLE", "WHOLE_TEXT", "left_out", "write_wholes"]
+__all__ = ["WHOLE", "WHOLE_TEXT", "left_out", "write_whole_graphs"]

@@ -13,16 +13,16 @@ from xattn_export.bundle.writer import StagedBundle
 from xattn_export.graph.conformance import require_standard, require_valid
 from xattn_export.graph.generator import GENERATOR, LOOPED, generator_graph
 from xattn_export.graph.reading import read_graph
-from xattn_export.whole.asked import QuestionWords, question_words, write_question
-from xattn_export.whole.compose import Composition, compose, new_composition
-from xattn_export.whole.decoded import TokenTexts, token_texts, write_labels, write_texts
+from xattn_export.whole.composition import Composition, compose, new_composition
 from xattn_export.whole.pixels import unwritable_step
+from xattn_export.whole.questions import QuestionWords, question_words, write_question
+from xattn_export.whole.texts import TokenTexts, token_texts, write_labels, write_texts
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import PRECISIONS, WHOLE_ROLES, Graph, Manifest
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.preprocess.text import TextCodec
 
-__all__ = ["WHOLE", "WHOLE_TEXT", "Wholes", "left_out", "write_wholes"]
+__all__ = ["WHOLE", "WHOLE_TEXT", "WholeGraphs", "left_out", "write_whole_graphs"]
 
 WHOLE, WHOLE_TEXT = WHOLE_ROLES
 _LOWEST_OPSET_OF_STRINGS = 20
@@ -30,7 +30,7 @@ _QUESTION = "input_ids"
 
 
 @dataclass(frozen=True)
-class Wholes:
+class WholeGraphs:
     """What was written: role → file, facts and size in bytes; and role → why it is absent."""
 
     files: dict[str, str] = field(default_factory=dict)
@@ -46,24 +46,24 @@ class Wholes:
         return replace(manifest, graphs={**others, **written}, absent=dict(self.absent) or None)
 
 
-def left_out() -> Wholes:
+def left_out() -> WholeGraphs:
     """Neither role, as somebody wanted it."""
     reason = "it was left out; export again without --no-whole"
-    return Wholes(absent={WHOLE: reason, WHOLE_TEXT: reason})
+    return WholeGraphs(absent={WHOLE: reason, WHOLE_TEXT: reason})
 
 
-def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
+def write_whole_graphs(staged: StagedBundle, manifest: Manifest) -> WholeGraphs:
     """Write both roles as far as the bundle can have them.
 
     The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where what comes out
     is not standard, or not valid.
     """
-    wholes = Wholes()
+    whole_graphs = WholeGraphs()
     reason = _obstacle(manifest)
     graphs = {} if reason else _graphs(staged, manifest)
     if reason := reason or _fixed_axis(graphs):
-        wholes.absent.update({WHOLE: reason, WHOLE_TEXT: reason})
-        return wholes
+        whole_graphs.absent.update({WHOLE: reason, WHOLE_TEXT: reason})
+        return whole_graphs
     spec = TASKS[manifest.task]
     codec = TextCodec(staged.folder / manifest.tokenizer.file, manifest.tokenizer)
     prompt_ids = codec.encode_prompt() if spec.text_key is None else ()
@@ -73,14 +73,14 @@ def write_wholes(staged: StagedBundle, manifest: Manifest) -> Wholes:
         question = _QUESTION
         composition.inputs[_QUESTION] = (TensorProto.INT64, ["batch", "length"])
     compose(composition, manifest, graphs, prompt_ids, question)
-    _write(staged, manifest, wholes, WHOLE, composition.model(WHOLE, graphs["image_encoder"]))
+    _write(staged, manifest, whole_graphs, WHOLE, composition.model(WHOLE, graphs["image_encoder"]))
     words = _words(staged, manifest, codec, graphs)
     if isinstance(words, str):
-        wholes.absent[WHOLE_TEXT] = words
+        whole_graphs.absent[WHOLE_TEXT] = words
     else:
         model = _with_words(manifest, graphs, prompt_ids, *words)
-        _write(staged, manifest, wholes, WHOLE_TEXT, model.model(WHOLE_TEXT, graphs["image_encoder"]))
-    return wholes
+        _write(staged, manifest, whole_graphs, WHOLE_TEXT, model.model(WHOLE_TEXT, graphs["image_encoder"]))
+    return whole_graphs
 
 
 def _obstacle(manifest: Manifest) -> str | None:
@@ -103,15 +103,15 @@ def _fixed_axis(graphs: Mapping[str, ModelProto]) -> str | None:
 
 def _graphs(staged: StagedBundle, manifest: Manifest) -> dict[str, ModelProto]:
     """The graphs to be joined, with their weights left in their files."""
-    found = {
+    joined = {
         role: read_graph(staged.folder / graph.file)
         for role, graph in manifest.graphs.items()
         if role in ("image_encoder", "text_encoder", "classifier", LOOPED)
     }
-    if LOOPED in found:
+    if LOOPED in joined:
         # Outside of the loop as far as can be: ONNX Runtime for the web finds no file of weights inside of one.
-        found[GENERATOR] = generator_graph(found.pop(LOOPED), weights_outside=True)
-    return found
+        joined[GENERATOR] = generator_graph(joined.pop(LOOPED), weights_outside=True)
+    return joined
 
 
 def _words(
@@ -121,18 +121,18 @@ def _words(
     opset = next((entry.version for entry in graphs["image_encoder"].opset_import if not entry.domain), 0)
     if opset < _LOWEST_OPSET_OF_STRINGS:
         return f"opset {opset} has no StringConcat; export with --opset {_LOWEST_OPSET_OF_STRINGS} or later"
-    asked: QuestionWords | None = None
+    vocabulary: QuestionWords | None = None
     if TASKS[manifest.task].text_key is not None:
         tokenizer_json = (staged.folder / manifest.tokenizer.file).read_text(encoding="utf-8")
         read = question_words(codec, tokenizer_json, manifest.tokenizer)
         if isinstance(read, str):
             return read
-        asked = read
+        vocabulary = read
     if manifest.labels is not None:
-        return None, asked
+        return None, vocabulary
     logits = next(tensor for tensor in _decoder(staged, manifest).graph.output if tensor.name == "logits")
     texts = token_texts(codec, logits.type.tensor_type.shape.dim[1].dim_value)
-    return texts if isinstance(texts, str) else (texts, asked)
+    return texts if isinstance(texts, str) else (texts, vocabulary)
 
 
 def _decoder(staged: StagedBundle, manifest: Manifest) -> ModelProto:
@@ -145,27 +145,27 @@ def _with_words(
     graphs: Mapping[str, ModelProto],
     prompt_ids: tuple[int, ...],
     texts: TokenTexts | None,
-    asked: QuestionWords | None,
+    vocabulary: QuestionWords | None,
 ) -> Composition:
     composition = new_composition()
     writer = composition.writer
     question = None
-    if asked is not None:
+    if vocabulary is not None:
         composition.inputs["questions"] = (TensorProto.STRING, ["batch"])
-        question = write_question(writer, "questions", asked)
+        question = write_question(writer, "questions", vocabulary)
     compose(composition, manifest, graphs, prompt_ids, question)
     if texts is not None:
-        found = write_texts(writer, "token_ids", texts)
+        strings = write_texts(writer, "token_ids", texts)
     else:
-        found = write_labels(writer, "answer_ids", manifest.labels or ())
-    writer.publish(found, "texts")
+        strings = write_labels(writer, "answer_ids", manifest.labels or ())
+    writer.publish(strings, "texts")
     composition.outputs = {"texts": (TensorProto.STRING, ["batch"]), **composition.outputs}
     return composition
 
 
-def _write(staged: StagedBundle, manifest: Manifest, wholes: Wholes, role: str, model: ModelProto) -> None:
+def _write(staged: StagedBundle, manifest: Manifest, whole_graphs: WholeGraphs, role: str, model: ModelProto) -> None:
     file = str(PurePosixPath(manifest.graphs["image_encoder"].file).with_name(f"{role}.onnx"))
-    wholes.facts[role] = require_standard(model, role)
+    whole_graphs.facts[role] = require_standard(model, role)
     require_valid(model, role, staged.folder / PurePosixPath(file).parent)
-    wholes.bytes[role] = write_graph(staged, file, model)
-    wholes.files[role] = file
+    whole_graphs.bytes[role] = write_graph(staged, file, model)
+    whole_graphs.files[role] = file

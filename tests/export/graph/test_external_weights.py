@@ -57,7 +57,7 @@ def test_a_tensor_of_two_graphs_is_stored_once(tmp_path):
     expected = {}
     for name, weights in (("one", {"a": shared, "b": shared, "c": small}), ("two", {"d": own, "e": shared})):
         taken = model(**weights)
-        store.take_out(taken, f"{name}.onnx.data")
+        store.externalize(taken, f"{name}.onnx.data")
         expected[write(tmp_path, name, taken)] = list(weights.values())
     assert (tmp_path / "one.onnx.data").stat().st_size == shared.nbytes
     assert (tmp_path / "two.onnx.data").stat().st_size == own.nbytes
@@ -77,8 +77,8 @@ def test_weights_taken_out_apart_are_joined_with_each_of_them_once(tmp_path):
     for name, weights in (("one", {"a": shared}), ("two", {"b": own, "c": shared}), ("three", {"d": other})):
         apart = WeightStore(tmp_path / f"of-{name}", inside_bytes=0)
         taken = model(**weights)
-        apart.take_out(taken, f"{name}.onnx.data")
-        found = joined.take_in(ir.to_proto(taken), apart, f"{name}.onnx.data")
+        apart.externalize(taken, f"{name}.onnx.data")
+        found = joined.merge(ir.to_proto(taken), apart, f"{name}.onnx.data")
         shutil.rmtree(apart.folder)
         path = tmp_path / f"{name}.onnx"
         onnx.save(found, path)
@@ -96,7 +96,7 @@ def test_weights_taken_out_apart_are_joined_with_each_of_them_once(tmp_path):
 def test_tensors_begin_where_they_can_be_mapped_or_read(tmp_path, count, alignment):
     rng = np.random.default_rng(2)
     taken = model(a=rng.normal(size=LARGE + 3).astype(np.float32), b=rng.normal(size=count).astype(np.float32))
-    WeightStore(tmp_path, inside_bytes=0).take_out(taken, "graph.onnx.data")
+    WeightStore(tmp_path, inside_bytes=0).externalize(taken, "graph.onnx.data")
     offsets = [value.const_value.offset for value in taken.graph.initializers.values()]
     assert offsets[0] == 0
     assert 4 * (LARGE + 3) < offsets[1] <= 4 * (LARGE + 3) + alignment
@@ -107,7 +107,7 @@ def test_tensors_begin_where_they_can_be_mapped_or_read(tmp_path, count, alignme
 def test_a_graph_that_is_small_enough_stays_whole(tmp_path, count, inside_bytes):
     """In all, or in each of its tensors."""
     taken = model(a=np.ones(count, np.float32))
-    WeightStore(tmp_path, inside_bytes).take_out(taken, "graph.onnx.data")
+    WeightStore(tmp_path, inside_bytes).externalize(taken, "graph.onnx.data")
     assert not has_weights_outside(ir.to_proto(taken))
     assert list(tmp_path.iterdir()) == []
 
@@ -118,7 +118,7 @@ def test_a_parameter_that_is_a_view_is_written_as_it_is_seen(tmp_path):
     taken = model(a=np.ones((1,), np.float32))
     value = next(iter(taken.graph.initializers.values()))
     value.const_value = ir.tensor_adapters.TorchTensor(weight, name="a")
-    WeightStore(tmp_path, inside_bytes=0).take_out(taken, "graph.onnx.data")
+    WeightStore(tmp_path, inside_bytes=0).externalize(taken, "graph.onnx.data")
     found = np.fromfile(tmp_path / "graph.onnx.data", np.float32).reshape(weight.shape)
     np.testing.assert_array_equal(found, weight.detach().numpy())
 

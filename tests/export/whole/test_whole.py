@@ -16,8 +16,8 @@ from PIL import Image
 from xattn_export import export_checkpoint, inspect_path
 from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.quantize import quantize_bundle
-from xattn_export.whole.decoded import token_texts, write_texts
 from xattn_export.whole.pixels import unwritable_step, write_pixels
+from xattn_export.whole.texts import token_texts, write_texts
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import VerificationError
 from xattn_runtime.loader import load

@@ -180,8 +180,8 @@ def _search(
 ) -> None:
     from xattn_edge.commands.shared.split import TaskSplit
     from xattn_edge.evaluation.samples import halves
-    from xattn_export.quantize.budget.auto import quantize_to_budget
     from xattn_export.quantize.budget.plot import frontier_plot
+    from xattn_export.quantize.budget.selection import quantize_to_budget
     from xattn_runtime.bundle.folder import open_bundle
 
     if data is None or budget is None:

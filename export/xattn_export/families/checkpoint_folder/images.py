@@ -143,8 +143,8 @@ class _Settings:
         self._read: set[str] = set()
 
     def fail(self, key: str, expected: str) -> NoReturn:
-        found = show(self._values.get(key))
-        raise CheckpointError(f"{self._path}: {key}: expected {expected}, found {found}; it would change the pixels")
+        value = show(self._values.get(key))
+        raise CheckpointError(f"{self._path}: {key}: expected {expected}, found {value}; it would change the pixels")
 
     def get(self, key: str) -> Any:
         """The value, None where it is missing or null."""

@@ -46,7 +46,7 @@ class BlipImageGraph(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.vision(pixel_values)
-        return F.normalize(self.projection(tokens[:, 0]), dim=-1), tokens, _all_there(tokens)
+        return F.normalize(self.projection(tokens[:, 0]), dim=-1), tokens, _full_mask(tokens)
 
 
 class BlipWordsGraph(nn.Module):
@@ -126,7 +126,7 @@ def _roles(model: Any, side_px: int, longest: int) -> tuple[Role, ...]:
 
     def image(pixel_values: Tensor) -> tuple[Tensor, ...]:
         tokens = model.vision_model(pixel_values)[0]
-        return _embed_images(model, pixel_values), tokens, _all_there(tokens)
+        return _embed_images(model, pixel_values), tokens, _full_mask(tokens)
 
     def words(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         return _embed_texts(model, input_ids, attention_mask), model.text_encoder.embeddings(input_ids)
@@ -172,7 +172,7 @@ def _embed_texts(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tenso
     return F.normalize(model.text_proj(states[:, 0]), dim=-1)
 
 
-def _all_there(tokens: Tensor) -> Tensor:
+def _full_mask(tokens: Tensor) -> Tensor:
     """A mask int64 `[batch, tokens]` that hides none."""
     return torch.ones_like(tokens[:, :, 0], dtype=torch.int64)
 

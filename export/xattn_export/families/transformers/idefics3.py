@@ -87,8 +87,8 @@ def _open(task: TaskName, folder: Path) -> Source:
 
         def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
             ids = torch.cat((prompt, torch.tensor([token_ids], dtype=torch.int64)), 1)
-            kept = len(token_ids) + 1
-            return cast(Tensor, model(ids, mm_encoder_outputs=image, use_cache=False, logits_to_keep=kept).logits[0])
+            count = len(token_ids) + 1
+            return cast(Tensor, model(ids, mm_encoder_outputs=image, use_cache=False, logits_to_keep=count).logits[0])
 
         return generated(
             partial(model.generate, prompt, attention_mask=torch.ones_like(prompt), mm_encoder_outputs=image),

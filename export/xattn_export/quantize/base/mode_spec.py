@@ -37,7 +37,7 @@ class ModeSpec:
     other modes, or whole graphs alone, of which any node may stay in fp32. precision: what the manifest states.
     lowest_opset: of ai.onnx that its operators need. observes: what its passes need of calibration; for `ranges` there
     must be data, for the others the golden inputs stand in. options: those of `Options` that matter for it.
-    keeps_exposed: whether layers just before a head stay in fp32 unless they are named. tied_mode: what a product has
+    keeps_pre_head: whether layers just before a head stay in fp32 unless they are named. tied_mode: what a product has
     instead whose table is looked up, too; None for the mode itself. milder: the mode of layers that lose too much in
     it. is_searched: whether `auto` tries it. session_options: what ONNX Runtime must be told to compute as measured.
     rounds_activations: whether answers depend on activations that are rounded to 8 bits as a graph runs.
@@ -50,7 +50,7 @@ class ModeSpec:
     lowest_opset: int = LOWEST_OPSET["decomposed"]
     observes: frozenset[Observation] = frozenset()
     options: tuple[str, ...] = ()
-    keeps_exposed: bool = False
+    keeps_pre_head: bool = False
     tied_mode: Mode | None = None
     milder: Mode = BASELINE
     is_searched: bool = False

@@ -85,8 +85,8 @@ class Options:
         """The options `names`, and those of keys and values, as JSON values; those that do nothing left out."""
         left_out = {name for name in ("smooth",) if not getattr(self, name)}
         left_out |= {"percentile"} if self.range_method != "percentile" else set()
-        wanted = {*names, *self.key_values} - left_out
-        return {_RECORDED.get(name, name): getattr(self, name) for name in self.__dataclass_fields__ if name in wanted}
+        fields = {*names, *self.key_values} - left_out
+        return {_RECORDED.get(name, name): getattr(self, name) for name in self.__dataclass_fields__ if name in fields}
 
 
 @dataclass(frozen=True)

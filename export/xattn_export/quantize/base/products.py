@@ -27,7 +27,7 @@ def prepare_products(graph: GraphParts) -> GraphParts:
 def _without_transposes(graph: GraphParts, constants: Constants) -> list[NodeProto]:
     """The nodes without those that transpose a constant, which is among `constants` transposed."""
     outputs = {output.name for output in graph.outputs}
-    kept: list[NodeProto] = []
+    nodes: list[NodeProto] = []
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type == "Transpose" and constants.is_float(node.input[0], 2) and node.output[0] not in outputs:
@@ -35,12 +35,12 @@ def _without_transposes(graph: GraphParts, constants: Constants) -> list[NodePro
             name = f"{node.input[0]}_transposed"
             renamed[node.output[0]] = constants.alias(name, node.input[0], transposed=is_transposed)
         else:
-            kept.append(node)
+            nodes.append(node)
     return [
         with_inputs(node, (renamed.get(name, name) for name in node.input))
         if any(name in renamed for name in node.input)
         else node
-        for node in kept
+        for node in nodes
     ]
 
 

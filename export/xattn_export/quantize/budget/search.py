@@ -1,6 +1,6 @@
 """The search for a mix of modes that loses at most a budget: which to measure next, and which to recommend.
 
-It knows numbers and names; `auto.py` makes and measures the bundles.
+It knows numbers and names; `selection.py` makes and measures the bundles.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def candidates(
 def frontier(results: Sequence[Measured], budget: float, prefer: Prefer) -> list[Measured]:
     """Those within the budget that none other beats in both time and size, the preferred first."""
     within = [one for one in results if one.loss <= budget and one.components]
-    kept = [one for one in within if not any(_beats(other, one) for other in within)]
-    return sorted(kept, key=lambda one: cost(one, prefer))
+    optimal = [one for one in within if not any(_beats(other, one) for other in within)]
+    return sorted(optimal, key=lambda one: cost(one, prefer))
 
 
 def _beats(one: Measured, other: Measured) -> bool:

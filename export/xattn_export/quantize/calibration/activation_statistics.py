@@ -123,14 +123,14 @@ def _key_values(
     Raises UserError where the bundle has no such keys and values, or fp16 does not hold them.
     """
     series = {"cross": ("cross", "image"), "cache": ("present",)}
-    wanted = {one: precision for name, precision in options.key_values.items() for one in series[name]}
-    if not wanted:
+    precisions = {one: precision for name, precision in options.key_values.items() for one in series[name]}
+    if not precisions:
         return {}
     peaks: dict[str, dict[str, HeadPeaks]] = {}
     for role, graph in source.graphs.items():
         names = [value.name for value in graph.parts.inputs if series_of(value.name) in ("cross", "image")]
         names += [value.name for value in graph.parts.outputs if series_of(value.name) == "present"]
-        if chosen := [name for name in names if series_of(name) in wanted]:
+        if chosen := [name for name in names if series_of(name) in precisions]:
             peaks[role] = {name: HeadPeaks() for name in chosen}
     for option in options.key_values:
         if not {series_of(name) for watched in peaks.values() for name in watched}.intersection(series[option]):
@@ -142,7 +142,7 @@ def _key_values(
     }
     observe(source.bundle, examples, watched, progress)
     return {
-        stored_name(name): _stored_series(source.graphs[role], name, wanted[series_of(name) or ""], one.peaks)
+        stored_name(name): _stored_series(source.graphs[role], name, precisions[series_of(name) or ""], one.peaks)
         for role, ones in peaks.items()
         for name, one in ones.items()
     }
@@ -176,11 +176,11 @@ def _observe(
     passes = list(_passes(watches))
     for number, part in enumerate(passes):
 
-        def told(what: str, share: float, number: int = number) -> None:
+        def report_series(what: str, share: float, number: int = number) -> None:
             progress(what, (number + share) / len(passes))
 
         watched = {role: (source.graphs[role].model, observers) for role, observers in part.items()}
-        observe(source.bundle, examples, watched, told)
+        observe(source.bundle, examples, watched, report_series)
     return {role: _observed(watch, options) for role, watch in watches.items()}
 
 

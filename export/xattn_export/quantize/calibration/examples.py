@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from xattn_export.graph.generator import GENERATOR
 from xattn_export.quantize.calibration.observers import Observer
-from xattn_export.quantize.passes.half import STANDS_FOR_INFINITY
+from xattn_export.quantize.passes.half import INFINITY_SUBSTITUTE
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.providers import CPU
@@ -126,8 +126,8 @@ class GraphProbe:
 
     def run(self, outputs: Sequence[str], inputs: _Tensors) -> Sequence[NDArray[Any]]:
         """The named outputs for `inputs`, after the tensors of interest were shown."""
-        asked = [*outputs, *(name for name in self._computed if name not in outputs)]
-        values = dict(zip(asked, self._session.run(asked, dict(inputs)), strict=True))
+        requested = [*outputs, *(name for name in self._computed if name not in outputs)]
+        values = dict(zip(requested, self._session.run(requested, dict(inputs)), strict=True))
         self._show({name: inputs[name] for name in self._fed} | {name: values[name] for name in self._computed})
         return [values[name] for name in outputs]
 
@@ -237,17 +237,17 @@ def _with_maxima(model: ModelProto, tensors: Iterable[str]) -> tuple[ModelProto,
     scanned.CopyFrom(model)
     zero, limit = "scan.zero", "scan.limit"
     scanned.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
-    scanned.graph.initializer.append(helper.make_tensor(limit, TensorProto.FLOAT, [], [STANDS_FOR_INFINITY]))
+    scanned.graph.initializer.append(helper.make_tensor(limit, TensorProto.FLOAT, [], [INFINITY_SUBSTITUTE]))
     names = []
     for name in tensors:
-        size, is_mask, kept = (f"{name}_{part}" for part in ("size", "is_mask", "kept"))
+        size, is_mask, unmasked = (f"{name}_{part}" for part in ("size", "is_mask", "kept"))
         names.append(f"{name}{_LARGEST}")
         scanned.graph.node.extend(
             [
                 helper.make_node("Abs", [name], [size]),
                 helper.make_node("Greater", [size, limit], [is_mask]),
-                helper.make_node("Where", [is_mask, zero, size], [kept]),
-                helper.make_node("ReduceMax", [kept], [names[-1]], keepdims=0),
+                helper.make_node("Where", [is_mask, zero, size], [unmasked]),
+                helper.make_node("ReduceMax", [unmasked], [names[-1]], keepdims=0),
             ]
         )
     return scanned, names

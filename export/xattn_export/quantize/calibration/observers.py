@@ -144,8 +144,8 @@ class Histogram:
 
 def _divergence(counts: NDArray[np.float64], end: int) -> float:
     """Kullback-Leibler divergence of `counts` up to `end`, the rest in the last bin, from what levels make of them."""
-    kept = counts[:end].copy()
-    kept[-1] += counts[end:].sum()
+    clipped = counts[:end].copy()
+    clipped[-1] += counts[end:].sum()
     levels = np.minimum(np.arange(end) * _LEVELS // end, _LEVELS - 1)
     filled = counts[:end] > 0
     sums = np.bincount(levels, counts[:end], _LEVELS)
@@ -153,6 +153,6 @@ def _divergence(counts: NDArray[np.float64], end: int) -> float:
     spread = np.where(filled, (sums / np.maximum(sizes, 1))[levels], 0)
     if not spread.sum():
         return float("inf")
-    told, meant = np.maximum(spread / spread.sum(), 1e-12), kept / kept.sum()
-    seen = meant > 0
-    return float((meant[seen] * np.log(meant[seen] / told[seen])).sum())
+    approximated, original = np.maximum(spread / spread.sum(), 1e-12), clipped / clipped.sum()
+    seen = original > 0
+    return float((original[seen] * np.log(original[seen] / approximated[seen])).sum())

@@ -27,7 +27,7 @@ INT8 = ModeSpec(
     ),
     observes=frozenset({"channels", "peaks"}),
     options=("rounding", "smooth"),
-    keeps_exposed=True,
+    keeps_pre_head=True,
     is_searched=True,
     rounds_activations=lambda options: True,
 )

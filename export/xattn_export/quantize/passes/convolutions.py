@@ -133,7 +133,7 @@ class _PositionWriter:
         node = with_inputs(node, (self._renamed.get(name, name) for name in node.input))
         if convolution is not None:
             self._convolve(node, convolution)
-        elif node.op_type in _ELEMENTWISE and self._goes_by_positions(node):
+        elif node.op_type in _ELEMENTWISE and self._keeps_positions(node):
             self._apply(node)
         elif self._flattens(node):
             self._flat[node.output[0]] = node
@@ -221,7 +221,7 @@ class _PositionWriter:
             return False
         return attributes(node)["perm"] == [0, 2, 1] and node.output[0] not in self._outputs
 
-    def _goes_by_positions(self, node: NodeProto) -> bool:
+    def _keeps_positions(self, node: NodeProto) -> bool:
         """Whether all inputs are maps of one size, of which one is held position by position already."""
         sizes = {self._maps.get(name) for name in node.input}
         return len(sizes) == 1 and None not in sizes and any(name in self._positions for name in node.input)

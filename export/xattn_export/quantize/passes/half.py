@@ -21,7 +21,7 @@ from xattn_export.quantize.base.passing import Assignment, Draft, Pass
 __all__ = [
     "CONVERT_TO_HALF",
     "FP16_LARGEST",
-    "STANDS_FOR_INFINITY",
+    "INFINITY_SUBSTITUTE",
     "convert_to_half",
     "float_tensors",
     "largest_weights",
@@ -32,7 +32,7 @@ __all__ = [
 FP16_LARGEST = 65504.0
 """The greatest number of half precision."""
 
-STANDS_FOR_INFINITY = 1e30
+INFINITY_SUBSTITUTE = 1e30
 """What masks are filled with, where they do not hold infinity itself, is beyond."""
 
 _HALF = "tensor(float16)"
@@ -93,7 +93,7 @@ def largest_weights(graph: GraphParts) -> dict[str, float]:
 
 def _largest(values: NDArray[np.float32]) -> float:
     sizes = np.abs(values)
-    return float(sizes.max(initial=0, where=sizes < STANDS_FOR_INFINITY))
+    return float(sizes.max(initial=0, where=sizes < INFINITY_SUBSTITUTE))
 
 
 def overflowing_nodes(graph: GraphParts, largest: Mapping[str, float]) -> set[str]:

@@ -49,10 +49,10 @@ def share_tied(draft: Draft, assignment: Assignment) -> Draft:
     writer = GraphWriter(draft.graph.constants())
     by_name = {layer_name(node): node for node in draft.graph.nodes}
     producers = {output: node for node in draft.graph.nodes for output in node.output}
-    wanted = {pair.lookup.name: pair for pair in assignment.tied}
+    pairs = {pair.lookup.name: pair for pair in assignment.tied}
     count = 0
     for node in draft.graph.nodes:
-        pair = wanted.get(layer_name(node))
+        pair = pairs.get(layer_name(node))
         stored = None if pair is None else _stored(by_name[pair.product.name], producers, writer.constants)
         if pair is None or stored is None:
             writer.keep(node)

@@ -124,17 +124,17 @@ def _generate(
     """Token ids and their log-probabilities, as the bundle's settings say, greedily."""
     writer = composition.writer
     integers = writer.constants.integers
-    asked = decoding.for_call(prompt_ids=prompt_ids)
-    prompt = _tiled(writer, asked.prompt_token_ids, batch)
-    limit = integers(asked.max_new_tokens)
+    request = decoding.for_call(prompt_ids=prompt_ids)
+    prompt = _tiled(writer, request.prompt_token_ids, batch)
+    limit = integers(request.max_new_tokens)
     if question is not None:
         prompt = writer.op("Concat", prompt, question, axis=1)
         limit = _limit_after(writer, decoding, question)
     fed_inputs = {
         "input_ids": prompt,
         "max_new_tokens": limit,
-        "end_token_ids": integers(asked.end_token_ids),
-        "pad_token_id": integers(asked.pad_token_id),
+        "end_token_ids": integers(request.end_token_ids),
+        "pad_token_id": integers(request.pad_token_id),
     }
     past = [tensor.name for tensor in graph.input if tensor.name.startswith("past_")]
     prefix = dict(zip(past_names(len(past) // 2), prefix_names(len(past) // 2), strict=True))

@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from xattn_export.graph.editing import GraphWriter
-from xattn_export.whole.decoded import write_joined
+from xattn_export.whole.texts import write_joined
 from xattn_runtime.bundle.manifest import TokenizerSpec
 from xattn_runtime.errors import QuestionError
 from xattn_runtime.preprocess.text import TextCodec
@@ -131,14 +131,14 @@ def write_question(writer: GraphWriter, questions: str, words: QuestionWords) ->
         text = writer.op("StringNormalizer", text, case_change_action="LOWER", is_case_sensitive=1, locale="C")
     split = writer.op("StringSplit", text)
     writer.nodes[-1].output.append(f"{split}.counts")
-    found = writer.op(
+    tokens = writer.op(
         "Slice",
         split,
         *(writer.constants.integers([place]) for place in (0, words.most, 1)),
     )
     vocabulary = [*words.ids, ""]
     ids = np.array([*words.ids.values(), 0, words.unknown_id], np.int64)
-    column = writer.op("Unsqueeze", found, writer.constants.integers([2]))
+    column = writer.op("Unsqueeze", tokens, writer.constants.integers([2]))
     same = writer.op("Equal", column, writer.constants.tensor(np.array(vocabulary, dtype=object)))
     # One column more, which every word is like: where it is the first to match, the word is not known.
     matches = writer.op("Pad", writer.op("Cast", same, to=TensorProto.FLOAT), writer.constants.integers([0] * 5 + [1]))

@@ -11,14 +11,14 @@ from functools import partial
 import pytest
 import torch
 
-from xattn_export.side_by_side import side_by_side
+from xattn_export.parallel import run_parallel
 from xattn_runtime.errors import ImageError, XattnError
 
 forks = pytest.mark.skipif(sys.platform != "linux", reason="only Linux forks safely")
 
 
 def all_of(works):
-    with side_by_side(works) as found:
+    with run_parallel(works) as found:
         return list(found)
 
 
@@ -47,7 +47,7 @@ def test_an_error_keeps_its_class_and_words_and_ends_the_others():
 
 @forks
 def test_the_first_is_there_before_the_last_is_done_and_the_end_of_the_block_ends_all():
-    with side_by_side([os.getpid, threading.Event().wait]) as found:
+    with run_parallel([os.getpid, threading.Event().wait]) as found:
         assert next(found) != os.getpid()
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()

@@ -32,12 +32,12 @@ class TokenTexts:
 
     first: tuple[str, ...]
     later: tuple[str, ...]
-    is_kept: tuple[bool, ...]
+    has_text: tuple[bool, ...]
 
     def join(self, token_ids: Sequence[int]) -> str:
         """What the graph makes of `token_ids`."""
-        kept = [token_id for token_id in token_ids if self.is_kept[token_id]]
-        return "".join(self.later[token_id] if place else self.first[token_id] for place, token_id in enumerate(kept))
+        ids = [token_id for token_id in token_ids if self.has_text[token_id]]
+        return "".join(self.later[token_id] if place else self.first[token_id] for place, token_id in enumerate(ids))
 
 
 def token_texts(codec: TextCodec, vocabulary: int) -> TokenTexts | str:
@@ -65,8 +65,8 @@ def _difference(codec: TextCodec, texts: TokenTexts) -> str | None:
     pairs = ((token_id, chance.choice(tokens)) for token_id in tokens)
     many = ([chance.choice(tokens) for _ in range(chance.randint(0, _LONGEST))] for _ in range(_SEQUENCES))
     for token_ids in ((), *((token_id,) for token_id in tokens), *pairs, *many):
-        if (found := texts.join(token_ids)) != (expected := codec.decode(token_ids)):
-            return f"the tokenizer writes tokens as their neighbours want it: {show(expected)} is not {show(found)}"
+        if (joined := texts.join(token_ids)) != (expected := codec.decode(token_ids)):
+            return f"the tokenizer writes tokens as their neighbours want it: {show(expected)} is not {show(joined)}"
     return None
 
 
@@ -76,7 +76,7 @@ def write_texts(writer: GraphWriter, token_ids: str, texts: TokenTexts) -> str:
         writer.op("Gather", writer.constants.tensor(np.array(table, dtype=object)), token_ids)
         for table in (texts.first, texts.later)
     )
-    counts = writer.op("Gather", writer.constants.tensor(np.array(texts.is_kept, np.int64)), token_ids)
+    counts = writer.op("Gather", writer.constants.tensor(np.array(texts.has_text, np.int64)), token_ids)
     before = writer.op("CumSum", counts, writer.constants.integers(1), exclusive=1)
     has_begun = writer.op("Greater", before, writer.constants.integers(0))
     pieces = writer.op("Where", has_begun, later, first)

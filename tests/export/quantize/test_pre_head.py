@@ -7,7 +7,7 @@ from onnx import numpy_helper, parser
 from xattn_export.quantize import plans
 from xattn_export.quantize.base.layers import QuantizableLayer
 from xattn_export.quantize.base.prepared import prepare_bundle
-from xattn_export.quantize.passes.exposed import find_exposed
+from xattn_export.quantize.passes.pre_head import find_pre_head_layers
 from xattn_runtime.bundle.folder import open_bundle
 
 WIDTH, WORDS = 64, 7000
@@ -55,7 +55,7 @@ TRANSFORM = "t = MatMul(block, w)\n u = Add(t, b)\n v = Gelu(u)\n h = LayerNorma
 )
 def test_what_has_no_way_around_it(prepared, before_head, words, found):
     graph = prepared(decoder(before_head, words))
-    assert [layer.name for layer in find_exposed(graph.products, graph.layers)] == found
+    assert [layer.name for layer in find_pre_head_layers(graph.products, graph.layers)] == found
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_it_stays_in_float32_unless_asked_for(exported, monkeypatch, mode, kept)
     source = prepare_bundle(open_bundle(exported["caption"]))
     decoder = source.graphs["decoder"]
     layer = decoder.layers[-1]
-    monkeypatch.setattr(plans, "find_exposed", lambda graph, layers: [layer] if graph is decoder.products else [])
+    monkeypatch.setattr(
+        plans, "find_pre_head_layers", lambda graph, layers: [layer] if graph is decoder.products else []
+    )
     made = plans.make_plans(source, mode, {})["decoder"]
     assert made.mode_of(layer.name) == ("fp32" if kept else mode)
     assert made.mode_of("another") == mode

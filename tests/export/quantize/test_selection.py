@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 from xattn_edge.commands.app import app
 from xattn_edge.commands.shared.split import TaskSplit
 from xattn_edge.evaluation.samples import Sample, Samples, halves
-from xattn_export.quantize.budget.auto import quantize_to_budget
 from xattn_export.quantize.budget.measuring import Bench, Journal, Scores
 from xattn_export.quantize.budget.plot import frontier_plot
 from xattn_export.quantize.budget.search import Measured, Space, candidates, frontier
+from xattn_export.quantize.budget.selection import quantize_to_budget
 from xattn_export.quantize.modes import table
 from xattn_export.quantize.modes.fp32 import FP32
 from xattn_export.quantize.modes.int8 import INT8

@@ -1,4 +1,4 @@
-"""Several computations at once, each in a process forked from this one: they see the loaded model and copy nothing.
+"""Runs computations in parallel, each in a process forked from this one: they share the loaded model without a copy.
 
 torch's exporter keeps a single core busy, and afterwards holds on to weights that it has seen, which a process gives
 back at its end. It knows nothing of what is computed.
@@ -24,18 +24,18 @@ import torch
 from xattn_runtime.errors import XattnError
 from xattn_runtime.json_reader import one_line
 
-__all__ = ["side_by_side"]
+__all__ = ["run_parallel"]
 
 _Result = TypeVar("_Result")
 
 
 @contextmanager
-def side_by_side(works: Sequence[Callable[[], _Result]]) -> Iterator[Iterator[_Result]]:
-    """What each of `works` gives, in their order and each as soon as it is there; it must be possible to pickle it.
+def run_parallel(works: Sequence[Callable[[], _Result]]) -> Iterator[Iterator[_Result]]:
+    """Run each of `works` in its own process; yields their results, which must be picklable, in the order of `works`.
 
-    Where processes cannot be forked they are done in this one, one after the other. All are ended at the end of the
-    block, also where it fails or is interrupted.
-    Asking for the next raises what that work raises; XattnError where its process was ended from outside.
+    Each result is available as soon as its work is done. Where processes cannot be forked, the works run in this one,
+    one after the other. All processes are ended at the end of the block, also where it fails or is interrupted.
+    Asking for the next result raises what its work raised; XattnError where its process was ended from outside.
     """
     if not _can_fork():
         yield (work() for work in works)
@@ -48,7 +48,7 @@ def side_by_side(works: Sequence[Callable[[], _Result]]) -> Iterator[Iterator[_R
     ]
     try:
         for process, (_, sender) in zip(processes, pipes, strict=True):
-            with warnings.catch_warnings(), _interruption_deferred(), _garbage_kept():
+            with warnings.catch_warnings(), _interruption_deferred(), _collection_paused():
                 # Of locks that other threads may hold: torch computes on one thread there, and ONNX Runtime not at all.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
@@ -63,23 +63,23 @@ def side_by_side(works: Sequence[Callable[[], _Result]]) -> Iterator[Iterator[_R
 
 @contextmanager
 def _interruption_deferred() -> Iterator[None]:
-    """Ctrl-C takes effect at the end: Python forgets what is raised while libraries set their locks after a fork."""
+    """Ctrl-C takes effect at the end: an error raised while libraries reset their locks after a fork would be lost."""
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
         return
-    asked: list[int] = []
-    former = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    interruptions: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: interruptions.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, former)
-    if asked:
+    if interruptions:
         signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """No cycles are collected: a session of ONNX Runtime among them waits in a fork for threads that are not there."""
+def _collection_paused() -> Iterator[None]:
+    """No garbage collection: collecting an ONNX Runtime session in a fork would wait for threads that it lacks."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -90,7 +90,7 @@ def _garbage_kept() -> Iterator[None]:
 
 
 def _can_fork() -> bool:
-    """Elsewhere than on Linux libraries do not survive it."""
+    """Whether libraries survive a fork: only on Linux."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
