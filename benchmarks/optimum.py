@@ -7,7 +7,7 @@ PATH is the Python of an environment of its own, made by
     python -m venv optimum && optimum/bin/pip install "optimum-onnx[onnxruntime]==0.1.0" "transformers==4.57.*" pillow
 
 The architecture is that of `nlpconnect/vit-gpt2-image-captioning` with random weights: time does not depend on their
-values. Both sides caption on ONNX Runtime in fp32, greedily, 20 tokens, from a decoded picture; each in a process of
+values. Both sides caption on ONNX Runtime in fp32, greedily, 20 tokens, from a decoded image; each in a process of
 its own, taking turns, and what counts is the ratio. Prints a Markdown table, then one JSON document.
 """
 
