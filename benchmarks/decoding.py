@@ -229,7 +229,7 @@ def main() -> None:
         "--kind",
         choices=("png", "jpeg", "emoji"),
         default="png",
-        help="of the pictures in the folder: noise as PNG or JPEG, or the emoji of the test split, PNG of 96 px",
+        help="of the images in the folder: noise as PNG or JPEG, or the emoji of the test split, PNG of 96 px",
     )
     parser.add_argument("--side-px", type=int, default=256, help="of noise in the folder")
     parser.add_argument("--threads", type=int, default=None)

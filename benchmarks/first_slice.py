@@ -174,7 +174,7 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="turns of each engine")
-    parser.add_argument("--pictures", type=int, default=20, help="pictures a turn")
+    parser.add_argument("--pictures", type=int, default=20, help="images per turn")
     parser.add_argument("--starts", type=int, default=10, help="starts of the command line")
     options = parser.parse_args()
     starts = {task: start(task, options.starts) for task in ("vqa", "caption")}
