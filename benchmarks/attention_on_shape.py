@@ -2,7 +2,7 @@
 
     python benchmarks/attention_on_shape.py BUNDLE [--questions 1000]
 
-BUNDLE was exported with --with-attention. A picture of easy-VQA has one shape on an even ground: its pixels are those
+BUNDLE was exported with --with-attention. An image of easy-VQA has one shape on an even ground: its pixels are those
 that differ from the ground. An image token counts as on the shape where its cell of the grid has a pixel of it.
 Reported, for the mean over words, layers and heads: how often the part most attended to is on the shape, what share of
 the attention is, and what share of all cells is, as attention without a preference would have it.
@@ -27,7 +27,7 @@ _DIFFERENT = 24
 
 
 def on_shape(image: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.bool_]:
-    """Cells `[rows, columns]` of a picture `[height, width, 3]` that have a pixel of the shape in them."""
+    """Cells `[rows, columns]` of an image `[height, width, 3]` that contain a pixel of the shape."""
     ground = np.median(image.reshape(-1, 3), axis=0)
     shape = np.abs(image.astype(int) - ground).max(axis=2) > _DIFFERENT
     parts = [np.array_split(band, columns, axis=1) for band in np.array_split(shape, rows, axis=0)]

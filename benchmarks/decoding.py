@@ -81,7 +81,7 @@ def counted_runs() -> Iterator[list[float]]:
 
 
 def save_images(place: Path, count: int, kind: str, side_px: int) -> None:
-    """`count` pictures as files: noise as PNG or JPEG, or what the emoji set holds out, as much of each split."""
+    """Write `count` images: noise as PNG or JPEG, or the held-out images of the emoji set, as many of each split."""
     if kind == "emoji":
         from xattn_edge.data.emoji_captions import SPLITS, EmojiCaptions
 
@@ -152,9 +152,9 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
 
 
 def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, float]:
-    """Pictures from files to a file of captions, beside what the graphs take for the same pictures, ready in memory.
+    """Time from image files to a file of captions, and of the graphs alone for the same images, ready in memory.
 
-    Opening the pictures costs the cores time too: `of what the cores can do` is beside the processor time of opening
+    Opening the images costs the cores time too: `of what the cores can do` is beside the processor time of opening
     them and of the graphs, shared among the cores without a gap.
     """
     from xattn_edge.commands.shared.console import Console
@@ -229,7 +229,7 @@ def main() -> None:
         "--kind",
         choices=("png", "jpeg", "emoji"),
         default="png",
-        help="of the pictures in the folder: noise as PNG or JPEG, or the emoji of the test split, PNG of 96 px",
+        help="of the images in the folder: noise as PNG or JPEG, or the emoji of the test split, PNG of 96 px",
     )
     parser.add_argument("--side-px", type=int, default=256, help="of noise in the folder")
     parser.add_argument("--threads", type=int, default=None)

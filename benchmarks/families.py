@@ -238,7 +238,7 @@ def compare(sources: dict[str, Path], threads: int, rounds: int) -> dict[str, Ti
 
 
 def step_bytes(bundle: Path) -> int:
-    """What a decoding step of an fp32 bundle reads: weights of products, and a picture's cross keys and values."""
+    """What a decoding step of an fp32 bundle reads: weights of products, and an image's cross keys and values."""
     import onnx
 
     from xattn_runtime.bundle.folder import open_bundle

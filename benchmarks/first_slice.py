@@ -30,7 +30,7 @@ QUESTION = "what color is the shape?"
 
 
 def load_images(task: str, count: int) -> list[Any]:
-    """Pixels of held-out pictures: scenes for captioning, official test pictures for questions."""
+    """Pixels of held-out images: scenes for captioning, official test images for questions."""
     from itertools import islice
 
     import numpy as np
@@ -47,7 +47,7 @@ def load_images(task: str, count: int) -> list[Any]:
 
 
 def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], str]:
-    """Picture to text in eager torch."""
+    """Image to text in eager torch."""
     import torch
     from tokenizers import Tokenizer
 
@@ -75,7 +75,7 @@ def torch_runner(task: str, checkpoint: Path, threads: int) -> Callable[[Any], s
 
 
 def onnxruntime_runner(task: str, bundle: Path, threads: int) -> Callable[[Any], str]:
-    """Picture to text by the runtime."""
+    """Image to text by the runtime."""
     from xattn_runtime import load
 
     if task == "caption":
@@ -86,7 +86,7 @@ def onnxruntime_runner(task: str, bundle: Path, threads: int) -> Callable[[Any],
 
 
 def worker(connection: Connection, engine: str, task: str, source: Path, threads: int, count: int) -> None:
-    """Answers each message with the milliseconds of every picture and the texts."""
+    """Answers each message with the milliseconds of every image and the texts."""
     run = (torch_runner if engine == "torch eager" else onnxruntime_runner)(task, source, threads)
     batch = load_images(task, count)
     for image in batch[:3]:
@@ -101,7 +101,7 @@ def worker(connection: Connection, engine: str, task: str, source: Path, threads
 
 
 def compare(task: str, sources: dict[str, Path], threads: int, rounds: int, count: int) -> dict[str, Any]:
-    """Median milliseconds a picture of each engine, taking turns."""
+    """Median milliseconds per image of each engine, taking turns."""
     context = multiprocessing.get_context("spawn")
     connections, processes = {}, []
     for engine, source in sources.items():
@@ -174,7 +174,7 @@ def main() -> None:
     """Measure everything and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="turns of each engine")
-    parser.add_argument("--pictures", type=int, default=20, help="pictures a turn")
+    parser.add_argument("--pictures", type=int, default=20, help="images per turn")
     parser.add_argument("--starts", type=int, default=10, help="starts of the command line")
     options = parser.parse_args()
     starts = {task: start(task, options.starts) for task in ("vqa", "caption")}

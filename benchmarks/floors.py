@@ -1,4 +1,4 @@
-"""Whether the peak that floors are made of is what this processor reaches: beside numpy's matrix product.
+"""Whether this processor reaches the peak that floors are computed from, compared with numpy's matrix product.
 
     python benchmarks/floors.py [--threads 1 2] [--rounds 20]
 

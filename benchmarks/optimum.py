@@ -7,7 +7,7 @@ PATH is the Python of an environment of its own, made by
     python -m venv optimum && optimum/bin/pip install "optimum-onnx[onnxruntime]==0.1.0" "transformers==4.57.*" pillow
 
 The architecture is that of `nlpconnect/vit-gpt2-image-captioning` with random weights: time does not depend on their
-values. Both sides caption on ONNX Runtime in fp32, greedily, 20 tokens, from a decoded picture; each in a process of
+values. Both sides caption on ONNX Runtime in fp32, greedily, 20 tokens, from a decoded image; each in a process of
 its own, taking turns, and what counts is the ratio. Prints a Markdown table, then one JSON document.
 """
 
@@ -30,10 +30,10 @@ import json, sys, time
 import numpy as np
 from xattn_runtime import load
 task = load(sys.argv[1], threads=int(sys.argv[2]))
-picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 for line in sys.stdin:
     began = time.perf_counter()
-    caption = task.caption(picture, beams=1, max_new_tokens=TOKENS)
+    caption = task.caption(image, beams=1, max_new_tokens=TOKENS)
     print(json.dumps([time.perf_counter() - began, list(caption.token_ids)]), flush=True)
 """
 THEIRS = """
@@ -47,10 +47,10 @@ options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(sys.argv[2])
 model = ORTModelForVision2Seq.from_pretrained(sys.argv[1], session_options=options, use_cache=True)
 processor = ViTImageProcessor.from_pretrained(sys.argv[1])
-picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
+image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8))
 for line in sys.stdin:
     began = time.perf_counter()
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
     ids = model.generate(pixels, num_beams=1, do_sample=False, min_new_tokens=TOKENS, max_new_tokens=TOKENS)
     print(json.dumps([time.perf_counter() - began, ids[0, 1:].tolist()]), flush=True)
 """

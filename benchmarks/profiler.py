@@ -165,7 +165,7 @@ def one_try(bundle: Path) -> dict[str, Profile]:
 
 
 def measured_tries(bundle: Path, count: int, state: Path | None) -> list[dict[str, Profile]]:
-    """One more than `count`, of which each goes to `state` as soon as it is there."""
+    """`count` + 1 tries, each written to `state` as soon as it is measured."""
     done = [json.loads(line) for line in state.read_text().splitlines()] if state and state.exists() else []
     while len(done) <= count:
         done.append(one_try(bundle))
@@ -177,7 +177,7 @@ def measured_tries(bundle: Path, count: int, state: Path | None) -> list[dict[st
 
 
 def counted(tries: list[dict[str, Profile]]) -> dict[str, int]:
-    """How often nothing is called the same, and how often the slow-down is found."""
+    """How often an unchanged bundle is reported as the same, and how often the slow-down is detected."""
     correct = dict.fromkeys(COMPARISONS, 0)
     for one, following in pairwise(tries):
         for name, side, expected in (("same", "again", "same"), ("found", "slowed", "worse")):

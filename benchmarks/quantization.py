@@ -4,7 +4,7 @@
 
 Three parts. The shipped models, quantized in every mode: size, the answers that stay as they are, and the metric of
 their task on the official test split. BLIP-base with random weights: how far the logits move, for every mode and way of
-rounding, calibrated on other pictures than those that are compared. Speed, all bundles taking turns in one process.
+rounding, calibrated on other images than those that are compared. Speed, all bundles taking turns in one process.
 Prints Markdown tables, then one JSON document.
 """
 
@@ -35,7 +35,7 @@ IMAGE_SIDES = (200, 160)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked of quantizing.
+    """Options of one quantization.
 
     components: role → a mode of its own, where the bundle has that role. has_data: whether it is calibrated on other
     examples than the golden inputs, on which errors of logits are measured.
@@ -110,7 +110,7 @@ def random_images(folder: Path) -> Path:
 
 
 def quantized(source: Path, output: Path, recipe: Recipe, data: str) -> float:
-    """Make `output` of `source`, unless it is there; the seconds that it took."""
+    """Quantize `source` to `output` unless it exists; returns the seconds it took."""
     from xattn_edge.evaluation.samples import calibration_samples
     from xattn_export import quantize_bundle
     from xattn_runtime.bundle.folder import open_bundle
@@ -259,7 +259,7 @@ def print_speed(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Non
 
 
 def main() -> None:
-    """Measure what is asked for and print it."""
+    """Run the requested measurements and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, help="folder to keep bundles in, and to find them")
     parser.add_argument(

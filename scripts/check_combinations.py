@@ -1,10 +1,10 @@
-"""Takes every allowed combination of the library all the way, and says why each other is refused.
+"""Runs every allowed combination of the library end to end, and prints why each other one is refused.
 
     python scripts/check_combinations.py [--task vqa] [--part 1/4]
 
 Mechanism × fusion × encoders × task, with random weights of a small model: build, a step of training, export with
 standard operators only, int8, both bundles run and compute what torch computes. One line for each; the exit code is 1
-if one fails. The whole takes hours: `--part` takes every n-th, beginning with the given one.
+if one fails. The whole takes hours: `--part` takes every n-th, beginning with its own number.
 """
 
 from __future__ import annotations

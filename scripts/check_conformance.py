@@ -3,7 +3,7 @@
     python scripts/check_conformance.py --node node_folder [--only BLIP] [--record results.jsonl]
 
 In both forms of attention and every precision; prints the table of docs/conformance.md and each failure. With --record
-what is done is kept there, and a second run goes on after it. Takes about half an hour.
+what is done is kept there, and a second run resumes after it. Takes about half an hour.
 """
 
 from __future__ import annotations

@@ -22,11 +22,11 @@ for module in torch onnx transformers; do
         exit 1
     fi
 done
-for picture in *.png; do
-    caption=$(venv/bin/xattn-edge caption "$picture")
-    answer=$(venv/bin/xattn-edge vqa "$picture" "what color is the shape?")
+for image in *.png; do
+    caption=$(venv/bin/xattn-edge caption "$image")
+    answer=$(venv/bin/xattn-edge vqa "$image" "what color is the shape?")
     if [ -z "$caption" ] || [ -z "$answer" ]; then
-        echo "check_wheel: $picture: expected a caption and an answer, found '$caption' and '$answer'" >&2
+        echo "check_wheel: $image: expected a caption and an answer, found '$caption' and '$answer'" >&2
         exit 1
     fi
 done

@@ -1,4 +1,4 @@
-"""Print a marked block of shell commands of README.md, so that what the README says is what is run.
+"""Print a marked block of shell commands of README.md, so that exactly the commands of the README are run.
 
     python scripts/readme_block.py device | bash
 

@@ -69,7 +69,7 @@ _STATIC, _BATCH = "image_encoder", "batch"
 class ExportReport:
     """What was exported, and how near the bundle comes to the model it was made from.
 
-    graphs: role → what its graph is made of. parity: role → ONNX Runtime against torch. golden: the bundle's own
+    graphs: role → facts of its graph. parity: role → ONNX Runtime against torch. golden: the bundle's own
     verification.
     """
 
@@ -125,14 +125,14 @@ def export_checkpoint(
         task: for a model that does several; by default the family's first.
         attention: `standard` (the `Attention` operator, opset ≥ 23) or `decomposed` (`MatMul` and `Softmax`, ≥ 18).
         opset: of ai.onnx; by default the lowest that suffices.
-        overwrite: replace a bundle that is there.
+        overwrite: replace an existing bundle.
         command: what was typed, for the record.
         golden_images: images for the golden cases; by default the family draws some.
         inside_bytes: the most weights that a graph may hold; what is more lies in a file beside it.
         static_batch: whether the image encoder takes one image at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
         with_attention: write a graph with the attention weights as outputs too, for maps of what it looked at.
-        progress: told what is being done.
+        progress: receives the current step.
 
     Raises:
         UserError: no such form of attention, or an opset that it cannot have; a task that the model does not do.
@@ -175,9 +175,9 @@ def export_checkpoint(
             graphs[ATTENTION_ROLE] = _Exported(facts, written, None)
         if joins:
             progress("joining the graphs", 0.85)
-            wholes = write_whole_graphs(staged, manifest)
-            manifest = wholes.stated(manifest)
-            graphs |= {role: _Exported(facts, wholes.bytes[role], None) for role, facts in wholes.facts.items()}
+            joined = write_whole_graphs(staged, manifest)
+            manifest = joined.stated(manifest)
+            graphs |= {role: _Exported(facts, joined.bytes[role], None) for role, facts in joined.facts.items()}
         elif can_join:
             manifest = left_out().stated(manifest)
         staged.write_manifest(manifest)
@@ -214,9 +214,9 @@ def _open(place: Path, task: TaskName | None) -> Source:
 
 @dataclass(frozen=True)
 class _Exported:
-    """A graph that was written: what it is made of, its size with weights of its own beside it, and its parity.
+    """A graph that was written: its facts, its size with its own file of weights, and its parity.
 
-    The parity of a graph that is made of another one is that one's.
+    A graph derived from another one has that one's parity.
     """
 
     facts: GraphFacts
@@ -233,7 +233,7 @@ def _export_roles(
     compute_golden: Callable[[], GoldenSet],
     progress: Progress,
 ) -> tuple[dict[str, _Exported], GoldenSet]:
-    """Export all roles side by side, with the golden cases, and compare each role with torch as soon as it is there."""
+    """Export all roles in parallel, with the golden cases, and compare each role with torch once it is exported."""
     folder = staged.folder / _GRAPHS_FOLDER
     progress(f"exporting the {' and the '.join(role.name for role in source.roles)}, computing golden cases", 0.1)
     # Which of them is done first is left to chance, but not the bundle: so each has its weights in a folder of its own.
@@ -279,7 +279,7 @@ def _export(role: Role, attention: Attention, opset: int, weights: WeightStore) 
 
 
 def _fix_batch(staged: StagedBundle, file: str) -> None:
-    """Give the axis `batch` of a written graph the size 1."""
+    """Fix the axis `batch` of a written graph at size 1."""
     graph = read_graph(staged.folder / file)
     for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         for axis in value.type.tensor_type.shape.dim:

@@ -60,7 +60,7 @@ class GoldenSet:
 
 @dataclass(frozen=True)
 class _Computed:
-    """What was computed of an input. `lead` says how sure the model is; `text` is None where that is not enough."""
+    """The outputs of the model for an input. `lead`: how sure the model is; `text` is None where that is too little."""
 
     tensors: Mapping[str, NDArray[np.float32]]
     lead: float
@@ -72,7 +72,7 @@ class _Computed:
 
 @dataclass(frozen=True)
 class _Case:
-    """A case in the making: what was computed of the input with this number."""
+    """A candidate case: the outputs for the input with this number."""
 
     number: int
     content: bytes
@@ -156,7 +156,7 @@ def _compute(source: Source, texts: _Texts) -> _Compute:
     """What makes cases of an input, by the kind of the model."""
     match source.reference:
         case Generates() as reference:
-            # A question that a decoder goes on from is no text of its own.
+            # A question that a decoder continues is no text of its own.
             special = any(role.name == "text_encoder" for role in source.roles)
             return partial(_generated, reference, Pipeline(reference.image_steps), texts, special)
         case Chooses() as reference:

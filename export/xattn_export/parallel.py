@@ -1,7 +1,7 @@
 """Runs computations in parallel, each in a process forked from this one: they share the loaded model without a copy.
 
-torch's exporter keeps a single core busy, and afterwards holds on to weights that it has seen, which a process gives
-back at its end. It knows nothing of what is computed.
+torch's exporter keeps a single core busy, and afterwards holds on to weights that it has seen, which a process releases
+at its end. It knows nothing of what is computed.
 """
 
 from __future__ import annotations

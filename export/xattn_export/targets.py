@@ -1,4 +1,4 @@
-"""Devices by name: what a bundle for each of them is made of, and whether a bundle would run there.
+"""Devices by name: how a bundle for each of them is made, and whether a bundle would run on it.
 
 The rows say which provider computes there; what it takes is in that provider's own row, in
 `xattn_runtime/execution/providers.py`.
@@ -36,8 +36,8 @@ __all__ = ["TARGETS", "Fit", "Target", "TargetReport", "export_for_target", "fit
 class Target:
     """A kind of device.
 
-    provider: that computes there; what it refuses goes to the CPU provider of the same build. attention, opset, mode,
-    static_batch: what a bundle for it is made of. highest_opset: that engines there read. devices, why: in words.
+    provider: that computes on it; what it refuses goes to the CPU provider of the same build. attention, opset, mode,
+    static_batch: how a bundle for it is made. highest_opset: that its engines read. devices, why: in words.
     """
 
     name: str
@@ -163,7 +163,7 @@ def export_for_target(
     command: str = "",
     progress: Progress = silent,
 ) -> tuple[ExportReport, QuantizeReport]:
-    """Make the bundle `output` of `source` as `target` wants it: exported, then quantized in its mode.
+    """Make the bundle `output` of `source` for `target`: exported, then quantized in its mode.
 
     Ranges of `int8-static` are calibrated on the golden inputs that the export makes.
     Raises what `export_checkpoint` and `quantize_bundle` raise; nothing is left behind then.
@@ -220,7 +220,7 @@ def _reasons(
     *,
     heeds_precision: bool = True,
 ) -> list[str]:
-    """Why a provider that wants this does not take the graph; empty where it does."""
+    """Why a provider with these requirements does not accept the graph; empty where it does."""
     facts, reasons = examine(graph), []
     highest = min(requirements.highest_opset, highest_opset)
     if not facts.standard:

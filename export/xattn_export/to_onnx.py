@@ -1,7 +1,7 @@
 """Exports a role: torch module in, checked ONNX model out, the same way for every family.
 
 torch's exporter has silent failures: an opset that it lacks becomes another one, and inputs that share a tensor vanish.
-So what comes out is compared with what was asked for, and nothing is taken on trust. It knows no family.
+So the result is compared with the request, and nothing is taken on trust. It knows no family.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def export_role(role: Role, attention: Attention, opset: int, weights: WeightSto
     """`role` as `export_graph` makes it, with the outputs that the runtime expects of it.
 
     Raises:
-        XattnError: torch cannot export it, or what came out is not what was asked for; names the role.
+        XattnError: torch cannot export it, or the result is not what was requested; names the role.
         OSError: the weights cannot be written.
     """
     model = export_graph(role, attention, opset, weights)
@@ -82,10 +82,10 @@ def export_role(role: Role, attention: Attention, opset: int, weights: WeightSto
 def export_graph(role: Role, attention: Attention, opset: int, weights: WeightStore | None = None) -> ModelProto:
     """`role` as an ONNX model of exactly this opset, with exactly the tensors that it declares, whatever they are for.
 
-    Large weights go to `weights`, into the file ROLE.onnx.data, where it is given; else all are in the model.
+    Large weights go to `weights`, into the file ROLE.onnx.data; if it is None, all are in the model.
 
     Raises:
-        XattnError: torch cannot export it, or what came out is not what was asked for; names the role.
+        XattnError: torch cannot export it, or the result is not what was requested; names the role.
         OSError: the weights cannot be written.
     """
     generator = torch.Generator().manual_seed(_SEED)

@@ -1,1 +1,1 @@
-"""Writing the folder of a bundle, and reading what one is made of."""
+"""Writing the folder of a bundle, and reading its parts."""

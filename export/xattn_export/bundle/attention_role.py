@@ -1,8 +1,8 @@
 """The role `attention`: a graph of the bundle with its attention weights as outputs, for heat maps of an image.
 
-Made of the graph in which text attends to the image: the decoder, the classifier, or the text encoder. The one that is
-made shares its weights where they lie in a file, and is a graph of its own, so that none of the others gets slower.
-https://onnx.ai/onnx/operators/onnx__Attention.html (`qk_matmul_output_mode` 3 is after the softmax)
+Derived from the graph in which text attends to the image: the decoder, the classifier, or the text encoder. The one
+that is made shares its weights where they lie in a file, and is a graph of its own, so that none of the others gets
+slower. https://onnx.ai/onnx/operators/onnx__Attention.html (`qk_matmul_output_mode` 3 is after the softmax)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MOST_BETWEEN = 8
 
 
 def write_attention(staged: StagedBundle, manifest: Manifest) -> tuple[Manifest, GraphFacts, int]:
-    """Write the role; the manifest with it, what the graph is made of, and its size in bytes.
+    """Write the role; the manifest with it, the facts of the graph, and its size in bytes.
 
     Raises UserError where no text attends to the image by cross-attention, XattnError where it is not standard.
     """
@@ -119,7 +119,7 @@ def _with_weights(node: NodeProto) -> NodeProto:
 
 
 def _softmax_before(graph: GraphParts, product: NodeProto, name: str) -> str | None:
-    """The output of the softmax that the other factor of `product` is made of, a few nodes back."""
+    """The output of the softmax, a few nodes back, that the other factor of `product` is computed from."""
     producers = {output: node for node in graph.nodes for output in node.output}
     for factor in product.input:
         node = producers.get(factor) if factor != name else None

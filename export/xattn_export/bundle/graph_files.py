@@ -1,4 +1,4 @@
-"""Graphs as files of a bundle in the making: their weights beside them, and the loop around a decoder."""
+"""Writes graphs into a staged bundle: weights in files next to them, and the loop around a decoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_graph(staged: StagedBundle, file: str, graph: ModelProto) -> int:
 
 
 def write_generator(staged: StagedBundle, decoder: str, file: str) -> tuple[GraphFacts, int]:
-    """Write the loop around the decoder in the file `decoder`; what it is made of, and its size in bytes.
+    """Write the loop around the decoder in the file `decoder`; its facts, and its size in bytes.
 
     The two share their weights. That they say the same is seen when the bundle is verified.
     Raises XattnError where it is not standard, or not valid.

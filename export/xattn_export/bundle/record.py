@@ -1,4 +1,4 @@
-"""Writes into a bundle how good it was found to be. Nothing else of it changes, and no graph is read."""
+"""Records measured quality in a bundle. Nothing else of it changes, and no graph is read."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["StagedBundle", "check_output", "manifest_document", "staged_bundle"]
 
 @dataclass(frozen=True)
 class StagedBundle:
-    """A bundle in the making."""
+    """A bundle that is being written, in a temporary folder."""
 
     folder: Path
     _files: dict[str, FileEntry] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def staged_bundle(output: Path, *, overwrite: bool) -> Iterator[StagedBundle]:
     """A folder to write a bundle into, which becomes `output` when the block ends without an error.
 
     Raises:
-        OutputError: as `check_output`; or the files cannot be written, for want of space or permission.
+        OutputError: as `check_output`; or the files cannot be written, for lack of space or permission.
     """
     check_output(output, overwrite=overwrite)
     try:

@@ -67,10 +67,10 @@ def compare_bundles(
     Args:
         bundles: of one task; the same one twice to compare providers.
         settings: provider and threads of each.
-        samples: images with what is asked of them, and the right answer where it is known.
+        samples: images with their questions, and the right answer where it is known.
         threshold: relative error above which a layer counts as parted.
         looked_into: how many samples the layers are compared on.
-        progress: told what is being done and the share of the whole that is done.
+        progress: receives the current step and the share of all work that is done.
 
     Raises:
         UserError: tasks that differ, no samples, or bundles for retrieval, which answer nothing.

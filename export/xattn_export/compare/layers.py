@@ -101,7 +101,7 @@ class GraphPair:
         return [values[name] for name in outputs]
 
     def component(self, threshold: float) -> Component:
-        """What was found in all runs."""
+        """Measurements of all runs."""
         operators = {name: node.op_type for node in self.model.graph.node for name in node.output}
         layers = [
             LayerError(name, operators[name], self.sums[name].relative_rms) for name in self.names if name in self.sums

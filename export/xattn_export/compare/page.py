@@ -1,4 +1,4 @@
-"""A comparison as one HTML page without a network: the images, what both said, and the error from layer to layer."""
+"""A comparison as one HTML page without a network: the images, both answers, and the error from layer to layer."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class LayerError:
     """A tensor that both graphs compute under one name, in the order of the first graph.
 
     relative_rms: root-mean-square of the difference over that of the first graph's values, over all runs; the graphs
-    were given the same inputs.
+    had the same inputs.
     """
 
     tensor: str

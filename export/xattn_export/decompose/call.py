@@ -182,6 +182,6 @@ def _element(name: str, *operands: Operand | None) -> int:
 
 
 def _packed(settings: Mapping[str, float], *operands: Operand) -> bool:
-    """Whether they are 3D. Where no rank is known, numbers of heads tell: the specification wants them for 3D only."""
+    """Whether they are 3D. Where no rank is known, numbers of heads decide: only 3D inputs have them."""
     ranks = [len(operand.shape) for operand in operands if operand.shape is not None]
     return ranks[0] == 3 if ranks else "q_num_heads" in settings

@@ -108,7 +108,7 @@ def _same_at(name: str, current: int, opset: int) -> OpSchema | None:
 
 
 def _lower_node(node: NodeProto, current: int, opset: int) -> None:
-    """Drop what says the default and is not known at `opset`; refuse what says more."""
+    """Drop attributes that hold the default and do not exist at `opset`; refuse those with another value."""
     older = _same_at(node.op_type, current, opset)
     where = f"{node.op_type} {node.name or ', '.join(node.output)}"
     if older is None:
@@ -124,7 +124,7 @@ def _lower_node(node: NodeProto, current: int, opset: int) -> None:
             fits = (node.op_type, attribute.name, value) not in _CHANGED_VALUES
         else:
             default = newer.attributes[attribute.name].default_value
-            # Only AveragePool's dilations have no default: they stand for ones.
+            # Only AveragePool's dilations have no default; missing means ones.
             fits = value == onnx.helper.get_attribute_value(default) if default.name else set(value) == {1}
             node.attribute.remove(attribute)
         if not fits:

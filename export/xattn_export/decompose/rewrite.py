@@ -40,8 +40,8 @@ def decompose_attention(model: ModelProto, *, opset: int | None = None, in_place
             left as it is.
 
     Raises:
-        XattnError: an `Attention` that breaks its specification or whose types cannot be told, or an operator that the
-            opset asked for does not have in the same meaning.
+        XattnError: an `Attention` that breaks its specification or whose types cannot be inferred, or an operator that
+            the opset asked for does not have in the same meaning.
     """
     result = _dissolve_callers(_without_weights(model))
     _Rewriter(result, with_gelu=opset is None or opset >= _FIRST_WITH_GELU).run()

@@ -1,6 +1,6 @@
 """Engines that we did not write, to run the graphs of a bundle in: what is standard in them must be so everywhere.
 
-`ENGINES` names them; `open_engine` gives one that `xattn_runtime.load` takes in place of ONNX Runtime.
+`ENGINES` names them; `open_engine` returns one that `xattn_runtime.load` takes in place of ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Tensor = NDArray[Any]
 
 
 class OpenVinoGraph:
-    """A graph compiled by OpenVINO for the CPU, in float32 where it is given float32."""
+    """A graph compiled by OpenVINO for the CPU, in float32 where its input is float32."""
 
     def __init__(self, path: Path) -> None:
         """Load it; raises whatever OpenVINO raises, ImportError without it."""
@@ -33,7 +33,7 @@ class OpenVinoGraph:
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The named outputs for `inputs`."""
         names = {name for port in self._compiled.inputs for name in port.names}
-        # OpenVINO tells dtypes by their number, of which numpy has two for int64: the cast gives the usual one.
+        # OpenVINO identifies dtypes by number, and numpy has two numbers for int64: the cast produces the usual one.
         tensors = {
             name: value.astype(np.dtype(value.dtype.str), order="C") for name, value in inputs.items() if name in names
         }

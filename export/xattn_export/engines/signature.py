@@ -1,4 +1,4 @@
-"""What a graph takes and gives, as its file declares it: engines differ in what they report of it."""
+"""Inputs and outputs of a graph as its file declares them: engines differ in what they report."""
 
 from __future__ import annotations
 

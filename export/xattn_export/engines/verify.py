@@ -40,9 +40,9 @@ class GraphVerdict:
     """What became of the golden cases with one graph in the engine.
 
     runs: how often the engine ran it; nothing is proved where that is 0. relative_rms: the largest of the cases; None
-    where the graph failed, a value was not finite, or it gives tokens alone. texts: how many of the compared texts are
-    the same, and of how many; of a graph that gives tokens, of all golden inputs or some, compared with ONNX Runtime.
-    error: why it failed.
+    where the graph failed, a value was not finite, or it outputs tokens alone. texts: how many of the compared texts
+    are the same, and of how many; of a graph that outputs tokens, of all golden inputs or some, compared with ONNX
+    Runtime. error: why it failed.
     """
 
     role: str
@@ -139,8 +139,8 @@ def verify_in_engine(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     with open_engine(engine, folder, session_entries(opened.manifest)) as foreign:
         count = default_threads() if threads is None else threads
-        # Not all engines know strings: the graph that gives words is the one that gives token ids, and strings. That of
-        # the attention is one of the others, with outputs that no answer is made of.
+        # Not all engines support strings: the graph with texts is the one with token ids, plus strings. That of
+        # the attention is one of the others, with outputs that no answer uses.
         roles = [role for role in opened.manifest.graphs if role not in (WHOLE_TEXT, ATTENTION_ROLE)]
         graphs = tuple(_verdict(opened, role, foreign, count) for role in roles)
     return EngineReport(str(opened.path), engine, opened.manifest.golden.relative_rms, graphs)
@@ -179,7 +179,7 @@ def _verdict(bundle: Bundle, role: str, foreign: ForeignEngine, threads: int) ->
 
 
 def _same_tokens(task: Task, ours: Task) -> tuple[int, int]:
-    """How many of the golden inputs give the token ids that they give in ONNX Runtime, and of how many.
+    """How many golden inputs yield the same token ids as in ONNX Runtime, and of how many.
 
     From where two tokens are as likely, within the bundle's tolerance, either may follow.
     """

@@ -134,7 +134,7 @@ def _outline(shape: str) -> list[Point]:
 
 
 def _graded(side: int) -> Image.Image:
-    """A background that goes from light blue to light green."""
+    """A background with a gradient from light blue to light green."""
     gradient = Image.linear_gradient("L").resize((side, side))
     return Image.composite(
         Image.new("RGB", gradient.size, (215, 235, 215)), Image.new("RGB", gradient.size, (205, 220, 250)), gradient

@@ -41,7 +41,7 @@ def examine(model: ModelProto) -> GraphFacts:
 
 
 def header_of(model: ModelProto) -> ModelHeader:
-    """What `read_header` says of the file that `model` would be."""
+    """What `read_header` would return for the file of `model`."""
     imports = _imports(model.opset_import)
     bodies = [_body("the graph", imports, model.graph)]
     for function in model.functions:

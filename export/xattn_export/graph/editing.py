@@ -58,7 +58,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Transposed:
-    """A constant that is the transpose of a matrix, and is computed whenever it is asked for."""
+    """A constant that is the transpose of a matrix, and is computed on every access."""
 
     matrix: TensorProto
 
@@ -176,7 +176,7 @@ class Constants:
 
 
 class GraphWriter:
-    """The nodes of one graph in the making, in order.
+    """The nodes of one graph that is being written, in order.
 
     nodes: what has been written since it was last emptied.
     stem: what the names of the next nodes without a name of their own begin with.
@@ -223,9 +223,9 @@ class GraphWriter:
         return name
 
     def publish(self, tensor: str, name: str) -> str:
-        """Give the tensor written last the name that the model knows it by; what it is called from now on.
+        """Rename the tensor written last to its name in the model; returns its new name.
 
-        An empty `name` is one that nobody asked for: `tensor` stays as it is.
+        An empty `name` is an output that nothing uses: `tensor` stays as it is.
         """
         if not name:
             return tensor
@@ -326,7 +326,7 @@ def is_large(tensor: TensorProto) -> bool:
 
 
 def copy_fields(source: Message, target: Message, leave_out: Sequence[str]) -> None:
-    """Copy what `source` says to `target`, a message of the same kind, but for the fields `leave_out`."""
+    """Copy the fields of `source` to `target`, a message of the same kind, but for the fields `leave_out`."""
     for descriptor, value in source.ListFields():
         if descriptor.name in leave_out:
             continue

@@ -1,7 +1,7 @@
 """The greedy decoding loop as a graph: a decoder becomes the body of the standard operator `Loop`.
 
-One run gives all tokens of a batch, and the cache never leaves the engine. The body's weights are those of the decoder:
-where they lie in a file beside it, both graphs name the same bytes.
+One run generates all tokens of a batch, and the cache never leaves the engine. The body's weights are those of the
+decoder: where they lie in a file beside it, both graphs name the same bytes.
 https://onnx.ai/onnx/operators/onnx__Loop.html
 """
 
@@ -32,8 +32,9 @@ def generator_graph(decoder: ModelProto, *, weights_outside: bool = False) -> Mo
     with few weights inside, with many outside (docs/performance.md).
 
     It takes what the decoder takes at the first step, and `max_new_tokens` int64 `[]`, `end_token_ids` int64 `[ends]`
-    and `pad_token_id` int64 `[]`. It gives `token_ids` int64 and `log_probs` float32, both `[batch, steps]`, end tokens
-    included: `steps` is what the longest row took, and rows that ended before have `pad_token_id` and 0 from there on.
+    and `pad_token_id` int64 `[]`. It outputs `token_ids` int64 and `log_probs` float32, both `[batch, steps]`, end
+    tokens included: `steps` is what the longest row took, and rows that ended before have `pad_token_id` and 0 from
+    there on.
     """
     source = decoder.graph
     carried = [tensor.name for tensor in source.input if tensor.name == "input_ids" or tensor.name.startswith("past_")]

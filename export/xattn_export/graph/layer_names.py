@@ -16,7 +16,7 @@ def name_by_layer(model: ModelProto) -> None:
     """Name every node of `model`, in place, `layers.0.attention.query/MatMul`: the module's path, and the operator.
 
     The paths are what torch's exporter notes of each node. Further nodes of a module with the same operator end with
-    `.2`, `.3` …; what belongs to no module has the operator's name alone. What a node gives is called after it, with
+    `.2`, `.3` …; what belongs to no module has the operator's name alone. The output of a node is named after it, with
     `:0`, since engines name what they fuse after either.
     """
     graph = model.graph

@@ -27,7 +27,7 @@ _PLAIN_KINDS = "fiub"
 
 
 def map_weights(model: ModelProto, folder: Path) -> WeightFiles:
-    """The files in `folder` that hold weights of `model`, each opened once; nothing is read before it is asked for.
+    """The files in `folder` that hold weights of `model`, each opened once; weights are read on access.
 
     Raises BundleError where one is not there, or does not lie in `folder`.
     """

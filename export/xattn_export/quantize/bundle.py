@@ -73,7 +73,7 @@ def quantize_bundle(
         examples: what to calibrate on, for the modes and options that need that.
         overwrite: replace an existing bundle.
         command: what was typed, for the record.
-        progress: told what is being done and the share of the whole that is done.
+        progress: receives the current step and the share of all work that is done.
 
     Raises:
         UserError: an unknown mode, component or option, a graph whose opset is too old for the mode, no examples where
@@ -235,7 +235,7 @@ def _check_gain(plans: Mapping[str, GraphPlan], reports: Mapping[str, GraphRepor
 
 
 def _check_graph(model: ModelProto, role: str, opset: int | None, folder: Path) -> GraphFacts:
-    """What it is made of. Raises XattnError where it is not standard, of another opset, or not valid."""
+    """The facts of the graph. Raises XattnError where it is not standard, of another opset, or not valid."""
     facts = require_standard(model, role)
     if facts.opset != opset:
         raise XattnError(f"{role}: expected opset {opset} after quantization, found {facts.opset}")

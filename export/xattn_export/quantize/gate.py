@@ -27,7 +27,7 @@ _MOST_ROUNDING = 0.5
 
 @dataclass(frozen=True)
 class Judged:
-    """The cases that are kept, and what is told of the others.
+    """The cases that are kept, and the reasons why others are not.
 
     cases: near ties without their text, so that logits alone are compared. largest_relative_rms: over `cases`.
     near_ties: those whose text changed where the trained model's best logit leads by less than errors of the measured
@@ -41,7 +41,7 @@ class Judged:
 
 
 def judge_golden(bundle: Bundle, measures: Sequence[CaseMeasure], mode: str) -> Judged:
-    """Judge the golden cases of `bundle`, of which `measures` says in the same order what the smaller graphs compute.
+    """Judge the golden cases of `bundle`, from `measures` of the quantized graphs, in the same order.
 
     mode: what was done, for the error. Raises XattnError where no case can be kept.
     """

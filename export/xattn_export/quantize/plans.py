@@ -1,4 +1,4 @@
-"""Which mode every graph and layer of a bundle is to have, from what was asked for; checked against the bundle."""
+"""Which mode every graph and layer of a bundle is to have, from the requested modes; checked against the bundle."""
 
 from __future__ import annotations
 

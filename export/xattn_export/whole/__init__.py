@@ -1,7 +1,7 @@
 """The whole model as one graph: pixels in, token ids or words out.
 
-The roles `whole` and `whole_text` of docs/bundle-format.md: made of the graphs that a bundle has, whose weights they
-name. Where a bundle cannot have one of them, it says why.
+The roles `whole` and `whole_text` of docs/bundle-format.md: joined from the graphs of a bundle, whose weight
+files they refer to. Where a bundle cannot have one of them, the manifest holds the reason.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One graph of several: the image encoder, what reads the question, and what answers, joined by their tensors.
 
-It joins graphs that are there already and names the weights that they name; it computes nothing.
+It joins existing graphs and refers to their files of weights; it computes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_PREFIX = 2**20
 
 @dataclass
 class Composition:
-    """A graph in the making, which `text.py` may continue.
+    """A graph that is being written, which `texts.py` may continue.
 
     inputs, outputs: name → ONNX element type and axes.
     """
@@ -70,7 +70,7 @@ def compose(
     """Write everything from `images` to what is generated, or to the answer's probabilities.
 
     graphs: role → graph: `image_encoder`, `text_encoder` if there is one, and `generator` or `classifier`.
-    prompt_ids: what stands for a caption's prompt. question: of visual question answering, the tensor with its ids.
+    prompt_ids: the token ids of a caption's prompt. question: the tensor with a question's token ids, if any.
     """
     writer = composition.writer
     image = _joined(

@@ -139,8 +139,8 @@ def _shortest_edge(writer: GraphWriter, image: _Image, edge_px: int) -> tuple[st
 
 
 def _resized(writer: GraphWriter, image: _Image, height: str, width: str, name: str) -> _Image:
-    # Pillow goes along the height first where that leaves it clearly less to do. The one of two turns along the width
-    # that is not wanted leaves the width as it is, which costs a copy.
+    # Pillow goes along the height first where that leaves it clearly less to do. The one of two steps along the width
+    # that is not needed leaves the width as it is, which costs a copy.
     saved = [writer.op("Sub", *pair) for pair in ((image.height, height), (image.width, width))]
     zero, two = (writer.constants.integers([value]) for value in (0, 2))
     is_less = writer.op("Greater", saved[0], writer.op("Mul", saved[1], two))

@@ -1,4 +1,4 @@
-"""Questions to token ids as nodes, where the tokenizer's vocabulary is whole words.
+"""Tokenizes questions inside a graph, where the vocabulary of the tokenizer is whole words.
 
 Lower case by `StringNormalizer`, words by `StringSplit` (opset 20), their numbers by comparison with the vocabulary.
 Marks of punctuation that the tokenizer takes off a word are set apart one by one; it takes a run of them as one token,
@@ -35,7 +35,7 @@ _LONGEST = 8
 class QuestionWords:
     """How questions are read: word → token id, every way of writing it included.
 
-    marks: characters that are set apart. most: tokens of a question at the most.
+    marks: characters that are separated from words. most: the largest number of tokens of a question.
     """
 
     ids: dict[str, int]
@@ -45,7 +45,7 @@ class QuestionWords:
     most: int
 
     def read(self, question: str) -> tuple[int, ...]:
-        """What the graph makes of `question`."""
+        """The token ids that the graph computes for `question`."""
         for mark in self.marks:
             question = question.replace(mark, f" {mark} ")
         words = (question.lower() if self.lower else question).split()
@@ -98,7 +98,7 @@ def _is_mark(character: str) -> bool:
 
 
 def _difference(codec: TextCodec, words: QuestionWords) -> str | None:
-    """A question that is read in another way than the tokenizer reads it, in words; None where none was found."""
+    """A message with a question that the tokenizer reads in another way; None if there is none."""
     chance = random.Random(_SEED)
     known = [*words.ids, "xyzzy"]
     many = (_question(chance, known, words.marks) for _ in range(_QUESTIONS))

@@ -1,4 +1,4 @@
-"""Writes the roles `whole` and `whole_text` into a bundle in the making, or says why it cannot have them."""
+"""Writes the roles `whole` and `whole_text` into a staged bundle, or gives the reason why it cannot have them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WholeGraphs:
 
 
 def left_out() -> WholeGraphs:
-    """Neither role, as somebody wanted it."""
+    """Neither role, as requested by the user."""
     reason = "it was left out; export again without --no-whole"
     return WholeGraphs(absent={WHOLE: reason, WHOLE_TEXT: reason})
 
@@ -55,7 +55,7 @@ def left_out() -> WholeGraphs:
 def write_whole_graphs(staged: StagedBundle, manifest: Manifest) -> WholeGraphs:
     """Write both roles as far as the bundle can have them.
 
-    The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where what comes out
+    The other graphs and the tokenizer are written already, as `manifest` says. Raises XattnError where the result
     is not standard, or not valid.
     """
     whole_graphs = WholeGraphs()

@@ -1,4 +1,4 @@
-"""Token ids to words as nodes: where every token stands for a text of its own, whatever its neighbours are.
+"""Decodes token ids inside a graph, where every token has a text of its own, whatever its neighbours are.
 
 Such are the words and pieces of words of WordLevel and WordPiece. Whether a tokenizer decodes like that is not read
 from its file but tried: `token_texts` takes the texts from the tokenizer's own decoding, and compares what they add up
@@ -28,14 +28,14 @@ _BROKEN = "�"
 
 @dataclass(frozen=True)
 class TokenTexts:
-    """What each token adds to a text: at its beginning, and later. `None` in neither: it adds nothing at all."""
+    """What each token adds to a text: as its first token, and later. has_text: whether it adds anything."""
 
     first: tuple[str, ...]
     later: tuple[str, ...]
     has_text: tuple[bool, ...]
 
     def join(self, token_ids: Sequence[int]) -> str:
-        """What the graph makes of `token_ids`."""
+        """The text that the graph computes for `token_ids`."""
         ids = [token_id for token_id in token_ids if self.has_text[token_id]]
         return "".join(self.later[token_id] if place else self.first[token_id] for place, token_id in enumerate(ids))
 

@@ -37,7 +37,7 @@ SAFE_LEAD = 1e-3
 
 @dataclass(frozen=True)
 class Generated:
-    """What the original model generates, decoded as the bundle says.
+    """What the original model generates, decoded with the settings of the bundle.
 
     token_ids: without prompt and end token.
     logits: float32 `[len(token_ids) + 1, vocabulary]`, raw, teacher-forced along them.
@@ -108,7 +108,7 @@ class Embeds:
 
 @dataclass(frozen=True)
 class Labels:
-    """A model that labels what is said, heard and seen together.
+    """A model that labels speech, sound and video together.
 
     frame_steps: preprocessing of a frame. longest_frames: the most frames that it takes.
     label_logits: inputs of the classifier by name, with a batch of 1 → logits `[labels]`.

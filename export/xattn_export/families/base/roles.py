@@ -28,7 +28,7 @@ class TensorSpec:
     sizes_px: heights and widths that images have, in pixels; of `image`.
     fewest: tokens of the shortest row of a mask.
     ends_with: of token ids, the last one of every row, where the model looks for it.
-    placeholder: of token ids, the one that stands for an image token; a row has it `context` times where it is long
+    placeholder: of token ids, the one that marks an image token; a row has it `context` times where it is long
         enough, and else not at all.
     """
 
@@ -47,7 +47,7 @@ class Role:
     """One graph of a bundle.
 
     name: `image_encoder`, `text_encoder`, `decoder` or `classifier`.
-    module: what is exported; takes the inputs in order, gives the outputs in order. It may hold symbolic ONNX
+    module: what is exported; takes the inputs in order, returns the outputs in order. It may hold symbolic ONNX
         operators, which torch cannot compute.
     reference: the original model behind the same inputs and outputs; what the graph must compute.
     longest: the most positions (`past` and `length` together), for a role that has them.

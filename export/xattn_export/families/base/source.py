@@ -28,10 +28,10 @@ class SourceTokenizer:
 
 @dataclass(frozen=True)
 class GoldenInput:
-    """What a golden case is made of.
+    """The inputs of a golden case.
 
     content: the bytes of a PNG file, or of an .npz of regions or of a recording.
-    texts: the questions asked of it, or the texts sought beside it; none where it is captioned.
+    texts: the questions about it, or the texts compared with it; none where it is captioned.
     """
 
     content: bytes
@@ -42,9 +42,9 @@ class GoldenInput:
 class Source:
     """An opened model.
 
-    license: SPDX expression. weights: the files whose SHA-256 stands for the model.
+    license: SPDX expression. weights: the files whose SHA-256 identifies the model.
     reference: what the original model does, with the preprocessing of its inputs.
-    golden_inputs: what golden cases are made of, without any data set.
+    golden_inputs: the inputs of golden cases, without any data set.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """The roles that most families need: names, axes and order of the tensors as the bundle format has them.
 
-A family gives the module that is exported and the original behind the same flat tensors. It knows no architecture.
+A family supplies the module that is exported and the original model behind the same flat tensors. It knows no
+architecture.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Caches as the models of Transformers want them, made of the flat tensors of a graph, and back."""
+"""Converts the flat tensors of a graph to the caches of Transformers, and back."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _MARK = "question-in-its-place"
 def question_template_of(folder: Path, template: object, render: Callable[..., str], image_token: str) -> str:
     """What the chat template of `folder` writes for an image and a question about it, up to where the answer begins.
 
-    `{image}` and `{question}` stand for the two.
+    `{image}` and `{question}` mark their places.
 
     Args:
         template: the template itself, or None where the folder has none.

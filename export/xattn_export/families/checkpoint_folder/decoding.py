@@ -1,8 +1,8 @@
-"""What a Transformers folder says of decoding, as the manifest's `decoding`.
+"""Reads the decoding settings of a Transformers folder as the manifest's `decoding`.
 
 It reads generation_config.json or, where there is none, the generation keys that older versions kept in config.json, as
-`GenerationConfig.from_model_config` does. A key that changes what `generate()` gives and that the runtime does not obey
-is an error that names it. https://huggingface.co/docs/transformers/main_classes/text_generation
+`GenerationConfig.from_model_config` does. A key that changes what `generate()` returns and that the runtime does not
+obey is an error that names it. https://huggingface.co/docs/transformers/main_classes/text_generation
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["decoding_of"]
 _DEFAULT_NEW_TOKENS = 20
 _DECODERS = ("decoder", "generator", "text_config")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
-# Models whose first positions, as many as the padding token's id and one, stand for no token.
+# Models whose first positions, as many as the padding token's id and one, belong to no token.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -73,9 +73,9 @@ def decoding_of(
         settings: of the generation config that the model's own `generate` goes by, where that is not the files'.
         prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses instead of what the files
             say, if it does. No prompt is one, too, where a text comes with every call.
-        max_positions: the most tokens that the decoder can hold, by default what its config says.
-        hidden_prompt_tokens: how many tokens `generate()` counts as prompt that the runtime is not given, such as the
-            places of image tokens.
+        max_positions: the most tokens that the decoder can hold, by default the value in its config.
+        hidden_prompt_tokens: how many tokens `generate()` counts as prompt that the runtime does not receive, such as
+            the places of image tokens.
 
     Raises:
         CheckpointError: a key has a wrong value, or changes the result and is not obeyed; no start or end token.
@@ -102,7 +102,7 @@ def decoding_of(
 
 
 def _generation_values(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how to generate, and what it says; keys without a value left out."""
+    """The file with the generation settings, and its contents without the keys that have no value."""
     path = folder / "generation_config.json"
     if path.is_file():
         return path, _stated(read_json(path))
@@ -117,7 +117,7 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that the decoder can hold, where the config says it."""
+    """The most tokens that the decoder can hold, if the config states it."""
     part = next((part for name in _DECODERS if isinstance(part := config.get(name), dict) and part), config)
     most: int | None = next((part[key] for key in _POSITIONS if isinstance(part.get(key), int)), None)
     if most is not None and part.get("model_type") in _POSITIONS_AFTER_PADDING:
@@ -179,7 +179,7 @@ def _integer(reader: ObjectReader, key: str, default: int) -> int:
 
 
 def _ids(reader: ObjectReader, key: str) -> tuple[int, ...]:
-    """Token ids, given as one or as a list; none where there is no such key."""
+    """Token ids, written as a number or as a list; empty if the key is missing."""
     if key not in reader:
         return ()
     return reader.integers(key) if isinstance(reader.raw(key), list) else (reader.integer(key),)

@@ -110,7 +110,7 @@ def load_model(
 
     Raises:
         CheckpointError: no weights, or damaged ones; a configuration that Transformers cannot build; tensors that are
-            missing, too many, or of other shapes than the configuration says.
+            missing, too many, or of other shapes than those of the configuration.
     """
     _refuse_quantized(folder)
     with quiet_transformers():

@@ -1,4 +1,4 @@
-"""Text with an image in it: what stands for the image tokens, and the special tokens that come around a text.
+"""Text with an image in it: the placeholders of image tokens, and the special tokens around a text.
 
 It reads tokenizers as tokenizer.json, and knows no model.
 """

@@ -119,7 +119,7 @@ def _configuration(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _processor_name(folder: Path, path: Path, values: Mapping[str, Any]) -> str:
-    """The class that Transformers would take, without what tells its backends apart."""
+    """The class that Transformers would choose, without the suffix of its backend."""
     name = values.get("image_processor_type")
     if name is None and isinstance(older := values.get("feature_extractor_type"), str):
         name = older.replace("FeatureExtractor", "ImageProcessor")
@@ -170,7 +170,7 @@ class _Settings:
         return float(value)
 
     def triple(self, key: str, default: _Triple, *, positive: bool = False) -> _Triple:
-        """A value a channel; one number stands for three."""
+        """One value per channel; a single number applies to all three."""
         value = default if (stated := self.get(key)) is None else stated
         values = list(value) if isinstance(value, list | tuple) else [value] * 3
         if len(values) != 3 or not all(map(_is_number, values)) or (positive and min(values) <= 0):
@@ -237,7 +237,7 @@ def _plain(settings: _Settings, processor: _Processor) -> tuple[Step, ...]:
 
 
 def _to_multiples(settings: _Settings, processor: _Processor) -> tuple[Step, ...]:
-    """`ViltImageProcessorPil`: sides that are multiples of `size_divisor`, then zeros up to the largest it can give."""
+    """`ViltImageProcessorPil`: sides that are multiples of `size_divisor`, padded with zeros to the largest size."""
     settings.get("do_pad")
     size = _size(settings, processor)
     if set(size) != {"shortest_edge"}:

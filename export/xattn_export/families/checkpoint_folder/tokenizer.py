@@ -34,7 +34,7 @@ class _Parts:
     """What the JSON files beside a vocabulary say.
 
     settings: tokenizer_config.json. special: the special token of every place, such as `cls_token`, that has one.
-    added: tokens by the id that they must have. others: special tokens without a place or a given id.
+    added: tokens by the id that they must have. others: special tokens without a required id.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""The weights of a Transformers folder as named tensors: found, checked, and read without running anything in them.
+"""The weights of a Transformers folder as named tensors: located, checked, and read without running anything in them.
 
 A file is mapped into memory, not copied: a tensor costs memory only when it is worked on. It knows files and tensors,
 and no architecture.

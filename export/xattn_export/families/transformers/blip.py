@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLIP"]
 
-# What `generate()` does where nothing else is said; BLIP's own passes no settings of a checkpoint on to its decoder.
+# What `generate()` does by default; BLIP's own passes no settings of a checkpoint on to its decoder.
 _MAX_NEW_TOKENS = 20
 
 
@@ -257,7 +257,7 @@ def _keys_and_values(attentions: list[Any], states: Tensor) -> tuple[Tensor, ...
 
 
 def _known_states(config: Any, keys: Tensor) -> Tensor:
-    """Stands for states whose keys and values are in the cache already: only its shape is looked at."""
+    """A placeholder for states whose keys and values are already in the cache: only its shape is used."""
     return torch.zeros(keys.shape[0], keys.shape[2], config.encoder_hidden_size)
 
 
@@ -272,7 +272,7 @@ def _decoding(config: Any) -> Decoding:
 
 
 def _with_end(prompt: Tensor) -> Tensor:
-    """A prompt as the tokenizer gives it, with a last token that `generate()` takes off."""
+    """A prompt as the tokenizer returns it, with a last token that `generate()` removes."""
     return F.pad(prompt, (0, 1))
 
 

@@ -1,6 +1,6 @@
 """BLIP for image-text retrieval: two encoders whose embeddings are compared, and a text model that looks at an image.
 
-The second, which tells whether text and image belong together, is the text encoder again with its cross-attention,
+The second, which scores whether text and image belong together, is the text encoder again with its cross-attention,
 and a head of two logits (image-text matching); in a bundle it is the reranker. https://arxiv.org/abs/2201.12086
 """
 

@@ -1,7 +1,7 @@
 """Florence-2: captioning, text recognition and question answering, by prompts.
 
-An image encoder (DaViT) gives image tokens; BART's encoder reads them and a prompt in one sequence, and BART's decoder
-attends to what it makes of both. https://arxiv.org/abs/2311.06242
+An image encoder (DaViT) outputs image tokens; BART's encoder reads them and a prompt in one sequence, and BART's
+decoder attends to what it makes of both. https://arxiv.org/abs/2311.06242
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _decoder_role(model: Florence2ForConditionalGeneration, parts: DecoderParts)
 
     def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         cache = encoder_decoder_cache(pairs(caches[: 2 * layers]), pairs(caches[2 * layers :]))
-        # Stands for states whose keys and values are in the cache already: only its shape is looked at.
+        # A placeholder for states whose keys and values are already in the cache: only its shape is used.
         states = torch.zeros(input_ids.shape[0], caches[-1].shape[2], text.d_model)
         outputs = decoder(input_ids, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
         return *head(model.lm_head(outputs[0][:, -1])), *presents(cache)

@@ -40,7 +40,7 @@ PROMPTS: Mapping[str, str] = MappingProxyType(
 )
 """What the model is given for each of these words; `{input}` is what else the text says."""
 
-# What stands for no text. All other added tokens, places in the image above all, are part of an answer.
+# Tokens that are not part of any text. All other added tokens, places in the image above all, are part of an answer.
 _WITHOUT_TEXT: Mapping[str, str] = MappingProxyType(
     {
         "bos_token": "<s>",

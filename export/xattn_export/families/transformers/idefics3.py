@@ -1,7 +1,7 @@
 """Idefics3 and SmolVLM: visual question answering, and captioning, by a language model that reads image tokens.
 
 An image is cut into tiles. An image encoder (SigLIP's) and a connector make a few tokens of each, which stand in the
-text between its words; a decoder of the Llama kind goes on from there. https://arxiv.org/abs/2408.12637,
+text between its words; a decoder of the Llama kind continues it. https://arxiv.org/abs/2408.12637,
 https://arxiv.org/abs/2504.05299
 """
 

@@ -53,7 +53,7 @@ def tokenizer_with_images(
 ) -> SourceTokenizer:
     """The tokenizer in `folder` with what the processor writes around every text, and for its image.
 
-    A caption is asked for by the instruction in the place of the question; a caption's prompt is an instruction of
+    A caption is requested by the instruction in the place of the question; a caption's prompt is an instruction of
     one's own.
 
     Args:
@@ -165,7 +165,7 @@ def _writer(
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
     if _is_smolvlm(folder, settings):
-        # The class itself wants torchvision, for videos.
+        # The class itself requires torchvision, for videos.
         fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
         image = getattr(tokenizer, "image_token", "<image>")
         whole = getattr(tokenizer, "global_image_token", "<global-img>")

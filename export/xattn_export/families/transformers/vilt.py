@@ -73,7 +73,7 @@ def _image_role(model: ViltForQuestionAnswering, canvas: ViltCanvas, resize: Res
         mask = torch.zeros(tokens.shape[:2], dtype=torch.int64)
         for row, one in enumerate(pixel_values[:, None]):
             image = _cut_out(one)
-            # Upstream gives the patches of an image in random order, with their places.
+            # Upstream returns the patches of an image in random order, with their places.
             embedded, _, (places, (_, width)) = embeddings.visual_embed(image, _full_mask(image), max_image_length=-1)
             order = (places[0] @ torch.tensor([width, 1])).argsort()
             length = embedded.shape[1]

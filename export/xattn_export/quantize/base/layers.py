@@ -1,6 +1,6 @@
 """The layers of a graph that quantization can change, by name.
 
-A layer is a node with constant weights. Its name is the node's, which quantizing keeps, so that it stands for the same
+A layer is a node with constant weights. Its name is the node's, which quantizing keeps, so that it denotes the same
 thing in a graph, in its quantized form, and on the command line.
 """
 

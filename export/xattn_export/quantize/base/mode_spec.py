@@ -1,4 +1,4 @@
-"""What a mode is: a row that says all about it."""
+"""The specification of a mode: one row with all its properties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModeSpec:
     must be data, for the others the golden inputs stand in. options: those of `Options` that matter for it.
     keeps_pre_head: whether layers just before a head stay in fp32 unless they are named. tied_mode: what a product has
     instead whose table is looked up, too; None for the mode itself. milder: the mode of layers that lose too much in
-    it. is_searched: whether `auto` tries it. session_options: what ONNX Runtime must be told to compute as measured.
+    it. is_searched: whether `auto` tries it. session_options: the ONNX Runtime options to compute as measured.
     rounds_activations: whether answers depend on activations that are rounded to 8 bits as a graph runs.
     """
 

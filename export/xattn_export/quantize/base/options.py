@@ -1,4 +1,4 @@
-"""What quantization is asked for: how weights are rounded, how activations are calibrated, which graph has which mode.
+"""Options of quantization: how weights are rounded, how activations are calibrated, which graph has which mode.
 
 Values only, and the checks that need no graph. Modes themselves are in `quantize/modes/`.
 """

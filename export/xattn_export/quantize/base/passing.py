@@ -34,7 +34,7 @@ COUNTS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Observed:
-    """What calibration saw in one graph, by the name of a tensor that goes into a layer.
+    """What calibration observed in one graph, by the name of a tensor that goes into a layer.
 
     ranges: the least and greatest value that is to be represented. hessians: mean product of two channels, float32
     `[channels, channels]`. peaks: the largest magnitude of each channel, float32 `[channels]`. means: what a channel is

@@ -50,7 +50,7 @@ class PreparedBundle:
 
 
 def roles_of(bundle: Bundle) -> list[str]:
-    """The graphs that are quantized; a generator goes with its decoder, those of the whole model with all."""
+    """The graphs that are quantized; a generator follows its decoder, whole-model graphs follow all graphs."""
     return [role for role in bundle.manifest.graphs if role not in (GENERATOR, ATTENTION_ROLE, *WHOLE_ROLES)]
 
 

@@ -71,7 +71,7 @@ class Split(Protocol):
 
 @dataclass
 class Journal:
-    """What has been measured, a line each, after a line that says of what."""
+    """All measurements, one per line, after a first line that identifies the search."""
 
     path: Path
     known: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -33,8 +33,9 @@ class Measured:
     """A mix as it was measured.
 
     components: role, or role/layer, → mode; what is not named is fp32. score: of the task, the higher the better. loss:
-    the share of the fp32 bundle's score that is lost; infinite where no bundle could be made, as `failure` says.
-    bytes: of the bundle. time: of an answer, as a multiple of the fp32 bundle's. memory_mb: the peak of a process.
+    the share of the fp32 bundle's score that is lost; infinite where no bundle could be made; `failure` holds the
+    reason. bytes: of the bundle. time: of an answer, as a multiple of the fp32 bundle's. memory_mb: the peak of a
+    process.
     """
 
     components: Components

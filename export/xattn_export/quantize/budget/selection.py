@@ -1,4 +1,4 @@
-"""A budget in, the smallest or fastest bundle out: mixes of modes measured in the task's own metric, one confirmed."""
+"""Selects the smallest or fastest bundle within a budget: measures mixes of modes by the task metric, confirms one."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def quantize_to_budget(
         budget: the largest relative loss of the metric, such as 0.01.
         prefer: what is to be small: the bundle's size, the time of an answer, or the peak memory.
         options: how each mode does what it does.
-        on_measured: told every mix as soon as it is measured.
-        progress: told what is being done; a search has no known length, so that the share is that of its first part.
+        on_measured: receives every mix as soon as it is measured.
+        progress: receives the current step; a search has no known length, so the share is that of its first part.
 
     Raises:
         UserError: a budget below 0 or not below 1, `source` quantized already, nothing to quantize, or scores that
             are all 0.
-        XattnError: nothing within the budget; says what came nearest. What was measured stays for another try.
+        XattnError: nothing within the budget; names the nearest mix. The measurements are kept for another try.
         OutputError: as `quantize_bundle`.
     """
     if not 0 <= budget < 1:

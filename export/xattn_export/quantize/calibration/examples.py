@@ -101,7 +101,7 @@ def run_example(task: Task, example: Example) -> None:
 class GraphProbe:
     """A graph on ONNX Runtime that shows tensors of its own whenever it runs.
 
-    It is what an engine gives the runtime for a role, so that the whole pipeline runs as ever.
+    It stands in for the session of a role, so that the whole pipeline runs unchanged.
     """
 
     def __init__(

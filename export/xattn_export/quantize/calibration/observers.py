@@ -120,7 +120,7 @@ class Histogram:
     def range(self, method: RangeMethod, percentile: float) -> tuple[float, float]:
         """The least and greatest value to represent; those seen, or less where the method leaves outliers out.
 
-        entropy: the symmetric range whose 128 levels tell least falsely how values are distributed (TensorRT, 2017).
+        entropy: the symmetric range whose 128 levels approximate the distribution of values best (TensorRT, 2017).
         """
         if method == "min-max" or not self._reach:
             return (self._low, self._high) if self._low <= self._high else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""What calibration says of one graph."""
+"""The result of calibrating one graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Calibration"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What calibration says of a graph; nothing where its plan needs none.
+    """The result of calibrating a graph; empty where its plan needs none.
 
     overflowing: the nodes, by name, whose values would leave the range of fp16. key_values: those that are to be
     stored in fewer bits, by their `stored_name`.

@@ -15,7 +15,7 @@ __all__ = ["INT8_STATIC"]
 # VNNI: on such processors alone the runtime sets this.
 _WIDE_SUMS = {"session.x64quantprecision": "1"}
 
-# What it is for wants all in bytes: no layer is kept from it.
+# Its devices require all layers in int8: none is left out.
 INT8_STATIC = ModeSpec(
     "int8-static",
     "int8",

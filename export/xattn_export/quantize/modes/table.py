@@ -76,7 +76,7 @@ def rounds_activations(modes: Collection[Mode], options: Options) -> bool:
 
 
 def session_options(modes: Collection[Mode], options: Options) -> dict[str, str]:
-    """What ONNX Runtime must be told to compute graphs of these modes as they were measured."""
+    """The ONNX Runtime options to compute graphs of these modes as they were measured."""
     return {name: value for spec in specs_of(modes) for name, value in spec.session_options(options).items()}
 
 

@@ -1,1 +1,1 @@
-"""The passes over a graph that quantization is made of, one file each."""
+"""The graph passes of quantization, one file each."""

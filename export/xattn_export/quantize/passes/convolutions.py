@@ -129,7 +129,7 @@ class _PositionWriter:
         self._is_written = {tensor.name for tensor in graph.inputs}
 
     def add(self, node: NodeProto, convolution: _Convolution | None) -> None:
-        """`node`, or what stands for it."""
+        """`node`, or its replacement."""
         node = with_inputs(node, (self._renamed.get(name, name) for name in node.input))
         if convolution is not None:
             self._convolve(node, convolution)

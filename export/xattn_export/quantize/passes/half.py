@@ -50,7 +50,7 @@ def float_tensors(graph: GraphParts) -> set[str]:
 
 
 def with_sums_of_squares(model: ModelProto) -> ModelProto:
-    """A copy that also computes what normalizations sum on their way, for `overflowing_nodes` to be told of.
+    """A copy that also outputs the sums inside normalizations, for `overflowing_nodes`.
 
     An engine that heeds `stash_type` sums in float32; others, ONNX's reference implementation among them, in the
     precision of the input.
@@ -150,7 +150,7 @@ class _Converter:
         self._writer.keep(new)
 
     def finished(self) -> GraphParts:
-        """The graph, whose outputs stay float32, without what it says of tensors in between: that no longer holds."""
+        """The graph, whose outputs stay float32, without its declared types of inner tensors, which no longer hold."""
         outputs = {output.name for output in self._graph.outputs} & self._is_half
         for node in self._writer.nodes:
             for names in (node.input, node.output):
@@ -177,7 +177,7 @@ class _Converter:
         return places
 
     def _read(self, name: str, *, as_half: bool) -> str:
-        """The name of the tensor `name` in the precision asked for."""
+        """The name of the tensor `name` in the requested precision."""
         if name not in self._floats and not self._constants.is_float(name):
             return name
         if as_half == (name in self._is_half):

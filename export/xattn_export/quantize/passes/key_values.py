@@ -132,7 +132,7 @@ class _StoredWriter:
         self._added: set[str] = set()
 
     def add(self, node: NodeProto) -> None:
-        """`node`, or what stands for it."""
+        """`node`, or its replacement."""
         read = [name for name in node.input if name in self._stored and name in self._inputs]
         if len(read) == 2 and all(self._is_int8(name) and _byte_attention(node, self._graph, name) for name in read):
             self._attend(node)

@@ -63,7 +63,7 @@ SMOOTH_PRODUCTS = Pass("smooth_products", smooth_products)
 
 
 def _products_alone(draft: Draft, assignment: Assignment) -> dict[str, list[QuantizableLayer]]:
-    """Tensor → the products that it goes to, where it goes to nothing else and all of them are to be smoothed."""
+    """Tensor → the products that consume it, where nothing else consumes it and all of them are to be smoothed."""
     tied = {pair.product.name for pair in assignment.tied}
     products: dict[str, list[QuantizableLayer]] = {}
     for layer in assignment.layers:

@@ -1,4 +1,4 @@
-"""Static int8 (QDQ): the range of what goes into a layer is fixed beforehand, by a `QuantizeLinear` in front of it.
+"""Static int8 (QDQ): the range of the inputs of a layer is fixed beforehand, by a `QuantizeLinear` in front of it.
 
 It is the form that NPUs take. Activations are unsigned bytes with a zero point, weights signed with a scale a column or
 output channel. https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html

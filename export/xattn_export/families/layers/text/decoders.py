@@ -25,10 +25,10 @@ __all__ = ["DECODERS", "CrossDecoderGraph", "CrossKeys", "DecoderParts", "TrocrE
 
 @dataclass(frozen=True)
 class DecoderParts:
-    """What a decoding step is made of.
+    """The parts of a decoding step.
 
     embeddings: token ids `[batch, length]` and the number of tokens before them → `[batch, length, width]`.
-    layers: each has `with_cache(tokens, past, context)`, which gives tokens and the longer cache.
+    layers: each has `with_cache(tokens, past, context)`, which returns tokens and the longer cache.
     head: vectors `[batch, width]` → logits `[batch, vocabulary]`.
     cross: of every layer, states of an image → cross-attention keys and values beside each other.
     longest: the most tokens that there are positions for.
@@ -78,7 +78,7 @@ class CrossDecoderGraph(nn.Module):
 
 
 class Gpt2Linear(nn.Module):
-    """GPT-2's `Conv1D`: a linear layer whose weight is kept as `[in, out]`, which is how a product wants it."""
+    """GPT-2's `Conv1D`: a linear layer whose weight is kept as `[in, out]`, as a matrix product reads it."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class BertEmbeddings(nn.Module):
 
 
 class TrocrEmbeddings(nn.Module):
-    """Words, scaled where the model says so, and positions, learned or sinusoidal; normalised or not."""
+    """Words, scaled where the model does so, and positions, learned or sinusoidal; normalised or not."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

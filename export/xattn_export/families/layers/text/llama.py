@@ -113,7 +113,7 @@ class LlamaLayer(nn.Module):
         return tokens + self.output(self.activation(gate) * up), present
 
     def _rotated(self, tokens: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """Queries and keys together, `[batch, length, (heads + kv_heads) × head_width]`, turned by their positions."""
+        """Queries and keys together, `[batch, length, (heads + kv_heads) × head_width]`, rotated by their positions."""
         (cosine, sine), (batch, length, _) = rotation, tokens.shape
         heads = tokens.view(batch, length, self.heads + self.kv_heads, self.head_width)
         first, second = heads.chunk(2, -1)

@@ -52,7 +52,7 @@ class OptEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor, image_tokens: Tensor, past: int) -> Tensor:
         tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, past)
-        # The first positions of the table, as many as its offset, stand for no token.
+        # The first positions of the table, as many as its offset, belong to no token.
         return tokens + F.embedding(places(input_ids, past) + self.positions.offset, self.positions.weight)
 
 

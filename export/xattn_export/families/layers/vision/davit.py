@@ -64,7 +64,7 @@ class DavitMerging(nn.Module):
 
 
 class DavitLayer(nn.Module):
-    """A convolution and attention, another one and a feed-forward network; what each gives is added to its input."""
+    """A convolution and attention, another one and a feed-forward network; the output of each is added to its input."""
 
     def __init__(self, block: Any, attention: nn.Module, grid: Grid) -> None:
         super().__init__()

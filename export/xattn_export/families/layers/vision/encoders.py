@@ -210,7 +210,7 @@ def check_encoder(path: Path, config: Any) -> None:
     """Refuse what no graph is made for, or what Transformers itself cannot run.
 
     Raises:
-        CheckpointError: names the key of `path`, and what was found.
+        CheckpointError: names the key of `path`, and its value.
     """
     if config.num_channels != _CHANNELS:
         raise CheckpointError(f"{path}: encoder.num_channels: expected {_CHANNELS}, found {config.num_channels}")

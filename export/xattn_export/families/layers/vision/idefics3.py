@@ -1,7 +1,7 @@
 """Idefics3's image encoder around a checkpoint's own weights, over flat tensors: SigLIP's layers and a connector.
 
 The architecture is that of https://arxiv.org/abs/2408.12637 and https://arxiv.org/abs/2504.05299 (SmolVLM); names are
-those of Transformers' modeling_idefics3.py. It knows the layers; what is made of them is in `idefics3.py`.
+those of Transformers' modeling_idefics3.py. It knows the layers; how they are used is in `idefics3.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BLIP-2's Q-Former around a checkpoint's own weights, over flat tensors, with one `Attention` operator each.
 
 The architecture is that of https://arxiv.org/abs/2301.12597; names are those of Transformers' modeling_blip_2.py. The
-image encoder before it is BLIP's. It knows layers; what is made of them is in `blip2.py`.
+image encoder before it is BLIP's. It knows layers; how they are used is in `transformers/blip2`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class ViltCanvas:
 
     @property
     def tokens(self) -> int:
-        """Image tokens, one of which stands for the whole image."""
+        """Image tokens, one of which represents the whole image."""
         return 1 + self.most_patches
 
 
@@ -76,7 +76,7 @@ class ViltPatchGraph(nn.Module):
         return torch.cat((self.first.expand(batch, -1, -1), tokens), 1), mask
 
     def _size(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width in patches of each image, int64 `[batch, 1]`: a patch is there if its corner is."""
+        """Height and width in patches of each image, int64 `[batch, 1]`; a patch counts if its corner does."""
         step = self.canvas.patch_px
         rows = (pixel_values[:, :, ::step, 0] != 0).any(1)
         columns = (pixel_values[:, :, 0, ::step] != 0).any(1)

@@ -1,7 +1,7 @@
 """BLIP-2: captioning, with a prompt or without, and visual question answering with the question as a prompt.
 
-An image encoder (ViT), a Q-Former whose learned queries find a few image tokens in what it gives, and a language model
-that reads these tokens before the text. https://arxiv.org/abs/2301.12597
+An image encoder (ViT), a Q-Former whose learned queries extract a few image tokens from its output, and a language
+model that reads these tokens before the text. https://arxiv.org/abs/2301.12597
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def _decoder_role(language: Any) -> Role:
 
     def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         cache = encoder_decoder_cache(pairs(caches[: 2 * layers]), pairs(caches[2 * layers :]))
-        # Stands for states whose keys and values are in the cache already: only its shape is looked at.
+        # A placeholder for states whose keys and values are already in the cache: only its shape is used.
         states = torch.zeros(input_ids.shape[0], caches[-1].shape[2], config.d_model)
         outputs = language(
             encoder_outputs=(states,), decoder_input_ids=input_ids, past_key_values=cache, use_cache=True

@@ -108,7 +108,7 @@ def dual_encoder_source(
 
 
 def _embedder(features: Callable[..., Any]) -> Callable[..., tuple[Tensor]]:
-    """What `features` gives, brought to length 1 as the model's own forward does before it compares."""
+    """The output of `features`, normalized to length 1 as the model's own forward does before it compares."""
 
     def embed(*inputs: Tensor) -> tuple[Tensor]:
         pooled = features(*inputs).pooler_output

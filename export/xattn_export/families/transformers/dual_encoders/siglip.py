@@ -112,7 +112,7 @@ def _pad_token_id(folder: Path, model: SiglipModel) -> int:
     """The id of the token that fills texts up on the right, which the model must know."""
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
-    # The one class of its kind that pads on the left unless told otherwise.
+    # The one class of its kind that pads on the left by default.
     usual = "left" if settings.get("tokenizer_class") == "Siglip2Tokenizer" else "right"
     if (side := settings.get("padding_side", usual)) != "right":
         raise CheckpointError(f"{path}: padding_side: expected right, as SigLIP was trained with, found {show(side)}")

@@ -1,1 +1,1 @@
-"""Models that read regions found by an object detector: LXMERT and VisualBERT."""
+"""Models that read regions from an object detector: LXMERT and VisualBERT."""

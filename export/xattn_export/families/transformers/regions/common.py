@@ -1,7 +1,7 @@
-"""Models that are given regions of an image, found by an object detector, in place of its pixels.
+"""Models that read regions of an image, from an object detector, in place of its pixels.
 
 What LXMERT and VisualBERT share: their layers, their roles, answers by name, and made-up regions for golden cases. What
-depends on the regions alone is the image encoder; it gives image tokens with a mask, since images of a batch may have
+depends on the regions alone is the image encoder; it outputs image tokens with a mask, since images of a batch may have
 different numbers of them.
 """
 

@@ -89,7 +89,7 @@ class LxmertCrossLayer(nn.Module):
         super().__init__()
         cross = layer.visual_attention
         self.heads = cross.att.num_attention_heads
-        # Of each side, query, key and value are wanted: one product a side.
+        # Each side needs query, key and value: one product per side.
         self.qkv = fuse_linears(cross.att.query, cross.att.key, cross.att.value)
         self.cross_output = cross.output
         self.text_attention = SelfAttention(layer.lang_self_att.self, layer.lang_self_att.output)
@@ -157,7 +157,7 @@ def _encode(model: LxmertForQuestionAnswering, features: Tensor, boxes: Tensor) 
 def _answer(
     model: LxmertForQuestionAnswering, input_ids: Tensor, attention_mask: Tensor, tokens: Tensor, mask: Tensor
 ) -> Tensor:
-    """The model's own forward, with its region encoder passed by: it is given what that gave."""
+    """The model's own forward, without its region encoder: its input is the output of that encoder."""
     encoder = model.lxmert.encoder
     embed, layers = encoder.visn_fc, encoder.r_layers
     encoder.visn_fc, encoder.r_layers = _PassedBy(), nn.ModuleList()
@@ -169,7 +169,7 @@ def _answer(
 
 
 class _PassedBy(nn.Module):
-    """Gives the features as they are."""
+    """Returns the features unchanged."""
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
         return features
