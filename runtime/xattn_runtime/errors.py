@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose, with the exit code that the command line gives it.
+"""Every error that this package raises on purpose, with the exit code of the command line.
 
 XattnError                  ours, or a check that failed: exit code 1
 ├── VerificationError       golden inputs came out differently

@@ -25,7 +25,7 @@ def show(value: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What `error` says, on one line; the name of its class where it says nothing."""
+    """The message of `error` on one line; the name of its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -51,7 +51,7 @@ def unsafe_path_reason(path: str) -> str | None:
 
 
 class ObjectReader:
-    """One JSON object: every read names its key, and `finish` refuses the keys that nobody read."""
+    """One JSON object: every read names its key, and `finish` refuses the keys that were not read."""
 
     def __init__(self, value: object, file: str, where: str = "") -> None:
         """`file` and `where` (dotted path of the object, empty for the root) stand in every error."""
@@ -80,7 +80,7 @@ class ObjectReader:
         return self._items[key]
 
     def text(self, key: str, *, choices: Sequence[str] = (), pattern: str | None = None) -> str:
-        """A non-empty string, one of `choices` or matching `pattern` where given."""
+        """A non-empty string, one of `choices` or matching `pattern` where set."""
         expected = "one of " + ", ".join(choices) if choices else f"a string like {pattern}" if pattern else "a string"
         value = self.raw(key, expected)
         if not isinstance(value, str) or not value:

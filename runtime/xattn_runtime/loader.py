@@ -51,7 +51,7 @@ def load(bundle: _Place, provider: _Provider = "cpu", threads: int | None = None
     """The task of `bundle`, a folder or an open bundle, ready to run on `provider`.
 
     provider: a name of `xattn-edge providers`; `NAME,cpu` lets the CPU run what NAME refuses, `NAME=LIBRARY` takes a
-        plugin by its path, and `auto` and `arm` choose what gives the golden outputs of this bundle.
+        plugin by its path, and `auto` and `arm` choose the first that reproduces the golden outputs of this bundle.
     threads: within an operator, by default the cores, at most 4.
     task: `caption`, `vqa`, `retrieval` or `sentiment`; with it, what is returned has that task's type.
     Raises BundleError, for a bundle of another task too, ProviderError or DependencyError.

@@ -1,4 +1,4 @@
-"""How work that takes long says how far it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ class Progress(Protocol):
 
 
 def silent(_what: str, _share: float, /) -> None:
-    """Progress that nobody looks at."""
+    """Progress that is not shown."""

@@ -70,11 +70,11 @@ def check_mask(name: str, mask: Tensor, *shapes: Mapping[str, int]) -> None:
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"{name}: expected bool, true where attention is allowed, found {mask.dtype}")
-    found = list(mask.shape)
-    same_rank = [list(shape.values()) for shape in shapes if len(shape) == len(found)]
-    if not same_rank or (found not in same_rank and not torch.compiler.is_exporting()):
+    mask_shape = list(mask.shape)
+    same_rank = [list(shape.values()) for shape in shapes if len(shape) == len(mask_shape)]
+    if not same_rank or (mask_shape not in same_rank and not torch.compiler.is_exporting()):
         expected = " or ".join(f"{list(shape.values())} ({', '.join(shape)})" for shape in shapes)
-        raise ValueError(f"{name}: expected the shape {expected}, found {found}")
+        raise ValueError(f"{name}: expected the shape {expected}, found {mask_shape}")
 
 
 def check_sides(text: Tokens, image: Tokens) -> None:

@@ -19,7 +19,7 @@ __all__ = ["InspectReport", "inspect_path"]
 class InspectReport:
     """Role (or the name of the file, for a single graph) → facts, and size in bytes with external weights.
 
-    absent: role → why the bundle does not have it, where somebody may ask.
+    absent: role → why the bundle lacks it, where that needs an explanation.
     """
 
     path: Path

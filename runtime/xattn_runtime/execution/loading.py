@@ -1,6 +1,6 @@
 """Has ONNX Runtime load a graph on exactly the provider that was asked for, or says why that cannot be.
 
-ONNX Runtime gives a provider what it takes and the CPU the rest, and says nothing: so the placement of every node is
+ONNX Runtime assigns to a provider what it takes and to the CPU the rest, silently: so the placement of every node is
 recorded, and heavy nodes that went elsewhere are an error unless the CPU may have them.
 """
 
@@ -38,7 +38,7 @@ _MOST_SHOWN = 300
 
 @dataclass(frozen=True)
 class SessionTuning:
-    """What ONNX Runtime is told of a session beyond its threads.
+    """Settings of a session beyond its threads.
 
     spinning: whether threads wait busily for the next operator of a run. arena: whether freed memory is kept for what
     comes. trace: the folder for a profile of each graph, which ONNX Runtime writes when it closes it; None for none.
@@ -179,7 +179,7 @@ def _options(
 
 
 def session_entries(manifest: Manifest) -> dict[str, str]:
-    """What the bundle wants ONNX Runtime to be told on this processor, as configuration entries of a session."""
+    """Configuration entries of a session that the bundle requires on this processor."""
     entries = dict(manifest.session_options or {})
     if sums_int8_exactly():
         entries.pop(_WIDE_SUMS, None)

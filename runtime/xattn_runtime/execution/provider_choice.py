@@ -25,7 +25,7 @@ _ARM = ("aarch64", "arm64", "armv7l", "armv8l")
 def choose_provider(name: str, bundle: Bundle, prove: Callable[[RequestedProvider], None]) -> RequestedProvider:
     """The provider for `bundle` that `name`, "auto" or "arm", stands for; the choice and its reasons are logged.
 
-    prove: raises XattnError unless the bundle gives its golden outputs on a provider.
+    prove: raises XattnError unless the bundle reproduces its golden outputs on a provider.
     Raises ProviderError for "arm" on another architecture.
     """
     machine = platform.machine()

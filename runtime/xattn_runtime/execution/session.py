@@ -41,7 +41,7 @@ Shape = tuple[int | str | None, ...]
 _MOST_DEFAULT_THREADS = 4
 # What an operator of a smaller graph computes takes less time than handing it to another thread (docs/performance.md).
 _SMALLEST_SHARED_BYTES = 8 * 2**20
-# What ONNX Runtime raises where not the device is at fault, but what it was given.
+# What ONNX Runtime raises where not the device is at fault, but the input.
 _THE_INPUTS = ("InvalidArgument", "ValueError")
 _NO_MEMORY = ("out of memory", "failed to allocate", "cudaerrormemoryallocation")
 
@@ -92,7 +92,7 @@ class SessionSettings:
 
     provider: a row of the table. threads: the most within an operator. fallback: whether the CPU may run what the
     provider refuses. library: the plugin that brings the provider. engine: what runs the graphs in its place. tuning:
-    what ONNX Runtime is told beyond that.
+    further settings of ONNX Runtime.
     """
 
     provider: Provider

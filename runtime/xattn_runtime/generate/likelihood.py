@@ -1,4 +1,4 @@
-"""How probable a decoder finds given texts: closed lists of answers, ranked rather than generated.
+"""How probable texts are to a decoder: closed lists of answers, ranked rather than generated.
 
 The prompt runs once; then all candidates continue side by side, a token at a time.
 """

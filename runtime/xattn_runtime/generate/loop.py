@@ -1,6 +1,6 @@
 """Greedy decoding in one run of the generator graph, which holds the loop itself.
 
-It gives what `greedy` gives, a step at a time, with the decoder graph; it can do nothing else.
+It generates what `greedy` does, a step at a time, with the decoder graph; it can do nothing else.
 """
 
 from __future__ import annotations

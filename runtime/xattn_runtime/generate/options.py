@@ -45,10 +45,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """What one call changes; None leaves it as the bundle says. See `Decoding` and `Sampling` for what each is.
+    """What one call changes; None is the default of the bundle. See `Decoding` and `Sampling` for what each is.
 
     With any of temperature, top_k, top_p, min_p and seed tokens are drawn, else the best are sought.
-    n_best: how many sequences are told: of a beam search at most its beams, of sampling so many draws.
+    n_best: how many sequences are returned: of a beam search at most its beams, of sampling so many draws.
     stop: the text ends before the first of these, and with it decoding.
     prefix: what the text begins with, as if the model had said it.
     """

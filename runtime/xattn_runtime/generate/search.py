@@ -41,7 +41,7 @@ def generate_best(
     and values, or a prefix, float32 `[batch, heads, tokens, head_width]`; or image tokens `[batch, tokens, width]`.
     Rows with a long prompt run a few at a time.
 
-    sampling: tokens are drawn so. stop: ends a sequence. n_best: sequences told of an image: of a beam search the best
+    sampling: tokens are drawn so. stop: ends a sequence. n_best: sequences per image: of a beam search the best
     first, else so many draws in their order.
     """
     draws = n_best if sampling is not None else 1

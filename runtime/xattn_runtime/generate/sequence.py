@@ -1,4 +1,4 @@
-"""What decoding gives: the token ids that a row generated, and how probable they were."""
+"""The output of decoding: the token ids that a row generated, and how probable they were."""
 
 from __future__ import annotations
 

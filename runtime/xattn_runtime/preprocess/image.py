@@ -1,4 +1,4 @@
-"""Opening images that nobody vouches for: from a path, bytes, a Pillow image or an array, to RGB or RGBA.
+"""Opening untrusted images: from a path, bytes, a Pillow image or an array, to RGB or RGBA.
 
 It decides what is a usable image and how each pixel mode is read. It knows no model; `pipeline.py` continues from here.
 """

@@ -1,4 +1,4 @@
-"""Region features that nobody vouches for: what an object detector found in an image, from an .npz to model inputs.
+"""Untrusted region features: the output of an object detector for an image, from an .npz to model inputs.
 
 An .npz with `features` `[regions, width]` and, where the model wants them, `boxes` `[regions, 4]`, in floating point.
 It decides what is usable; it knows no model beyond the widths it takes.

@@ -71,8 +71,8 @@ def log_mel(samples: NDArray[np.floating], rate_hz: int, spec: MelSpec) -> NDArr
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.window) / spec.window)
     power = np.abs(np.fft.rfft(cut * hann, axis=-1)) ** 2
     logarithm = np.log10(np.maximum(power @ mel_filters(spec).T, _QUIETEST))
-    kept = np.maximum(logarithm, logarithm.max() - _RANGE)
-    spectrogram: NDArray[np.float32] = ((kept + _SHIFT) / _SCALE).astype(np.float32)
+    clipped = np.maximum(logarithm, logarithm.max() - _RANGE)
+    spectrogram: NDArray[np.float32] = ((clipped + _SHIFT) / _SCALE).astype(np.float32)
     return spectrogram
 
 

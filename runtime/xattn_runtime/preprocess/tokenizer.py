@@ -74,9 +74,9 @@ class TokenizerSpec:
     unknown_token_id: what stands for a word that the tokenizer does not know; None where it can spell every word.
     max_tokens: the most tokens that a question or prompt may have, those of the image not counted.
     clean_up_spaces: take the blank before punctuation and contractions off decoded text.
-    question_template, prompt_template: what the model is given for a question or a caption's prompt, with
+    question_template, prompt_template: the model's input for a question or a caption's prompt, with
         `{question}` or `{prompt}` in its place.
-    caption_template: what it is given for a caption without a prompt.
+    caption_template: its input for a caption without a prompt.
     prompts: what it is given for a text with one of these words, with `{input}` in the place of what else the text
         says; where there is none, the word must stand alone.
     pad_to: how long every question is made with `pad_token_id`, which the model then sees as it sees all tokens; None

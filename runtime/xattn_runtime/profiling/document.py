@@ -1,4 +1,4 @@
-"""What profiling gives, as it is written to JSON and read again. `docs/profiling.md` says what each number means.
+"""The results of profiling, written to JSON and read again. `docs/profiling.md` says what each number means.
 
 Only the shape; how things are measured is in the modules beside it.
 """

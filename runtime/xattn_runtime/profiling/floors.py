@@ -39,7 +39,7 @@ def find_floors(stages: Mapping[str, StageTiming], graphs: Sequence[GraphTime], 
 
 
 def floor_ms(work: Work, limits: Limits) -> tuple[float, str]:
-    """Milliseconds, and "memory" or "arithmetic", whichever takes longer; the two go on at once."""
+    """Milliseconds, and "memory" or "arithmetic", whichever takes longer; the two run at once."""
     memory = work.bytes / limits.bytes_per_second
     arithmetic = sum(count / limits.operations_per_second[name] for name, count in work.operations.items())
     return (1000 * memory, "memory") if memory > arithmetic else (1000 * arithmetic, "arithmetic")

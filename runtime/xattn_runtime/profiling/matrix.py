@@ -119,11 +119,11 @@ def profile_matrix(
 ) -> ProfileDocument:
     """Profile every bundle on every provider with every number of threads and of images at once.
 
-    Each combination has a process of its own; what fails in one is told among the failures, and the others go on.
+    Each combination has a process of its own; one that fails is listed among the failures, and the others continue.
     KeyboardInterrupt, once something has been measured, ends the measuring: the document then says `interrupted`.
 
     Args:
-        traces: is given ONNX Runtime's own events of each combination.
+        traces: receives ONNX Runtime's own events of each combination.
 
     Raises:
         UserError: nothing to measure, or a number out of range.
@@ -213,7 +213,7 @@ class _Run:
             elapsed = time.perf_counter() - began
             if self.options.runs is None and number >= 2 and elapsed > budget_s:
                 break
-            # Who is first changes, so that nobody always follows the same one.
+            # Who is first changes, so that none always follows the same one.
             for seen in going[number % len(going) :] + going[: number % len(going)]:
                 with self._may_fail(seen.worker.combination):
                     left = _MANY if self.options.runs is None else self._runs(process) - seen.passes

@@ -209,7 +209,7 @@ def _embed(
         batch = files[start : start + _BATCH]
         try:
             embedded |= zip(batch, embedder.embed_images([folder / file.name for file in batch]), strict=True)
-        except ImageError:  # one by one, so that the others go on
+        except ImageError:  # one by one, so that the others continue
             for file in batch:
                 try:
                     embedded[file] = embedder.embed_images([folder / file.name])[0]

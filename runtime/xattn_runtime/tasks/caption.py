@@ -143,7 +143,7 @@ class CaptionTask(Closable, Task):
     ) -> Iterator[StreamedToken]:
         """The tokens of a caption, each as soon as it is computed; their texts together are the caption's.
 
-        They are the best, or drawn where `options` say so. Leaving off in the midst costs nothing.
+        They are the best, or drawn where `options` say so. It may be stopped at any token.
         Raises as `caption` does, before the first token; UserError also for beams, and for several texts.
         """
         options = options or DecodingOptions()
@@ -179,7 +179,7 @@ class CaptionTask(Closable, Task):
         max_new_tokens: int | None = None,
         options: DecodingOptions | None = None,
     ) -> Caption:
-        """The caption of one image; what is left out is as the bundle says.
+        """The caption of one image; defaults are those of the bundle.
 
         prompt: text that the caption continues, or that says what is asked for; it is not part of the caption.
         beams: sequences searched at once; 1 is greedy decoding.
@@ -371,7 +371,7 @@ class CaptionTask(Closable, Task):
         return greedy_steps(self._generator.decoder, self._context(encoded.tensors, settings), settings.decoding)
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, a step at a time with the cache."""
         settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1))
         context = self._context(encoded.tensors, settings)
         return self._generator.forced_logits(context, settings.decoding.prompt_token_ids, token_ids)
@@ -422,7 +422,7 @@ def _call_settings(
     prompt_ids: tuple[int, ...] | None,
     options: DecodingOptions,
 ) -> _CallSettings:
-    """The settings of one call with a prompt, or without one as the bundle says; it depends on nothing else."""
+    """The settings of one call with a prompt, or with that of the bundle; it depends on nothing else."""
     ids = codec.encode_prompt(None, grid) if prompt_ids is None else prompt_ids
     prefix = () if options.prefix is None else codec.encode_prefix(options.prefix)
     read, fed = (ids, ()) if has_reader else ((), ids)

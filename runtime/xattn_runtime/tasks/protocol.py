@@ -49,7 +49,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What a golden case gives here: the tensors to compare, by their names, and the text where the case has one."""
+    """What a golden case computes here: the tensors to compare, by name, and the text where the case has one."""
 
     tensors: Mapping[str, NDArray[np.float32]]
     text: str | None = None
@@ -102,5 +102,5 @@ class Task(Protocol):
         raise UserError(f"{self.bundle.path}: expected a task that takes several inputs at once")
 
     def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, for a task that generates them."""
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, for a task that generates them."""
         raise UserError(f"{self.bundle.path}: expected a task that generates tokens")

@@ -65,7 +65,7 @@ class SentimentTiming:
 class Sentiment:
     """All labels, the most probable first.
 
-    modalities: what it was told from, of `text`, `speech` and `frames`. unknown_words: of the text.
+    modalities: those it was computed from, of `text`, `speech` and `frames`. unknown_words: of the text.
     """
 
     label: str
@@ -88,7 +88,7 @@ class Sentiment:
 
 @dataclass(frozen=True)
 class Utterance:
-    """What somebody said, as far as it is known.
+    """An utterance, as far as it is known.
 
     audio: a WAV file, or samples and their rate. log_mel: in its place, the spectrogram `[frames, bands]` of them.
     frames: images of the speaker.
@@ -190,7 +190,7 @@ class SentimentTask(Closable, Task):
         audio: AudioInput | None = None,
         frames: Sequence[ImageInput] | None = None,
     ) -> Sentiment:
-        """The sentiment of what is given, at least one of the three.
+        """The sentiment of text, speech and frames, at least one of the three.
 
         Raises:
             UserError: no text, speech or frames.

@@ -51,7 +51,7 @@ class AnswerTiming:
 class Answer:
     """An answer with its probability, the most probable ones in order, and the question's unknown words.
 
-    A bundle that generates its answers knows no other one than it gives: `top` then has that alone. `token_ids` are
+    A bundle that generates its answers knows only the one it generates: `top` then has that alone. `token_ids` are
     what it generated, without prompt and end token.
     """
 
@@ -109,7 +109,7 @@ class VqaTask(Closable, Task):
     ) -> Answer:
         """The answer to one question, with the `top_k` most probable ones, or all that are known.
 
-        beams: sequences searched at once by a bundle that generates its answers; without it, as the bundle says.
+        beams: sequences searched at once by a bundle that generates its answers; default: those of the bundle.
         answers: the only ones allowed; the probabilities are those among them.
         options: of decoding, where the bundle generates its answers.
         Raises ImageError, QuestionError, or UserError for a number out of range, options of decoding where nothing is

@@ -56,7 +56,7 @@ class WholeVerdict:
 def run_wholes(bundle: Bundle, settings: SessionSettings, roles: Sequence[str] = WHOLE_ROLES) -> tuple[WholeRun, ...]:
     """Run on a few golden cases those of `roles` that the bundle has, one after the other.
 
-    Each is given back before the next is loaded: best done before a task is loaded too, as every one of them holds all
+    Each is freed before the next is loaded: best done before a task is loaded too, as every one of them holds all
     the weights of the model.
     Raises BundleError where a graph does not load or run or golden images cannot be read, ProviderError where the
     provider refuses it.
@@ -69,19 +69,19 @@ def run_wholes(bundle: Bundle, settings: SessionSettings, roles: Sequence[str] =
 
 
 def compare_wholes(task: Task, runs: Sequence[WholeRun]) -> tuple[WholeVerdict, ...]:
-    """Compare what `run_wholes` gave with what `task`, of the same bundle, gives on the same cases."""
+    """Compare the outputs of `run_wholes` with those of `task`, of the same bundle, on the same cases."""
     bundle = task.bundle
     if not runs:
         return ()
     if bundle.manifest.calibration is not None:
-        # The graph of the whole model gives the model's own probabilities.
+        # The graph of the whole model outputs the model's own probabilities.
         task = open_task(replace(bundle, manifest=replace(bundle.manifest, calibration=None)), task.settings)
     expected = _Expected(task, [_case(bundle, number) for number in _numbers(bundle)])
     return tuple(_compare(expected, run) for run in runs)
 
 
 class _Expected:
-    """What the task gives for the cases; each is computed once, for all graphs that are compared with it."""
+    """The outputs of the task for the cases; each is computed once, for all graphs that are compared with it."""
 
     def __init__(self, task: Task, cases: Sequence[TaskInput]) -> None:
         self.bundle, self.cases = task.bundle, cases

@@ -38,7 +38,7 @@ def classify(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say how probable labels of your own are for an image.
+    """Rank your own labels by their probability for an image.
 
     The probabilities of a model like CLIP are those of one label among all
     and sum to 1; a model like SigLIP judges each label by itself.

@@ -1,4 +1,4 @@
-"""`xattn-edge sentiment`: whether what somebody says is meant well, from words, sound and frames."""
+"""`xattn-edge sentiment`: the sentiment of an utterance, from words, sound and frames."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ app = new_app()
 
 @app.command()
 def sentiment(
-    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="The words that were said.")] = None,
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Transcript of the utterance.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="Listen to this WAV file: one channel of 16-bit PCM.")
+        Path | None, typer.Option("--audio", help="Read speech from this WAV file: one channel of 16-bit PCM.")
     ] = None,
     frames: Annotated[
         list[Path] | None,
-        typer.Option("--frames", help="Look at this image or folder of images; repeatable."),
+        typer.Option("--frames", help="Read frames from this image or folder of images; repeatable."),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -33,7 +33,7 @@ def sentiment(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say whether something is said with approval, without, or neither.
+    """Classify the sentiment of text, speech and video frames.
 
     Text, speech and frames may each be missing, but not all of them.
 

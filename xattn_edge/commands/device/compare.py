@@ -49,7 +49,7 @@ def compare(
     """Show where two bundles differ, and what that changes.
 
     The report counts equal answers, lists those that differ and from which token on,
-    and gives the error of each component on the same inputs and the first layer that
+    and measures the error of each component on the same inputs and the first layer that
     differs.
 
     \b

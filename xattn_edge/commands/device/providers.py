@@ -42,9 +42,9 @@ def providers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False)
 def _print(console: Console, status: MachineStatus) -> None:
     rows = [("provider", "here", "devices", "what is missing", "how to get it")]
     for row in status.providers:
-        here = "yes" if row.available else "no"
+        available = "yes" if row.available else "no"
         how = "-" if row.available else row.how_to_get
-        rows.append((row.name, here, ", ".join(row.devices) or "-", row.missing or "-", how))
+        rows.append((row.name, available, ", ".join(row.devices) or "-", row.missing or "-", how))
     console.table(rows)
     for name, version in status.versions.items():
         console.line(f"{name} {version}")

@@ -238,7 +238,7 @@ def _write_aside(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:
-        return  # nobody listens any more, and there is nowhere to say so
+        return  # the reader is gone
 
 
 def _printable(text: str) -> str:

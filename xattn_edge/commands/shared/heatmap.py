@@ -17,7 +17,7 @@ __all__ = ["draw_heatmap"]
 def draw_heatmap(
     console: Console, path: Path, attention: Callable[[], AttentionMap], layer: int | None, head: int | None
 ) -> None:
-    """Write what `attention` gives to `path`, and say so."""
+    """Write the map that `attention` computes to `path`, and print a note."""
     from xattn_runtime.tasks.shared.heatmap import write_heatmap
 
     attention_map = attention()

@@ -13,7 +13,7 @@ __all__ = ["check_writable", "write_text"]
 
 
 def check_writable(path: Path) -> None:
-    """Raises OutputError where `write_text` would, so that nobody works for a result that cannot be kept."""
+    """Raises OutputError where `write_text` would, so that no work is done for a result that cannot be saved."""
     with _to(path):
         files.check_writable(path)
 

@@ -58,7 +58,7 @@ class StageTiming:
 class Shift:
     """By what share something changed, with its 95 % interval, and the least change that would have been seen.
 
-    detectable: the least true share that is told from none in 95 of 100 tries.
+    detectable: the least true share that is distinguished from none in 95 of 100 tries.
     """
 
     share: float

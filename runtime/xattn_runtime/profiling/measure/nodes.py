@@ -197,7 +197,7 @@ def _product(operator: str, inputs: Sequence[_Shape], outputs: Sequence[_Shape],
     operations = 2.0 * math.prod(output) * inner
     both = [shape for _, shape in inputs if len(shape) > 1]
     weights = 0.0
-    if operator in _WEIGHT_BYTES or len(both) < 2:  # the second factor is packed, and not told
+    if operator in _WEIGHT_BYTES or len(both) < 2:  # the second factor is packed, and has no shape
         weights = inner * output[-1] * _WEIGHT_BYTES.get(operator, _ITEM_BYTES[inputs[0][0]])
     return Work({_precision(operator, inputs): operations}, passing + weights)
 

@@ -1,4 +1,4 @@
-"""Passes of a task over its golden inputs, or over given images, with the time of every stage.
+"""Passes of a task over its golden inputs, or over other images, with the time of every stage.
 
 It calls the task for that, and knows neither tasks nor graphs.
 """

@@ -1,4 +1,4 @@
-"""Fixed pieces of work beside the measured one, by which a slower machine is told from a slower bundle.
+"""Fixed pieces of work beside the measured one, which distinguish a slower machine from a slower bundle.
 
 They run in the worker's own process, on ONNX Runtime and as many threads, since what slows a bundle down (a clock, a
 neighbour on the same core, in the shared cache, or at the memory) has to slow these down too. Always on the CPU

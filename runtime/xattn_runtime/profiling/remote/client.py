@@ -74,12 +74,12 @@ def profile_on_host(
     progress: Progress = silent,
     traces: dict[ProfileCombination, Trace] | None = None,
 ) -> dict[str, Any]:
-    """What `profile_matrix` gives on `host`, as JSON values in which `host` says where.
+    """The results of `profile_matrix` on `host`, as JSON values with `host` added.
 
     KeyboardInterrupt, once something has been measured, ends the measuring: the document then says `interrupted`.
 
     Raises:
-        UserError: the machine cannot be reached or lets nobody in, its Python or a package is missing.
+        UserError: the machine cannot be reached or refuses the login, its Python or a package is missing.
         BundleError: a bundle here is damaged.
         XattnError: the connection was lost, or the other end failed.
     """

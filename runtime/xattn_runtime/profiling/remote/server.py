@@ -4,7 +4,7 @@
         → {"progress": [text, share]} …, then {"document": {…}, "traces": [[combination, {role: [event]}]]},
           or {"interrupted": true}, or {"error": {"type", "message"}}
 
-A line "stop" ends the measuring, as Ctrl-C does; so does the end of the stream, when nobody listens any more.
+A line "stop" ends the measuring, as Ctrl-C does; so does the end of the stream, when the client is gone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ def _stop_on_order(orders: IO[bytes]) -> None:
 
 
 def _write(answers: IO[str], line: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the client is gone
         answers.write(json.dumps(line, allow_nan=False) + "\n")
         answers.flush()

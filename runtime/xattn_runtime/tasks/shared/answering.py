@@ -74,7 +74,7 @@ class Answerer(Protocol):
     ) -> list[Reply]:
         """The answer to each pair; `top` has at most `request.top_k` answers.
 
-        UserError for options of decoding where nothing is decoded, and for answers that cannot be given.
+        UserError for options of decoding where nothing is decoded, and for answers that are not possible.
         """
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -148,7 +148,7 @@ class Chooser:
         return np.asarray(1 / (1 + np.exp(-scaled)), dtype=np.float32)
 
     def _places(self, answers: Sequence[str] | None) -> NDArray[np.int64] | None:
-        """Where the answers that may be given stand among the labels."""
+        """Positions of the allowed answers among the labels."""
         if answers is None:
             return None
         known = {label: place for place, label in enumerate(self._labels)}

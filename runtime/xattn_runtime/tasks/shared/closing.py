@@ -12,7 +12,7 @@ __all__ = ["Closable"]
 
 
 class Closable:
-    """A task as a context manager. Closed, it gives its graphs back and refuses every further call.
+    """A task as a context manager. Closed, it frees its graphs and refuses every further call.
 
     Calls that other threads are in when it is closed are finished.
     """

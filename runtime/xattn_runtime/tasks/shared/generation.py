@@ -74,7 +74,7 @@ class TextGenerator:
             return self._decoder
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
-        """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.for_call`."""
+        """The sequence for every row of `context`, the output of the encoder; `decoding` as `Decoding.for_call`."""
         return [best[0] for best in self.generate_best(context, decoding)]
 
     def generate_best(
@@ -93,7 +93,7 @@ class TextGenerator:
     def forced_logits(
         self, context: Mapping[str, Tensor], prompt_ids: Sequence[int], token_ids: Sequence[int]
     ) -> NDArray[np.float32]:
-        """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
+        """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, a step at a time with the cache."""
         past, cross = self.decoder.first_past(context), self.decoder.cross(context)
         rows = []
         for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):

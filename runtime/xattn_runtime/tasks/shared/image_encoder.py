@@ -49,7 +49,7 @@ _IMAGE_TOKENS = ("image_tokens", "image_mask")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as what the image encoder gives for it, and what that cost.
+    """The output of the image encoder for an image, and what it cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
         image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
@@ -112,7 +112,7 @@ class ImageReader:
                     prepared.append(self.prepare(image))
                 except ImageError as error:
                     if len(images) == 1 or isinstance(image, str | os.PathLike):
-                        raise  # it is told apart
+                        raise  # a different error
                     raise ImageError(f"image {number} of {len(images)}: {error}") from error
             yield from self.encode_prepared(prepared)
 
@@ -172,7 +172,7 @@ class ImageReader:
             )
 
     def _check_inputs(self, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
-        """BundleError unless the graph takes what the preprocessing gives."""
+        """BundleError unless the graph takes the output of the preprocessing."""
         if self.session.input_shapes.keys() != shapes.keys():
             raise BundleError(
                 f"{self.session.path}: expected the inputs {', '.join(shapes)}, as the preprocessing gives, found "

@@ -1,4 +1,4 @@
-"""Text as it grows: what can be told after every token, so that all pieces together are the text."""
+"""Text as it grows: what can be emitted after every token, so that all pieces together are the text."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TextStream:
     def __init__(
         self, decode: Callable[[Sequence[int]], str], end_token_ids: Sequence[int], stop: Sequence[str] = ()
     ) -> None:
-        """`decode` gives the text of token ids; the text ends before the first of `stop`."""
+        """`decode` returns the text of token ids; the text ends before the first of `stop`."""
         self._decode = decode
         self._end_token_ids = frozenset(end_token_ids)
         self._stop = tuple(stop)

@@ -18,7 +18,7 @@ class TextReader:
     """The text encoder of one bundle."""
 
     def __init__(self, session: GraphSession, encoder: GraphSession) -> None:
-        """BundleError where it does not take what the image encoder `encoder` gives."""
+        """BundleError where it does not take the output of the image encoder `encoder`."""
         check_key_values(encoder, session)
         self.session = session
         self._image_names = [name for name in session.input_shapes if name in encoder.output_shapes]
