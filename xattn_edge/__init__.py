@@ -4,7 +4,7 @@ Importing this package loads neither torch nor ONNX Runtime nor numpy; `load` ne
 
     import xattn_edge
     with xattn_edge.load("emoji-caption.xattn", provider="cpu") as model:
-        print(model.caption("picture.png").text)
+        print(model.caption("photo.png").text)
 """
 
 from __future__ import annotations

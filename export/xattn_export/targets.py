@@ -24,7 +24,7 @@ from xattn_export.quantize.report import QuantizeReport
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.bundle.manifest import Attention, TaskName
 from xattn_runtime.errors import UserError
-from xattn_runtime.execution.providers import CPU, PROVIDERS, Provider, Wants
+from xattn_runtime.execution.providers import CPU, PROVIDERS, GraphRequirements, Provider
 from xattn_runtime.files import scratch_folder
 from xattn_runtime.json_reader import likely_meant
 from xattn_runtime.progress import Progress, silent
@@ -203,8 +203,8 @@ def fit_of(path: Path, target: Target) -> TargetReport:
     graphs = {}
     for role, entry in bundle.manifest.graphs.items():
         graph = read_graph(bundle.file(entry.file))
-        on_provider = _reasons(graph, target.row.wants, entry.precision, target.highest_opset)
-        on_cpu = _reasons(graph, CPU.wants, entry.precision, target.highest_opset, heeds_precision=False)
+        on_provider = _reasons(graph, target.row.requirements, entry.precision, target.highest_opset)
+        on_cpu = _reasons(graph, CPU.requirements, entry.precision, target.highest_opset, heeds_precision=False)
         if not on_provider:
             graphs[role] = Fit(target.provider, ())
         else:
@@ -213,22 +213,27 @@ def fit_of(path: Path, target: Target) -> TargetReport:
 
 
 def _reasons(
-    graph: ModelProto, wants: Wants, precision: str, highest_opset: int, *, heeds_precision: bool = True
+    graph: ModelProto,
+    requirements: GraphRequirements,
+    precision: str,
+    highest_opset: int,
+    *,
+    heeds_precision: bool = True,
 ) -> list[str]:
     """Why a provider with these requirements does not accept the graph; empty where it does."""
     facts, reasons = examine(graph), []
-    highest = min(wants.highest_opset, highest_opset)
+    highest = min(requirements.highest_opset, highest_opset)
     if not facts.standard:
         reasons.append(f"it is not standard: {facts.offences[0]}")
     if facts.opset is not None and facts.opset > highest:
         reasons.append(f"opset {facts.opset}, at most {highest}")
-    if "Attention" in facts.operators and "standard" not in wants.attention:
+    if "Attention" in facts.operators and "standard" not in requirements.attention:
         reasons.append("the Attention operator, which is to be decomposed")
-    if heeds_precision and precision not in wants.precisions:
-        reasons.append(f"{precision}, expected {' or '.join(wants.precisions)}")
-    if "Loop" in facts.operators and not wants.loops:
+    if heeds_precision and precision not in requirements.precisions:
+        reasons.append(f"{precision}, expected {' or '.join(requirements.precisions)}")
+    if "Loop" in facts.operators and not requirements.loops:
         reasons.append("the operator Loop")
-    if wants.static_shapes and (axes := _dynamic_axes(graph)):
+    if requirements.static_shapes and (axes := _dynamic_axes(graph)):
         reasons.append(f"axes without a size: {', '.join(axes)}")
     return reasons
 

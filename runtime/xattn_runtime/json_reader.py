@@ -101,14 +101,14 @@ class ObjectReader:
         """A list of integers from `minimum` to `maximum`."""
         expected = f"a list of integers of at least {minimum}" + ("" if maximum is None else f" and at most {maximum}")
         values = self.items(key, expected)
-        found: list[int] = []
+        integers: list[int] = []
         for value in values:
             if not isinstance(value, int) or isinstance(value, bool):
                 self.fail(key, expected, values)
             if value < minimum or (maximum is not None and value > maximum):
                 self.fail(key, expected, values)
-            found.append(value)
-        return tuple(found)
+            integers.append(value)
+        return tuple(integers)
 
     def positive(self, key: str) -> float:
         """A finite number above 0."""
@@ -150,10 +150,10 @@ class ObjectReader:
         """A list of non-empty strings, not empty itself, each once."""
         expected = "a list of different, non-empty strings"
         values = self.items(key, expected)
-        found = tuple(value for value in values if isinstance(value, str) and value)
-        if not values or len(found) != len(values) or len(set(found)) != len(found):
+        texts = tuple(value for value in values if isinstance(value, str) and value)
+        if not values or len(texts) != len(values) or len(set(texts)) != len(texts):
             self.fail(key, expected, values)
-        return found
+        return texts
 
     def text_map(self, key: str) -> dict[str, str]:
         """An object whose values are strings."""

@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.errors import BundleError
-from xattn_runtime.execution.providers import CHOSEN_HERE
+from xattn_runtime.execution.providers import RESOLVED_ON_DEVICE
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, SentimentTask, Task, VqaTask, open_task
 
@@ -59,7 +59,7 @@ def load(bundle: _Place, provider: _Provider = "cpu", threads: int | None = None
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     if task not in (None, opened.manifest.task):
         raise BundleError(f"{opened.path}: expected a bundle for {task}, found one for {opened.manifest.task}")
-    if provider in CHOSEN_HERE:
+    if provider in RESOLVED_ON_DEVICE:
         from xattn_runtime.verify.golden import chosen_settings
 
         provider = chosen_settings(provider, threads, opened)

@@ -44,8 +44,8 @@ class ColourTask(Closable, Task):
         """float32 `[colours]`."""
         return self._images.encode(image).tensors["image_embeddings"][0]
 
-    def answer(self, given: TaskInput) -> TaskResult:
-        scores = self.scores(given.image)
+    def answer(self, task_input: TaskInput) -> TaskResult:
+        scores = self.scores(task_input.image)
         colour = COLOURS[int(scores.argmax())]
         return TaskResult(colour, data={"colour": colour, "scores": scores.tolist()})
 

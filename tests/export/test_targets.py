@@ -15,11 +15,11 @@ from xattn_runtime.verify.golden import verify_bundle
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_a_row_is_what_its_provider_wants(target):
-    wants = target.row.wants
-    assert LOWEST_OPSET[target.attention] <= target.opset <= min(wants.highest_opset, target.highest_opset)
-    assert target.attention in wants.attention
-    assert target.mode.partition("-")[0] in wants.precisions
-    assert target.static_batch == wants.static_shapes
+    requirements = target.row.requirements
+    assert LOWEST_OPSET[target.attention] <= target.opset <= min(requirements.highest_opset, target.highest_opset)
+    assert target.attention in requirements.attention
+    assert target.mode.partition("-")[0] in requirements.precisions
+    assert target.static_batch == requirements.static_shapes
 
 
 @pytest.mark.parametrize("name", ["npu", "jetson", "android"])

@@ -51,15 +51,15 @@ def check_tokens(name: str, tokens: Tensor, *axes: str, width: int) -> None:
     Raises:
         ValueError: it is not; names `name`, the shape expected and the one found.
     """
-    found = list(tokens.shape)
+    shape = list(tokens.shape)
     expected = f"[{', '.join((*axes, str(width)))}]"
-    if len(found) != len(axes) + 1 or found[-1] != width:
-        raise ValueError(f"{name}: expected the shape {expected}, found {found}")
+    if len(shape) != len(axes) + 1 or shape[-1] != width:
+        raise ValueError(f"{name}: expected the shape {expected}, found {shape}")
     if torch.compiler.is_exporting():
         return
-    for axis, size in zip(axes, found, strict=False):
+    for axis, size in zip(axes, shape, strict=False):
         if size == 0:
-            raise ValueError(f"{name}: expected the shape {expected} with at least one of {axis}, found {found}")
+            raise ValueError(f"{name}: expected the shape {expected} with at least one of {axis}, found {shape}")
 
 
 def check_mask(name: str, mask: Tensor, *shapes: Mapping[str, int]) -> None:

@@ -6,7 +6,7 @@ With β the weights of the members inside a group, α those of the groups and m_
 β_g = softmax_p(s(q, k_gp))       α = softmax_g(s(q, Σ_p a_gp m_gp))       output = Σ_g α_g Σ_p β_gp v_gp
 ```
 
-where a is the mean over the members when groups are looked at first, and β when members are. So the weights
+where a is the mean over the members when groups are attended to first, and β when members are. So the weights
 `α_g β_gp` of all members sum to 1.
 """
 
@@ -46,7 +46,7 @@ class HierarchicalAttention(nn.Module):
         dim_q: width of the queries.
         dim_k: width of the context; the number of heads divides it.
         dim_v: width of the output; the number of heads divides it.
-        order: which of the two is looked at first.
+        order: which of the two is attended to first.
         options: of the attention on both levels.
 
     Raises:

@@ -71,8 +71,8 @@ class _Commands(TyperGroup):
 app = new_app(cls=_Commands, add_completion=True, invoke_without_command=True)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from xattn_runtime.version import installed_version
 
         typer.echo(f"xattn-edge {installed_version()}")
@@ -90,8 +90,8 @@ def root(
 
     \b
     Examples:
-      xattn-edge caption picture.png
-      xattn-edge vqa picture.png "what color is the shape?"
+      xattn-edge caption photo.png
+      xattn-edge vqa photo.png "what color is the shape?"
       xattn-edge verify emoji-caption
       xattn-edge COMMAND --help
 

@@ -40,7 +40,7 @@ def data_sets() -> tuple[DataSet, ...]:
             "easy-vqa",
             "vqa",
             "MIT",
-            "pictures, questions",
+            "images, questions",
             easy_vqa.SPLITS,
             find_spec("easy_vqa") is not None,
         ),

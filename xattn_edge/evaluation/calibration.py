@@ -47,13 +47,13 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     """
     right = logits.argmax(axis=1) == labels
     count = int(right.sum())
-    wanted = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+    targets = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
 
     def loss(inverse: float) -> float:
         log_probs = log_softmax(np.asarray(logits * np.float32(inverse), dtype=np.float32)).astype(np.float64)
         best = log_probs.max(axis=1)
         others = np.log(np.maximum(np.sort(np.exp(log_probs), axis=1)[:, :-1].sum(axis=1), 1e-30))
-        return -float((wanted * best + (1 - wanted) * others).mean())
+        return -float((targets * best + (1 - targets) * others).mean())
 
     low, high = 1 / _HIGHEST, 1 / _LOWEST
     for _ in range(_ROUNDS):

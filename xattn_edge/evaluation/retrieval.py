@@ -18,7 +18,7 @@ __all__ = ["RECALLS", "RERANKED", "recall", "retrieval_scores"]
 
 RECALLS = (1, 5, 10)
 RERANKED = 10
-"""How many of the nearest are looked at again."""
+"""How many of the nearest are reranked."""
 
 _POOL_PX = 3
 _GALLERY = "noto"

@@ -160,7 +160,7 @@ def _evaluate_sentiment(
     for number, part in enumerate(parts.values()):
         progress(f"reading {part.name}", number / len(parts))
         rows = part_sentences(data, part)[:limit]
-        found = [
+        labels = [
             _label(
                 task,
                 Utterance(
@@ -171,14 +171,14 @@ def _evaluate_sentiment(
             )
             for row in rows
         ]
-        scores[part.name] = label_scores(found, [row.label for row in rows])
+        scores[part.name] = label_scores(labels, [row.label for row in rows])
     return scores
 
 
 def _label(task: SentimentTask, utterance: Utterance) -> str:
     """Of one utterance; none, which is wrong, of one whose text the model cannot read."""
     try:
-        return task.tell(utterance).label
+        return task.rate_utterance(utterance).label
     except QuestionError:
         return ""
 
@@ -187,10 +187,10 @@ def _of_split(parts: dict[str, _Part], split: str) -> dict[str, _Part]:
     """All parts, or those whose names begin with `split`."""
     if split == _ALL_SPLITS:
         return parts
-    found = {name: part for name, part in parts.items() if name.startswith(split)}
-    if not found:
+    chosen = {name: part for name, part in parts.items() if name.startswith(split)}
+    if not chosen:
         raise DataError(f"unknown split {split!r}; expected {_ALL_SPLITS} or one of {', '.join(parts)}")
-    return found
+    return chosen
 
 
 def _weighted_means(per_split: dict[str, dict[str, float]], total: int) -> dict[str, float]:

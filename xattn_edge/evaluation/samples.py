@@ -69,7 +69,7 @@ def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
         raise UserError(f"expected at least 1 example, found {count}")
     if data == GOLDEN:
         cases = bundle.manifest.golden.cases[:count]
-        return Samples(GOLDEN, [Sample(bundle.file(case.image), case.asked) for case in cases])
+        return Samples(GOLDEN, [Sample(bundle.file(case.image), case.input_text) for case in cases])
     if data not in DATA_SETS and Path(data).is_dir():
         return Samples(Path(data).name, _images(bundle, Path(data), count))
     check_task(bundle, data)
@@ -106,7 +106,7 @@ def _images(bundle: Bundle, folder: Path, count: int) -> list[Sample]:
     paths = image_files(folder)[:count]
     if not paths:
         raise DataError(f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none")
-    texts = [case.asked for case in bundle.manifest.golden.cases]
+    texts = [case.input_text for case in bundle.manifest.golden.cases]
     return [Sample(path, text) for path, text in zip(paths, cycle(texts), strict=False)]
 
 

@@ -42,8 +42,8 @@ class AdaptiveFusion(nn.Module):
         """`[batch, width of each]` to `[batch, width]`; weights `[batch, modalities]`."""
         parts, present = without_missing(modalities, self.widths, present)
         if self.training and self.drop:
-            kept = present & (torch.rand(present.shape, device=present.device) >= self.drop)
-            present = torch.where(kept.any(-1, keepdim=True), kept, present)
+            remaining = present & (torch.rand(present.shape, device=present.device) >= self.drop)
+            present = torch.where(remaining.any(-1, keepdim=True), remaining, present)
         weights = masked_softmax(self.scores.expand(present.shape), present)
         projected = [F.gelu(project(part)) for project, part in zip(self.project, parts, strict=True)]
         return weighted_sum(projected, weights)

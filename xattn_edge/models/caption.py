@@ -135,11 +135,11 @@ class CaptionModel(nn.Module):
         logits = self.decide(tokens.flatten(0, 1), seen.flatten(0, 1))
         return logits.view(*tokens.shape[:2], -1), present
 
-    def decide(self, said: Tensor, seen: Tensor) -> Tensor:
-        """Logits `[rows, vocabulary]` of the words after what was said and seen, both `[rows, width]`."""
+    def decide(self, text: Tensor, image: Tensor) -> Tensor:
+        """Logits `[rows, vocabulary]` of the words after states of text and image, both `[rows, width]`."""
         if self.image_norm is None:
-            return cast(Tensor, self.head(self.text_norm(said)))
-        return cast(Fused, self.head([self.text_norm(said), self.image_norm(seen)])).output
+            return cast(Tensor, self.head(self.text_norm(text)))
+        return cast(Fused, self.head([self.text_norm(text), self.image_norm(image)])).output
 
     def empty_cache(self, batch: int, dtype: torch.dtype = torch.float32) -> list[KeyValue]:
         """The KV cache before the first step: `past` is 0."""

@@ -152,8 +152,8 @@ def load_mmf_layers(state: State, model: Literal["vilbert", "lxmert"], heads: in
         raise CheckpointError(f"model: expected one of {', '.join(_MODELS)}, found {model!r}")
     layers: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        if found := re.search(MMF_LAYERS[model], name):
-            layers.setdefault(int(found[1]), {})[found[2]] = tensor
+        if match := re.search(MMF_LAYERS[model], name):
+            layers.setdefault(int(match[1]), {})[match[2]] = tensor
     if not layers:
         raise CheckpointError(f"state: expected co-attention layers of {model}, found none among {len(state)} tensors")
     return tuple(_layer(layers[number], model, heads, number) for number in sorted(layers))
@@ -189,12 +189,12 @@ def _side(state: State, names: tuple[str, ...], heads: int) -> _Side:
 
 def _attention(state: State, name: str, query: str, other: str, inner: int, heads: int) -> dict[str, Tensor]:
     """Queries, keys and values; the product after the heads is that of the layer itself, so that ours is none."""
-    found = _renamed(state, {query: f"{name}.q_linear"})
+    renamed = _renamed(state, {query: f"{name}.q_linear"})
     for kind, ours in (("key", "k_linear"), ("value", "v_linear")):
         weight = state[other.format(kind) + ".weight"]
-        found[f"{name}.{ours}.weight"] = F.pad(weight, (0, inner - weight.shape[1]))
-        found[f"{name}.{ours}.bias"] = state[other.format(kind) + ".bias"]
-    return found | ({f"{name}.out_linear.weight": torch.eye(inner)} if heads > 1 else {})
+        renamed[f"{name}.{ours}.weight"] = F.pad(weight, (0, inner - weight.shape[1]))
+        renamed[f"{name}.{ours}.bias"] = state[other.format(kind) + ".bias"]
+    return renamed | ({f"{name}.out_linear.weight": torch.eye(inner)} if heads > 1 else {})
 
 
 def _renamed(state: State, names: Mapping[str, str]) -> dict[str, Tensor]:

@@ -62,8 +62,8 @@ class RegionAttention(nn.Module):
         check_tokens("regions", regions, "batch", "regions", width=self.region_linear.in_features)
         if mask is not None:
             check_mask("mask", mask, {"batch": regions.shape[0], "regions": regions.shape[1]})
-        seen, asked = self.region_linear(regions), self.asking_linear(asking)[:, None]
-        met = (seen + asked).relu() if self.meet == "sum" else seen.relu() * asked.relu()
+        key, query = self.region_linear(regions), self.asking_linear(asking)[:, None]
+        met = (key + query).relu() if self.meet == "sum" else key.relu() * query.relu()
         weights = masked_softmax(self.score_linear(met).squeeze(-1), mask)
         return (weights[:, None] @ regions).squeeze(1), weights
 
@@ -105,11 +105,11 @@ class ButdDecoder(nn.Module):
 
     def forward(self, words: Tensor, regions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits `[batch, length, vocabulary]` of what follows each of the words int64 `[batch, length]`."""
-        state, found = self.start(regions), []
+        state, steps = self.start(regions), []
         for column in words.unbind(1):
             logits, state = self.step(column, regions, state, mask)
-            found.append(logits)
-        return torch.stack(found, 1)
+            steps.append(logits)
+        return torch.stack(steps, 1)
 
 
 class PythiaHead(nn.Module):

@@ -53,12 +53,12 @@ def profile_page(document: Mapping[str, Any]) -> str:
 
 
 def _limits(limits: Sequence[Mapping[str, Any]]) -> str:
-    said = []
+    sentences = []
     for one in limits:
         rates = [f"{rate / 1e9:.0f} · 10⁹ {name} operations" for name, rate in one["operations_per_second"].items()]
         who = "One thread" if one["threads"] == 1 else f"{one['threads']} threads"
-        said.append(f"{who}: {one['bytes_per_second'] / 1e9:.1f} GB read, {', '.join(rates)} a second at best.")
-    return " ".join(said)
+        sentences.append(f"{who}: {one['bytes_per_second'] / 1e9:.1f} GB read, {', '.join(rates)} a second at best.")
+    return " ".join(sentences)
 
 
 def _stages(profiles: Sequence[Mapping[str, Any]]) -> str:

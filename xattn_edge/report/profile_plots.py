@@ -87,11 +87,11 @@ def _svg(draw: _Draw, document: _Document) -> str:
 def _stages(axes: Any, document: _Document) -> bool:
     profiles = document["profiles"]
     parts = [part for part in _PARTS if any(part in profile["stages"] for profile in profiles)]
-    before = [0.0] * len(profiles)
+    starts = [0.0] * len(profiles)
     for part in parts:
         widths = [profile["stages"].get(part, {"p50": {"ms": 0.0}})["p50"]["ms"] for profile in profiles]
-        axes.barh(_labels(profiles), widths, left=before, label=part)
-        before = [start + width for start, width in zip(before, widths, strict=True)]
+        axes.barh(_labels(profiles), widths, left=starts, label=part)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("median, ms")
     _legend(axes)
@@ -120,10 +120,10 @@ def _frontier(axes: Any, document: _Document) -> bool:
     largest = max((profile["bundle_bytes"] for profile in profiles), default=1)
     for profile, metric, label in zip(profiles, metrics, _labels(profiles), strict=True):
         size = profile["bundle_bytes"] / 1e6
-        said = f"{label}: {size:.3g} MB" + ("" if metric is None else f", {metric['name']} {metric['value']:.4g}")
+        legend = f"{label}: {size:.3g} MB" + ("" if metric is None else f", {metric['name']} {metric['value']:.4g}")
         y = metric["value"] if scored and metric else size
         area = 40 + 260 * profile["bundle_bytes"] / largest
-        axes.scatter([profile["stages"]["total"]["p50"]["ms"]], [y], s=area, alpha=0.8, label=said)
+        axes.scatter([profile["stages"]["total"]["p50"]["ms"]], [y], s=area, alpha=0.8, label=legend)
     axes.set_xlim(0, 1.15 * max((profile["stages"]["total"]["p50"]["ms"] for profile in profiles), default=1))
     axes.set_xlabel("total, ms; the area of a point is the size of the bundle")
     axes.set_ylabel(f"{next(iter(named))}" if scored else "bundle, MB")
@@ -182,7 +182,7 @@ def _layers(axes: Any, document: _Document) -> bool:
 
 
 def _labels(profiles: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells the combinations apart: the file's name, and the rest where several have it."""
+    """What distinguishes the combinations: the file's name, and the rest where several have it."""
     names = [str(profile["bundle"]).replace("\\", "/").rstrip("/").rpartition("/")[2] for profile in profiles]
     labels = []
     for name, profile in zip(names, profiles, strict=True):

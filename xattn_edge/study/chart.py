@@ -89,9 +89,9 @@ def _axes(across: _Axis, up: _Axis) -> list[str]:
 def _dot(point: Point, across: _Axis, up: _Axis, colour: str) -> str:
     x, y = across(point.milliseconds), up(point.accuracy)
     low, high = up(point.accuracy - point.deviation), up(point.accuracy + point.deviation)
-    told = f"{point.mechanism}, {point.fusion}: {point.accuracy:.1f} %, {point.milliseconds:.2f} ms"
+    label = f"{point.mechanism}, {point.fusion}: {point.accuracy:.1f} %, {point.milliseconds:.2f} ms"
     return (
         f'<g stroke="{colour}"><line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}" fill-opacity="0.75">'
-        f"<title>{escape(told)}</title></circle></g>"
+        f"<title>{escape(label)}</title></circle></g>"
     )

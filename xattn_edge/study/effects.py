@@ -92,8 +92,8 @@ def effects_of(cells: Mapping[tuple[str, str], Sequence[float]]) -> Effects | No
         return None
     seeds = min(len(cells[mechanism, fusion]) for mechanism in mechanisms for fusion in fusions)
     grid = [[list(cells[mechanism, fusion])[:seeds] for fusion in fusions] for mechanism in mechanisms]
-    turned = [list(column) for column in zip(*grid, strict=True)]
-    return Effects(_means(mechanisms, grid), _means(fusions, turned), seeds, _shares(grid))
+    transposed = [list(column) for column in zip(*grid, strict=True)]
+    return Effects(_means(mechanisms, grid), _means(fusions, transposed), seeds, _shares(grid))
 
 
 def _means(names: Sequence[str], grid: Sequence[Sequence[Sequence[float]]]) -> Means:

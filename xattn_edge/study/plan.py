@@ -101,10 +101,10 @@ class StudyPlan:
 
 def described(combination: Combination) -> str:
     """The mechanism of a combination, with what of its attention is not as usual."""
-    told = [combination.mechanism]
-    told += [combination.weighting] * (combination.weighting != "soft")
-    told += [combination.similarity] * (combination.similarity != "scaled_dot")
-    return ", ".join(told)
+    parts = [combination.mechanism]
+    parts += [combination.weighting] * (combination.weighting != "soft")
+    parts += [combination.similarity] * (combination.similarity != "scaled_dot")
+    return ", ".join(parts)
 
 
 _Config = TypeVar("_Config")
@@ -116,7 +116,7 @@ def widest(make: Callable[[int], _Config], build: Callable[[_Config], nn.Module]
     Raises:
         ValueError: parts that do not go together, or a budget that not even the narrowest keeps.
     """
-    found = None
+    best = None
     low, high = 1, _MOST_WIDTH // _WIDTH_STEP
     while low <= high:
         middle = (low + high) // 2
@@ -124,9 +124,9 @@ def widest(make: Callable[[int], _Config], build: Callable[[_Config], nn.Module]
         with torch.device("meta"):
             count = sum(parameter.numel() for parameter in build(config).parameters())
         if count <= most:
-            found, low = (config, count), middle + 1
+            best, low = (config, count), middle + 1
         else:
             high = middle - 1
-    if found is None:
+    if best is None:
         raise ValueError(f"parameters: expected a budget for a width of {_WIDTH_STEP}, found {most}")
-    return found
+    return best

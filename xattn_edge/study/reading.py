@@ -19,16 +19,16 @@ def coverage(rows: Sequence[CombinationResult]) -> str:
     measured = sum(seeds.values())
     refused = len(rows) - measured
     counts = [f"{number} with {_seeds(count)}" for count, number in sorted(seeds.items(), reverse=True)]
-    told = f"Of {len(every)} combinations of mechanism and fusion {measured} are measured: {', '.join(counts)}."
+    text = f"Of {len(every)} combinations of mechanism and fusion {measured} are measured: {', '.join(counts)}."
     if refused:
-        told += f" {refused} {'is' if refused == 1 else 'are'} refused."
+        text += f" {refused} {'is' if refused == 1 else 'are'} refused."
     if min(seeds) == 1:
-        told += " Of one seed alone nothing is known of the spread."
+        text += " Of one seed alone nothing is known of the spread."
     missing: dict[str, list[str]] = {}
     for mechanism, fusion in every:
         if (mechanism, fusion) not in {(each.mechanism, each.fusion) for each in rows}:
             missing.setdefault(mechanism, []).append(fusion)
-    return f"{told} Not measured: {_missing(missing)}." if missing else told
+    return f"{text} Not measured: {_missing(missing)}." if missing else text
 
 
 def _seeds(count: int) -> str:
@@ -41,17 +41,17 @@ def _missing(missing: dict[str, list[str]]) -> str:
     alike: dict[tuple[str, ...], list[str]] = {}
     for mechanism, without in missing.items():
         alike.setdefault(tuple(without), []).append(mechanism)
-    told = []
+    parts = []
     for absent, mechanisms in alike.items():
-        there = [fusion for fusion in fusions if fusion not in absent]
-        if not there:
+        present = [fusion for fusion in fusions if fusion not in absent]
+        if not present:
             what = "any fusion"
-        elif len(there) < len(absent):
-            what = f"any fusion but {_names(there)}"
+        elif len(present) < len(absent):
+            what = f"any fusion but {_names(present)}"
         else:
             what = _names(absent)
-        told.append(f"{_names(mechanisms)} with {what}")
-    return "; ".join(told)
+        parts.append(f"{_names(mechanisms)} with {what}")
+    return "; ".join(parts)
 
 
 def grid_lines(measured: Sequence[CombinationResult]) -> list[str]:
@@ -61,18 +61,18 @@ def grid_lines(measured: Sequence[CombinationResult]) -> list[str]:
     mechanisms = [name for name in dict.fromkeys(each[0] for each in order) if any(name == key[0] for key in cells)]
     fusions = [name for name in dict.fromkeys(each[1] for each in order) if any(name == key[1] for key in cells)]
     places = [(mechanism, fusion) for mechanism in mechanisms for fusion in fusions]
-    found = effects_of({place: cells[place].accuracies for place in places if place in cells})
+    effects = effects_of({place: cells[place].accuracies for place in places if place in cells})
     lines = [
         f"| accuracy, % | {' | '.join(f'`{name}`' for name in fusions)} | mean |",
         "|---" * (len(fusions) + 2) + "|",
     ]
     for mechanism in mechanisms:
         row = [_cell(cells.get((mechanism, fusion))) for fusion in fusions]
-        lines.append(f"| {' | '.join([mechanism, *row, _mean(found.mechanisms if found else None, mechanism)])} |")
-    if found is None:
+        lines.append(f"| {' | '.join([mechanism, *row, _mean(effects.mechanisms if effects else None, mechanism)])} |")
+    if effects is None:
         return [*lines, "", "Means over a row or column would compare unlike things, as the table has gaps."]
-    means = [_mean(found.fusions, fusion) for fusion in fusions]
-    return [*lines, f"| {' | '.join(['mean', *means, ''])} |", "", *_reading(found, mechanisms)]
+    means = [_mean(effects.fusions, fusion) for fusion in fusions]
+    return [*lines, f"| {' | '.join(['mean', *means, ''])} |", "", *_reading(effects, mechanisms)]
 
 
 def _cell(each: CombinationResult | None) -> str:
@@ -87,23 +87,23 @@ def _mean(side: Means | None, name: str) -> str:
     return f"**{side.means[name]:.1f}** ± {side.half_interval:.1f}"
 
 
-def _reading(found: Effects, mechanisms: Sequence[str]) -> list[str]:
-    left_out = [name for name in mechanisms if name not in found.mechanisms.means]
-    if found.seeds > 1:
-        source = f"from how the mean differs over {found.seeds} seeds beyond what all share"
+def _reading(effects: Effects, mechanisms: Sequence[str]) -> list[str]:
+    left_out = [name for name in mechanisms if name not in effects.mechanisms.means]
+    if effects.seeds > 1:
+        source = f"from how the mean differs over {effects.seeds} seeds beyond what all share"
     else:
         source = (
             "from how unevenly it comes about on the other side of the table; what luck the one seed brought to a "
             "whole row or column is not in it, so that the intervals are too narrow rather than too wide"
         )
-    within = " In a cell, ± is the standard deviation over seeds." if found.seeds > 1 else ""
-    by_mechanism, by_fusion, left = (100 * share for share in found.shares)
+    within = " In a cell, ± is the standard deviation over seeds." if effects.seeds > 1 else ""
+    by_mechanism, by_fusion, left = (100 * share for share in effects.shares)
     return [
         f"Means are over a row or a column; ± is half a 95 % interval, {source}.{within}"
         + (f" Not in the means, as they lack fusions: {_names(left_out)}." if left_out else ""),
         "",
-        _side("Mechanisms, over all fusions", found.mechanisms),
-        _side("Fusions, over all mechanisms", found.fusions),
+        _side("Mechanisms, over all fusions", effects.mechanisms),
+        _side("Fusions, over all mechanisms", effects.fusions),
         f"- Of the variance between cells {by_mechanism:.0f} % go with the mechanism, {by_fusion:.0f} % with the "
         f"fusion, {left:.0f} % with neither alone: their interplay, and chance.",
     ]
@@ -114,9 +114,9 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _side(what: str, side: Means) -> str:
-    told = f"- {what}: `{side.highest}` is highest with {side.means[side.highest]:.1f} %"
+    text = f"- {what}: `{side.highest}` is highest with {side.means[side.highest]:.1f} %"
     alike = side.like_highest
-    told += f"; not distinguished from it: {_names(alike)}" if alike else ""
+    text += f"; not distinguished from it: {_names(alike)}" if alike else ""
     lower = [name for name in sorted(side.means, key=lambda name: -side.means[name]) if name not in alike][1:]
-    told += f"; lower: {_names(lower)}" if lower else ""
-    return f"{told}. Two are distinguished when more than {side.least_difference:.1f} points lie between them."
+    text += f"; lower: {_names(lower)}" if lower else ""
+    return f"{text}. Two are distinguished when more than {side.least_difference:.1f} points lie between them."

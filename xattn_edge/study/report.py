@@ -100,7 +100,7 @@ def _section(
         "",
         *grid_lines(measured),
         "",
-        *_said(measured, spread),
+        *_conclusions(measured, spread),
         "",
         f"![accuracy against latency]({chart})",
         "",
@@ -126,11 +126,11 @@ def _below(measured: Sequence[CombinationResult], floor: float) -> str:
 
 def _row(each: CombinationResult, best: CombinationResult, spread: Spread | None) -> str:
     if each is best:
-        told = "is it"
+        verdict = "is it"
     elif spread is None:
-        told = "–"
+        verdict = "–"
     else:
-        told = "no" if _alike(each, best, spread) else "yes"
+        verdict = "no" if _alike(each, best, spread) else "yes"
     cells = [
         each.mechanism,
         f"`{each.fusion}`",
@@ -138,7 +138,7 @@ def _row(each: CombinationResult, best: CombinationResult, spread: Spread | None
         "–" if each.deviation is None else f"± {each.deviation:.1f}",
         f"{min(each.accuracies):.1f} to {max(each.accuracies):.1f}",
         str(len(each.accuracies)),
-        told,
+        verdict,
         str(each.width),
         f"{each.parameters:,}",
         *(f"{each.bytes[precision] / 1000:,.0f}" for precision in ("fp32", "int8")),
@@ -147,7 +147,7 @@ def _row(each: CombinationResult, best: CombinationResult, spread: Spread | None
     return "| " + " | ".join(cells) + " |"
 
 
-def _said(measured: Sequence[CombinationResult], spread: Spread | None) -> list[str]:
+def _conclusions(measured: Sequence[CombinationResult], spread: Spread | None) -> list[str]:
     """What the figures support: which cannot be distinguished from the best, and which is the fastest of those."""
     best, lowest = measured[0], measured[-1]
     if spread is None:

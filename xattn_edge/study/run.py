@@ -83,7 +83,7 @@ def study(
             progress(what, (number + step / plan.steps) / len(todo))
 
         _run(folder, subjects[task], name, combination, seed, on_step, command)
-    return _told(folder, plan, subjects, report, threads, command, progress)
+    return _reported(folder, plan, subjects, report, threads, command, progress)
 
 
 def report_study(
@@ -95,9 +95,9 @@ def report_study(
     command: str = "",
     progress: Progress = silent,
 ) -> StudyReport:
-    """Time what a study has trained so far, however much that is, and write what it says; train nothing.
+    """Time what a study has trained so far, however much that is, and write the report; train nothing.
 
-    Tasks and combinations may have any number of seeds; the report tells how many.
+    Tasks and combinations may have any number of seeds; the report states how many.
 
     Args:
         folder: of a study.
@@ -116,16 +116,16 @@ def report_study(
     sizes = {name: budget[name] for name in ("steps", "batch", "test_pictures", "test_sentences")}
     plan = StudyPlan(tasks=tasks, seeds=max(seeds, default=1), **sizes)
     _prepare(folder, plan)
-    there = tuple(task for task in tasks if any(_runs(folder, plan, task, each) for each in plan.combinations))
-    if not there:
+    present = tuple(task for task in tasks if any(_runs(folder, plan, task, each) for each in plan.combinations))
+    if not present:
         raise UserError(f"{folder}: expected runs of {' or '.join(tasks)}, found none; train them first")
     torch.set_num_threads(threads)
-    plan = replace(plan, tasks=there)
-    subjects = {task: make_subject(task, plan) for task in there}
-    return _told(folder, plan, subjects, report, threads, command, progress)
+    plan = replace(plan, tasks=present)
+    subjects = {task: make_subject(task, plan) for task in present}
+    return _reported(folder, plan, subjects, report, threads, command, progress)
 
 
-def _told(
+def _reported(
     folder: Path,
     plan: StudyPlan,
     subjects: dict[TaskName, Subject],
@@ -134,10 +134,10 @@ def _told(
     command: str,
     progress: Progress,
 ) -> StudyReport:
-    """Time what there is of a plan, and report it."""
+    """Time the trained models of a plan, and report them."""
     times = _times(folder, plan, subjects, threads, lambda what: progress(what, 1.0))
-    found = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
-    results = tuple(each for each in found if each is not None)
+    measured = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
+    results = tuple(each for each in measured if each is not None)
     path = report or folder / "report.md"
     floors: dict[str, tuple[float, int]] = {task: (subject.floor, subject.tested) for task, subject in subjects.items()}
     write_report(path, plan, results, floors, threads, command)
@@ -149,9 +149,9 @@ def _prepare(folder: Path, plan: StudyPlan) -> None:
     budget = json.loads(json.dumps(plan.budget()))
     path = folder / _BUDGET
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found != budget:
-            raise OutputError(f"{folder}: holds a study of another budget, {found}; expected {budget}; name another")
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        if recorded != budget:
+            raise OutputError(f"{folder}: holds a study of another budget, {recorded}; expected {budget}; name another")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder}: holds something else than a study; name an empty folder")
@@ -186,11 +186,11 @@ def _run(
         atomic_write(path, json.dumps({"forbidden": str(error)}) + "\n")
         return
     subject.fit(seed, on_step)
-    found: dict[str, Any] = {"width": width, "parameters": parameters, "accuracy": subject.accuracy()}
-    found["training_seconds"] = round(time.monotonic() - began, 2)
+    result: dict[str, Any] = {"width": width, "parameters": parameters, "accuracy": subject.accuracy()}
+    result["training_seconds"] = round(time.monotonic() - began, 2)
     if seed == 0:
-        found |= _bundle_bytes(folder, subject, name, command)
-    atomic_write(path, json.dumps(found, indent=2) + "\n")
+        result |= _bundle_bytes(folder, subject, name, command)
+    atomic_write(path, json.dumps(result, indent=2) + "\n")
 
 
 def _bundle_bytes(folder: Path, subject: Subject, name: str, command: str) -> dict[str, int]:
@@ -211,7 +211,7 @@ def _bundle(folder: Path, name: str, precision: str) -> Path:
 
 
 def _times(
-    folder: Path, plan: StudyPlan, subjects: dict[TaskName, Subject], threads: int, tell: Callable[[str], None]
+    folder: Path, plan: StudyPlan, subjects: dict[TaskName, Subject], threads: int, progress: Callable[[str], None]
 ) -> dict[str, float]:
     """Milliseconds of a call by bundle: the median of rounds, in each of which every bundle has its turn.
 
@@ -221,13 +221,15 @@ def _times(
     path = folder / _TIMES
     how = {"threads": threads, "processor": processor()}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if all(found.get(name) == value for name, value in how.items()) and set(found["milliseconds"]) >= set(bundles):
-            return dict(found["milliseconds"])
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        if all(recorded.get(name) == value for name, value in how.items()) and set(recorded["milliseconds"]) >= set(
+            bundles
+        ):
+            return dict(recorded["milliseconds"])
     rounds: dict[str, list[float]] = {name: [] for name in bundles}
     for number in range(_ROUNDS):
         for name, task in bundles.items():
-            tell(f"timing {name}, round {number + 1} of {_ROUNDS}")
+            progress(f"timing {name}, round {number + 1} of {_ROUNDS}")
             call = subjects[task].call(folder / _BUNDLES / name, threads)
             rounds[name].append(_milliseconds(call))
     times = {name: statistics.median(values) for name, values in rounds.items()}
@@ -275,11 +277,11 @@ def _measured(
     if not runs:
         return None
     name, first = _name(task, combination), runs[0]
-    told: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
+    identity: dict[str, Any] = {"task": task, "mechanism": described(combination), "fusion": combination.fusion}
     if "forbidden" in first:
-        return CombinationResult(**told, forbidden=first["forbidden"])
+        return CombinationResult(**identity, forbidden=first["forbidden"])
     return CombinationResult(
-        **told,
+        **identity,
         accuracies=tuple(run["accuracy"] for run in runs),
         width=first["width"],
         parameters=first["parameters"],

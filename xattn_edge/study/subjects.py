@@ -159,8 +159,8 @@ class _Sentiment:
 
     @torch.inference_mode()
     def accuracy(self) -> float:
-        found = [LABELS[index] for inputs in self._test for index in self._task.model(*inputs).argmax(1).tolist()]
-        return 100 * label_scores(found, self._labels)["accuracy"]
+        labels = [LABELS[index] for inputs in self._test for index in self._task.model(*inputs).argmax(1).tolist()]
+        return 100 * label_scores(labels, self._labels)["accuracy"]
 
     def save(self, folder: Path) -> None:
         save_checkpoint(_checkpoint(folder, "sentiment", self._task, self._recipe))
@@ -168,7 +168,7 @@ class _Sentiment:
     def call(self, bundle: Path, threads: int) -> Callable[[], object]:
         task, row = load(bundle, threads=threads, task="sentiment"), self._rows[0]
         utterance = Utterance(row.text, frames=list(self._data.frames(row)), log_mel=self._data.speech(row))
-        return lambda: task.tell(utterance)
+        return lambda: task.rate_utterance(utterance)
 
 
 def _spread(rows: list[Sentence], most: int) -> list[Sentence]:

@@ -32,8 +32,8 @@ class Combination:
 
     def label(self) -> str:
         """What is chosen, without what is left as it is by default: `two-way-cosine`; `text-to-image` at the least."""
-        told = [field for field in fields(self)[1:] if field.name != "layers"]
-        chosen = [str(getattr(self, field.name)) for field in told if getattr(self, field.name) != field.default]
+        options = [field for field in fields(self)[1:] if field.name != "layers"]
+        chosen = [str(getattr(self, field.name)) for field in options if getattr(self, field.name) != field.default]
         return "-".join([self.mechanism, *chosen]).replace("_", "-")
 
     def mechanism_config(self, heads: int) -> MechanismConfig:

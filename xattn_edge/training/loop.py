@@ -202,14 +202,14 @@ def _restore(path: Path, identity: dict[str, Any], model: nn.Module, optimizer: 
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found, done = json.loads(metadata["identity"]), int(metadata["done"])
+        recorded, done = json.loads(metadata["identity"]), int(metadata["done"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); start anew with --overwrite") from error
-    if found != json.loads(json.dumps(identity)):
+    if recorded != json.loads(json.dumps(identity)):
         changed = [
-            f"{key} {found.get(key)!r} there, {identity[key]!r} here"
+            f"{key} {recorded.get(key)!r} there, {identity[key]!r} here"
             for key in identity
-            if found.get(key) != identity[key]
+            if recorded.get(key) != identity[key]
         ]
         raise OutputError(f"{path.parent}: holds another unfinished training ({'; '.join(changed)}); use --overwrite")
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})

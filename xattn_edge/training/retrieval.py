@@ -123,11 +123,11 @@ class RetrievalTraining:
     @torch.inference_mode()
     def _embed_images(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         model = self.trained_model
-        found = [
+        parts = [
             model.embed_image(model.encode_image(normalized(images[start : start + _BATCH])))
             for start in range(0, len(images), _BATCH)
         ]
-        embeddings: NDArray[np.float32] = torch.cat(found).numpy()
+        embeddings: NDArray[np.float32] = torch.cat(parts).numpy()
         return embeddings
 
     @torch.inference_mode()

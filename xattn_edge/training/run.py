@@ -89,13 +89,13 @@ def train(
         raise UserError(f"expected at least one training step, found {steps}")
     recipe = kind.recipe if steps is None else dataclasses.replace(kind.recipe, steps=steps)
     _prepare_output(output, overwrite)
-    tell = progress or (lambda _: None)
-    tell(TrainProgress(0, recipe.steps, None, "reading the data"))
+    on_progress = progress or (lambda _: None)
+    on_progress(TrainProgress(0, recipe.steps, None, "reading the data"))
     torch.set_num_threads(threads or max(1, torch.get_num_threads() - 1))
     torch.manual_seed(seed)
     if combination is not None:
         recipe = dataclasses.replace(recipe, name=f"{recipe.name}-{combination.label()}", layers=combination.layers)
-    return _run(task, kind.begin(recipe, seed, choices), recipe, output, seed, tell)
+    return _run(task, kind.begin(recipe, seed, choices), recipe, output, seed, on_progress)
 
 
 def _run(
@@ -104,20 +104,20 @@ def _run(
     recipe: Recipe,
     output: Path,
     seed: int,
-    tell: Callable[[TrainProgress], None],
+    progress: Callable[[TrainProgress], None],
 ) -> TrainReport:
     identity = {"task": name, "seed": seed, **dataclasses.asdict(recipe), "config": dataclasses.asdict(task.config)}
     started, earlier = time.monotonic(), _seconds_so_far(output)
 
     def on_step(done: int, loss: float | None) -> None:
-        tell(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"resuming after step {done}"))
+        progress(TrainProgress(done, recipe.steps, loss, "" if loss is not None else f"resuming after step {done}"))
 
     try:
         fit(task, recipe, output, identity, on_step)
     finally:
         seconds = earlier + time.monotonic() - started
         atomic_write(output / _SECONDS_FILE, json.dumps(seconds))
-    tell(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
+    progress(TrainProgress(recipe.steps, recipe.steps, None, "evaluating on the held-out split"))
     evaluation = {**task.report(), "data": recipe.data, "training_seconds": round(seconds, 1)}
     atomic_write(output / "report.json", json.dumps(evaluation, indent=2) + "\n")
     save_checkpoint(

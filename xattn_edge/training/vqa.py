@@ -103,10 +103,16 @@ class VqaTraining:
         """
         shown = _by_image(self._data.samples("test"))[:images]
         pixels = np.stack([_read(samples[0], self._recipe.image_size_px) for samples in shown])
-        asked = [(number, sample) for number, samples in enumerate(shown) for sample in samples]
-        input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for _, sample in asked])
-        answers = [self.config.answers.index(sample.answer) for _, sample in asked]
-        return normalized(pixels), input_ids, mask, torch.tensor([number for number, _ in asked]), torch.tensor(answers)
+        numbered = [(number, sample) for number, samples in enumerate(shown) for sample in samples]
+        input_ids, mask = _padded([self.tokenizer.encode(sample.question).ids for _, sample in numbered])
+        answers = [self.config.answers.index(sample.answer) for _, sample in numbered]
+        return (
+            normalized(pixels),
+            input_ids,
+            mask,
+            torch.tensor([number for number, _ in numbered]),
+            torch.tensor(answers),
+        )
 
     @torch.inference_mode()
     def report(self) -> dict[str, Any]:

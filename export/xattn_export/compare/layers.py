@@ -164,4 +164,4 @@ def _session(
         shutil.copyfile(source.parent / location, folder / location)
     path = folder / source.name
     path.write_bytes(extended.SerializeToString())
-    return load_graph(path, bundle.manifest, settings.requested, settings.threads, tell=False).session
+    return load_graph(path, bundle.manifest, settings.requested, settings.threads, log=False).session

@@ -185,7 +185,7 @@ def _same_tokens(task: Task, ours: Task) -> tuple[int, int]:
     """
     cases, same = task.bundle.manifest.golden.cases, 0
     for case in cases:
-        golden = TaskInput(task.bundle.file(case.image), case.asked)
+        golden = TaskInput(task.bundle.file(case.image), case.input_text)
         actual, expected = task.answer(golden).token_ids, ours.answer(golden).token_ids
         same += actual == expected or _is_tie(ours, golden, expected, actual)
     return same, len(cases)

@@ -124,7 +124,7 @@ def _generate(
     """Token ids and their log-probabilities, as the bundle's settings say, greedily."""
     writer = composition.writer
     integers = writer.constants.integers
-    request = decoding.asked(prompt_ids=prompt_ids)
+    request = decoding.for_call(prompt_ids=prompt_ids)
     prompt = _tiled(writer, request.prompt_token_ids, batch)
     limit = integers(request.max_new_tokens)
     if question is not None:
@@ -154,7 +154,7 @@ def _generate(
 
 
 def _limit_after(writer: GraphWriter, decoding: Decoding, question: str) -> str:
-    """How many tokens may follow the question, int64 `[]`; as `Decoding.asked` has it."""
+    """How many tokens may follow the question, int64 `[]`; as `Decoding.for_call` has it."""
     integers = writer.constants.integers
     start = len(decoding.prompt_token_ids)
     room = (decoding.max_positions or start + decoding.max_new_tokens) - start

@@ -86,7 +86,7 @@ class Decoding:
         )
         return self.beams == 1 and not any(settings_of_scores)
 
-    def asked(
+    def for_call(
         self, *, prompt_ids: Sequence[int] = (), beams: int | None = None, max_new_tokens: int | None = None
     ) -> Decoding:
         """The settings of one call: `prompt_ids` fed after the prompt, `max_new_tokens` as far as it then can go.

@@ -92,8 +92,8 @@ class Provenance:
 class GoldenCase:
     """An input with the trained model's own output.
 
-    text: what it says; None where it is so unsure that rounding may change it.
-    question: asked of the image, for VQA; what is said, for sentiment, where it is known.
+    text: the answer; None where it is so unsure that rounding may change it.
+    question: about the image, for VQA; the transcript, for sentiment, where it is known.
     token_ids: generated, for captioning and generative VQA.
     query: the text embedded beside the image, for retrieval.
     """
@@ -106,7 +106,7 @@ class GoldenCase:
     query: str | None = None
 
     @property
-    def asked(self) -> str | None:
+    def input_text(self) -> str | None:
         """The text beside the image, whatever the task calls it."""
         return self.question if self.query is None else self.query
 
@@ -255,11 +255,11 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
 
 
 def _check_schema_version(root: ObjectReader, file: str) -> None:
-    found = root.raw("schema_version", str(SCHEMA_VERSION))
-    if found != SCHEMA_VERSION or isinstance(found, bool):
+    version = root.raw("schema_version", str(SCHEMA_VERSION))
+    if version != SCHEMA_VERSION or isinstance(version, bool):
         raise BundleError(
             f"{file}: schema_version: expected {SCHEMA_VERSION}, the one version that this runtime reads, "
-            f"found {show(found)}; install the xattn-edge that wrote the bundle, or export it again with this one"
+            f"found {show(version)}; install the xattn-edge that wrote the bundle, or export it again with this one"
         )
 
 
@@ -329,7 +329,7 @@ def _golden(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> Gol
 
 
 def _case(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> GoldenCase:
-    def asked(key: str) -> str | None:
+    def question_or_query(key: str) -> str | None:
         has_it = spec.text_key == key and (spec.text_required or key in reader)
         return reader.text(key) if has_it else None
 
@@ -337,9 +337,9 @@ def _case(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> Golde
         image=reader.path("image"),
         tensors=reader.path("tensors"),
         text=_any_text(reader, "text") if "text" in reader else None,
-        question=asked("question"),
+        question=question_or_query("question"),
         token_ids=reader.integers("token_ids") if "decoder" in roles else None,
-        query=asked("query"),
+        query=question_or_query("query"),
     )
     reader.finish()
     return case

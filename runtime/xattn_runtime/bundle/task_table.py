@@ -22,7 +22,7 @@ class TaskSpec:
     default_bundle: the name of the bundle that comes with the package, if one does.
     text_key: what a golden case calls the text beside its image; None where there is none. text_required: whether every
         case has that text.
-    answers: whether it says something of an input; otherwise it only embeds.
+    answers: whether it answers an input; otherwise it only embeds.
     takes_batches: whether several inputs go through the model together.
     has_whole_graphs: whether a bundle may hold the whole model in one graph, and one that outputs attention
         weights.

@@ -137,23 +137,23 @@ def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path |
 def remove_device_profile(bundle: Path) -> bool:
     """Remove it and its graphs; whether there was one. OutputError where it cannot be removed."""
     path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
-    was_there = path.is_file()
+    existed = path.is_file()
     try:
         path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
     except OSError as error:
         raise OutputError(f"{path}: expected to remove it, found: {error.strerror}; remove it by hand") from error
-    return was_there
+    return existed
 
 
-def _unchanged(bundle: Path, told: Any) -> OptimizedGraphs | None:
+def _unchanged(bundle: Path, recorded: Any) -> OptimizedGraphs | None:
     folder = optimized_graphs_path(bundle)
     try:
-        known = OptimizedGraphs(**told)
-        made_here = known.onnxruntime == load_onnxruntime().__version__
-        made_from_this = made_here and known.manifest_sha256 == file_digest(bundle / MANIFEST_FILE)
-        same = made_from_this and not folder.is_symlink() and known.files == digests_of(folder)
+        known = OptimizedGraphs(**recorded)
+        same_onnxruntime = known.onnxruntime == load_onnxruntime().__version__
+        same_manifest = same_onnxruntime and known.manifest_sha256 == file_digest(bundle / MANIFEST_FILE)
+        same = same_manifest and not folder.is_symlink() and known.files == digests_of(folder)
     except (OSError, TypeError):
         return None
     return known if same else None

@@ -80,9 +80,9 @@ def load_graph(
     threads: int,
     tuning: SessionTuning = _PLAIN,
     *,
-    tell: bool = True,
+    log: bool = True,
 ) -> LoadedGraph:
-    """Load the graph in `path` with at most `threads` within an operator; with `tell`, its placement is logged.
+    """Load the graph in `path` with at most `threads` within an operator; where it runs is logged if `log`.
 
     Raises:
         BundleError: the file is no graph that the CPU can run.
@@ -95,13 +95,19 @@ def load_graph(
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if not requested.fallback or isinstance(error, ProviderError):
             _refused(path, manifest, requested, error)
-        _log(f"provider {requested.provider.name} refused all of {path.name}: {_shown(error)}", tell=tell)
+        _log(
+            f"provider {requested.provider.name} refused all of {path.name}: {_shown(error)}",
+            log=log,
+        )
         session = _create_on_cpu(path, manifest, threads, tuning, {_RECORD: "1"})
         placement = _counted(_nodes(session), CPU.name)
     else:
         placement = _placement(path, manifest, requested, session)
     counts = ", ".join(f"{count} on {name}" for name, count in placement.items())
-    _log(f"{path.name}: {counts or 'nodes on ' + requested.provider.name}", tell=tell and requested.fallback)
+    _log(
+        f"{path.name}: {counts or 'nodes on ' + requested.provider.name}",
+        log=log and requested.fallback,
+    )
     return LoadedGraph(session, placement)
 
 
@@ -235,24 +241,24 @@ def _refused(
         raise error
     row = requested.provider
     if error is not None:
-        found = _shown(error)
+        reason = _shown(error)
     else:
         more = f" and {len(nodes) - _MOST_NAMED} more" if nodes and len(nodes) > _MOST_NAMED else ""
-        found = f"that it refused {', '.join((nodes or [])[:_MOST_NAMED])}{more}"
+        reason = f"that it refused {', '.join((nodes or [])[:_MOST_NAMED])}{more}"
     raise ProviderError(
-        f"provider {row.name}: expected it to take all of {path}, found: {found}; {_advice(manifest, requested)}"
+        f"provider {row.name}: expected it to take all of {path}, found: {reason}; {_advice(manifest, requested)}"
         "use --fallback to run the rest on the CPU, or --provider cpu"
     ) from error
 
 
 def _advice(manifest: Manifest, requested: RequestedProvider) -> str:
     """What to export otherwise, as the provider's row says."""
-    wants = requested.provider.wants
-    if manifest.attention not in wants.attention:
-        opset = min(wants.highest_opset, LOWEST_OPSET[wants.attention[0]])
-        return f"export it again with --attention {wants.attention[0]} --opset {opset}, "
-    if manifest.opset > wants.highest_opset:
-        return f"export it again with --opset {wants.highest_opset} or lower, "
+    requirements = requested.provider.requirements
+    if manifest.attention not in requirements.attention:
+        opset = min(requirements.highest_opset, LOWEST_OPSET[requirements.attention[0]])
+        return f"export it again with --attention {requirements.attention[0]} --opset {opset}, "
+    if manifest.opset > requirements.highest_opset:
+        return f"export it again with --opset {requirements.highest_opset} or lower, "
     return ""
 
 
@@ -265,6 +271,6 @@ def _shown(error: Exception) -> str:
     return text if len(text) <= _MOST_SHOWN else "…" + text[-_MOST_SHOWN:]
 
 
-def _log(text: str, *, tell: bool) -> None:
-    if tell:
+def _log(text: str, *, log: bool) -> None:
+    if log:
         logging.getLogger("xattn_runtime").info(text)

@@ -12,10 +12,10 @@ _MODULE_FILE = "onnxruntime/__init__.py"
 
 @dataclass(frozen=True)
 class PackageConflict:
-    """Distributions that have written the one module `onnxruntime` over each other, and the command that mends it."""
+    """Distributions that have written the one module `onnxruntime` over each other, and the command that repairs it."""
 
     distributions: tuple[str, ...]
-    mend: str
+    fix_command: str
 
     def __str__(self) -> str:
         return f"{' and '.join(self.distributions)} have written the module onnxruntime over each other"
@@ -26,8 +26,8 @@ def package_conflict() -> PackageConflict | None:
     owners = tuple(sorted(name for name, owns in _onnxruntime_distributions() if owns))
     if len(owners) < 2:
         return None
-    kept = next((name for name in owners if name != "onnxruntime"), owners[0])
-    return PackageConflict(owners, f"pip uninstall -y {' '.join(owners)} && pip install {kept}")
+    remaining = next((name for name in owners if name != "onnxruntime"), owners[0])
+    return PackageConflict(owners, f"pip uninstall -y {' '.join(owners)} && pip install {remaining}")
 
 
 def conflict_over(package: str | None) -> PackageConflict | None:

@@ -125,9 +125,9 @@ def driver_complaint(row: Provider) -> str | None:
     driver = nvidia_driver()
     if driver is None:
         return "no NVIDIA driver is installed"
-    wanted = str(getattr(load_onnxruntime(), "cuda_version", "") or "")
-    if wanted and _major(driver.cuda_version) < _major(wanted):
-        return f"the NVIDIA driver is too old: it supports CUDA {driver.cuda_version}, and this build needs {wanted}"
+    required = str(getattr(load_onnxruntime(), "cuda_version", "") or "")
+    if required and _major(driver.cuda_version) < _major(required):
+        return f"the NVIDIA driver is too old: it supports CUDA {driver.cuda_version}, and this build needs {required}"
     return None if driver.devices else "the NVIDIA driver sees no GPU"
 
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from xattn_runtime.bundle.manifest import Attention
 
 __all__ = [
-    "CHOSEN_HERE",
     "CPU",
     "PROVIDERS",
+    "RESOLVED_ON_DEVICE",
+    "GraphRequirements",
     "Provider",
     "RequestedProvider",
-    "Wants",
     "load_onnxruntime",
     "missing_system",
     "parse_provider",
@@ -36,7 +36,7 @@ __all__ = [
     "with_fallback",
 ]
 
-CHOSEN_HERE = ("auto", "arm")
+RESOLVED_ON_DEVICE = ("auto", "arm")
 """Names that stand for a provider which is chosen on the machine."""
 
 _ALL: tuple[Attention, ...] = ("standard", "decomposed")
@@ -44,7 +44,7 @@ _DECOMPOSED: tuple[Attention, ...] = ("decomposed",)
 
 
 @dataclass(frozen=True)
-class Wants:
+class GraphRequirements:
     """What a graph must be made of for a provider to run it.
 
     attention: forms of it, the better one first. highest_opset: of ai.onnx. precisions: of the weights, the best one
@@ -63,7 +63,7 @@ class Provider:
     """An execution provider.
 
     onnxruntime_name: as ONNX Runtime calls it. package: the distribution that holds it, None where it has to be built.
-    platforms: that the package is made for. install_command: what a person types to get it. wants: the graphs it runs.
+    platforms: that the package is made for. install_command: that installs it. requirements: of the graphs it runs.
     proof: what shows that it truly works, beyond being listed. options: it is created with. device: kind that it
     computes on. memory: ONNX Runtime's name of that device's memory, where tensors can be kept there. plugin_module:
     of a package that brings the provider as a library beside any onnxruntime.
@@ -74,7 +74,7 @@ class Provider:
     package: str | None
     platforms: str
     install_command: str
-    wants: Wants
+    requirements: GraphRequirements
     proof: str
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = "CPU"
@@ -92,7 +92,7 @@ CPU = Provider(
     "onnxruntime",
     "any; on aarch64 with Arm's KleidiAI kernels",
     'pip install "xattn-edge[cpu]"',
-    Wants(),
+    GraphRequirements(),
     "`xattn-edge verify` passes",
 )
 PROVIDERS: tuple[Provider, ...] = (
@@ -103,7 +103,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-gpu",
         "Linux x86-64 and aarch64, Windows; an NVIDIA GPU",
         'pip install "xattn-edge[cuda]"',
-        Wants(highest_opset=23, precisions=("fp16", "fp32")),
+        GraphRequirements(highest_opset=23, precisions=("fp16", "fp32")),
         f"the driver is as new as the build's CUDA, a GPU is listed, {_GOLDEN}",
         device="GPU",
         memory="cuda",
@@ -114,7 +114,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-gpu",
         "Linux x86-64 and aarch64, Windows; an NVIDIA GPU",
         'pip install "xattn-edge[cuda]" tensorrt',
-        Wants(_DECOMPOSED, 20, ("fp16", "fp32"), loops=False),
+        GraphRequirements(_DECOMPOSED, 20, ("fp16", "fp32"), loops=False),
         f"libnvinfer loads, a GPU is listed, {_GOLDEN}",
         {"trt_fp16_enable": "0"},
         device="GPU",
@@ -126,7 +126,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-openvino",
         "Linux x86-64, Windows; the package onnxruntime-ep-openvino for Intel's processors alone",
         'pip install "xattn-edge[openvino]"',
-        Wants(_DECOMPOSED, 23, ("int8", "fp32"), loops=False),
+        GraphRequirements(_DECOMPOSED, 23, ("int8", "fp32"), loops=False),
         f"every heavy node is in a subgraph of its own, {_GOLDEN}",
         {"device_type": "CPU"},
         plugin_module="onnxruntime_ep_openvino",
@@ -137,7 +137,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-directml",
         "Windows; any GPU with DirectX 12",
         "pip install onnxruntime-directml",
-        Wants(_DECOMPOSED, 20, ("fp16", "fp32")),
+        GraphRequirements(_DECOMPOSED, 20, ("fp16", "fp32")),
         f"a GPU is listed, {_GOLDEN}",
         device="GPU",
     ),
@@ -147,7 +147,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime",
         "macOS, iOS",
         'pip install "xattn-edge[cpu]"',
-        Wants(_DECOMPOSED, 20, ("fp16", "fp32"), static_shapes=True, loops=False),
+        GraphRequirements(_DECOMPOSED, 20, ("fp16", "fp32"), static_shapes=True, loops=False),
         f"every heavy node is in a subgraph of its own, {_GOLDEN}",
         {"ModelFormat": "MLProgram"},
         device="NPU",
@@ -158,7 +158,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-qnn",
         "Windows and Linux on aarch64 and x86-64, Android; a Qualcomm NPU",
         "pip install onnxruntime onnxruntime-qnn",
-        Wants(_DECOMPOSED, 21, ("int8", "fp16"), static_shapes=True, loops=False),
+        GraphRequirements(_DECOMPOSED, 21, ("int8", "fp16"), static_shapes=True, loops=False),
         f"a device is listed, every heavy node is on it, {_GOLDEN}",
         device="NPU",
         plugin_module="onnxruntime_qnn",
@@ -169,7 +169,7 @@ PROVIDERS: tuple[Provider, ...] = (
         None,
         "Android, iOS, Linux",
         f"{_BUILD}--use_xnnpack",
-        Wants(_DECOMPOSED, 20, ("fp32",), static_shapes=True, loops=False),
+        GraphRequirements(_DECOMPOSED, 20, ("fp32",), static_shapes=True, loops=False),
         f"every heavy node is on it, {_GOLDEN}",
     ),
     Provider(
@@ -178,7 +178,7 @@ PROVIDERS: tuple[Provider, ...] = (
         None,
         "Linux on aarch64",
         f"{_BUILD}--use_acl",
-        Wants(_DECOMPOSED, 20, ("fp32",), static_shapes=True, loops=False),
+        GraphRequirements(_DECOMPOSED, 20, ("fp32",), static_shapes=True, loops=False),
         f"every heavy node is on it, {_GOLDEN}",
     ),
     Provider(
@@ -187,7 +187,7 @@ PROVIDERS: tuple[Provider, ...] = (
         None,
         "Android 8.1 to 14",
         f"{_BUILD}--use_nnapi --android",
-        Wants(_DECOMPOSED, 20, ("int8", "fp32"), static_shapes=True, loops=False),
+        GraphRequirements(_DECOMPOSED, 20, ("int8", "fp32"), static_shapes=True, loops=False),
         f"every heavy node is on it, {_GOLDEN}",
         device="NPU",
     ),
@@ -197,7 +197,7 @@ PROVIDERS: tuple[Provider, ...] = (
         "onnxruntime-ep-webgpu",
         "browsers; Linux (with a Vulkan loader), Windows, macOS",
         "pip install onnxruntime onnxruntime-ep-webgpu",
-        Wants(_DECOMPOSED, 20, ("fp16", "int4", "fp32")),
+        GraphRequirements(_DECOMPOSED, 20, ("fp16", "int4", "fp32")),
         f"a GPU is listed, {_GOLDEN}",
         device="GPU",
         plugin_module="onnxruntime_ep_webgpu",
@@ -255,7 +255,7 @@ def parse_provider(text: str) -> RequestedProvider:
         )
     row = next((row for row in PROVIDERS if row.name == name), None)
     if row is None and not (equals and name):
-        known = [*(row.name for row in PROVIDERS), *CHOSEN_HERE]
+        known = [*(row.name for row in PROVIDERS), *RESOLVED_ON_DEVICE]
         meant = likely_meant(name, known) or "; see `xattn-edge providers`"
         raise ProviderError(f"provider: expected one of {', '.join(known)}, found {show(name)}{meant}")
     if equals and not Path(library).is_file():
@@ -263,7 +263,7 @@ def parse_provider(text: str) -> RequestedProvider:
             f"provider {name}: expected a plugin library, found no file {show(library)}; check the path"
         )
     if row is None:
-        row = Provider(name, name, None, "as the library says", "", Wants(), _GOLDEN)
+        row = Provider(name, name, None, "as the library says", "", GraphRequirements(), _GOLDEN)
     return RequestedProvider(row, fallback=bool(comma), library=Path(library).absolute() if equals else None)
 
 
@@ -294,7 +294,7 @@ def _how_to_get(row: Provider) -> str:
     if row.package is None:
         return f"no package on PyPI holds it: {row.install_command}"
     if (conflict := conflict_over(row.package)) is not None:
-        return f"{conflict}; run {conflict.mend}"
+        return f"{conflict}; run {conflict.fix_command}"
     return f"run {row.install_command} in an environment of its own, as only one build of onnxruntime can be installed"
 
 
@@ -316,7 +316,7 @@ def register_plugin(requested: RequestedProvider) -> tuple[Any, ...] | None:
         return None
     onnxruntime = load_onnxruntime()
     if not (devices := _devices_of(onnxruntime, row)):
-        before = {entry.ep_name for entry in onnxruntime.get_ep_devices()}
+        registered = {entry.ep_name for entry in onnxruntime.get_ep_devices()}
         try:
             onnxruntime.register_execution_provider_library(row.onnxruntime_name, str(library))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -326,7 +326,7 @@ def register_plugin(requested: RequestedProvider) -> tuple[Any, ...] | None:
                     f"{one_line(error)[-300:]}"
                 ) from error
         devices = _devices_of(onnxruntime, row) or tuple(
-            entry for entry in onnxruntime.get_ep_devices() if entry.ep_name not in before
+            entry for entry in onnxruntime.get_ep_devices() if entry.ep_name not in registered
         )
     if not devices:
         raise ProviderError(

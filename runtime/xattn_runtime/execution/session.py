@@ -117,7 +117,7 @@ class SessionSettings:
     @property
     def loops(self) -> bool:
         """Whether graphs with a `Loop` can be run."""
-        return self.engine is not None or self.provider.wants.loops
+        return self.engine is not None or self.provider.requirements.loops
 
 
 @dataclass
@@ -216,13 +216,13 @@ def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphS
     path = bundle.file(bundle.manifest.graphs[role].file)
     threads = 1 if _is_small(bundle, role) else settings.threads
 
-    def load(*, tell: bool = False) -> LoadedGraph:
+    def load(*, log: bool = False) -> LoadedGraph:
         graph = None if settings.engine is None else settings.engine.open(path, role)
         if graph is not None:
             return LoadedGraph(graph, None)
-        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning.of(role), tell=tell)
+        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning.of(role), log=log)
 
-    loaded = load(tell=True)
+    loaded = load(log=True)
     inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}
     outputs = {tensor.name: tensor for tensor in loaded.session.get_outputs()}
     contract = role_contract(role, inputs, outputs)

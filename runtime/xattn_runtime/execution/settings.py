@@ -10,7 +10,7 @@ from dataclasses import replace
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ProviderError
 from xattn_runtime.execution.device_profile import read_device_profile
-from xattn_runtime.execution.providers import CHOSEN_HERE, RequestedProvider, parse_provider, require_available
+from xattn_runtime.execution.providers import RESOLVED_ON_DEVICE, RequestedProvider, parse_provider, require_available
 from xattn_runtime.execution.session import SessionSettings, default_threads
 
 __all__ = ["checked_threads", "session_settings", "tuned_settings"]
@@ -29,7 +29,7 @@ def session_settings(
     if isinstance(provider, SessionSettings):
         return provider
     checked_threads(threads)
-    if provider in CHOSEN_HERE:
+    if provider in RESOLVED_ON_DEVICE:
         raise ProviderError(
             f"provider: expected the name of one provider, found {provider}, which chooses among them; open the bundle "
             "with `xattn_runtime.load`"

@@ -1,7 +1,7 @@
 """Beam search with a key/value cache: the `beams` best sequences continue, until none can better those that ended.
 
 Rules of choice, ending and scoring are those of Transformers' `_beam_search` in generation/utils.py: at least twice as
-many candidates as beams are looked at, so that enough are left to continue, and only those among the best `beams` may
+many candidates as beams are considered, so that enough are left to continue, and only those among the best `beams` may
 end. It works on tensors and ids of a whole batch; no row has to do with another.
 """
 
@@ -135,8 +135,8 @@ def _candidates(
     candidates.log_probs[:, :, generated - 1] = np.take_along_axis(log_probs.reshape(batch, -1), places, axis=1)
     ended = np.isin(token_ids, decoding.end_token_ids) | (generated == decoding.max_new_tokens)
     if stop is not None:
-        said = candidates.tokens[:, :, at + 1 - generated : at + 1]
-        ended |= np.array([[stop(ids) for ids in row] for row in said.tolist()])
+        generated_ids = candidates.tokens[:, :, at + 1 - generated : at + 1]
+        ended |= np.array([[stop(ids) for ids in row] for row in generated_ids.tolist()])
     candidates = replace(
         candidates,
         lengths=np.full_like(origins, generated),

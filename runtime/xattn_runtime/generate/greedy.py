@@ -123,5 +123,5 @@ def _of_batch(
     return all_ids, all_log_probs
 
 
-def _of_rows(tensors: Mapping[str, Tensor], kept: list[int]) -> dict[str, Tensor]:
-    return {name: tensor[kept] for name, tensor in tensors.items()}
+def _of_rows(tensors: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    return {name: tensor[rows] for name, tensor in tensors.items()}

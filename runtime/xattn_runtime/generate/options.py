@@ -70,8 +70,8 @@ class DecodingOptions:
     prefix: str | None = None
 
     @property
-    def given(self) -> tuple[str, ...]:
-        """Names of the options that ask for something."""
+    def non_default(self) -> tuple[str, ...]:
+        """Names of the options that differ from their defaults."""
         return tuple(field.name for field in fields(self) if getattr(self, field.name) != field.default)
 
     def __post_init__(self) -> None:
@@ -81,11 +81,11 @@ class DecodingOptions:
     @cached_property
     def sampling(self) -> Sampling | None:
         """How tokens are drawn; None where none are."""
-        asked = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
-        return Sampling(**asked) if asked else None
+        chosen = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
+        return Sampling(**chosen) if chosen else None
 
     def with_shortcuts(self, beams: int | None, max_new_tokens: int | None) -> DecodingOptions:
-        """These and two that calls take by themselves as well; UserError where both are given and differ."""
+        """These and two that calls take by themselves as well; UserError where both are set and differ."""
         if beams is None and max_new_tokens is None:
             return self
         shortcuts = {"beams": beams, "max_new_tokens": max_new_tokens}
@@ -93,16 +93,18 @@ class DecodingOptions:
             known = getattr(self, name)
             if value is not None and known is not None and known != value:
                 raise UserError(f"{name}: expected one number, found {show(value)} and, in the options, {show(known)}")
-        asked: dict[str, Any] = {name: value for name, value in shortcuts.items() if value is not None}
-        return replace(self, **asked)
+        chosen: dict[str, Any] = {name: value for name, value in shortcuts.items() if value is not None}
+        return replace(self, **chosen)
 
-    def asked(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
+    def apply_to(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
         """The settings of one call: `decoding`, a bundle's, as these options change it, with a prompt.
 
         Raises UserError for a value out of range, a prompt that leaves no room, and options that contradict each other.
         """
         beams = 1 if self.sampling is not None else self.beams
-        settings = self._checked(decoding).asked(prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens)
+        settings = self._checked(decoding).for_call(
+            prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens
+        )
         if self.min_new_tokens is not None and self.min_new_tokens > settings.max_new_tokens:
             raise UserError(
                 f"min_new_tokens: expected at most {settings.max_new_tokens}, the most there may be, found "

@@ -41,16 +41,16 @@ class Sampler:
 
 def probabilities(scores: Scores, sampling: Sampling) -> NDArray[np.float64]:
     """What tokens are drawn with, `[rows, vocabulary]`: 0 for those that the limits leave out."""
-    kept = scores.astype(np.float64) / sampling.temperature
-    if 0 < sampling.top_k < kept.shape[1]:
-        least = np.partition(kept, -sampling.top_k, axis=1)[:, -sampling.top_k, None]
-        kept = np.where(kept < least, -np.inf, kept)
+    logits = scores.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        least = np.partition(logits, -sampling.top_k, axis=1)[:, -sampling.top_k, None]
+        logits = np.where(logits < least, -np.inf, logits)
     if sampling.top_p < 1:
-        kept = np.where(_is_beyond(_softmax(kept), sampling.top_p), -np.inf, kept)
+        logits = np.where(_is_beyond(_softmax(logits), sampling.top_p), -np.inf, logits)
     if sampling.min_p > 0:
-        weights = _softmax(kept)
-        kept = np.where(weights < sampling.min_p * weights.max(axis=1, keepdims=True), -np.inf, kept)
-    return _softmax(kept)
+        weights = _softmax(logits)
+        logits = np.where(weights < sampling.min_p * weights.max(axis=1, keepdims=True), -np.inf, logits)
+    return _softmax(logits)
 
 
 def _is_beyond(weights: NDArray[np.float64], share: float) -> NDArray[np.bool_]:

@@ -35,7 +35,7 @@ def generate_best(
     stop: Stop | None = None,
     n_best: int = 1,
 ) -> list[tuple[Sequence, ...]]:
-    """What is generated for every image of the batch, with `decoding`, the settings of one call (`Decoding.asked`).
+    """What is generated for every image of the batch, with `decoding`, the settings of one call (`Decoding.for_call`).
 
     `image` holds what the image encoder gave (or the text encoder, where a question stands between the two): cross keys
     and values, or a prefix, float32 `[batch, heads, tokens, head_width]`; or image tokens `[batch, tokens, width]`.

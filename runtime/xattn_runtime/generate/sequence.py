@@ -41,6 +41,6 @@ def sequences_of(
         # Right after a graph has run, a generator in place of this loop would take twice as long.
         while length < len(ids) and ids[length] not in end_token_ids:
             length += 1
-        kept = tuple(row[: length + 1])
-        sequences.append(Sequence(tuple(ids[:length]), kept, sum(kept) / len(kept)))
+        scored = tuple(row[: length + 1])
+        sequences.append(Sequence(tuple(ids[:length]), scored, sum(scored) / len(scored)))
     return sequences

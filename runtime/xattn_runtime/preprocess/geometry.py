@@ -99,8 +99,8 @@ def whole_tiles_size(size: Size, side_px: int) -> Size:
 
 def centre_window(size: Size, crop: Size) -> Window:
     """The middle of an image of `size` for a canvas of `crop`; `center_crop` in image_transforms.py."""
-    (top, height, above), (left, width, before) = map(_centre, size, crop)
-    return Window(top, left, height, width, above, before)
+    (top, height, above), (left, width, left_offset) = map(_centre, size, crop)
+    return Window(top, left, height, width, above, left_offset)
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -160,7 +160,7 @@ def _check_size(name: str, size: tuple[int, int]) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     from PIL.Image import Transpose
 
-    turns = {
+    transpositions = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
         4: Transpose.FLIP_TOP_BOTTOM,
@@ -173,8 +173,8 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # a damaged EXIF block says nothing about orientation, and the pixels are still good
         return image
-    turn = turns.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    transposition = transpositions.get(orientation) if isinstance(orientation, int) else None
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _to_rgb(name: str, image: Image.Image) -> Image.Image:

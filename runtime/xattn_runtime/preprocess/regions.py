@@ -168,8 +168,8 @@ def _array(where: str, data: bytes) -> NDArray[Any]:
 
 def _checked(where: str, values: object, width: int) -> NDArray[np.float32]:
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        raise ImageError(f"{where}: expected a floating-point array, found {show(str(found))}; convert it to float32")
+        dtype = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ImageError(f"{where}: expected a floating-point array, found {show(str(dtype))}; convert it to float32")
     if values.ndim != 2 or values.shape[1] != width or not 1 <= values.shape[0] <= MOST_REGIONS:
         raise ImageError(
             f"{where}: expected [regions, {width}] with 1 to {MOST_REGIONS} regions, found {list(values.shape)}"

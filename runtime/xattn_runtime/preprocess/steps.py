@@ -241,11 +241,11 @@ def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
         and not (Tile in kinds and any(isinstance(step, PadZeros) for step in numbers))
     )
     where = f"{file}: preprocessing.image"
-    found = " → ".join(step.op for step in steps) or "no step"
+    order = " → ".join(step.op for step in steps) or "no step"
     if not in_order:
         raise BundleError(
             f"{where}: expected flatten → pads, crops and resizes, [tile] last → rescale → [normalize] → [pad_zeros], "
-            f"found {found}; export the bundle again"
+            f"found {order}; export the bundle again"
         )
     extent = _Extent(None, exact=False)
     for step in (*images[1:], *numbers):
@@ -253,7 +253,7 @@ def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
     if extent.most is None or not extent.exact:
         raise BundleError(
             f"{where}: expected flatten → steps that give every image the same size (resize, center_crop, pad or "
-            f"tile) → rescale, found {found}; export the bundle again"
+            f"tile) → rescale, found {order}; export the bundle again"
         )
     return extent.most
 

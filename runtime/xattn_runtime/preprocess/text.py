@@ -116,8 +116,8 @@ class TextCodec:
         """The text of `ids`, special tokens and surrounding blanks left out."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
         if self._spec.clean_up_spaces:
-            for found, replacement in _CLEAN_UP:
-                text = text.replace(found, replacement)
+            for pattern, replacement in _CLEAN_UP:
+                text = text.replace(pattern, replacement)
         return text.strip()
 
     def _encode(
@@ -171,20 +171,20 @@ class TextCodec:
         layout = self._spec.image_layout
         if layout is None:
             return 0
-        if (found := ids.count(self._image_token_id)) != layout.count(grid):
+        if (count := ids.count(self._image_token_id)) != layout.count(grid):
             raise error(
                 f"{kind}: expected no {show(layout.token)}, which stands for a part of the image, found it in "
                 f"{show(text)}; write it in other words"
             )
-        return found
+        return count
 
     def _read_image_token(self, path: str | os.PathLike[str], layout: ImageLayout) -> int | None:
         token_id: int | None = self._tokenizer.token_to_id(layout.token)
-        found = self.encode_prompt().count(token_id) if token_id is not None else 0
-        if found != layout.tokens:
+        count = self.encode_prompt().count(token_id) if token_id is not None else 0
+        if count != layout.tokens:
             raise BundleError(
                 f"{path}: expected {layout.tokens} times the token {show(layout.token)} in the text of an image, "
-                f"found it {found} times; export the bundle again"
+                f"found it {count} times; export the bundle again"
             )
         return token_id
 

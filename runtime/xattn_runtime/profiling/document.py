@@ -41,9 +41,9 @@ class Floor:
 
 @dataclass(frozen=True)
 class Profile:
-    """One bundle on one provider with so many threads and pictures at once.
+    """One bundle on one provider with so many threads and images at once.
 
-    rounds: stage → the median of each picture's passes, and of these the mean, in each round, in milliseconds, which
+    rounds: stage → the median of each image's passes, and of these the mean, in each round, in milliseconds, which
     `--against` compares; reference_ms: that of fixed pieces of work, in the same process, by which a slower machine is
     told from a slower bundle; process_rounds: how many of the rounds were each process's, one process after another.
     load_cold_ms: in a fresh process, with the files out of the page cache as far as the system obeys; load_warm_ms:
@@ -132,9 +132,11 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{os.fspath(path)}: expected what `xattn-edge profile --json` wrote, found: {one_line(error)}"
         ) from error
-    found = values.get("schema") if isinstance(values, dict) else None
-    if found != SCHEMA:
-        raise UserError(f"{os.fspath(path)}: expected a profile of schema {SCHEMA}, found {show(found)}; profile again")
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise UserError(
+            f"{os.fspath(path)}: expected a profile of schema {SCHEMA}, found {show(schema)}; profile again"
+        )
     profiles = values.get("profiles")
     if not isinstance(profiles, list):
         raise UserError(f"{os.fspath(path)}: expected profiles, found a document without; profile again")

@@ -27,15 +27,15 @@ _GRAPHS = {
 def find_floors(stages: Mapping[str, StageTiming], graphs: Sequence[GraphTime], limits: Limits) -> dict[str, Floor]:
     """Stage → floor, where the stage is a run of a graph whose work is known."""
     by_role = {graph.role: graph for graph in graphs}
-    found = {}
+    floors = {}
     for stage, roles in _GRAPHS.items():
         graph = next((by_role[role] for role in roles if role in by_role), None)
         if graph is None or stage not in stages or not graph.work.bytes:
             continue
         ms, bound = floor_ms(graph.work, limits)
         times = stages[stage].p50.ms / ms
-        found[stage] = Floor(ms, times, "overhead" if times > OVERHEAD else bound)
-    return found
+        floors[stage] = Floor(ms, times, "overhead" if times > OVERHEAD else bound)
+    return floors
 
 
 def floor_ms(work: Work, limits: Limits) -> tuple[float, str]:

@@ -117,7 +117,7 @@ def profile_matrix(
     progress: Progress = silent,
     traces: dict[ProfileCombination, Trace] | None = None,
 ) -> ProfileDocument:
-    """Profile every bundle on every provider with every number of threads and of pictures at once.
+    """Profile every bundle on every provider with every number of threads and of images at once.
 
     Each combination has a process of its own; what fails in one is told among the failures, and the others go on.
     KeyboardInterrupt, once something has been measured, ends the measuring: the document then says `interrupted`.
@@ -142,12 +142,12 @@ def profile_matrix(
 def profile_combinations(
     combinations: Sequence[ProfileCombination], options: ProfileOptions, progress: Progress = silent
 ) -> tuple[dict[ProfileCombination, Profile], list[Failure]]:
-    """As `profile_matrix`, of just these: what was found of each, and what failed. KeyboardInterrupt ends it."""
+    """As `profile_matrix`, of just these: the profile of each, and what failed. KeyboardInterrupt ends it."""
     run = _measured(combinations, options, progress)
     if run.interrupted:
         raise KeyboardInterrupt
-    found = {seen.worker.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
-    return found, run.failures
+    profiles = {seen.worker.combination: _profile(seen, run.limits) for seen in run.seen if seen.passes}
+    return profiles, run.failures
 
 
 def _measured(combinations: Sequence[ProfileCombination], options: ProfileOptions, progress: Progress) -> _Run:
@@ -195,7 +195,7 @@ class _Run:
         known = {seen.worker.combination: seen for seen in self.seen}
         for number, combination in enumerate(known or combinations):
             share = number / len(combinations) if process == 0 else 1.0
-            self._tell(f"load {combination.bundle} on {combination.provider}", process, 0.25 * share)
+            self._report_progress(f"load {combination.bundle} on {combination.provider}", process, 0.25 * share)
             with self._may_fail(combination):
                 worker = WorkerProcess(combination, self.options.images, self.options.time_limit_s)
                 self._workers.append(worker)
@@ -219,7 +219,7 @@ class _Run:
                     left = _MANY if self.options.runs is None else self._runs(process) - seen.passes
                     seen.take(seen.worker.order("turn", seconds=_TURN_SECONDS, passes=left))
             number += 1
-            self._tell(f"round {number}", process, 0.25 + 0.75 * self._share(elapsed / budget_s, process))
+            self._report_progress(f"round {number}", process, 0.25 + 0.75 * self._share(elapsed / budget_s, process))
 
     def finish(self) -> None:
         """Memory; and, if asked for, the nodes and the device's limits."""
@@ -271,7 +271,7 @@ class _Run:
         part = self.options.runs / self.options.processes
         return min((max(0.0, seen.passes / part - process) for seen in self.seen), default=1.0)
 
-    def _tell(self, text: str, process: int, share: float) -> None:
+    def _report_progress(self, text: str, process: int, share: float) -> None:
         """Progress, of which all processes together make the first 0.8."""
         self.progress(text, min(0.8, 0.8 * (process + min(1.0, share)) / self.options.processes))
 
@@ -299,8 +299,8 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
     tokens = seen.times.pop("tokens", [])
     stages = {stage: summarise(measured) for stage, measured in seen.times.items()}
     decode = sum(seen.times.get("decode", []))
-    found = [summarise_graph(role, events) for role, events in seen.trace.items()]
-    graphs: tuple[GraphTime, ...] = tuple(graph for graph in found if graph is not None)
+    graph_times = [summarise_graph(role, events) for role, events in seen.trace.items()]
+    graphs: tuple[GraphTime, ...] = tuple(graph for graph in graph_times if graph is not None)
     limit = next((one for one in limits if one.threads == ready["threads"]), None)
     return Profile(
         bundle=combination.bundle,

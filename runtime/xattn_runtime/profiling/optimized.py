@@ -53,7 +53,7 @@ def try_optimized(
     combination: ProfileCombination,
     folder: Path,
     time_budget_s: float,
-    tell: Callable[[float], None],
+    progress: Callable[[float], None],
     *,
     memory: bool = False,
 ) -> OptimizedVerdict:
@@ -67,20 +67,20 @@ def try_optimized(
     try:
         plain = start(combination)
         plain.worker.order("optimize", folder=str(folder))
-        kept = start(replace(combination, optimized=str(folder)))
-        _take_turns((plain, kept), time_budget_s, tell)
-        peaks = [side.worker.order("memory")["peak_bytes"] for side in (plain, kept)]
+        optimized = start(replace(combination, optimized=str(folder)))
+        _take_turns((plain, optimized), time_budget_s, progress)
+        peaks = [side.worker.order("memory")["peak_bytes"] for side in (plain, optimized)]
     except XattnError as error:
         return OptimizedVerdict(None, None, 0, 0.0, None, str(error))
     finally:
         for worker in workers:
             worker.end()
-    because, gain = _judged(plain, kept, peaks if memory else None)
+    because, gain = _judged(plain, optimized, peaks if memory else None)
     manifest = Path(combination.bundle) / MANIFEST_FILE
     graphs = OptimizedGraphs(file_digest(manifest), load_onnxruntime().__version__, digests_of(folder))
     return OptimizedVerdict(
         median(plain.loads_ms),
-        median(kept.loads_ms),
+        median(optimized.loads_ms),
         sum(path.stat().st_size for path in folder.iterdir()),
         gain,
         None if because else graphs,
@@ -88,7 +88,7 @@ def try_optimized(
     )
 
 
-def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable[[float], None]) -> None:
+def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, progress: Callable[[float], None]) -> None:
     for side in sides:
         side.worker.order("warm")
     began = time.perf_counter()
@@ -96,17 +96,17 @@ def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, tell: Callable
         elapsed = time.perf_counter() - began
         if number >= _FEWEST_ROUNDS and elapsed > time_budget_s:
             return
-        tell(min(1.0, elapsed / time_budget_s))
+        progress(min(1.0, elapsed / time_budget_s))
         for side in sides if number % 2 else sides[::-1]:
             side.loads_ms.append(side.worker.order("load"))
             turn = side.worker.order("turn", seconds=_TURN_SECONDS, passes=10**9)
             side.totals_ms.append(median(turn["times"]["total"]))
 
 
-def _judged(plain: _Side, kept: _Side, peaks: list[int | None] | None) -> tuple[str, float]:
+def _judged(plain: _Side, optimized: _Side, peaks: list[int | None] | None) -> tuple[str, float]:
     """Why they are not better, if so, and the share by which they load faster."""
-    loading = turns_shift([plain.loads_ms], [kept.loads_ms])
-    running = turns_shift([plain.totals_ms], [kept.totals_ms])
+    loading = turns_shift([plain.loads_ms], [optimized.loads_ms])
+    running = turns_shift([plain.totals_ms], [optimized.totals_ms])
     if loading.high >= 0:
         return "they do not surely load faster", -loading.share
     if running.low > 0 or running.share > _AS_FAST:

@@ -68,21 +68,21 @@ def _compared(
 ) -> list[Change]:
     if tolerance < 0:
         raise UserError(f"--tolerance: expected 0 or more, found {tolerance:g}")
-    before = {tuple(one[key] for key in _KEYS): one for one in old}
-    pairs = [(before.get(tuple(profile[key] for key in _KEYS)), profile) for profile in new]
-    found = [
+    old_by_key = {tuple(one[key] for key in _KEYS): one for one in old}
+    pairs = [(old_by_key.get(tuple(profile[key] for key in _KEYS)), profile) for profile in new]
+    changes = [
         _change(earlier, profile, stage, tolerance, interleaved=interleaved)
         for earlier, profile in pairs
         if earlier is not None
         for stage in profile["rounds"]
         if _relative(earlier, stage) and _relative(profile, stage)
     ]
-    if not found:
+    if not changes:
         raise UserError(
             "--against: expected a profile of the same model, provider, threads and batch with at least 2 rounds, "
             "found none; profile the same combinations"
         )
-    return found
+    return changes
 
 
 def _change(

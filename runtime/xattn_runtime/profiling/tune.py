@@ -44,7 +44,7 @@ _FIGURES: dict[str, Callable[[Profile], float | None]] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to run, its time, and the goal's figure: milliseconds a picture, bytes, or joules; the less, the better."""
+    """A way to run, its time, and the goal's figure: milliseconds an image, bytes, or joules; the less, the better."""
 
     bundle: str
     attention: str
@@ -106,7 +106,7 @@ def tune_bundle(
             f"{plain.bundle}: expected to measure the defaults on {plain.provider}, found that they failed"
         )
     ranked = sorted(
-        ((_candidate(one, found, goal, forms), one) for one, found in profiles.items()),
+        ((_candidate(one, profile, goal, forms), one) for one, profile in profiles.items()),
         key=lambda pair: pair[0].figure,
     )
     best, default = ranked[0][1], _candidate(plain, profiles[plain], goal, forms)
@@ -178,14 +178,14 @@ def _measured(
 ) -> dict[ProfileCombination, Profile]:
     """By combination as it was asked for; those that failed are left out."""
     batch = _THROUGHPUT_BATCH if goal == "throughput" else 1
-    asked = {replace(one, batch=batch): one for one in combinations}
-    found, _ = profile_combinations(list(asked), options, progress)
-    if batch > 1 and not found:  # the task takes one thing at a time
-        asked = {one: one for one in combinations}
-        found, _ = profile_combinations(list(asked), options, progress)
-    if goal == "energy" and any(profile.energy_j is None for profile in found.values()):
+    requested = {replace(one, batch=batch): one for one in combinations}
+    profiles, _ = profile_combinations(list(requested), options, progress)
+    if batch > 1 and not profiles:  # the task takes one thing at a time
+        requested = {one: one for one in combinations}
+        profiles, _ = profile_combinations(list(requested), options, progress)
+    if goal == "energy" and any(profile.energy_j is None for profile in profiles.values()):
         raise UserError("--goal energy: expected a counter of energy, found none here; choose latency or memory")
-    return {asked[one]: profile for one, profile in found.items()}
+    return {requested[one]: profile for one, profile in profiles.items()}
 
 
 def _candidate(combination: ProfileCombination, profile: Profile, goal: Goal, forms: Mapping[str, str]) -> Candidate:
@@ -209,11 +209,11 @@ def _confirmed(
     goal: Goal,
 ) -> DeviceProfile | None:
     """The best, if its figure is surely below that of the defaults, and for memory and energy no slower."""
-    if not all(one in found for found in meetings for one in (plain, best)):
+    if not all(one in meeting for meeting in meetings for one in (plain, best)):
         return None
 
     def shift(of: Goal) -> Shift:
-        figures = [[_FIGURES[of](found[one]) or math.inf for found in meetings] for one in (plain, best)]
+        figures = [[_FIGURES[of](meeting[one]) or math.inf for meeting in meetings] for one in (plain, best)]
         return ratio_shift(*figures)
 
     gained = shift(goal)

@@ -33,7 +33,7 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class ProfileCombination:
-    """What is measured: a bundle on a provider with so many threads, None for the default, and pictures at once.
+    """What is measured: a bundle on a provider with so many threads, None for the default, and images at once.
 
     spinning, arena, optimized: as in `SessionTuning`.
     """
@@ -51,7 +51,7 @@ class WorkerProcess:
     """The process of one combination. Orders raise XattnError where it fails, dies or takes too long."""
 
     def __init__(self, combination: ProfileCombination, images: Sequence[str], time_limit_s: float) -> None:
-        """Start it; `ready` is what it says when it has loaded the bundle."""
+        """Start it; `ready` is what it reports when the bundle is loaded."""
         self.combination, self._time_limit_s = combination, time_limit_s
         command = [sys.executable, "-m", "xattn_runtime.profiling", f"--provider={combination.provider}"]
         command += [f"--batch={combination.batch}", *(f"--image={image}" for image in images)]

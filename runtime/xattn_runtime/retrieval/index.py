@@ -131,19 +131,21 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
         UserError: no folder, no image in it, or a folder that changed meanwhile; names what did.
         OutputError: `path` cannot be written.
     """
-    before = indexable_images(folder)
+    files = indexable_images(folder)
     if path.parent.resolve() == folder.resolve() and is_image_file(path):
         raise OutputError(f"{path}: expected a name that is not that of an image, found {path.suffix}")
     old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
-    new = [file for file in before if file not in rows]
+    new = [file for file in files if file not in rows]
     embedded, refused = _embed(embedder, folder, new, progress)
-    _check_unchanged(folder, before)
-    kept = [file for file in before if file in rows or file in embedded]
-    embeddings = [old.embeddings[rows[file]] if old is not None and file in rows else embedded[file] for file in kept]
-    removed = len(set(rows) - set(before))
+    _check_unchanged(folder, files)
+    indexed = [file for file in files if file in rows or file in embedded]
+    embeddings = [
+        old.embeddings[rows[file]] if old is not None and file in rows else embedded[file] for file in indexed
+    ]
+    removed = len(set(rows) - set(files))
     if old is None or new or removed:
-        _write(path, folder, embedder.bundle, kept, embeddings, embedder.width)
+        _write(path, folder, embedder.bundle, indexed, embeddings, embedder.width)
     return IndexReport(open_index(path, embedder.bundle), len(embedded), removed, tuple(refused))
 
 
@@ -167,8 +169,8 @@ def indexable_images(folder: Path) -> list[IndexedImage]:
         UserError: no folder, or none in it.
     """
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise UserError(f"{folder}: expected a folder of images, found {found}; check the path")
+        kind = "a file" if folder.exists() else "nothing"
+        raise UserError(f"{folder}: expected a folder of images, found {kind}; check the path")
     files = _list(folder)
     if not files:
         raise UserError(
@@ -197,13 +199,13 @@ def _old_index(path: Path, bundle: Bundle, folder: Path) -> ImageIndex | None:
 
 
 def _embed(
-    embedder: Embedder, folder: Path, files: Sequence[IndexedImage], tell: Progress
+    embedder: Embedder, folder: Path, files: Sequence[IndexedImage], progress: Progress
 ) -> tuple[dict[IndexedImage, Embeddings], list[ImageError]]:
     """Embeddings of the files that can be used, several a run, and why the others cannot."""
     embedded: dict[IndexedImage, Embeddings] = {}
     refused: list[ImageError] = []
     for start in range(0, len(files), _BATCH):
-        tell("embedding images", start / len(files))
+        progress("embedding images", start / len(files))
         batch = files[start : start + _BATCH]
         try:
             embedded |= zip(batch, embedder.embed_images([folder / file.name for file in batch]), strict=True)
@@ -216,27 +218,27 @@ def _embed(
     return embedded, refused
 
 
-def _check_unchanged(folder: Path, before: Sequence[IndexedImage]) -> None:
+def _check_unchanged(folder: Path, files: Sequence[IndexedImage]) -> None:
     try:
         after = _list(folder)
     except OSError as error:
         raise UserError(f"{folder}: changed while it was indexed: {one_line(error)}; run it again") from error
-    if after == list(before):
+    if after == list(files):
         return
-    was, now = {file.name: file for file in before}, {file.name: file for file in after}
+    was, now = {file.name: file for file in files}, {file.name: file for file in after}
     changes = {
         "added": sorted(now.keys() - was.keys()),
         "gone": sorted(was.keys() - now.keys()),
         "altered": sorted(name for name in was.keys() & now.keys() if was[name] != now[name]),
     }
-    said = "; ".join(
+    listed = "; ".join(
         f"{len(names)} {kind} ({', '.join(map(show, names[:_MOST_NAMED]))}{', …' if names[_MOST_NAMED:] else ''})"
         for kind, names in changes.items()
         if names
     )
     raise UserError(
-        f"{folder}: expected a folder that stays as it is while it is indexed, found {said}; nothing was written: run "
-        "it again when the folder is at rest"
+        f"{folder}: expected a folder that stays as it is while it is indexed, found {listed}; nothing was written: "
+        "run it again when the folder is at rest"
     )
 
 

@@ -104,7 +104,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _CallSettings:
     """The settings of one call, and the prompt's ids where a text encoder reads it rather than the decoder."""
 
     decoding: Decoding
@@ -132,7 +132,7 @@ class CaptionTask(Closable, Task):
         producer = self._images.session if self._texts is None else self._texts.session
         self._generator = TextGenerator(bundle, self.settings, session, producer, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
-        self._known = lru_cache(_KNOWN)(partial(_asked, self._codec, decoding, self._texts is not None))
+        self._known = lru_cache(_KNOWN)(partial(_call_settings, self._codec, decoding, self._texts is not None))
 
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of calls; ImageError where it cannot be used."""
@@ -151,20 +151,22 @@ class CaptionTask(Closable, Task):
             if value > 1:
                 raise UserError(f"{name}: expected 1, as what is streamed cannot be taken back, found {value}")
         options = options.with_shortcuts(1, None)
-        asked = self._asked(WHOLE, prompt, options)
+        settings = self._call_settings(WHOLE, prompt, options)
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         if encoded.grid != WHOLE:
-            asked = self._asked(encoded.grid, prompt, options)
-        return self._streamed(encoded, asked, options)
+            settings = self._call_settings(encoded.grid, prompt, options)
+        return self._streamed(encoded, settings, options)
 
-    def _streamed(self, encoded: EncodedImage, asked: _Asked, options: DecodingOptions) -> Iterator[StreamedToken]:
+    def _streamed(
+        self, encoded: EncodedImage, settings: _CallSettings, options: DecodingOptions
+    ) -> Iterator[StreamedToken]:
         sampler = None if options.sampling is None else Sampler(options.sampling, 1)
-        context = self._context(encoded.tensors, asked)
+        context = self._context(encoded.tensors, settings)
         text = TextStream(
-            lambda ids: self._codec.decode((*asked.prefix_ids, *ids)), asked.decoding.end_token_ids, options.stop
+            lambda ids: self._codec.decode((*settings.prefix_ids, *ids)), settings.decoding.end_token_ids, options.stop
         )
-        most = asked.decoding.max_new_tokens
-        steps = greedy_steps(self._generator.decoder, context, asked.decoding, sampler, asked.stop)
+        most = settings.decoding.max_new_tokens
+        steps = greedy_steps(self._generator.decoder, context, settings.decoding, sampler, settings.stop)
         for number, step in enumerate(steps, 1):
             last = bool(step.ended[0]) or number == most
             yield text.add(int(step.token_ids[0]), float(step.log_probs[0]), last=last)
@@ -190,7 +192,7 @@ class CaptionTask(Closable, Task):
         known = isinstance(image, EncodedImage)
         options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
         if not known:
-            self._asked(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
+            self._call_settings(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
         encoded = image if isinstance(image, EncodedImage) else self.encode(image)
         decode_began = time.perf_counter()
         best, text = self._generate([encoded], prompt, options)[0]
@@ -253,7 +255,7 @@ class CaptionTask(Closable, Task):
         Raises UserError as `caption` does, before the first image is opened.
         """
         options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
-        self._asked(WHOLE, prompt, options)
+        self._call_settings(WHOLE, prompt, options)
         for name, value in (("batch", batch), ("at_once", at_once)):
             if value < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}")
@@ -298,25 +300,25 @@ class CaptionTask(Closable, Task):
     def attention(
         self, image: ImageInput, prompt: str | None = None, options: DecodingOptions | None = None
     ) -> AttentionMap:
-        """What each word of the image's caption attended to, where the bundle has a graph that tells.
+        """What each word of the image's caption attended to, where the bundle has a graph for it.
 
         Raises as `caption` does, and UserError for a bundle without the graph.
         """
         options = options or DecodingOptions()
-        asked = self._asked(WHOLE, prompt, options)
+        settings = self._call_settings(WHOLE, prompt, options)
         attender = Attender(self.bundle, self.settings)
         encoded = self.encode(image)
         caption = self._caption_encoded([encoded], [False], prompt, options)[0]
-        prompt_ids = asked.decoding.prompt_token_ids
-        prompt_ids = prompt_ids[: len(prompt_ids) - len(asked.prefix_ids)]
-        context = self._context(encoded.tensors, asked)
+        prompt_ids = settings.decoding.prompt_token_ids
+        prompt_ids = prompt_ids[: len(prompt_ids) - len(settings.prefix_ids)]
+        context = self._context(encoded.tensors, settings)
         weights = attender.of_caption(context, prompt_ids, caption.token_ids)
         words, maps = words_of(caption.token_ids, self._codec.decode, weights)
         return AttentionMap(caption.text, words, maps, attender.seen(image))
 
-    def answer(self, given: TaskInput) -> TaskResult:
+    def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the caption, after the text as a prompt."""
-        caption = self.caption(given.image, given.text)
+        caption = self.caption(task_input.image, task_input.text)
         return TaskResult(caption.text, caption.token_ids, data=caption.to_dict())
 
     def run_case(self, case: GoldenCase) -> CaseResult:
@@ -325,9 +327,9 @@ class CaptionTask(Closable, Task):
         logits = self.forced_logits(encoded, case.token_ids or ())
         return CaseResult({"logits": logits}, None if case.text is None else self.caption(encoded).text)
 
-    def token_logits(self, given: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Task`; without a prompt."""
-        return self.forced_logits(self.encode(given.image), token_ids)
+        return self.forced_logits(self.encode(task_input.image), token_ids)
 
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, decode, total; and the same tokens one by one: prefill, and each step."""
@@ -365,14 +367,14 @@ class CaptionTask(Closable, Task):
 
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as the profiler times them."""
-        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
-        return greedy_steps(self._generator.decoder, self._context(encoded.tensors, asked), asked.decoding)
+        settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
+        return greedy_steps(self._generator.decoder, self._context(encoded.tensors, settings), settings.decoding)
 
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, a step at a time with the cache."""
-        asked = self._asked(encoded.grid, None, DecodingOptions(beams=1))
-        context = self._context(encoded.tensors, asked)
-        return self._generator.forced_logits(context, asked.decoding.prompt_token_ids, token_ids)
+        settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1))
+        context = self._context(encoded.tensors, settings)
+        return self._generator.forced_logits(context, settings.decoding.prompt_token_ids, token_ids)
 
     def _generate(
         self, encoded: Sequence[EncodedImage], prompt: str | None, options: DecodingOptions
@@ -386,44 +388,46 @@ class CaptionTask(Closable, Task):
             groups.setdefault(one.grid, []).append(row)
         generated: dict[int, tuple[tuple[TokenSequence, ...], tuple[str, ...]]] = {}
         for grid, rows in groups.items():
-            asked = self._asked(grid, prompt, options)
-            context = self._context(concatenate([encoded[row] for row in rows]), asked)
-            best = self._generator.generate_best(context, asked.decoding, options.sampling, asked.stop, options.n_best)
+            settings = self._call_settings(grid, prompt, options)
+            context = self._context(concatenate([encoded[row] for row in rows]), settings)
+            best = self._generator.generate_best(
+                context, settings.decoding, options.sampling, settings.stop, options.n_best
+            )
             for row, sequences in zip(rows, best, strict=True):
-                if asked.prefix_ids:
-                    sequences = tuple(one.after(asked.prefix_ids) for one in sequences)
+                if settings.prefix_ids:
+                    sequences = tuple(one.after(settings.prefix_ids) for one in sequences)
                 generated[row] = sequences, tuple(self._text(one, options) for one in sequences)
         return [generated[row] for row in range(len(encoded))]
 
     def _text(self, sequence: TokenSequence, options: DecodingOptions) -> str:
         return before_stop(self._codec.decode(sequence.token_ids), options.stop)
 
-    def _asked(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _Asked:
+    def _call_settings(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _CallSettings:
         ids = None if prompt is None else self._codec.encode_prompt(prompt, grid)
         return self._known(grid, ids, options)
 
-    def _context(self, images: Mapping[str, Tensor], asked: _Asked) -> Mapping[str, Tensor]:
+    def _context(self, images: Mapping[str, Tensor], settings: _CallSettings) -> Mapping[str, Tensor]:
         """What the decoder attends to, for all `images` of a batch."""
         if self._texts is None:
             return images
         batch = len(next(iter(images.values())))
-        return self._texts.read(images, [asked.read_ids] * batch)
+        return self._texts.read(images, [settings.read_ids] * batch)
 
 
-def _asked(
+def _call_settings(
     codec: TextCodec,
     bundled: Decoding,
     has_reader: bool,
     grid: Grid,
     prompt_ids: tuple[int, ...] | None,
     options: DecodingOptions,
-) -> _Asked:
+) -> _CallSettings:
     """The settings of one call with a prompt, or without one as the bundle says; it depends on nothing else."""
     ids = codec.encode_prompt(None, grid) if prompt_ids is None else prompt_ids
     prefix = () if options.prefix is None else codec.encode_prefix(options.prefix)
     read, fed = (ids, ()) if has_reader else ((), ids)
-    decoding = options.asked(bundled, (*fed, *prefix))
-    return _Asked(decoding, read, prefix, stop_at(lambda said: codec.decode((*prefix, *said)), options.stop))
+    decoding = options.apply_to(bundled, (*fed, *prefix))
+    return _CallSettings(decoding, read, prefix, stop_at(lambda ids: codec.decode((*prefix, *ids)), options.stop))
 
 
 def _caption(best: Sequence[TokenSequence], texts: Sequence[str], timing: CaptionTiming) -> Caption:

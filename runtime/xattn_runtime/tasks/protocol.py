@@ -81,7 +81,7 @@ class Task(Protocol):
         """The task's row of the table."""
         return TASKS[self.bundle.manifest.task]
 
-    def answer(self, given: TaskInput) -> TaskResult:
+    def answer(self, task_input: TaskInput) -> TaskResult:
         """The answer to one input; raises ImageError and QuestionError."""
         ...
 
@@ -101,6 +101,6 @@ class Task(Protocol):
         """One pass over several images together; each stage is an image's share, `total` is that of all of them."""
         raise UserError(f"{self.bundle.path}: expected a task that takes several inputs at once")
 
-    def token_logits(self, given: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along given tokens, for a task that generates them."""
         raise UserError(f"{self.bundle.path}: expected a task that generates tokens")

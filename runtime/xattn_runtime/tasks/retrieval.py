@@ -118,10 +118,10 @@ class RetrievalTask(Closable, Task):
             QuestionError: the text is empty, too long, or of no known word.
             UserError: the bundle has no graph for it.
         """
-        reranker, asked = self._asked([self._codec.encode_question(text, kind="text").ids])
+        reranker, text_inputs = self._reranker_inputs([self._codec.encode_question(text, kind="text").ids])
         scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
         for row, encoded in enumerate(self._images.encode_many(images)):
-            scores[row] += reranker.run(["match"], {**asked, **_seen(encoded)})[0][0, 0]
+            scores[row] += reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
         return scores
 
     def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
@@ -132,11 +132,11 @@ class RetrievalTask(Closable, Task):
         ids, seen = self._codec.encode_question(text, kind="text").ids, _seen(self.encode(image))
         logits = []
         for end in range(1, len(ids) + 1):
-            reranker, asked = self._asked([ids[:end]])
-            logits.append(reranker.run(["match"], {**asked, **seen})[0][0, 0])
+            reranker, text_inputs = self._reranker_inputs([ids[:end]])
+            logits.append(reranker.run(["match"], {**text_inputs, **seen})[0][0, 0])
         return np.array(logits, dtype=np.float32)
 
-    def _asked(self, texts: Sequence[Sequence[int]]) -> tuple[GraphSession, dict[str, Tensor]]:
+    def _reranker_inputs(self, texts: Sequence[Sequence[int]]) -> tuple[GraphSession, dict[str, Tensor]]:
         if self._reranker is None:
             raise UserError(f"{self.bundle.path}: expected a bundle with a reranker, found none; do without re-ranking")
         inputs = padded(texts)
@@ -222,11 +222,11 @@ class RetrievalTask(Closable, Task):
             Match(int(i), float(cosines[i]), None if probabilities is None else float(probabilities[i])) for i in order
         )
 
-    def answer(self, given: TaskInput) -> TaskResult:
+    def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: image and text are embedded, and nothing is said of them."""
-        self.embed_images([given.image])
-        if given.text is not None:
-            self.embed_texts([given.text])
+        self.embed_images([task_input.image])
+        if task_input.text is not None:
+            self.embed_texts([task_input.text])
         return TaskResult()
 
     def run_case(self, case: GoldenCase) -> CaseResult:

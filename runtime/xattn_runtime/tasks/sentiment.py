@@ -176,7 +176,7 @@ class SentimentTask(Closable, Task):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it tells apart."""
+        """The labels it distinguishes."""
         return self._labels
 
     def logits(self, utterance: Utterance) -> Tensor:
@@ -193,15 +193,15 @@ class SentimentTask(Closable, Task):
         """The sentiment of what is given, at least one of the three.
 
         Raises:
-            UserError: nothing is given.
+            UserError: no text, speech or frames.
             QuestionError: the text is empty, too long, or of no known word.
             AudioError: speech of another rate or length, of several channels, or that is no sound.
             ImageError: a frame cannot be used.
         """
-        return self.tell(Utterance(text, audio, frames))
+        return self.rate_utterance(Utterance(text, audio, frames))
 
-    def tell(self, utterance: Utterance) -> Sentiment:
-        """The same for an utterance."""
+    def rate_utterance(self, utterance: Utterance) -> Sentiment:
+        """As `rate`, for an utterance."""
         began = time.perf_counter()
         inputs, unknown = self._read(utterance)
         preprocess_ms = milliseconds_since(began)
@@ -212,9 +212,9 @@ class SentimentTask(Closable, Task):
         scores = tuple(SentimentScore(self._labels[i], float(probabilities[i])) for i in order)
         return Sentiment(scores[0].label, scores[0].probability, scores, utterance.modalities, unknown, timing)
 
-    def answer(self, given: TaskInput) -> TaskResult:
+    def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the label of the .npz that stands for an image, with the text."""
-        sentiment = self.tell(_read_input(given))
+        sentiment = self.rate_utterance(_read_input(task_input))
         top = tuple((score.label, score.probability) for score in sentiment.scores)
         return TaskResult(sentiment.label, (), top, sentiment.to_dict())
 
@@ -225,12 +225,12 @@ class SentimentTask(Closable, Task):
 
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, decide, total, of the golden case alone."""
-        timing = self.tell(read_utterance(self.bundle.file(case.image), case.question)).timing_ms
+        timing = self.rate_utterance(read_utterance(self.bundle.file(case.image), case.question)).timing_ms
         return {stage: [stage_ms] for stage, stage_ms in asdict(timing).items()}
 
 
-def _read_input(given: TaskInput) -> Utterance:
-    return read_utterance(Path(str(given.image)), given.text)
+def _read_input(task_input: TaskInput) -> Utterance:
+    return read_utterance(Path(str(task_input.image)), task_input.text)
 
 
 def read_utterance(path: Path | BinaryIO, text: str | None) -> Utterance:

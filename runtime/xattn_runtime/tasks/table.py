@@ -15,8 +15,8 @@ __all__ = ["open_task", "task_class"]
 def task_class(name: str) -> type[Task]:
     """The class of the task `name`, a key of `TASKS`."""
     module, _, attribute = TASKS[name].runs.partition(":")
-    found: type[Task] = getattr(import_module(module), attribute)
-    return found
+    cls: type[Task] = getattr(import_module(module), attribute)
+    return cls
 
 
 def open_task(bundle: Bundle, provider: str | SessionSettings = "cpu", threads: int | None = None) -> Task:

@@ -24,7 +24,7 @@ from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
-from xattn_runtime.tasks.shared.answering import Answerer, Chooser, Reply, Wanted, Writer
+from xattn_runtime.tasks.shared.answering import Answerer, AnswerRequest, Chooser, Reply, Writer
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
 from xattn_runtime.tasks.shared.closing import Closable
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, milliseconds_since
@@ -110,12 +110,12 @@ class VqaTask(Closable, Task):
         """The answer to one question, with the `top_k` most probable ones, or all that are known.
 
         beams: sequences searched at once by a bundle that generates its answers; without it, as the bundle says.
-        answers: the only ones that may be given; the probabilities are those among them.
+        answers: the only ones allowed; the probabilities are those among them.
         options: of decoding, where the bundle generates its answers.
         Raises ImageError, QuestionError, or UserError for a number out of range, options of decoding where nothing is
-        generated, and answers that cannot be given.
+        generated, and answers that are not possible.
         """
-        wanted = _wanted(top_k, beams, answers, options)
+        request = _request(top_k, beams, answers, options)
         began = time.perf_counter()
         encoded_question = self._encode(question)  # what is wrong with it shows before the image is encoded
         known = isinstance(image, EncodedImage)
@@ -123,7 +123,7 @@ class VqaTask(Closable, Task):
         answer_began = time.perf_counter()
         if encoded.grid != WHOLE:
             encoded_question = self._encode(question, encoded.grid)
-        reply = self._answerer.replies([encoded], [encoded_question], wanted)[0]
+        reply = self._answerer.replies([encoded], [encoded_question], request)[0]
         timing = AnswerTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
             encode=0.0 if known else encoded.encode_ms,
@@ -147,44 +147,44 @@ class VqaTask(Closable, Task):
         counted, and `answer` is each pair's share of its run.
         Raises as `ask` does; UserError where the two lists differ in length.
         """
-        wanted = _wanted(top_k, beams, answers, options)
+        request = _request(top_k, beams, answers, options)
         if len(images) != len(questions):
             raise UserError(f"questions: expected one for each of {len(images)} images, found {len(questions)}")
         encoded_questions = [self._encode(question) for question in questions]
         answered: list[Answer] = []
         for part, encoded in self._encoded_batches(images):
             began = time.perf_counter()
-            asked = [
+            final_questions = [
                 known if image.grid == WHOLE else self._encode(question, image.grid)
                 for image, known, question in zip(encoded, encoded_questions[part], questions[part], strict=True)
             ]
-            replies = self._answerer.replies(encoded, asked, wanted)
+            replies = self._answerer.replies(encoded, final_questions, request)
             share_ms = milliseconds_since(began) / len(replies)
             timing = AnswerTiming(preprocess=0.0, encode=0.0, answer=share_ms, total=share_ms)
-            pairs = zip(replies, asked, strict=True)
+            pairs = zip(replies, final_questions, strict=True)
             answered += [_answer(reply, question, timing) for reply, question in pairs]
         return answered
 
     def attention(self, image: ImageInput, question: str) -> AttentionMap:
-        """What each word of the question attended to, where the bundle has a graph that tells.
+        """What each word of the question attended to, where the bundle has a graph for it.
 
         Raises as `ask` does, and UserError for a bundle without the graph.
         """
-        asked = self._encode(question)
+        encoded_question = self._encode(question)
         attender = Attender(self.bundle, self.settings)
         encoded = self.encode(image)
         answer = self.ask(encoded, question).answer
-        weights = attender.of_question(encoded.tensors, asked.ids)
-        words, maps = words_of(asked.ids, self._codec.decode, weights)
+        weights = attender.of_question(encoded.tensors, encoded_question.ids)
+        words, maps = words_of(encoded_question.ids, self._codec.decode, weights)
         return AttentionMap(f"{question} {answer}", words, maps, attender.seen(image))
 
-    def answer(self, given: TaskInput) -> TaskResult:
+    def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the answer to the text as a question."""
-        return _result(self.ask(given.image, given.text or ""))
+        return _result(self.ask(task_input.image, task_input.text or ""))
 
     def answer_many(self, inputs: Sequence[TaskInput]) -> list[TaskResult]:
         """See `Task`: many a run."""
-        answers = self.ask_many([given.image for given in inputs], [given.text or "" for given in inputs])
+        answers = self.ask_many([each.image for each in inputs], [each.text or "" for each in inputs])
         return [_result(answer) for answer in answers]
 
     def run_case(self, case: GoldenCase) -> CaseResult:
@@ -193,9 +193,9 @@ class VqaTask(Closable, Task):
         logits = self.logits(encoded, question, case.token_ids or ())
         return CaseResult({"logits": logits}, None if case.text is None else self.ask(encoded, question).answer)
 
-    def token_logits(self, given: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Task`; after the text as a question."""
-        return self.logits(self.encode(given.image), given.text or "", token_ids)
+        return self.logits(self.encode(task_input.image), task_input.text or "", token_ids)
 
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, answer, total."""
@@ -259,7 +259,9 @@ def _answer(reply: Reply, question: EncodedQuestion, timing: AnswerTiming) -> An
     return Answer(reply.answer, reply.confidence, reply.top, question.unknown_words, timing, reply.token_ids)
 
 
-def _wanted(top_k: int, beams: int | None, answers: Sequence[str] | None, options: DecodingOptions | None) -> Wanted:
+def _request(
+    top_k: int, beams: int | None, answers: Sequence[str] | None, options: DecodingOptions | None
+) -> AnswerRequest:
     if top_k < 1:
         raise UserError(f"top_k: expected at least 1, found {show(top_k)}")
     if isinstance(answers, str) or (answers is not None and not answers):
@@ -267,5 +269,5 @@ def _wanted(top_k: int, beams: int | None, answers: Sequence[str] | None, option
     if answers is not None and len(set(answers)) < len(answers):
         twice = next(answer for answer in answers if list(answers).count(answer) > 1)
         raise UserError(f"answers: expected each once, found {show(twice)} twice; remove one")
-    asked = (options or DecodingOptions()).with_shortcuts(beams, None)
-    return Wanted(top_k, None if answers is None else tuple(answers), asked)
+    decoding = (options or DecodingOptions()).with_shortcuts(beams, None)
+    return AnswerRequest(top_k, None if answers is None else tuple(answers), decoding)

@@ -17,7 +17,7 @@ from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, VerificationError
 from xattn_runtime.execution.provider_choice import choose_provider
-from xattn_runtime.execution.providers import CHOSEN_HERE, RequestedProvider
+from xattn_runtime.execution.providers import RESOLVED_ON_DEVICE, RequestedProvider
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.execution.settings import checked_threads, session_settings, tuned_settings
 from xattn_runtime.json_reader import one_line
@@ -130,7 +130,7 @@ def verify_bundle(
 
 def chosen_settings(provider: str | SessionSettings, threads: int | None, bundle: Bundle) -> SessionSettings:
     """As `session_settings`; `auto` and `arm` become the first provider on which `bundle` gives its golden outputs."""
-    if isinstance(provider, SessionSettings) or provider not in CHOSEN_HERE:
+    if isinstance(provider, SessionSettings) or provider not in RESOLVED_ON_DEVICE:
         return session_settings(provider, threads, bundle)
     count = checked_threads(threads)
 

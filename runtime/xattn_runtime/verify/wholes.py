@@ -113,7 +113,7 @@ def _case(bundle: Bundle, number: int) -> TaskInput:
     case = bundle.manifest.golden.cases[number]
     height, width = output_size_px(bundle.manifest.image_steps)
     image = open_image(bundle.file(case.image)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    return TaskInput(np.asarray(image), case.asked)
+    return TaskInput(np.asarray(image), case.input_text)
 
 
 def _run(bundle: Bundle, session: GraphSession, cases: Sequence[TaskInput]) -> WholeRun:
@@ -181,9 +181,9 @@ def _between_tokens(known: _Expected, number: int, outputs: Mapping[str, NDArray
     log_probs = logits - np.log(np.sum(np.exp(logits - logits.max(-1, keepdims=True)), -1, keepdims=True))
     log_probs -= logits.max(-1, keepdims=True)
     for place, token_id in enumerate(ids[: length + 1]):
-        expected, given = float(log_probs[place, token_id]), float(outputs["log_probs"][0, place])
-        if abs(expected - given) > tie:
-            return f"a log-probability of {given:.3g} in place of {expected:.3g} for token {place}"
+        expected, actual = float(log_probs[place, token_id]), float(outputs["log_probs"][0, place])
+        if abs(expected - actual) > tie:
+            return f"a log-probability of {actual:.3g} in place of {expected:.3g} for token {place}"
         best = int(log_probs[place].argmax())
         if expected < log_probs[place, best] - tie:
             return f"the token {token_id} in place of {best} after the token ids {ids[:place]}"

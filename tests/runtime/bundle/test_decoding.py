@@ -65,10 +65,10 @@ def test_wrong_values_are_named(change: dict[str, Any], message: str) -> None:
 
 def test_what_a_caller_asks_for() -> None:
     decoding = Decoding((2,), (3,), 0, 12, beams=4, max_positions=30)
-    assert decoding.asked() == decoding
-    assert decoding.asked(beams=1).beams == 1
-    assert decoding.asked(max_new_tokens=29).max_new_tokens == 29
-    longer = decoding.asked(prompt_ids=range(20, 40))
+    assert decoding.for_call() == decoding
+    assert decoding.for_call(beams=1).beams == 1
+    assert decoding.for_call(max_new_tokens=29).max_new_tokens == 29
+    longer = decoding.for_call(prompt_ids=range(20, 40))
     assert (longer.prompt_token_ids, longer.max_new_tokens) == ((2, *range(20, 40)), 9)
 
 
@@ -86,12 +86,12 @@ def test_what_a_caller_asks_for() -> None:
 )
 def test_what_a_caller_cannot_have(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Decoding((2,), (3,), 0, 12, max_positions=30).asked(**asked)
+        Decoding((2,), (3,), 0, 12, max_positions=30).for_call(**asked)
     assert message in str(caught.value)
 
 
 def test_without_positions_a_bundle_has_as_many_as_it_uses() -> None:
     decoding = Decoding((2,), (3,), 0, 12)
-    assert decoding.asked(prompt_ids=(5, 5)).max_new_tokens == 10
+    assert decoding.for_call(prompt_ids=(5, 5)).max_new_tokens == 10
     with pytest.raises(UserError, match="expected 1 to 12"):
-        decoding.asked(max_new_tokens=13)
+        decoding.for_call(max_new_tokens=13)

@@ -49,8 +49,8 @@ def test_the_table_has_every_provider_once_with_a_way_to_get_it() -> None:
         assert row.onnxruntime_name.endswith("ExecutionProvider")
         assert row.install_command
         assert row.proof
-        assert row.wants.precisions
-        assert row.wants.highest_opset >= 18
+        assert row.requirements.precisions
+        assert row.requirements.highest_opset >= 18
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_two_builds_at_once(put_build: Any, monkeypatch: pytest.MonkeyPatch) -> 
     conflict = package_conflict()
     assert conflict is not None
     assert conflict.distributions == ("onnxruntime", "onnxruntime-gpu")
-    assert conflict.mend == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert conflict.fix_command == "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
     put_build(build_of("CPUExecutionProvider"))
-    with pytest.raises(ProviderError, match=f"{conflict}; run {conflict.mend}"):
+    with pytest.raises(ProviderError, match=f"{conflict}; run {conflict.fix_command}"):
         resolve_provider("cuda")
 
 

@@ -18,13 +18,13 @@ def test_the_documented_table():
     found = cells(DOCUMENT.read_text(encoding="utf-8"), "provider")
     assert list(found) == [row.name for row in PROVIDERS]
     for row in PROVIDERS:
-        wants = row.wants
+        requirements = row.requirements
         assert found[row.name] == [
             row.platforms,
             row.package or "none: a build from source",
-            ", ".join(wants.attention),
-            str(wants.highest_opset),
-            ", ".join(wants.precisions),
-            "needed" if wants.static_shapes else "no",
-            "yes" if wants.loops else "no",
+            ", ".join(requirements.attention),
+            str(requirements.highest_opset),
+            ", ".join(requirements.precisions),
+            "needed" if requirements.static_shapes else "no",
+            "yes" if requirements.loops else "no",
         ]

@@ -314,6 +314,6 @@ def test_every_way_to_end(pairs: dict[str, Pair], kind: str, way: dict[str, Any]
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_of_several_tokens(pairs: dict[str, Pair], kind: str, setting: str, beams: dict[str, Any]) -> None:
     ours, theirs = SETTINGS[setting]
-    decoding = replace(BASE, **ours, **beams).asked(prompt_ids=(8, 21, 8, 17, 8))
+    decoding = replace(BASE, **ours, **beams).for_call(prompt_ids=(8, 21, 8, 17, 8))
     assert decoding.prompt_token_ids == (START, 8, 21, 8, 17, 8)
     compare(pairs[kind], decoding, {**theirs, **_theirs(beams)})

@@ -166,7 +166,7 @@ def test_candidates_have_the_likelihood_of_the_reference(
 )
 def test_options_that_cannot_be_had(options: DecodingOptions, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        options.asked(DECODING, ())
+        options.apply_to(DECODING, ())
 
 
 def test_one_number_from_two_sides() -> None:

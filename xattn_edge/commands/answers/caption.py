@@ -65,13 +65,13 @@ def caption(
 
     \b
     Examples:
-      xattn-edge caption picture.png
+      xattn-edge caption photo.png
       xattn-edge caption *.jpg --json
-      xattn-edge caption picture.png --beams 4 --n-best 4 --prompt "a picture of"
-      xattn-edge caption picture.png --temperature 0.8 --top-p 0.9 --seed 1
-      xattn-edge caption picture.png --stream
-      xattn-edge caption picture.png --bundle with-attention.xattn --heatmap words.png
-      xattn-edge caption pictures --recursive -o captions.jsonl
+      xattn-edge caption photo.png --beams 4 --n-best 4 --prompt "a photo of"
+      xattn-edge caption photo.png --temperature 0.8 --top-p 0.9 --seed 1
+      xattn-edge caption photo.png --stream
+      xattn-edge caption photo.png --bundle with-attention.xattn --heatmap words.png
+      xattn-edge caption photos --recursive -o captions.jsonl
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_edge.commands.shared.many import caption_to_file, images_in, open_for_many
@@ -87,12 +87,12 @@ def caption(
             if len(images) > 1 or images[0].is_dir() or stream or output is not None or decoding.n_best > 1:
                 raise UserError("heatmap: expected one image and one caption of it; leave the others out")
             check_heatmap(heatmap)
-        opened, asked = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
+        opened, requested = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
         if output is not None:
-            task, batches = open_for_many(opened, asked, threads)
+            task, batches = open_for_many(opened, requested, threads)
             caption_to_file(console, task, images, output, prompt, decoding, recursive=recursive, batches=batches)
             return
-        task = load(opened, asked, threads, task="caption")
+        task = load(opened, requested, threads, task="caption")
         if any(image.is_dir() for image in images):
             images = [each.path for each in images_in(images, recursive=recursive)]
         if stream:
@@ -107,11 +107,11 @@ def _print(
     console: Console, task: CaptionTask, images: list[Path], prompt: str | None, decoding: DecodingOptions
 ) -> None:
     results = []
-    for image, found in console.each(images, lambda image: task.caption(image, prompt, options=decoding)):
+    for image, result in console.each(images, lambda image: task.caption(image, prompt, options=decoding)):
         if not console.as_json:
-            for text in [one.text for one in found.n_best] or [found.text]:
+            for text in [one.text for one in result.n_best] or [result.text]:
                 console.line(text if len(images) == 1 else f"{image}: {text}")
-        results.append({"image": str(image), **found.to_dict(), "timing_ms": asdict(found.timing_ms)})
+        results.append({"image": str(image), **result.to_dict(), "timing_ms": asdict(result.timing_ms)})
     if console.as_json and results:
         console.document({"results": results, "provider": task.settings.name, "bundle": str(task.bundle.path)})
 

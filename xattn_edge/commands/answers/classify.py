@@ -45,8 +45,8 @@ def classify(
 
     \b
     Examples:
-      xattn-edge classify picture.png "red circle" "blue square" --bundle clip.xattn
-      xattn-edge classify picture.png --labels labels.txt --bundle clip.xattn --top-k 3 --json
+      xattn-edge classify photo.png "red circle" "blue square" --bundle clip.xattn
+      xattn-edge classify photo.png --labels labels.txt --bundle clip.xattn --top-k 3 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.errors import UserError
@@ -61,18 +61,18 @@ def classify(
             )
         names = [*(labels or ()), *(read_lines(labels_file, "label") if labels_file else ())]
         task = load(bundle, with_fallback(provider, fallback), threads, task="retrieval")
-        found = task.classify(image, names, template)
-        best = found.scores[:top_k]
+        classification = task.classify(image, names, template)
+        best = classification.scores[:top_k]
         if as_json:
             console.document(
                 {
                     "image": str(image),
-                    "label": found.label,
-                    "probability": found.probability,
+                    "label": classification.label,
+                    "probability": classification.probability,
                     "results": [asdict(score) for score in best],
-                    "among_labels": found.among_labels,
+                    "among_labels": classification.among_labels,
                     "template": template,
-                    "timing_ms": asdict(found.timing_ms),
+                    "timing_ms": asdict(classification.timing_ms),
                     "provider": task.settings.name,
                     "bundle": str(task.bundle.path),
                 }

@@ -54,9 +54,9 @@ def retrieve(
 
     \b
     Examples:
-      xattn-edge retrieve "red heart" --in pictures
-      xattn-edge retrieve "red heart" --in pictures --index pictures.xindex
-      xattn-edge retrieve picture.png --index pictures.xindex --top-k 3 --json
+      xattn-edge retrieve "red heart" --in photos
+      xattn-edge retrieve "red heart" --in photos --index photos.xindex
+      xattn-edge retrieve photo.png --index photos.xindex --top-k 3 --json
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=index) as console:
         from xattn_runtime.bundle.folder import default_bundle
@@ -71,14 +71,14 @@ def retrieve(
         task = load(bundle or default_bundle("retrieval"), with_fallback(provider, fallback), threads, task="retrieval")
         if rerank and not task.reranks:
             raise UserError(f"{task.bundle.path}: expected a bundle that re-ranks, found none; leave --rerank out")
-        wanted = task.embed_images([Path(query)])[0] if is_image else task.embed_texts([query])[0]
+        embedding = task.embed_images([Path(query)])[0] if is_image else task.embed_texts([query])[0]
         images = _indexed(console, task, folder, index)
         if not images.files:
             return
-        matches = search_index(task, images, wanted, max(top_k, rerank), search)
+        matches = search_index(task, images, embedding, max(top_k, rerank), search)
         results = _results(images, matches, is_image)
         if rerank:
-            results = _looked_at_again(task, query, results, rerank)
+            results = _reranked(task, query, results, rerank)
         _show(
             console, results[:top_k], {"query": query, "provider": task.settings.name, "bundle": str(task.bundle.path)}
         )
@@ -93,8 +93,8 @@ def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: 
         if index is None:
             raise UserError("expected a folder of images or an index of one, found neither; use --in or --index")
         return open_index(index, task.bundle)
-    with console.progress() as tell:
-        report = embed_folder(task, folder, tell) if index is None else update_index(task, folder, index, tell)
+    with console.progress() as progress:
+        report = embed_folder(task, folder, progress) if index is None else update_index(task, folder, index, progress)
     for error in report.refused:
         print_error(str(error))
         console.exit_code = error.exit_code
@@ -118,7 +118,7 @@ def _results(images: ImageIndex, matches: Sequence[Match], is_image: bool) -> li
     ]
 
 
-def _looked_at_again(task: RetrievalTask, text: str, results: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def _reranked(task: RetrievalTask, text: str, results: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The first `count` in the order of their scores by cross-attention, then the others."""
     first = results[:count]
     scores = task.rerank(text, [Path(each["image"]) for each in first], [each["cosine"] for each in first])

@@ -41,7 +41,7 @@ def sentiment(
     Examples:
       xattn-edge sentiment "a warm and funny film"
       xattn-edge sentiment "it was all right" --audio speech.wav --json
-      xattn-edge sentiment --frames pictures
+      xattn-edge sentiment --frames frames
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
         from xattn_runtime.bundle.folder import default_bundle
@@ -50,18 +50,18 @@ def sentiment(
 
         seen = _images(frames or [])
         task = load(bundle or default_bundle("sentiment"), with_fallback(provider, fallback), threads, task="sentiment")
-        found = task.rate(text, audio, seen)
-        if found.unknown_words:
-            console.warn(f"the model does not know {', '.join(found.unknown_words)}")
+        result = task.rate(text, audio, seen)
+        if result.unknown_words:
+            console.warn(f"the model does not know {', '.join(result.unknown_words)}")
         if not as_json:
-            console.table([(score.label, f"{score.probability:.1%}") for score in found.scores])
+            console.table([(score.label, f"{score.probability:.1%}") for score in result.scores])
             return
         console.document(
             {
                 "text": text,
                 "audio": None if audio is None else str(audio),
                 "frames": [str(path) for path in seen],
-                **found.to_dict(),
+                **result.to_dict(),
                 "provider": task.settings.name,
                 "bundle": str(task.bundle.path),
             }
@@ -72,7 +72,7 @@ def _images(paths: list[Path]) -> list[Path]:
     """Images as they are named, and those of folders by name."""
     from xattn_runtime.retrieval.index import indexable_images
 
-    found: list[Path] = []
+    images: list[Path] = []
     for path in paths:
-        found += [path / file.name for file in indexable_images(path)] if path.is_dir() else [path]
-    return found
+        images += [path / file.name for file in indexable_images(path)] if path.is_dir() else [path]
+    return images

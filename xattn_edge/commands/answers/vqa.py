@@ -69,10 +69,10 @@ def vqa(
 
     \b
     Examples:
-      xattn-edge vqa picture.png "what color is the shape?"
-      xattn-edge vqa picture.png "is there a circle?" "what shape is it?" --json
-      xattn-edge vqa picture.png "what color is it?" --answers red,green,blue
-      xattn-edge vqa picture.png "what is it?" --bundle blip-vqa.xattn --beams 4 --n-best 4
+      xattn-edge vqa photo.png "what color is the shape?"
+      xattn-edge vqa photo.png "is there a circle?" "what shape is it?" --json
+      xattn-edge vqa photo.png "what color is it?" --answers red,green,blue
+      xattn-edge vqa photo.png "what is it?" --bundle blip-vqa.xattn --beams 4 --n-best 4
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
@@ -91,46 +91,46 @@ def vqa(
         seen = image if len(questions) == 1 else task.encode(image)
         among = None if answers is None else _answers(answers)
         results = []
-        for question, found in console.each(
+        for question, answer in console.each(
             questions, lambda question: task.ask(seen, question, listed, answers=among, options=decoding)
         ):
-            _warn_of_unknown_words(console, found)
+            _warn_of_unknown_words(console, answer)
             if not as_json:
-                for text in _texts(console, found, decoding.n_best):
+                for text in _texts(console, answer, decoding.n_best):
                     console.line(text if len(questions) == 1 else f"{question}: {text}")
-            results.append({"question": question, **found.to_dict()})
+            results.append({"question": question, **answer.to_dict()})
         if as_json and results:
-            said = results[0] if len(questions) == 1 else {"results": results}
+            document = results[0] if len(questions) == 1 else {"results": results}
             console.document(
-                {"image": str(image), **said, "provider": task.settings.name, "bundle": str(task.bundle.path)}
+                {"image": str(image), **document, "provider": task.settings.name, "bundle": str(task.bundle.path)}
             )
         if heatmap is not None and not console.exit_code:
             draw_heatmap(console, heatmap, lambda: task.attention(image, questions[0]), layer, head)
 
 
-def _answers(given: str) -> list[str]:
+def _answers(text: str) -> list[str]:
     """The lines of a file that are not blank, or what commas part."""
     from xattn_runtime.errors import UserError
 
-    if not given.strip():
+    if not text.strip():
         raise UserError("answers: expected a file or a list, found nothing")
     try:
-        is_file = Path(given).is_file()
+        is_file = Path(text).is_file()
     except OSError:  # a list too long for a path
         is_file = False
-    if not is_file and "," not in given and Path(given).suffix == ".txt":
-        raise UserError(f"answers: expected a file or a list, found no file {given}; check the path")
-    parts = read_lines(Path(given), "answer") if is_file else given.split(",")
+    if not is_file and "," not in text and Path(text).suffix == ".txt":
+        raise UserError(f"answers: expected a file or a list, found no file {text}; check the path")
+    parts = read_lines(Path(text), "answer") if is_file else text.split(",")
     return [part.strip() for part in parts if part.strip()]
 
 
-def _texts(console: Console, found: Answer, n_best: int) -> list[str]:
+def _texts(console: Console, answer: Answer, n_best: int) -> list[str]:
     """The answer, or the best ones where several were asked for; with their confidence for people."""
-    answers = found.top if n_best > 1 else ((found.answer, found.confidence),)
+    answers = answer.top if n_best > 1 else ((answer.answer, answer.confidence),)
     return [f"{answer}  ({confidence:.1%})" if console.is_terminal else answer for answer, confidence in answers]
 
 
-def _warn_of_unknown_words(console: Console, found: Answer) -> None:
-    if found.unknown_words:
-        words = ", ".join(repr(word) for word in found.unknown_words)
+def _warn_of_unknown_words(console: Console, answer: Answer) -> None:
+    if answer.unknown_words:
+        words = ", ".join(repr(word) for word in answer.unknown_words)
         console.warn(f"the model does not know {words}; the answer may not fit the question")

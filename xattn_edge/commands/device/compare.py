@@ -112,9 +112,9 @@ def _print(console: Console, report: CompareReport) -> None:
     rows: list[tuple[object, ...]] = [("component", "error of outputs", "parts at", "its error", "grows most at")]
     console.table([*rows, *(_row(component) for component in report.components.values())])
     for change in report.changes[:_MOST_SHOWN]:
-        asked = f"{change.text}: " if change.text else ""
+        question = f"{change.text}: " if change.text else ""
         step = "" if change.token is None else f" (from token {change.token.step} on)"
-        console.line(f"{change.image}: {asked}{change.first!r} / {change.second!r}{step}")
+        console.line(f"{change.image}: {question}{change.first!r} / {change.second!r}{step}")
     if len(report.changes) > _MOST_SHOWN:
         console.line(f"and {len(report.changes) - _MOST_SHOWN} more; --json and --html have all")
 

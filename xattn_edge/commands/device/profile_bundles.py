@@ -201,9 +201,9 @@ def _write_trace(path: Path, traces: dict[ProfileCombination, Any]) -> None:
     events = {
         f"{combination.bundle}, {combination.provider}, {combination.threads} threads: {role}"
         if several
-        else role: found
+        else role: graph_events
         for combination, roles in traces.items()
-        for role, found in roles.items()
+        for role, graph_events in roles.items()
     }
     write_text(path, json.dumps(trace_document(events)))
 

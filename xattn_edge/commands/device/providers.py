@@ -36,7 +36,7 @@ def providers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False)
             return
         _print(console, status)
         if status.conflict is not None:
-            console.warn(f"{status.conflict}; run {status.conflict.mend}")
+            console.warn(f"{status.conflict}; run {status.conflict.fix_command}")
 
 
 def _print(console: Console, status: MachineStatus) -> None:

@@ -83,7 +83,7 @@ def tune(
             console.document({**asdict(tuned), "written": None if path is None else str(path)})
             return
         _print(console, tuned)
-        _say(console, tuned, str(bundle))
+        _print_choice(console, tuned, str(bundle))
         if tuned.chosen is None:
             what = "what an earlier tuning wrote was removed" if removed else "nothing was written"
             console.note(f"nothing is surely better than the defaults: {what}")
@@ -91,7 +91,7 @@ def tune(
             console.note(f"written: {path or 'nothing (--dry-run)'}")
 
 
-def _say(console: Console, tuned: Tuned, bundle: str) -> None:
+def _print_choice(console: Console, tuned: Tuned, bundle: str) -> None:
     """What was chosen, and what came of optimized graphs."""
     if tuned.chosen is not None and tuned.chosen.gain:
         console.note(f"{100 * tuned.chosen.gain:.1f} % below the defaults")

@@ -44,7 +44,7 @@ def calibrate(
         from xattn_runtime.execution.providers import with_fallback
 
         with console.progress() as progress:
-            found = fit(
+            calibration = fit(
                 bundle,
                 data,
                 provider=with_fallback(provider, fallback),
@@ -55,5 +55,5 @@ def calibrate(
         if record:
             from xattn_export import record_calibration
 
-            record_calibration(bundle, found)
-        print_report(console, {**found.to_dict(), "bundle": str(bundle), "recorded": record})
+            record_calibration(bundle, calibration)
+        print_report(console, {**calibration.to_dict(), "bundle": str(bundle), "recorded": record})

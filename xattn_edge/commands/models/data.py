@@ -53,19 +53,19 @@ def list_command(as_json: Json = False, quiet: Quiet = False, debug: Debug = Fal
         from xattn_edge.data import data_sets
         from xattn_runtime.bundle.folder import open_bundle, shipped_bundles
 
-        found = [data_set.to_dict() for data_set in data_sets()]
+        entries = [data_set.to_dict() for data_set in data_sets()]
         bundles = [
             {"name": name, "task": open_bundle(path).manifest.task, "path": str(path)}
             for name, path in shipped_bundles().items()
         ]
         if as_json:
-            console.document({"data_sets": found, "bundles": bundles})
+            console.document({"data_sets": entries, "bundles": bundles})
             return
         rows = [("name", "task", "here", "license", "synthetic", "splits")]
-        for entry in found:
-            here = "yes" if entry["fetched"] else "no"
+        for entry in entries:
+            fetched = "yes" if entry["fetched"] else "no"
             splits = ", ".join(entry["splits"])
-            rows.append((entry["name"], entry["task"], here, entry["license"], entry["synthetic"], splits))
+            rows.append((entry["name"], entry["task"], fetched, entry["license"], entry["synthetic"], splits))
         console.table(rows)
         if bundles:
             console.line("")

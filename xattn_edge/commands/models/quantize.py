@@ -238,12 +238,12 @@ def _examples(bundle: Path, data: str, count: int) -> Any:
 
 def _components(pairs: list[str]) -> dict[str, Any]:
     """Component → mode, unchecked, of `ROLE=MODE`; UserError where one is not of that form or stands twice."""
-    found: dict[str, Any] = {}
+    modes: dict[str, Any] = {}
     for pair in pairs:
         role, equals, mode = pair.partition("=")
         if not (role and equals and mode):
             raise UserError(f"--component: expected ROLE=MODE, such as decoder=int4, found {pair!r}")
-        if role in found:
+        if role in modes:
             raise UserError(f"--component: expected each component once, found {role} twice")
-        found[role] = mode
-    return found
+        modes[role] = mode
+    return modes

@@ -67,7 +67,9 @@ def study(
         from xattn_edge.study import study as run_study
 
         if report_only and (quick or seeds or steps or combinations != "all"):
-            raise UserError("--report-only: takes what is there; expected no --quick, --combinations, --seeds, --steps")
+            raise UserError(
+                "--report-only: takes the models in the folder; expected no --quick, --combinations, --seeds, --steps"
+            )
         chosen_tasks = cast("tuple[TaskName, ...]", tuple(dict.fromkeys(tasks or TASKS)))
         plan = StudyPlan(tasks=chosen_tasks, which=combinations)
         if quick:
@@ -80,17 +82,17 @@ def study(
         with console.progress() as progress:
             how: dict[str, Any] = {"report": report, "threads": threads, "command": provenance_command()}
             if report_only:
-                found = report_study(output, chosen_tasks, progress=progress, **how)
+                study_report = report_study(output, chosen_tasks, progress=progress, **how)
             else:
-                found = run_study(output, plan, progress=progress, **how)
+                study_report = run_study(output, plan, progress=progress, **how)
         if as_json:
-            console.document(found.to_dict())
+            console.document(study_report.to_dict())
             return
         rows: list[tuple[object, ...]] = [("task", "mechanism", "fusion", "accuracy", "int8 ms")]
         rows += [
             (each.task, each.mechanism, each.fusion, f"{each.mean:.1f}", f"{each.milliseconds['int8']:.2f}")
-            for each in found.results
+            for each in study_report.results
             if each.forbidden is None
         ]
         console.table(rows)
-        console.line(str(found.report))
+        console.line(str(study_report.report))

@@ -139,7 +139,7 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
     """
     console = Console(as_json=as_json, quiet=quiet)
     try:
-        with _said_by_the_runtime(console):
+        with _runtime_log_as_notes(console):
             yield console
     except (typer.Exit, typer.TyperException):
         raise
@@ -154,7 +154,7 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
 
 
 @contextmanager
-def _said_by_the_runtime(console: Console) -> Iterator[None]:
+def _runtime_log_as_notes(console: Console) -> Iterator[None]:
     """What the runtime logs, such as which provider was chosen and why, as notes of `console`."""
 
     class Notes(logging.Handler):

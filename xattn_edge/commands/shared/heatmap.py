@@ -1,4 +1,4 @@
-"""`--heatmap`: what the words looked at, into a file."""
+"""`--heatmap`: what the words attended to, drawn into a file."""
 
 from __future__ import annotations
 

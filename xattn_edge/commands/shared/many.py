@@ -102,8 +102,8 @@ def caption_to_file(
         done = _done(stream, output, made_by)
         waiting = [image for image in images if image.name not in done]
         bad = 0
-        with console.progress() as tell:
-            tell("captioning", (len(images) - len(waiting)) / len(images))
+        with console.progress() as progress:
+            progress("captioning", (len(images) - len(waiting)) / len(images))
             paths = [image.path for image in waiting]
             captions = task.caption_many(
                 paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
@@ -114,7 +114,7 @@ def caption_to_file(
                     bad += 1
                     console.exit_code = result.exit_code
                     print_error(str(result))
-                tell(f"captioning {image.path.name}", (len(images) - len(waiting) + number) / len(images))
+                progress(f"captioning {image.path.name}", (len(images) - len(waiting) + number) / len(images))
         sync(stream)
     if console.as_json:
         console.document(
@@ -129,22 +129,22 @@ def caption_to_file(
             }
         )
     else:
-        before = f", {len(images) - len(waiting)} done before" if len(waiting) < len(images) else ""
+        done_before = f", {len(images) - len(waiting)} done before" if len(waiting) < len(images) else ""
         refused = f", {bad} that cannot be used" if bad else ""
-        console.note(f"{output}: {len(waiting) - bad} images captioned{before}{refused}")
+        console.note(f"{output}: {len(waiting) - bad} images captioned{done_before}{refused}")
 
 
 def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) -> str:
     """What a caption depends on: the bundle's name, and a digest of the bundle and of what was asked."""
-    asked = {name: getattr(options, name) for name in options.given} | {"prompt": prompt}
-    text = json.dumps([file_digest(task.bundle.path / MANIFEST_FILE), asked], sort_keys=True)
+    changed = {name: getattr(options, name) for name in options.non_default} | {"prompt": prompt}
+    text = json.dumps([file_digest(task.bundle.path / MANIFEST_FILE), changed], sort_keys=True)
     return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _line(image: NamedImage, result: Caption | ImageError, made_by: str) -> bytes:
-    said: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else result.to_dict()
+    values: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else result.to_dict()
     # A name that is no Unicode is written with \ud8xx, which JSON knows.
-    return json.dumps({"image": image.name, **said, "made_by": made_by}).encode() + b"\n"
+    return json.dumps({"image": image.name, **values, "made_by": made_by}).encode() + b"\n"
 
 
 def _add(stream: BinaryIO, line: bytes) -> None:

@@ -27,7 +27,7 @@ class TaskSplit:
 
     samples: Samples
     plain: Bundle
-    _said: list[str] = field(default_factory=list)
+    _plain_answers: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -45,8 +45,10 @@ class TaskSplit:
         answers = _answers(bundle, items)
         references = [sample.reference for sample in items]
         if None in references:
-            self._said = self._said or _answers(self.plain, items)
-            return Scores("agreement", [float(one == other) for one, other in zip(answers, self._said, strict=True)])
+            self._plain_answers = self._plain_answers or _answers(self.plain, items)
+            return Scores(
+                "agreement", [float(one == other) for one, other in zip(answers, self._plain_answers, strict=True)]
+            )
         known = [str(reference) for reference in references]
         metric, score = _SAMPLE_SCORES.get(TASKS[bundle.manifest.task].metric, _ACCURACY)
         return Scores(metric, score(answers, known))

@@ -87,7 +87,7 @@ class SomeExamples:
 def golden_examples(bundle: Bundle) -> Examples:
     """The golden inputs of a bundle: few, but every bundle has them."""
     cases = bundle.manifest.golden.cases
-    items = [_Golden(bundle.file(case.image), case.asked) for case in cases]
+    items = [_Golden(bundle.file(case.image), case.input_text) for case in cases]
     return SomeExamples("golden", items)
 
 

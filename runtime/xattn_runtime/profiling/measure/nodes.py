@@ -1,7 +1,7 @@
 """Where the time goes inside the graphs: ONNX Runtime's own profile, by node, by layer of the model and by operator.
 
 Nodes carry the names of the model's layers (`layers.0.attention.query/MatMul`), which ONNX Runtime keeps when it fuses.
-Operations and bytes are counted from the shapes that the profile tells of each node as it ran.
+Operations and bytes are counted from the shapes that the profile records of each node as it ran.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def summarise_graph(role: str, events: Sequence[Mapping[str, Any]], warmup: int 
 def trace_document(traces: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """All graphs in one trace, a process each, in the Trace Event Format that Perfetto opens. role → events."""
     events: list[dict[str, Any]] = []
-    for process, (role, found) in enumerate(traces.items(), start=1):
+    for process, (role, graph_events) in enumerate(traces.items(), start=1):
         events.append({"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": role}})
-        events += [{**event, "pid": process} for event in found if event.get("ph") == "X"]
+        events += [{**event, "pid": process} for event in graph_events if event.get("ph") == "X"]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
@@ -149,16 +149,16 @@ def _summed(parts: Iterable[Work]) -> _Total:
 
 
 def _nodes(kernels: Iterable[Mapping[str, Any]], runs: int, total_ms: float) -> list[NodeTime]:
-    found: dict[tuple[str, str, str], list[int]] = {}
+    durations: dict[tuple[str, str, str], list[int]] = {}
     for event in kernels:
         name = str(event["name"])[: -len(_KERNEL)]
         key = (name, str(event["args"]["op_name"]), str(event["args"].get("provider", "")))
-        found.setdefault(key, []).append(event["dur"])
+        durations.setdefault(key, []).append(event["dur"])
     return [
         NodeTime(
             name, _layer(name), operator, provider, ms := sum(times) / runs / 1000, len(times) / runs, ms / total_ms
         )
-        for (name, operator, provider), times in found.items()
+        for (name, operator, provider), times in durations.items()
     ]
 
 
@@ -193,12 +193,12 @@ def _work(arguments: Mapping[str, Any]) -> Work:
 
 
 def _product(operator: str, inputs: Sequence[_Shape], outputs: Sequence[_Shape], passing: float) -> Work:
-    given, inner = outputs[0][1], inputs[0][1][-1]
-    operations = 2.0 * math.prod(given) * inner
+    output, inner = outputs[0][1], inputs[0][1][-1]
+    operations = 2.0 * math.prod(output) * inner
     both = [shape for _, shape in inputs if len(shape) > 1]
     weights = 0.0
     if operator in _WEIGHT_BYTES or len(both) < 2:  # the second factor is packed, and not told
-        weights = inner * given[-1] * _WEIGHT_BYTES.get(operator, _ITEM_BYTES[inputs[0][0]])
+        weights = inner * output[-1] * _WEIGHT_BYTES.get(operator, _ITEM_BYTES[inputs[0][0]])
     return Work({_precision(operator, inputs): operations}, passing + weights)
 
 
@@ -218,8 +218,8 @@ def _precision(operator: str, inputs: Sequence[_Shape]) -> str:
 _Shape = tuple[str, list[int]]
 
 
-def _shapes(told: Any) -> list[_Shape]:
-    return [(name, shape) for one in told for name, shape in one.items()] if isinstance(told, list) else []
+def _shapes(arguments: Any) -> list[_Shape]:
+    return [(name, shape) for one in arguments for name, shape in one.items()] if isinstance(arguments, list) else []
 
 
 def _bytes(shapes: Iterable[_Shape]) -> float:

@@ -28,9 +28,9 @@ def product_graph(rows: int, weight: NDArray[np.generic]) -> bytes:
     """
     integer = weight.dtype == np.int8
     name = "MatMulInteger" if integer else "MatMul"
-    found, given = ("uint8", "int32") if integer else (str(weight.dtype), str(weight.dtype))
+    input_dtype, output_dtype = ("uint8", "int32") if integer else (str(weight.dtype), str(weight.dtype))
     inner, columns = weight.shape
-    inputs, outputs = {"x": (found, (rows, inner))}, {"y": (given, (rows, columns))}
+    inputs, outputs = {"x": (input_dtype, (rows, inner))}, {"y": (output_dtype, (rows, columns))}
     return _model([_node(name, ["x", "w"], "y")], weight, inputs, outputs)
 
 

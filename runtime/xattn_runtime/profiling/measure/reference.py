@@ -50,7 +50,7 @@ class Reference:
 
     def measure(self) -> list[list[float]]:
         """Of each piece, the milliseconds of each of a few runs, after one that is not counted."""
-        found = []
+        times_ms = []
         for piece, count in zip(self._pieces, _TIMES, strict=True):
             piece()
             times = []
@@ -58,8 +58,8 @@ class Reference:
                 began = time.perf_counter()
                 piece()
                 times.append(1000 * (time.perf_counter() - began))
-            found.append(times)
-        return found
+            times_ms.append(times)
+        return times_ms
 
 
 def typical_ms(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> float:

@@ -1,4 +1,4 @@
-"""What runs first on another machine, to which `client.py` sends its source: says what is there, unpacks, and serves.
+"""What runs first on a remote machine, sent there by `client.py`: reports Python and packages, unpacks, and serves.
 
 It may use only what every Python 3 has, since it is there to say that this is too old or that packages are missing.
 """

@@ -85,14 +85,14 @@ def profile_on_host(
     """
     options = options or ProfileOptions()
     names = {f"bundles/{number}.xattn": os.fspath(bundle) for number, bundle in enumerate(bundles)}
-    pictures = {f"images/{number}{Path(image).suffix}": image for number, image in enumerate(options.images)}
-    files = _files(names, pictures)
+    images = {f"images/{number}{Path(image).suffix}": image for number, image in enumerate(options.images)}
+    files = _files(names, images)
     order = {
         "bundles": list(names),
         "providers": list(providers),
         "threads": list(threads),
         "batches": list(batches),
-        "options": asdict(replace(options, images=list(pictures))),
+        "options": asdict(replace(options, images=list(images))),
         "traces": traces is not None,
     }
     progress(f"connect to {host.name}", 0.0)
@@ -103,9 +103,9 @@ def profile_on_host(
         answer = connection.answer("document", lambda text, share: progress(_named(text, names), _COPIED + 0.9 * share))
     written = {remote: json.dumps(local)[1:-1] for remote, local in names.items()}
     document = cast("dict[str, Any]", json.loads(_named(json.dumps(answer["document"]), written)))
-    for told, roles in answer["traces"] if traces is not None else []:
+    for combination, roles in answer["traces"] if traces is not None else []:
         cast("dict[ProfileCombination, Trace]", traces)[
-            ProfileCombination(**{**told, "bundle": names[told["bundle"]]})
+            ProfileCombination(**{**combination, "bundle": names[combination["bundle"]]})
         ] = roles
     return {**document, "host": host.name, "version": installed_version()}
 
@@ -121,17 +121,17 @@ class _Connection:
         self._lines: Queue[bytes] = Queue()
         Thread(target=self._listen, args=(cast("IO[bytes]", process.stdout),), daemon=True).start()
 
-    def check_python(self, found: Mapping[str, Any]) -> None:
+    def check_python(self, installed: Mapping[str, Any]) -> None:
         """UserError where it is too old, or lacks what the runtime needs."""
         python, name = self._host.python, self._host.name
-        version = ".".join(map(str, found["python"]))
-        if tuple(found["python"]) < _OLDEST_PYTHON:
+        version = ".".join(map(str, installed["python"]))
+        if tuple(installed["python"]) < _OLDEST_PYTHON:
             oldest = ".".join(map(str, _OLDEST_PYTHON))
             raise errors.UserError(
                 f"{name}: expected Python {oldest} or newer, found {python} to be {version}; name another with "
                 "--host-python"
             )
-        if missing := " ".join(found["missing"]):
+        if missing := " ".join(installed["missing"]):
             raise errors.UserError(
                 f"{name}: expected {missing.replace(' ', ', ')} in {python} ({version}), found none; there, run "
                 f"{python} -m pip install {missing}, or name another Python with --host-python"
@@ -154,7 +154,7 @@ class _Connection:
             return
 
     def answer(self, expected: str, progress: Progress = silent) -> dict[str, Any]:
-        """The line that holds `expected`; Ctrl-C tells the other end to stop, and waits for what it has."""
+        """The line that holds `expected`; Ctrl-C stops the remote process, and waits for its results."""
         stopped = False
         while True:
             try:
@@ -193,8 +193,8 @@ class _Connection:
     def _failure(self) -> errors.XattnError:
         code = self._process.wait()
         self._complaints.seek(0)
-        said = [line for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
-        last, host, python = said[-1].strip() if said else "it said nothing", self._host.name, self._host.python
+        lines = [line for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
+        last, host, python = lines[-1].strip() if lines else "it said nothing", self._host.name, self._host.python
         if code in (_NOT_RUN, _NOT_FOUND):
             return errors.UserError(
                 f"{host}: expected the Python {python}, found: {last}; name another with --host-python"
@@ -203,7 +203,7 @@ class _Connection:
             return errors.XattnError(f"{host}: expected a profile, found that {python} ended with {code}: {last}")
         if self._begun:
             return errors.XattnError(f"{host}: expected a profile, found that the connection was lost: {last}")
-        text = " ".join(said)
+        text = " ".join(lines)
         for words, reason, advice in _REASONS:
             if words in text:
                 advised = advice.format(host=host, name=host.rpartition("@")[2])
@@ -260,7 +260,7 @@ def _quoted(python: str) -> str:
     return f"~/{shlex.quote(python[2:])}" if python.startswith("~/") else shlex.quote(python)
 
 
-def _files(bundles: Mapping[str, str], pictures: Mapping[str, Any]) -> dict[str, Path]:
+def _files(bundles: Mapping[str, str], images: Mapping[str, Any]) -> dict[str, Path]:
     """What is sent: its remote path → its local path."""
     root = Path(__file__).resolve().parents[2]
     files = {
@@ -271,10 +271,10 @@ def _files(bundles: Mapping[str, str], pictures: Mapping[str, Any]) -> dict[str,
     for name, folder in bundles.items():
         opened = open_bundle(folder)
         files |= {f"{name}/{file}": opened.path / file for file in (MANIFEST_FILE, *opened.manifest.files)}
-    for name, picture in pictures.items():
-        if not Path(picture).is_file():
-            raise errors.ImageError(f"{picture}: expected a picture, found no such file; check the path")
-        files[name] = Path(picture)
+    for name, image in images.items():
+        if not Path(image).is_file():
+            raise errors.ImageError(f"{image}: expected an image, found no such file; check the path")
+        files[name] = Path(image)
     return files
 
 

@@ -27,7 +27,7 @@ __all__ = ["serve"]
 def serve(orders: IO[bytes], answers: IO[str]) -> int:
     """Profile what the first line of `orders` asks for; the exit code."""
     order = json.loads(orders.readline())
-    threading.Thread(target=_stop_when_told, args=(orders,), daemon=True).start()
+    threading.Thread(target=_stop_on_order, args=(orders,), daemon=True).start()
     traces: dict[ProfileCombination, Trace] = {}
     try:
         document = profile_matrix(
@@ -39,8 +39,8 @@ def serve(orders: IO[bytes], answers: IO[str]) -> int:
             lambda text, share: _write(answers, {"progress": [text, share]}),
             traces if order["traces"] else None,
         )
-        told = [[asdict(combination), roles] for combination, roles in traces.items()]
-        answer: dict[str, Any] = {"document": document.to_dict(), "traces": told}
+        trace_rows = [[asdict(combination), roles] for combination, roles in traces.items()]
+        answer: dict[str, Any] = {"document": document.to_dict(), "traces": trace_rows}
     except KeyboardInterrupt:
         answer = {"interrupted": True}
     except XattnError as error:
@@ -51,7 +51,7 @@ def serve(orders: IO[bytes], answers: IO[str]) -> int:
     return 0
 
 
-def _stop_when_told(orders: IO[bytes]) -> None:
+def _stop_on_order(orders: IO[bytes]) -> None:
     # One line or the end of the stream, it means the same.
     orders.readline()
     os.kill(os.getpid(), signal.SIGINT)

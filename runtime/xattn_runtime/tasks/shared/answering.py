@@ -33,17 +33,17 @@ from xattn_runtime.tasks.shared.image_encoder import (
 from xattn_runtime.tasks.shared.streaming import before_stop, stop_at
 from xattn_runtime.tasks.shared.text_encoder import open_reader
 
-__all__ = ["Answerer", "Chooser", "Reply", "Wanted", "Writer"]
+__all__ = ["AnswerRequest", "Answerer", "Chooser", "Reply", "Writer"]
 
 # What the probabilities of answers that were all ruled out are divided by.
 _LEAST = 1e-30
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of an answer beside the question.
+class AnswerRequest:
+    """What is requested beside the question.
 
-    top_k: the most answers to tell. answers: the only ones that may be given, each once. options: of decoding.
+    top_k: the most answers to return. answers: the only ones allowed, each once. options: of decoding.
     """
 
     top_k: int = 5
@@ -53,7 +53,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer with its probability, the most probable ones in order, and what was generated to give it."""
+    """An answer with its probability, the most probable ones in order, and the token ids generated for it."""
 
     answer: str
     confidence: float
@@ -70,9 +70,9 @@ class Answerer(Protocol):
     special_tokens: bool
 
     def replies(
-        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], wanted: Wanted
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], request: AnswerRequest
     ) -> list[Reply]:
-        """The answer to each pair; `top` has at most `wanted.top_k` answers.
+        """The answer to each pair; `top` has at most `request.top_k` answers.
 
         UserError for options of decoding where nothing is decoded, and for answers that cannot be given.
         """
@@ -102,21 +102,21 @@ class Chooser:
             )
 
     def replies(
-        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], wanted: Wanted
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], request: AnswerRequest
     ) -> list[Reply]:
-        """See `Answerer`. Of answers that are given the probabilities are those among them."""
-        if wanted.options.given:
-            name = wanted.options.given[0]
+        """See `Answerer`. With a list of answers, the probabilities are those among them."""
+        if request.options.non_default:
+            name = request.options.non_default[0]
             raise UserError(
                 f"{name}: expected none, as this bundle chooses among {len(self._labels)} answers, found "
-                f"{show(getattr(wanted.options, name))}"
+                f"{show(getattr(request.options, name))}"
             )
-        places = self._places(wanted.answers)
+        places = self._places(request.answers)
         if self._temperature == 1.0:
             probabilities = self._classify("probabilities", images, questions)
         else:
             probabilities = self._calibrated(images, questions)
-        return [self._reply(row, places, wanted.top_k) for row in probabilities]
+        return [self._reply(row, places, request.top_k) for row in probabilities]
 
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Answerer`: float32 `[answers]`."""
@@ -186,21 +186,21 @@ class Writer:
         self.special_tokens = self._reader is not None
 
     def replies(
-        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], wanted: Wanted
+        self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], request: AnswerRequest
     ) -> list[Reply]:
-        """See `Answerer`. `top` has the answer that was found, or as many as `n_best`; of answers that are given all.
+        """See `Answerer`. `top` has the best answer, or the `n_best`; with a list of answers, all of them.
 
-        The probability of an answer that was generated is that of all its tokens; of one that was given, its own over
-        those of all that were.
+        The probability of a generated answer is that of all its tokens; of a listed one, its own over those of the
+        whole list.
         """
-        if wanted.answers is not None:
-            return self._ranked(images, questions, wanted, wanted.answers)
-        options, replies = wanted.options, dict[int, Reply]()
+        if request.answers is not None:
+            return self._ranked(images, questions, request, request.answers)
+        options, replies = request.options, dict[int, Reply]()
         for rows in self._rows_of_a_run(questions):
             context, decoding = self._read([images[row] for row in rows], [questions[row] for row in rows], options)
             stop = self._stop(options)
-            found = self._generator.generate_best(context, decoding, options.sampling, stop, options.n_best)
-            for row, best in zip(rows, found, strict=True):
+            generated = self._generator.generate_best(context, decoding, options.sampling, stop, options.n_best)
+            for row, best in zip(rows, generated, strict=True):
                 replies[row] = self._reply(best, options)
         return [replies[row] for row in range(len(questions))]
 
@@ -223,12 +223,12 @@ class Writer:
         self,
         images: Sequence[EncodedImage],
         questions: Sequence[EncodedQuestion],
-        wanted: Wanted,
+        request: AnswerRequest,
         answers: Sequence[str],
     ) -> list[Reply]:
         """Each pair's answers, the most likely first."""
-        if wanted.options.given:
-            name = wanted.options.given[0]
+        if request.options.non_default:
+            name = request.options.non_default[0]
             raise UserError(f"{name}: expected none beside a list of answers, which are not generated; choose one")
         ids = [self._codec.encode_answer(answer) for answer in answers]
         replies = []
@@ -237,7 +237,7 @@ class Writer:
             scores = log_likelihoods(self._generator.decoder, context, decoding, ids)
             shares = np.exp(scores - np.logaddexp.reduce(scores))
             order = np.argsort(-scores, kind="stable")
-            top = tuple((answers[i], float(shares[i])) for i in order[: wanted.top_k])
+            top = tuple((answers[i], float(shares[i])) for i in order[: request.top_k])
             replies.append(Reply(top[0][0], top[0][1], top, tuple(ids[int(order[0])])))
         return replies
 
@@ -260,6 +260,6 @@ class Writer:
         context = concatenate(images)
         prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
         if self._reader is None:
-            return context, options.asked(self._decoding, (*questions[0].ids, *prefix))
+            return context, options.apply_to(self._decoding, (*questions[0].ids, *prefix))
         read = self._reader.read(context, [question.ids for question in questions])
-        return read, options.asked(self._decoding, prefix)
+        return read, options.apply_to(self._decoding, prefix)

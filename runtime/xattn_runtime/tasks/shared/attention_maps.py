@@ -1,4 +1,4 @@
-"""What the text looked at: the attention weights of the graph `attention` of a bundle, a word at a time.
+"""What the text attended to: the attention weights of the graph `attention` of a bundle, a word at a time.
 
 It runs the graph once along a whole text; `heatmap.py` draws what comes out.
 """
@@ -123,16 +123,16 @@ def words_of(
     """
     words: list[str] = []
     groups: list[list[int]] = []
-    told = ""
+    previous = ""
     for place in range(len(token_ids)):
         text = decode(token_ids[: place + 1])
-        new = text[len(told) :] if text.startswith(told) else text
+        new = text[len(previous) :] if text.startswith(previous) else text
         if new.strip() and (new[0].isspace() or not words):
             words.append(new.strip())
             groups.append([place])
         elif new.strip():
             words[-1] += new.strip()
             groups[-1].append(place)
-        told = text
+        previous = text
     maps = [weights[group].mean(axis=0) for group in groups]
     return tuple(words), np.stack(maps) if maps else weights[:0]

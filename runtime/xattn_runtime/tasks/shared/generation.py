@@ -74,7 +74,7 @@ class TextGenerator:
             return self._decoder
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
-        """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.asked`."""
+        """What is generated for every row of `context`, which the encoder gave; `decoding` as `Decoding.for_call`."""
         return [best[0] for best in self.generate_best(context, decoding)]
 
     def generate_best(
@@ -120,9 +120,9 @@ def _check_layout(bundle: Bundle, producer: GraphSession, decoder: GraphSession)
             f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
             "export it again"
         )
-    given = producer.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
-    if layout is not None and isinstance(given, int) and given != layout.tokens:
+    tokens = producer.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
+    if layout is not None and isinstance(tokens, int) and tokens != layout.tokens:
         raise BundleError(
             f"{producer.path}: output {_IMAGE_TOKENS}: expected {layout.tokens} tokens, as the manifest's image_layout "
-            f"says, found {given}; export it again"
+            f"says, found {tokens}; export it again"
         )

@@ -180,8 +180,8 @@ class ImageReader:
             )
         for name, expected in shapes.items():
             shape = self.session.input_shapes[name]
-            for found, wanted in zip(shape[1:], expected[1:], strict=True):
-                if isinstance(found, int) and found != wanted:
+            for size, expected_size in zip(shape[1:], expected[1:], strict=True):
+                if isinstance(size, int) and size != expected_size:
                     raise BundleError(
                         f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
                         f"found {list(shape)}; export it again"
@@ -193,10 +193,10 @@ def check_key_values(producer: GraphSession, consumer: GraphSession) -> None:
     for name in _IMAGE_TOKENS:
         is_produced = name in producer.output_shapes
         if is_produced != (name in consumer.input_shapes):
-            expected, produced, found = ("the", "it", "none") if is_produced else ("no", "none", "one")
+            expected, produced, consumed = ("the", "it", "none") if is_produced else ("no", "none", "one")
             raise BundleError(
                 f"{consumer.path}: expected {expected} input {name}, as {producer.path} gives {produced}, "
-                f"found {found}; export again"
+                f"found {consumed}; export again"
             )
         if is_produced:
             _check_axes(producer, name, consumer, name)

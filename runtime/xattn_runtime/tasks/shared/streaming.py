@@ -38,7 +38,7 @@ class TextStream:
         self._end_token_ids = frozenset(end_token_ids)
         self._stop = tuple(stop)
         self._ids: list[int] = []
-        self._told = ""
+        self._emitted = ""
 
     def add(self, token_id: int, log_prob: float, *, last: bool) -> StreamedToken:
         """The next token; `last` where nothing follows."""
@@ -46,8 +46,8 @@ class TextStream:
             self._ids.append(token_id)
         text = before_stop(self._decode(self._ids), self._stop)
         certain = text if last else text[: len(text) - self._uncertain(text)]
-        new = certain[len(self._told) :] if certain.startswith(self._told) else ""
-        self._told += new
+        new = certain[len(self._emitted) :] if certain.startswith(self._emitted) else ""
+        self._emitted += new
         return StreamedToken(token_id, new, log_prob, last)
 
     def _uncertain(self, text: str) -> int:
@@ -81,5 +81,5 @@ def stop_at(decode: Callable[[Sequence[int]], str], words: Sequence[str]) -> Sto
 
 def _overlap(text: str, word: str) -> int:
     """How many of the last characters of `text` are the first of `word`, with a blank before them."""
-    found = max((size for size in range(min(len(word), len(text)) + 1) if text.endswith(word[:size])), default=0)
-    return len(text) - len(text[: len(text) - found].rstrip()) if found else 0
+    overlap = max((size for size in range(min(len(word), len(text)) + 1) if text.endswith(word[:size])), default=0)
+    return len(text) - len(text[: len(text) - overlap].rstrip()) if overlap else 0

@@ -185,10 +185,10 @@ def test_too_few_positions(tmp_path: Path) -> None:
 def test_a_prompt_leaves_as_much_as_generate_leaves_it(tmp_path: Path) -> None:
     """`max_length` counts the prompt, `max_new_tokens` does not, and the positions bound both."""
     counted = decoding_of(_folder(tmp_path, TOKENS | {"max_length": 16}), max_positions=64)
-    assert counted.asked(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 11
-    assert counted.asked(prompt_ids=(1, 2, 3, 4), max_new_tokens=40).max_new_tokens == 40
+    assert counted.for_call(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 11
+    assert counted.for_call(prompt_ids=(1, 2, 3, 4), max_new_tokens=40).max_new_tokens == 40
     new = decoding_of(_folder(tmp_path, TOKENS | {"max_new_tokens": 16}), max_positions=18)
-    assert new.asked().max_new_tokens == 16
-    assert new.asked(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 13
+    assert new.for_call().max_new_tokens == 16
+    assert new.for_call(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 13
     with pytest.raises(UserError, match="prompt: expected at most 14 tokens, found 15"):
-        counted.asked(prompt_ids=range(15))
+        counted.for_call(prompt_ids=range(15))
