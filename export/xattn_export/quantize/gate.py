@@ -30,8 +30,8 @@ class Judged:
     """The cases that are kept, and the reasons why others are not.
 
     cases: near ties without their text, so that logits alone are compared. largest_relative_rms: over `cases`.
-    near_ties: those whose text changed where the trained model's best logit leads by less than errors of the measured
-    size turn. dropped: the others whose text changed, or whose logits are not finite.
+    near_ties: those whose text changed where the lead of the original model's best logit is smaller than errors of the
+    measured size can overturn. dropped: the others whose text changed, or whose logits are not finite.
     """
 
     cases: tuple[GoldenCase, ...]

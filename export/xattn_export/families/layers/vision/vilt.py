@@ -76,7 +76,7 @@ class ViltPatchGraph(nn.Module):
         return torch.cat((self.first.expand(batch, -1, -1), tokens), 1), mask
 
     def _size(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Height and width in patches of each image, int64 `[batch, 1]`; a patch counts if its corner does."""
+        """Height and width in patches of each image, int64 `[batch, 1]`; a patch counts if its corner is not 0."""
         step = self.canvas.patch_px
         rows = (pixel_values[:, :, ::step, 0] != 0).any(1)
         columns = (pixel_values[:, :, 0, ::step] != 0).any(1)
