@@ -78,9 +78,9 @@ def test_ctrl_c_is_one_line_and_130(invoke, stand_in, arguments, module, functio
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
-def test_a_package_that_is_missing():
+def test_a_package_that_is_missing(tmp_path):
     script = "import sys; sys.modules['onnx'] = None; from xattn_edge.commands.app import run; sys.exit(run())"
-    command = [sys.executable, "-c", script, "inspect", "graph.onnx"]
+    command = [sys.executable, "-c", script, "quantize", "shapes-vqa", "-o", str(tmp_path / "small.xattn")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert result.stderr.count("\n") == 1

@@ -225,7 +225,7 @@ def test_what_the_bundle_says(made):
 def test_int8(made, files, tmp_path):
     _, bundle, reference = made("captions")
     report = quantize_bundle(bundle, tmp_path / "int8.xattn")
-    assert all(graph.layers.int8_products > 0 for graph in report.graphs.values())
+    assert all(graph.layers["int8_products"] > 0 for graph in report.graphs.values())
     error = logits_error(tmp_path / "int8.xattn", reference, noise_pictures(3), question="<OCR>")
     assert 1e-4 < error < 0.3
     task = load(tmp_path / "int8.xattn")
