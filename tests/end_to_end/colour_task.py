@@ -42,7 +42,8 @@ class ColourTask(Closable, Task):
 
     def scores(self, image: ImageInput) -> np.ndarray:
         """float32 `[colours]`."""
-        return self._images.encode(image).tensors["image_embeddings"][0]
+        embeddings: np.ndarray = self._images.encode(image).tensors["image_embeddings"]
+        return embeddings[0]
 
     def answer(self, task_input: TaskInput) -> TaskResult:
         scores = self.scores(task_input.image)

@@ -20,6 +20,12 @@ EarlyStopping = bool | Literal["never"]
 
 MOST_BEAMS = 64
 
+# All other settings change scores.
+_SEARCH_AND_LIMITS = frozenset({
+    "prompt_token_ids", "end_token_ids", "pad_token_id", "max_new_tokens", "max_length", "max_positions",
+    "beams", "length_penalty", "early_stopping",
+})  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -72,19 +78,9 @@ class Decoding:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether it is greedy, and nothing is ever done to the scores."""
-        settings_of_scores = (
-            self.repetition_penalty != 1.0,
-            self.min_new_tokens,
-            self.min_length,
-            self.no_repeat_ngram_size,
-            self.forced_first_token_id is not None,
-            self.forced_last_token_id is not None,
-            self.suppressed_token_ids,
-            self.begin_suppressed_token_ids,
-            self.bad_token_ids,
-        )
-        return self.beams == 1 and not any(settings_of_scores)
+        """Whether the search is greedy, and no setting changes the scores."""
+        settings_of_scores = (field for field in fields(self) if field.name not in _SEARCH_AND_LIMITS)
+        return self.beams == 1 and all(getattr(self, field.name) == field.default for field in settings_of_scores)
 
     def for_call(
         self, *, prompt_ids: Sequence[int] = (), beams: int | None = None, max_new_tokens: int | None = None

@@ -21,6 +21,8 @@ Stop = Callable[[Sequence[int]], bool]
 MOST_SAMPLES = 64
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OF_BEAMS = ("length_penalty", "early_stopping")
+# `Decoding.for_call` takes these.
+_OF_A_CALL = frozenset({"beams", "max_new_tokens"})
 _WHOLE_NUMBERS = (
     "beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "top_k", "seed", "n_best",
 )  # fmt: skip
@@ -127,8 +129,8 @@ class DecodingOptions:
                 f"n_best: expected at most the {beams} of beams, found {show(self.n_best)}; ask for more beams, or for "
                 "a temperature"
             )
-        names = ("min_new_tokens", *_OF_BEAMS, "repetition_penalty", "no_repeat_ngram_size")
-        changed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names = {field.name for field in fields(self)} & {field.name for field in fields(decoding)} - _OF_A_CALL
+        changed: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if draws:
             changed["beams"] = 1
         return replace(decoding, **changed) if changed else decoding

@@ -9,6 +9,7 @@ from onnx.reference import ReferenceEvaluator
 
 from xattn_export import inspect_path, quantize_bundle
 from xattn_export.quantize.base.rounding import Grid, round_weights
+from xattn_export.quantize.modes.table import mode_names
 from xattn_export.quantize.passes.blocks import STORE_4_BIT_BLOCKS, STORE_8_BIT_BLOCKS
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import UserError
@@ -123,7 +124,7 @@ def test_every_component_has_the_mode_asked_for(mixed):
         (
             "caption",
             {"components": {"decoder": "int2"}},
-            "component decoder: expected one of fp32, fp16, int8, int8-static, int8-weight, int4, found 'i",
+            f"component decoder: expected one of {', '.join(mode_names())}, found 'i",
         ),
         (
             "lstm",

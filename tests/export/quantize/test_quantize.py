@@ -14,6 +14,7 @@ from xattn_export import inspect_path, quantize_bundle
 from xattn_export.graph.editing import graph_parts
 from xattn_export.quantize import bundle as quantize
 from xattn_export.quantize.base.products import prepare_products
+from xattn_export.quantize.modes.table import mode_names
 from xattn_export.quantize.passes.products import QUANTIZE_PRODUCTS
 from xattn_export.quantize.passes.weights import STORE_CONVOLUTIONS, STORE_EMBEDDINGS
 from xattn_runtime.bundle.folder import open_bundle
@@ -122,9 +123,7 @@ def test_every_text_changed_is_an_error(exported, tmp_path, monkeypatch):
 
 def test_mistakes(quantized, exported, tmp_path):
     output = tmp_path / "small.xattn"
-    with pytest.raises(
-        UserError, match="mode: expected one of fp32, fp16, int8, int8-static, int8-weight, int4, found 'int3'"
-    ):
+    with pytest.raises(UserError, match=f"mode: expected one of {', '.join(mode_names())}, found 'int3'"):
         quantize_bundle(exported["lstm"], output, mode="int3")
     with pytest.raises(UserError, match="is int8 already"):
         quantize_bundle(quantized["lstm"][0], output)

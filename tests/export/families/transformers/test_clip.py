@@ -129,7 +129,7 @@ def test_an_encoded_picture_costs_nothing_more(task: RetrievalTask, files: list[
 @pytest.mark.parametrize(
     ("labels", "template", "error", "message"),
     [
-        ([], "{label}", UserError, "labels: expected at least 2, found 0; say what the picture may show"),
+        ([], "{label}", UserError, "labels: expected at least 2, found 0; say what the image may show"),
         (["red"], "{label}", UserError, "labels: expected at least 2, found 1; this model chooses among them"),
         (["red", " red "], "{label}", UserError, "labels: expected each label once, found 'red' twice"),
         (["red", " "], "{label}", QuestionError, "labels: expected a text, found an empty one as number 2"),
