@@ -129,7 +129,7 @@ def test_a_folder_without_permission(tmp_path, monkeypatch):
 def test_a_name_that_is_too_long(tmp_path):
     with (
         pytest.raises(OutputError, match="choose a shorter name"),
-        staged_bundle(tmp_path / ("x" * 250), overwrite=False),
+        staged_bundle(tmp_path / ("x" * 256), overwrite=False),
     ):
         pass
     assert names(tmp_path) == []
