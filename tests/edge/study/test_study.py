@@ -43,6 +43,7 @@ class Stop(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on(tmp_path, few_images, one_combination, monkeypatch):
     """All the way: two seeds, real bundles, real times."""
     folder, report = tmp_path / "study", tmp_path / "docs" / "choosing.md"
@@ -74,6 +75,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, few_images, one_combination,
     assert study(folder, TINY, report=report).results == found.results
 
 
+@pytest.mark.slow
 def test_times_of_another_number_of_threads_are_taken_anew(tmp_path, few_images, one_combination, monkeypatch):
     folder, plan = tmp_path / "study", dataclasses.replace(TINY, seeds=1)
     study(folder, plan)

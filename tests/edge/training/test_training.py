@@ -171,6 +171,7 @@ def _makes_batches(pid: int) -> bool:
     return any(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_a_killed_command_can_go_on(tmp_path, sent, code):

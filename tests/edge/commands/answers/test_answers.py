@@ -122,6 +122,7 @@ def test_providers(invoke):
     assert 'pip install "xattn-edge[cpu]"' in invoke("providers").stdout
 
 
+@pytest.mark.slow
 def test_profile_takes_every_bundle_with_every_number_of_threads(invoke, vqa_bundle, caption_bundle):
     arguments = ("profile", vqa_bundle, caption_bundle, "--threads", "1,2", "--runs", "1", "--json")
     profiles = json.loads(invoke(*arguments).stdout)["profiles"]
@@ -136,6 +137,7 @@ def test_profile_as_a_table(invoke, vqa_bundle):
     assert lines[5].split()[:4] == ["bundle", "provider", "threads", "passes"]
 
 
+@pytest.mark.slow
 def test_profile_against_an_earlier_one(invoke, vqa_bundle, tmp_path):
     arguments = ("profile", vqa_bundle, "--threads", "1", "--time-budget", "1", "--precision", "1e-9")
     earlier, trace = tmp_path / "earlier.json", tmp_path / "trace.json"

@@ -69,6 +69,7 @@ class ExchangeGraph(nn.Module):
         return read if len(read) == 2 else (*read, sum(each.mask.sum() for each in sides))
 
 
+@pytest.mark.slow
 def test_groups_of_frames_whose_number_differs():
     graph = ExchangeGraph(MechanismConfig(name="hierarchical").build(WIDTH))
     inputs = (*sequence("text", "length"), *sequence("image", "context"))

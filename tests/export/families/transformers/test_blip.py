@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of
 from tests.parity.blip import answerer, captioner, embedder, matcher, save_blip
 from tests.parity.parity import embedding_error, generated_agreement, logits_error, pixel_error
+from tests.support.slow import slow_after
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
 from xattn_export.bundle.attention_role import attention_graph
@@ -69,7 +70,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", ["captions", "other-captions", "answers"])
+@pytest.mark.parametrize("name", slow_after(2, ["captions", "answers", "other-captions"]))
 def test_logits_at_every_step(blip, name, batch):
     _, bundle, reference = blip(name)
     question = QUESTIONS[1] if name == "answers" else None
@@ -77,7 +78,7 @@ def test_logits_at_every_step(blip, name, batch):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("name", ["captions", "other-captions", "answers"])
+@pytest.mark.parametrize("name", slow_after(2, ["captions", "answers", "other-captions"]))
 def test_what_is_generated(blip, files, name, beams):
     _, bundle, reference = blip(name)
     questions = QUESTIONS if name == "answers" else ()
@@ -88,7 +89,7 @@ def test_what_is_generated(blip, files, name, beams):
     assert found.different_texts >= 6
 
 
-@pytest.mark.parametrize("name", ["captions", "other-captions", "answers"])
+@pytest.mark.parametrize("name", slow_after(2, ["captions", "answers", "other-captions"]))
 def test_pixels(blip, name):
     _, bundle, reference = blip(name)
     assert pixel_error(bundle, reference, noise_pictures(20)) < 1e-6
@@ -231,7 +232,7 @@ def test_other_sizes_than_the_processor_gives(blip, tmp_path):
     assert not (tmp_path / "large.xattn").exists()
 
 
-@pytest.mark.parametrize("name", ["captions", "other-captions", "answers"])
+@pytest.mark.parametrize("name", slow_after(2, ["captions", "answers", "other-captions"]))
 def test_attention_weights(blip, name, tmp_path):
     """Of the text to the picture, in the graph that tells them: those that the model itself gives."""
     folder, bundle, _ = blip(name)

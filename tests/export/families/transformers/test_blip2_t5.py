@@ -21,6 +21,8 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.loader import load
 from xattn_runtime.tasks import CaptionTask, VqaTask
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 QUESTIONS = ("what color is the circle?", "is there a red square", "zebra, 42?")
 SMALL: dict[str, Any] = {

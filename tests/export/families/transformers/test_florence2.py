@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tests.export.families.conftest import noise_pictures, processor_of
 from tests.parity.florence2 import DECODING, PROMPTS, florence2, save_florence2
 from tests.parity.parity import generated_agreement, logits_error, pixel_error
+from tests.support.slow import slow_after
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
 from xattn_export.families.transformers import florence2_text
@@ -86,7 +87,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_logits_at_every_step(made, name, batch):
     _, bundle, reference = made(name)
     for prompt in ("<CAPTION>", REGION, "what color is the circle?"):

@@ -25,6 +25,7 @@ from tests.parity.smolvlm import (
     processor_of,
     save_idefics3,
 )
+from tests.support.slow import slow_after
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
 from xattn_export.quantize import quantize_bundle
@@ -131,7 +132,7 @@ def codec_of(bundle: Path) -> TextCodec:
 
 
 @pytest.mark.parametrize(("batch", "prefill"), [(1, 3), (3, 0)])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_logits_at_every_step(models, name, batch, prefill):
     folder, bundle = models(name)
     pictures = [picture.resize((60, 25)) for picture in noise_pictures(batch)]
@@ -157,14 +158,14 @@ def test_what_is_generated(models, files, name, beams):
     assert found.different_texts >= 6
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_pixels_of_every_tile(models, name, files):
     folder, bundle = models(name)
     pictures = [Image.open(file) for file in files]
     assert pixel_error(bundle, processor_of(folder), pictures) == 0
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_prompts_are_the_processors(models, name):
     folder, bundle = models(name)
     processor, codec, task = processor_of(folder), codec_of(bundle), load(bundle)
