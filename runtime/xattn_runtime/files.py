@@ -12,7 +12,6 @@ import errno
 import hashlib
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -143,7 +142,7 @@ def not_written(path: Path, error: OSError) -> OutputError:
 
 
 def _temporary(path: Path, kind: str = _PARTIAL) -> Path:
-    return path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+    return path.with_name(f".{_shortened(path.name)}.{os.getpid()}-{os.urandom(4).hex()}.{kind}")
 
 
 def _shortened(name: str) -> str:

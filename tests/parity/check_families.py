@@ -4,7 +4,7 @@
 
 Weights are random, of a sane size: nothing is downloaded. It takes minutes a model, and a few GB of memory and of disk.
 With `--found` each figure is added to a file as soon as it is known, and what stands there is not computed again: so
-what was broken off goes on where it was. A model that fails does not keep the others from being checked.
+an interrupted run resumes. A model that fails does not keep the others from being checked.
 A new family is one more entry in FAMILIES.
 """
 

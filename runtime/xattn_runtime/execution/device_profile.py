@@ -18,7 +18,6 @@ from xattn_runtime.errors import OutputError
 from xattn_runtime.execution.loading import SessionTuning
 from xattn_runtime.execution.machine import describe_machine
 from xattn_runtime.execution.providers import load_onnxruntime
-from xattn_runtime.files import atomic_folder, atomic_write, check_writable
 
 __all__ = [
     "DeviceProfile",
@@ -118,6 +117,8 @@ def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
 
 def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path | None = None) -> Path:
     """Write it whole or not at all, with the graphs in the folder `optimized`; OutputError where that cannot be."""
+    from xattn_runtime.files import atomic_folder, atomic_write, check_writable  # every answer only reads profiles
+
     path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
     document = json.dumps({"schema": _SCHEMA, **asdict(profile)}, indent=2) + "\n"
     try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from xattn_runtime.bundle.folder import Bundle
-from xattn_runtime.bundle.manifest import WHOLE_ROLES
+from xattn_runtime.bundle.manifest import WHOLE_ROLES, GoldenCase
 from xattn_runtime.execution.session import GraphSession, SessionSettings, open_session
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.image import open_image
@@ -36,6 +36,7 @@ class WholeRun:
     """What the graph of a role gave for each of a few golden cases: the tensors by their names."""
 
     role: str
+    cases: tuple[TaskInput, ...]
     outputs: tuple[Mapping[str, NDArray[Any]], ...]
 
 
@@ -64,7 +65,7 @@ def run_wholes(bundle: Bundle, settings: SessionSettings, roles: Sequence[str] =
     present = [role for role in roles if role in bundle.manifest.graphs]
     if not present or not settings.loops:
         return ()
-    cases = [_case(bundle, number) for number in _numbers(bundle)]
+    cases = tuple(_case(bundle, case) for case in bundle.manifest.golden.cases[:_MOST_CASES])
     return tuple(_run(bundle, open_session(bundle, role, settings), cases) for role in present)
 
 
@@ -76,7 +77,7 @@ def compare_wholes(task: Task, runs: Sequence[WholeRun]) -> tuple[WholeVerdict, 
     if bundle.manifest.calibration is not None:
         # The graph of the whole model outputs the model's own probabilities.
         task = open_task(replace(bundle, manifest=replace(bundle.manifest, calibration=None)), task.settings)
-    expected = _Expected(task, [_case(bundle, number) for number in _numbers(bundle)])
+    expected = _Expected(task, runs[0].cases)
     return tuple(_compare(expected, run) for run in runs)
 
 
@@ -104,19 +105,14 @@ class _Expected:
         return self._logits[key]
 
 
-def _numbers(bundle: Bundle) -> range:
-    return range(min(_MOST_CASES, len(bundle.manifest.golden.cases)))
-
-
-def _case(bundle: Bundle, number: int) -> TaskInput:
+def _case(bundle: Bundle, case: GoldenCase) -> TaskInput:
     """The image of a golden case, uint8 `[height, width, 3]`, at the size that the model takes; and the question."""
-    case = bundle.manifest.golden.cases[number]
     height, width = output_size_px(bundle.manifest.image_steps)
     image = open_image(bundle.file(case.image)).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     return TaskInput(np.asarray(image), case.input_text)
 
 
-def _run(bundle: Bundle, session: GraphSession, cases: Sequence[TaskInput]) -> WholeRun:
+def _run(bundle: Bundle, session: GraphSession, cases: tuple[TaskInput, ...]) -> WholeRun:
     names, graphs = tuple(session.output_shapes), bundle.manifest.graphs
     codec = _codec(bundle)
     special = "decoder" not in graphs or "text_encoder" in graphs
@@ -130,7 +126,7 @@ def _run(bundle: Bundle, session: GraphSession, cases: Sequence[TaskInput]) -> W
             ids = codec.encode_question(question, special_tokens=special).ids
             inputs["input_ids"] = np.array([ids], np.int64)
         outputs.append(dict(zip(names, session.run(names, inputs), strict=True)))
-    return WholeRun(session.role, tuple(outputs))
+    return WholeRun(session.role, cases, tuple(outputs))
 
 
 def _compare(expected: _Expected, run: WholeRun) -> WholeVerdict:
