@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import OutputError
-from xattn_runtime.files import atomic_write
 from xattn_runtime.json_reader import one_line
 from xattn_runtime.tasks.shared.attention_maps import AttentionMap
 
@@ -56,6 +55,8 @@ def write_heatmap(path: Path, attention: AttentionMap, layer: int | None = None,
 
     Raises OutputError where it cannot be written, UserError for a layer or head that there is not.
     """
+    from xattn_runtime.files import atomic_write  # not for answers without a heat map
+
     check_heatmap(path)
     if path.suffix.lower() == ".png":
         stream = io.BytesIO()

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.export.families.conftest import noise_pictures
+from xattn_runtime.loader import load
 from xattn_runtime.tasks import RetrievalTask
 
 TOLERANCE = 1e-4
@@ -25,6 +26,13 @@ def write_pictures(place: Path) -> list[Path]:
         files.append(place / f"{number}.png")
         picture.resize(size).convert(("RGB", "L", "RGBA", "RGB", "P")[number]).save(files[-1])
     return files
+
+
+def load_retriever(bundle: Path) -> RetrievalTask:
+    """A bundle of either, loaded."""
+    loaded = load(bundle, threads=1)
+    assert isinstance(loaded, RetrievalTask)
+    return loaded
 
 
 def check_embeddings(task: RetrievalTask, model: Any, inputs: Inputs, files: Sequence[Path]) -> None:

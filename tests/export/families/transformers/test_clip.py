@@ -14,12 +14,12 @@ from tests.export.families.transformers.dual_encoders import (
     LABELS,
     check_embeddings,
     check_probabilities,
+    load_retriever,
     write_pictures,
 )
 from xattn_export import export_checkpoint
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, QuestionError, UserError
-from xattn_runtime.loader import load
 from xattn_runtime.tasks import RetrievalTask
 
 SIDE_PX = 32
@@ -63,18 +63,12 @@ def folder(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def task(folder: Path, place: Path) -> RetrievalTask:
     export_checkpoint(folder, place / "clip.xattn")
-    return _load(place / "clip.xattn")
+    return load_retriever(place / "clip.xattn")
 
 
 @pytest.fixture(scope="module")
 def files(place: Path) -> list[Path]:
     return write_pictures(place)
-
-
-def _load(bundle: Path) -> RetrievalTask:
-    loaded = load(bundle, threads=1)
-    assert isinstance(loaded, RetrievalTask)
-    return loaded
 
 
 def _check(task: RetrievalTask, folder: Path, files: list[Path]) -> None:
@@ -97,7 +91,7 @@ def test_configurations_that_state_no_true_end_token(place: Path, files: list[Pa
     folder, bundle = _folder(place / "clip-old", eos_token_id=2, activation="gelu"), place / "old.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed")
     assert all("Attention" not in facts.operators for facts in report.graphs.values())
-    _check(_load(bundle), folder, files)
+    _check(load_retriever(bundle), folder, files)
 
 
 def test_what_the_manifest_says(task: RetrievalTask, folder: Path) -> None:

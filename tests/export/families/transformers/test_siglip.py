@@ -17,13 +17,13 @@ from tests.export.families.transformers.dual_encoders import (
     LABELS,
     check_embeddings,
     check_probabilities,
+    load_retriever,
     write_pictures,
 )
 from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.tokenizer import tokenizer_json_of
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, UserError
-from xattn_runtime.loader import load
 from xattn_runtime.tasks import RetrievalTask
 
 SIDE_PX = 32
@@ -97,18 +97,12 @@ def folder(place: Path, sentences: SiglipTokenizer) -> Path:
 @pytest.fixture(scope="module")
 def task(folder: Path, place: Path) -> RetrievalTask:
     export_checkpoint(folder, place / "siglip.xattn")
-    return _load(place / "siglip.xattn")
+    return load_retriever(place / "siglip.xattn")
 
 
 @pytest.fixture(scope="module")
 def files(place: Path) -> list[Path]:
     return write_pictures(place)
-
-
-def _load(bundle: Path) -> RetrievalTask:
-    loaded = load(bundle, threads=1)
-    assert isinstance(loaded, RetrievalTask)
-    return loaded
 
 
 def _check(task: RetrievalTask, folder: Path, files: list[Path]) -> None:
@@ -135,7 +129,7 @@ def test_the_tokenizer_of_its_second_version(place: Path, files: list[Path]) -> 
     folder, bundle = _folder(place / "siglip2", _second_tokenizer(), hidden_act="gelu"), place / "second.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed")
     assert all("Attention" not in facts.operators for facts in report.graphs.values())
-    _check(_load(bundle), folder, files)
+    _check(load_retriever(bundle), folder, files)
 
 
 def test_what_the_manifest_says(task: RetrievalTask, folder: Path) -> None:
