@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from xattn_edge.commands.shared.console import Console, one_line, print_error
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import ImageError, OutputError, UserError
-from xattn_runtime.files import sync
 
 if TYPE_CHECKING:
     from xattn_runtime.bundle.folder import Bundle
@@ -96,6 +95,8 @@ def caption_to_file(
 
     Raises OutputError for a file that something else wrote, other settings wrote, or another process is writing.
     """
+    from xattn_runtime.files import sync
+
     images = images_in(places, recursive=recursive)
     made_by = _made_by(task, prompt, options)
     with _opened(output) as stream:
