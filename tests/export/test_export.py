@@ -124,7 +124,7 @@ def test_bad_sources(checkpoints, tmp_path):
     (tmp_path / "text").write_text("1")
     for source, words in (
         (tmp_path / "none", "found nothing"),
-        (tmp_path / "empty", r"a folder without config\.json"),
+        (tmp_path / "empty", "found an empty folder"),
         (tmp_path / "text", "found a file"),
         (
             damaged(checkpoints["lstm"], tmp_path / "a", task="poetry"),
