@@ -54,8 +54,9 @@ def test_a_home_that_cannot_be_written_and_no_network_say_nothing(caption_bundle
 def test_no_host_is_asked_for(caption_bundle: Path, tmp_path: Path) -> None:
     strace = requires_program("strace", package="strace")
     trace = tmp_path / "trace"
-    traced = (strace, "-f", "-o", str(trace), "-e", "trace=socket,connect,sendto,sendmmsg")
-    run(caption_bundle, tmp_path, *traced, calls=30)
+    run(
+        caption_bundle, tmp_path, strace, "-f", "-o", str(trace), "-e", "trace=socket,connect,sendto,sendmmsg", calls=30
+    )
     assert trace.read_text()
     assert re.findall(r".*(?:AF_INET|AF_NETLINK|mobile\.events).*", trace.read_text()) == []
 
