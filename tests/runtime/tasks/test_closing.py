@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -130,3 +131,9 @@ def test_a_closed_model_frees_its_graphs_at_once() -> None:
     assert task.settings.name == "cpu"
     with pytest.raises(AttributeError, match="no attribute 'captions'"):
         task.captions()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa", "retrieval", "sentiment"])
+def test_a_model_is_not_sent_to_another_process(name: Any) -> None:
+    with load(default_bundle(name)) as task, pytest.raises(UserError, match="cannot be pickled or copied"):
+        pickle.dumps(task)

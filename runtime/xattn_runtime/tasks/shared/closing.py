@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
@@ -42,6 +42,13 @@ class Closable:
     ) -> None:
         """Close it."""
         self.close()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """UserError: threads and mapped files cannot be sent to another process, nor copied."""
+        raise UserError(
+            f"{self.bundle.path}: expected a bundle's path for another process, found a loaded model, which cannot be "
+            "pickled or copied; load it there, or before the process is forked"
+        )
 
     def _running(self) -> Self:
         """The task as it is now, for one call; UserError where it is closed."""
