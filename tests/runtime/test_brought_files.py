@@ -53,7 +53,7 @@ def test_names_are_sorted_as_people_count():
     names = ["b1.png", "a10.png", "a2/1.png", "a2.png", "a.png", "a02.png", "a10b3.png", "10.png", "9.png"]
     ordered = sorted(map(Path, names), key=natural_key)
     assert [path.as_posix() for path in ordered] == [
-        "9.png", "10.png", "a.png", "a02.png", "a2.png", "a2/1.png", "a10.png", "a10b3.png", "b1.png",
+        "9.png", "10.png", "a.png", "a2/1.png", "a02.png", "a2.png", "a10.png", "a10b3.png", "b1.png",
     ]  # fmt: skip
 
 

@@ -62,8 +62,8 @@ def images_in(places: Sequence[Path], console: Console, *, recursive: bool) -> l
                 files = image_files(place, recursive=recursive, on_unreadable=unreadable.append)
             except OSError as error:
                 files, unreadable = [], [error]
-            for error in unreadable:
-                console.refuse(_unreadable(error))
+            for problem in unreadable:
+                console.refuse(_unreadable(problem))
             if not files and not unreadable:
                 advice = "name another" if recursive else "name another, or use --recursive"
                 console.refuse(UserError(f"{place}: expected a folder with images, found none in it; {advice}"))
