@@ -83,9 +83,8 @@ def _lock(stream: FileIO, path: Path, warn: Callable[[str], None]) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise OutputError(f"{path}: expected to be the one that writes it, found another; wait for it") from error
-        warn(
-            f"{path}: cannot be locked where it lies ({one_line(error.strerror or str(error))}); let no other process write it"
-        )
+        reason = one_line(error.strerror or str(error))
+        warn(f"{path}: cannot be locked where it lies ({reason}); let no other process write it")
 
 
 def _resumed(stream: FileIO, path: Path, made_by: str, warn: Callable[[str], None]) -> frozenset[str]:
