@@ -27,7 +27,6 @@ __all__ = [
     "check_writable",
     "is_leftover",
     "not_written",
-    "placeholder_of",
     "scratch_folder",
     "sweep",
     "sync",
@@ -35,7 +34,6 @@ __all__ = [
 
 _PARTIAL, _OLD = "partial", "old"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
-_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|title)", re.IGNORECASE)
 _NAME_BYTES = 255  # the longest name of most file systems
 _SUFFIX_BYTES = len(".4194304-01234567.partial")  # of the highest process id
 _ADVICE = {
@@ -141,20 +139,6 @@ def not_written(path: Path, error: OSError) -> OutputError:
     advice = _ADVICE.get(error.errno or 0, "check the path")
     reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
     return OutputError(f"{path}: cannot be written: {reason}; {advice}")
-
-
-def placeholder_of(head: bytes) -> str | None:
-    """What a file that begins with `head` is in place of another, and what to do; None where it is none of these.
-
-    A checkout without Git LFS or git-annex has pointers where the files should be, and a download that failed a page.
-    """
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "a Git LFS pointer in place of the file; run `git lfs pull` where it was cloned"
-    if head.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
-        return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
-    if _PAGE.match(head):
-        return "a web page (HTML) in place of the file, as a failed download leaves; download it again"
-    return None
 
 
 def _temporary(path: Path, kind: str = _PARTIAL) -> Path:

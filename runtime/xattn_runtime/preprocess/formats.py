@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from xattn_runtime.files import placeholder_of
+from xattn_runtime.brought_files import placeholder_of
 from xattn_runtime.json_reader import show
 
 __all__ = ["FORMATS", "HEAD_BYTES", "ImageFormat", "described", "format_of", "remote_or_inline"]

@@ -24,7 +24,7 @@ __all__ = ["resize_on_square"]
 
 _PRECISION_BITS = 32 - 8 - 2
 _VALUES_AT_ONCE = 2**20
-_REACH = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
+_REACH = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0, "box": 0.5, "hamming": 1.0}
 
 
 def resize_on_square(image: Image.Image, background: Color, size: Size, name: Filter) -> Image.Image:
@@ -121,12 +121,16 @@ def _places(side: int, length: int, resized: int, name: Filter) -> list[_Place]:
 
 
 def _filter(distances: NDArray[np.float64], name: Filter) -> NDArray[np.float64]:
+    if name == "box":
+        return ((distances > -0.5) & (distances <= 0.5)).astype(np.float64)
     x = np.abs(distances)
     if name == "bilinear":
         return np.where(x < 1, 1 - x, 0.0)
     if name == "bicubic":
         near, far = ((1.5 * x - 2.5) * x) * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
         return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    if name == "hamming":
+        return np.where(x < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0.0)
     return np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
