@@ -24,6 +24,7 @@ from xattn_export.families.checkpoint_folder.weights.files import find_weights, 
 from xattn_export.families.checkpoint_folder.weights.fitting import check_loaded, fit_names
 from xattn_export.families.checkpoint_folder.weights.merging import merge_into_model, merge_into_tensors
 from xattn_export.families.checkpoint_folder.weights.quantized import refuse_quantized
+from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
@@ -76,7 +77,7 @@ def license_of(folder: Path) -> str:
     https://huggingface.co/docs/hub/model-cards#model-card-metadata, https://spdx.org/licenses/
     """
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = decoded_text((folder / "README.md").read_bytes())
     except (OSError, UnicodeDecodeError):
         return _NO_LICENSE
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
