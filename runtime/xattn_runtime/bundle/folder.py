@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from xattn_runtime.brought_files import is_system_file, placeholder_of
 from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
@@ -33,6 +34,7 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 _LARGE_FILE_BYTES = 16 * 2**20
 _MOST_HASHED_AT_ONCE = 4
+_HEAD_BYTES = 1024
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
 
 
@@ -118,6 +120,8 @@ def shipped_bundles() -> dict[str, Path]:
 
 def bundle_path(path: str | os.PathLike[str]) -> Path:
     """`path`; or, where nothing lies there, the folder of the bundle of that name that came with this package."""
+    if os.fspath(path) == "":
+        raise BundleError("bundle: expected a folder or the name of a bundle, found an empty path; name one")
     folder = Path(path)
     if os.path.lexists(folder):
         return folder
@@ -155,9 +159,17 @@ def _read_manifest(path: Path) -> bytes:
         size = path.stat().st_size
         if size > _MANIFEST_LIMIT_BYTES:
             raise BundleError(f"{path}: expected at most {_MANIFEST_LIMIT_BYTES} bytes, found {size}")
-        return path.read_bytes()
+        text = path.read_bytes()
     except OSError as error:
         _unreadable(path, error)
+    _refuse_placeholder(path, text[:_HEAD_BYTES])
+    return text
+
+
+def _refuse_placeholder(path: Path, head: bytes) -> None:
+    """BundleError for what a clone without large files, or a failed download, has in place of the file."""
+    if (found := placeholder_of(head)) is not None:
+        raise BundleError(f"{path}: expected a file of the bundle, found {found}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -165,7 +177,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_tree(folder: Path, manifest: Manifest) -> None:
-    """Refuse links, special files, and whatever the manifest does not list."""
+    """Refuse links, special files, and whatever the manifest does not list; what a system left there is passed over."""
     listed = {MANIFEST_FILE, *manifest.files}
     folders = {parent.as_posix() for path in manifest.files for parent in Path(path).parents}
     for root, names, files in os.walk(folder, followlinks=False, onerror=_walk_failed):
@@ -176,10 +188,13 @@ def _check_tree(folder: Path, manifest: Manifest) -> None:
                 raise BundleError(
                     f"{path}: expected a file of the bundle, found a link; copy what it points to instead"
                 )
+            if is_system_file(name):
+                continue
             if relative not in (folders if name in names else listed):
                 raise BundleError(
                     f"{path}: expected only what {MANIFEST_FILE} lists, found this besides; remove it or export again"
                 )
+        names[:] = [name for name in names if not is_system_file(name)]
 
 
 def _walk_failed(error: OSError) -> NoReturn:
@@ -209,6 +224,7 @@ def _check_file(path: Path, entry: FileEntry) -> FileStamp:
         with path.open("rb") as stream:
             stamp = stamp_of(os.fstat(stream.fileno()))
             if stamp.bytes != entry.bytes:
+                _refuse_placeholder(path, stream.read(_HEAD_BYTES))
                 raise BundleError(
                     f"{path}: expected {entry.bytes} bytes, found {stamp.bytes}; copy or export the bundle again"
                 )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands.shared.console import command
+from xattn_edge.commands.shared.input import StandardInput
 from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
@@ -19,11 +20,14 @@ app = new_app()
 def sentiment(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Transcript of the utterance.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="Read speech from this WAV file: one channel of 16-bit PCM.")
+        Path | None, typer.Option("--audio", help="Read speech from this WAV file of one channel; - is standard input.")
     ] = None,
     frames: Annotated[
         list[Path] | None,
-        typer.Option("--frames", help="Read frames from this image or folder of images; repeatable."),
+        typer.Option(
+            "--frames",
+            help="Read frames from this image or folder of images, in the order of their numbers; repeatable.",
+        ),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -50,7 +54,8 @@ def sentiment(
 
         seen = _images(frames or [])
         task = load(bundle or default_bundle("sentiment"), with_fallback(provider, fallback), threads, task="sentiment")
-        result = task.rate(text, audio, seen)
+        given = StandardInput()
+        result = task.rate(text, None if audio is None else given.file(audio), [given.file(path) for path in seen])
         if result.unknown_words:
             console.warn(f"the model does not know {', '.join(result.unknown_words)}")
         if not as_json:
@@ -69,10 +74,19 @@ def sentiment(
 
 
 def _images(paths: list[Path]) -> list[Path]:
-    """Images as they are named, and those of folders by name."""
-    from xattn_runtime.retrieval.index import indexable_images
+    """Images as they are named, and those of folders in the natural order of their names."""
+    from xattn_runtime.brought_files import is_folder
+    from xattn_runtime.errors import UserError
+    from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files
 
     images: list[Path] = []
     for path in paths:
-        images += [path / file.name for file in indexable_images(path)] if path.is_dir() else [path]
+        if not is_folder(path):
+            images.append(path)
+        elif inside := image_files(path):
+            images += inside
+        else:
+            raise UserError(
+                f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
+            )
     return images

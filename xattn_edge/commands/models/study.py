@@ -34,7 +34,9 @@ def study(
             help="all, or axes: every mechanism with one fusion, and every fusion with one mechanism.",
         ),
     ] = "all",
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trainings of each. Default: 3.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, max=1000, help="Trainings of each. Default: 3.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of each training. Default: 600.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Use one seed, few steps and the axes only: minutes instead of hours.")
@@ -44,7 +46,11 @@ def study(
         typer.Option("--report-only", help="Train nothing: report the models in the folder, even if some are missing."),
     ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Markdown file to write. Default: report.md in the folder.")
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Markdown file to write, or an earlier report to replace. Default: report.md in the folder.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")] = 1,
     as_json: Json = False,
