@@ -46,9 +46,26 @@ _ORIENTATION_TAG = 0x0112
 _LONGEST_NAME = 1024
 _LONGEST_SHOWN = 75
 _BYTES_OF_A_PIXEL = 4
-# Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both. One
-# lock for all would make the threads of different images wait for each other.
-_DECODING = tuple(threading.Lock() for _ in range(64))
+_LOCKS = 64
+
+
+class _Locks:
+    """Locks for objects: one for all would make the threads of different images wait for each other."""
+
+    def __init__(self) -> None:
+        self._of_process: dict[int, tuple[threading.Lock, ...]] = {}
+
+    def of(self, thing: object) -> threading.Lock:
+        """The lock of an object; in a forked process another one, as the thread that holds this one is not there."""
+        locks = self._of_process.get(os.getpid())
+        if locks is None:
+            locks = self._of_process.setdefault(os.getpid(), tuple(threading.Lock() for _ in range(_LOCKS)))
+        return locks[id(thing) // 16 % _LOCKS]
+
+
+# Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both; so it
+# is with an open file.
+_BY_ONE_THREAD = _Locks()
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ def _alone(image: ImageInput | HeldImage) -> AbstractContextManager[object]:
     """Of a Pillow image, that no other thread opens it meanwhile; all else is opened anew by each."""
     from PIL import Image
 
-    return _DECODING[id(image) // 16 % len(_DECODING)] if isinstance(image, Image.Image) else nullcontext()
+    return _BY_ONE_THREAD.of(image) if isinstance(image, Image.Image) else nullcontext()
 
 
 def _open(image: ImageInput | HeldImage) -> tuple[str, Image.Image]:
@@ -200,15 +217,12 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         if (found := remote_or_inline(os.fspath(path))) is not None:
-            raise ImageError(f"{_shortened(name)}: expected a path, bytes or an open file, found {found}") from None
+            shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
+            raise ImageError(f"{shown}: expected a path, bytes or an open file, found {found}") from None
         if isinstance(error, FileNotFoundError):
             raise ImageError(f"{name}: expected an image, found {_nothing_at(path)}") from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise ImageError(f"{name}: expected a readable image, found: {reason}; check the path") from error
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
 
 def _nothing_at(path: str | os.PathLike[str]) -> str:
@@ -224,11 +238,11 @@ def _read_open(stream: BinaryIO) -> bytes:
     """What an open file holds from where it stands, and at most one byte more than may be; it is put back there."""
     name = "image given as an open file"
     try:
-        at = stream.tell() if stream.seekable() else None
-    except (AttributeError, OSError, ValueError):
-        at = None
-    try:
-        data = stream.read(FILE_LIMIT_BYTES + 1)
+        with _BY_ONE_THREAD.of(stream):
+            at = _place(stream)
+            data = stream.read(FILE_LIMIT_BYTES + 1)
+            if at is not None:
+                stream.seek(at)
     except (OSError, ValueError, TypeError) as error:
         raise ImageError(
             f"{name}: expected one that can be read in binary, found: {one_line(error)}; open it with 'rb'"
@@ -238,11 +252,17 @@ def _read_open(stream: BinaryIO) -> bytes:
             f"{name}: expected one that gives bytes, found one that gives {show(type(data).__name__)}; open it "
             "with 'rb'"
         )
-    if at is not None:
-        stream.seek(at)
     if at and not data:
         raise ImageError(f"{name}: expected an image, found the end of the file at byte {at}; rewind it with seek(0)")
     return bytes(data)
+
+
+def _place(stream: BinaryIO) -> int | None:
+    """Where an open file stands; None where it cannot be put back there."""
+    try:
+        return stream.tell() if stream.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _from_bytes(name: str, data: bytes) -> Image.Image:
