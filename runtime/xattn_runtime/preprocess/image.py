@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.brought_files import placeholder_of
 from xattn_runtime.errors import ImageError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.formats import FORMATS, HEAD_BYTES, ImageFormat, described, format_of, remote_or_inline
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
-__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "HeldImage", "hold_image", "image_name", "open_image"]
+__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "HeldImage", "hold_image", "image_name", "open_image", "read_open_file"]
 
 FILE_LIMIT_BYTES = 256 * 2**20
 PIXEL_LIMIT = 50_000_000
@@ -174,7 +175,7 @@ def _content(image: ImageInput | HeldImage) -> bytes | None:
         return _read(image_name(image), image)
     if isinstance(image, Image.Image):
         return _not_as_pillow_reads_it(image)
-    return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else _read_open(image)
+    return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else read_open_file(image)
 
 
 def _not_as_pillow_reads_it(image: Image.Image) -> bytes | None:
@@ -217,7 +218,8 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         if (found := remote_or_inline(os.fspath(path))) is not None:
-            shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
+            url = name if "://" in name else name.replace(":/", "://", 1)  # a Path keeps one of the two
+            shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}…"
             raise ImageError(f"{shown}: expected a path, bytes or an open file, found {found}") from None
         if isinstance(error, FileNotFoundError):
             raise ImageError(f"{name}: expected an image, found {_nothing_at(path)}") from None
@@ -228,14 +230,17 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
 def _nothing_at(path: str | os.PathLike[str]) -> str:
     with suppress(OSError, ValueError):
         target = str(Path(path).readlink())
-        if "annex/objects/" in target:
-            return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
+        if (found := placeholder_of(os.fsencode(target))) is not None:
+            return found
         return f"a link to {show(target)}, where nothing is; check the link"
     return "no such file; check the path"
 
 
-def _read_open(stream: BinaryIO) -> bytes:
-    """What an open file holds from where it stands, and at most one byte more than may be; it is put back there."""
+def read_open_file(stream: BinaryIO) -> bytes:
+    """What an open file holds from where it stands, and at most one byte more than may be; it is put back there.
+
+    Raises ImageError where it gives no bytes.
+    """
     name = "image given as an open file"
     try:
         with _BY_ONE_THREAD.of(stream):
