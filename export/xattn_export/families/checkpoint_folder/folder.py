@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
+from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
 from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
@@ -26,16 +27,19 @@ from xattn_export.families.checkpoint_folder.weights.merging import merge_into_m
 from xattn_export.families.checkpoint_folder.weights.quantized import refuse_quantized
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
-from xattn_runtime.json_reader import one_line
+from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["license_of", "load_model", "name_of", "source_tokenizer"]
+__all__ = ["generation_file", "license_of", "load_model", "name_of", "source_tokenizer"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
+_CHANNELS = 3
+# How a configuration class of Transformers says that a value is of the wrong type.
+_OF_FIELD = re.compile(r"Field '([^']+)' expected (.+?), got .*\(value: (.+)\)")
 _NO_LICENSE = "NOASSERTION"
 # Of the hub's words for licences those whose SPDX identifier is not the same in capitals or as written.
 _SPDX = {
@@ -69,6 +73,12 @@ def source_tokenizer(folder: Path, max_tokens: int) -> SourceTokenizer:
     content = tokenizer_json_of(folder)
     spec = TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(content), max_tokens, cleans_up_spaces(folder))
     return SourceTokenizer(content, spec)
+
+
+def generation_file(folder: Path) -> Path:
+    """The file that states how the model in `folder` generates: older versions kept all settings in config.json."""
+    path = folder / "generation_config.json"
+    return path if path.is_file() else folder / "config.json"
 
 
 def license_of(folder: Path) -> str:
@@ -107,6 +117,7 @@ def load_model(
             missing, too many, or of other shapes than those of the configuration.
     """
     refuse_quantized(folder)
+    _check_stated(folder / "config.json", read_json(folder / "config.json"))
     with quiet_transformers():
         config = _config(folder, model_class)
         weights = find_weights(folder)
@@ -154,10 +165,33 @@ def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
 
 
 def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Exception) -> CheckpointError:
+    path, advice = folder / "config.json", "copy the file again from where the weights are from"
+    if stated := _OF_FIELD.search(one_line(error)):
+        return CheckpointError(f"{path}: {stated[1]}: expected {stated[2]}, found {stated[3]}; {advice}")
     return CheckpointError(
-        f"{folder / 'config.json'}: expected the configuration of a {model_class.__name__}, found: "
-        f"{type(error).__name__}: {one_line(error)[:300]}; copy the file again from where the weights are from"
+        f"{path}: expected the configuration of a {model_class.__name__}, found: "
+        f"{type(error).__name__}: {one_line(error)[:300]}; {advice}"
     )
+
+
+def _check_stated(path: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError for labels that are not named by number, and for images of other than three channels."""
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(
+        re.fullmatch(r"\d{1,9}", number) and isinstance(name, str) for number, name in labels.items()
+    ):
+        raise CheckpointError(
+            f'{path}: id2label: expected names by number, as in {{"0": "yes"}}, found {show(labels)}; mend it, or copy '
+            "the file again from where the weights are from"
+        )
+    parts = [("", config), *((f"{key}.", part) for key, part in config.items() if isinstance(part, dict))]
+    for before, part in parts:
+        for key in ("num_channels", "in_channels"):
+            if part.get(key) not in (None, _CHANNELS):
+                raise CheckpointError(
+                    f"{path}: {before}{key}: expected {_CHANNELS}, found {show(part[key])}; models of greyscale or "
+                    "other images cannot be exported yet: train it on images of three channels"
+                )
 
 
 def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
@@ -170,15 +204,20 @@ def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> 
 
 
 def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
-    """What `from_pretrained` does with generation_config.json where it reads the folder itself."""
+    """Give `model` the settings of `generate()` that `from_pretrained` finds where it reads the folder itself."""
     from transformers import GenerationConfig
 
-    path = folder / "generation_config.json"
-    if model.can_generate() and path.is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # each setting has checks of its own
-            raise CheckpointError(
-                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
-                "remove it, where the defaults are wanted"
-            ) from error
+    if not model.can_generate():
+        return
+    path = generation_file(folder)
+    try:
+        model.generation_config = (
+            GenerationConfig.from_model_config(dict(read_json(path)))
+            if path.name == "config.json"
+            else GenerationConfig.from_pretrained(folder, local_files_only=True)
+        )
+    except Exception as error:  # each setting has checks of its own
+        raise CheckpointError(
+            f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+            "remove it, where the defaults are wanted"
+        ) from error
