@@ -8,6 +8,7 @@ https://huggingface.co/docs/transformers/main_classes/text_generation
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: value is not False,
         "false, since what is supported is greedy decoding and beam search",
     ),
-    "num_return_sequences": (lambda value: value != 1, "1"),
     "num_beam_groups": (lambda value: value != 1, "1"),
     "diversity_penalty": (lambda value: value != 0, "0"),
     "penalty_alpha": (lambda value: value != 0, "0"),
@@ -34,8 +34,11 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "renormalize_logits": (lambda value: value is not False, "false"),
     "remove_invalid_values": (lambda value: value is not False, "false"),
     "token_healing": (lambda value: value is not False, "false"),
+    "is_assistant": (lambda value: value is not False, "false"),
+    "use_mtp": (lambda value: value is not False, "false"),
     **dict.fromkeys(
         (
+            "assistant_early_exit",
             "assistant_ensemble_weight",
             "constraints",
             "dola_layers",
@@ -56,6 +59,7 @@ def decoding_of(
     path: Path,
     settings: Mapping[str, Any],
     *,
+    vocabulary: int,
     max_positions: int,
     prompt_token_ids: Sequence[int] | None = None,
     end_token_ids: Sequence[int] = (),
@@ -65,14 +69,17 @@ def decoding_of(
 
     Args:
         settings: a `GenerationConfig` as a dictionary; a setting of None is not stated.
-        max_positions: the most tokens that the decoder can hold.
+        vocabulary: how many tokens the decoder can give. max_positions: the most tokens that it can hold.
         prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses in place of the settings,
             if it does. No prompt is one, too, where a text comes with every call.
 
     Raises:
-        CheckpointError: a setting has a wrong value, or changes the result and is not obeyed; no start or end token.
+        CheckpointError: a setting has a wrong value, or changes the result and is not obeyed; no start or end token, or
+            a forced one that the decoder cannot give.
     """
     values = {key: value for key, value in settings.items() if value is not None}
+    if values.get("pad_token_id") == -1:  # what some versions wrote for none
+        del values["pad_token_id"]
     for key, (changes, expected) in _NOT_OBEYED.items():
         if key in values and changes(values[key]):
             raise CheckpointError(
@@ -83,7 +90,8 @@ def decoding_of(
     if pad_token_id is not None:
         values["pad_token_id"] = pad_token_id
     try:
-        decoding = _decoding(ObjectReader(values, str(path)), prompt_token_ids, max_positions)
+        reader = ObjectReader(values, str(path))
+        decoding = _within(reader, _decoding(reader, prompt_token_ids, max_positions), vocabulary)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     if decoding.max_new_tokens < 1:
@@ -119,6 +127,32 @@ def _decoding(reader: ObjectReader, prompt_token_ids: Sequence[int] | None, posi
         begin_suppressed_token_ids=_ids(reader, "begin_suppress_tokens"),
         bad_token_ids=_bad_tokens(reader),
     )
+
+
+def _within(reader: ObjectReader, decoding: Decoding, vocabulary: int) -> Decoding:
+    """`decoding` without end tokens and suppressed ones that the decoder cannot give: they change nothing."""
+    found = sorted(token_id for token_id in decoding.generated_ids if token_id >= vocabulary)
+    if not found and decoding.pad_token_id < vocabulary:
+        return decoding
+    expected = f"a token of the model's, below {vocabulary}"
+    for key in ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"):
+        if beyond := set(_named(reader, key)) & set(found):
+            reader.fail(key, expected, max(beyond))
+    barred = (decoding.end_token_ids, decoding.suppressed_token_ids, decoding.begin_suppressed_token_ids)
+    ends, suppressed, first = (tuple(token_id for token_id in ids if token_id < vocabulary) for ids in barred)
+    if not ends:
+        reader.fail("eos_token_id", expected, list(decoding.end_token_ids))
+    return replace(
+        decoding,
+        end_token_ids=ends,
+        pad_token_id=decoding.pad_token_id if decoding.pad_token_id < vocabulary else ends[0],
+        suppressed_token_ids=suppressed,
+        begin_suppressed_token_ids=first,
+    )
+
+
+def _named(reader: ObjectReader, key: str) -> tuple[int, ...]:
+    return _bad_tokens(reader) if key == "bad_words_ids" else _ids(reader, key)
 
 
 def _start(reader: ObjectReader) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from xattn_export.families.base import Generated
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
+from xattn_runtime.errors import CheckpointError, XattnError
+from xattn_runtime.json_reader import one_line
 
 __all__ = ["generated"]
 
@@ -28,7 +30,7 @@ _BEYOND_NOISE = 12
 
 
 def generated(
-    generate: Callable[..., Tensor],
+    generate: Callable[..., Any],
     forced_logits: Callable[[tuple[int, ...]], Tensor],
     *,
     prompt_length: int,
@@ -38,13 +40,17 @@ def generated(
 
     Args:
         generate: the model's `generate`, bound to image and prompt; takes `logits_processor` and gives int64
-            `[1, length]` that begins with the prompt.
+            `[sequences, length]`, the best first, each beginning with the prompt, or an output that holds them.
         forced_logits: ids without prompt → raw logits `[len(ids) + 1, vocabulary]`, teacher-forced along them.
+
+    Raises:
+        CheckpointError: `generate` fails: what it goes by is what the folder states.
     """
 
     def token_ids(*processors: Any) -> tuple[int, ...]:
         with quiet_transformers(), torch.no_grad():
-            ids = generate(logits_processor=list(processors))[0, prompt_length:].tolist()
+            output = _called(generate, list(processors))
+        ids = output[0, prompt_length:].tolist()
         end = next((i for i, token_id in enumerate(ids) if token_id in end_token_ids), len(ids))
         return tuple(ids[:end])
 
@@ -54,6 +60,21 @@ def generated(
     with quiet_transformers(), torch.no_grad():
         logits = forced_logits(ids)
     return Generated(ids, logits.numpy(), steady)
+
+
+def _called(generate: Callable[..., Any], processors: list[Any]) -> Tensor:
+    try:
+        output = generate(logits_processor=processors)
+    except (MemoryError, XattnError):
+        raise
+    except Exception as error:  # each setting and each model has checks of its own
+        raise CheckpointError(
+            "the original model: expected generate() to work with the settings of its folder, found: "
+            f"{type(error).__name__}: {one_line(error)[:300]}; change generation_config.json, or config.json where it "
+            "has them, until Transformers itself generates with it"
+        ) from error
+    sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
+    return sequences
 
 
 class _Leads:

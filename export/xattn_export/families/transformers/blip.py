@@ -265,6 +265,7 @@ def _decoding(folder: Path, model: Any) -> Decoding:
     return decoding_of(
         folder / "config.json",
         model.text_decoder.generation_config.to_dict(),
+        vocabulary=config.vocab_size,
         max_positions=config.max_position_embeddings,
         prompt_token_ids=(config.bos_token_id,),
         end_token_ids=(config.sep_token_id,),

@@ -77,7 +77,12 @@ def _open(task: TaskName, folder: Path) -> Source:
     davit = Davit(model.model.vision_tower, output_size_px(steps))
     _check_config(folder / "config.json", model.config, davit)
     parts = bart_decoder(model.model.language_model.decoder, model.lm_head)
-    decoding = decoding_of(generation_file(folder), model.generation_config.to_dict(), max_positions=parts.longest)
+    decoding = decoding_of(
+        generation_file(folder),
+        model.generation_config.to_dict(),
+        vocabulary=model.config.text_config.vocab_size,
+        max_positions=parts.longest,
+    )
     image_tokens = 1 + davit.grid[0] * davit.grid[1]
     start = torch.tensor([decoding.prompt_token_ids])
 

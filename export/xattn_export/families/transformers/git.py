@@ -89,7 +89,10 @@ def _open(task: TaskName, folder: Path) -> Source:
     _refuse_video(folder, model)
     side_px = int(model.config.vision_config.image_size)
     decoding = decoding_of(
-        generation_file(folder), model.generation_config.to_dict(), max_positions=model.config.max_position_embeddings
+        generation_file(folder),
+        model.generation_config.to_dict(),
+        vocabulary=model.config.vocab_size,
+        max_positions=model.config.max_position_embeddings,
     )
     image_tokens = _image_tokens(model)
 

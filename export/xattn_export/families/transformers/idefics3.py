@@ -80,7 +80,11 @@ def _open(task: TaskName, folder: Path) -> Source:
         folder, source_tokenizer(folder, positions - tokens - 1), tokens, pipeline, model.config
     )
     decoding = decoding_of(
-        generation_file(folder), model.generation_config.to_dict(), prompt_token_ids=(), max_positions=positions
+        generation_file(folder),
+        model.generation_config.to_dict(),
+        vocabulary=model.config.text_config.vocab_size,
+        max_positions=positions,
+        prompt_token_ids=(),
     )
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:

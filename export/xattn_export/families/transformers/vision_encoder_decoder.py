@@ -78,7 +78,12 @@ def _open(folder: Path) -> Source:
     _check_widths(folder / "config.json", config.decoder)
     size_px = image_size_px(config.encoder)
     parts = DECODERS[config.decoder.model_type](model.decoder)
-    decoding = decoding_of(generation_file(folder), model.generation_config.to_dict(), max_positions=parts.longest)
+    decoding = decoding_of(
+        generation_file(folder),
+        model.generation_config.to_dict(),
+        vocabulary=config.decoder.vocab_size,
+        max_positions=parts.longest,
+    )
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([[*decoding.prompt_token_ids, *prompt_ids]])

@@ -19,7 +19,7 @@ FILE = Path("folder/generation_config.json")
 
 
 def _decoding(stated: Mapping[str, Any], **options: Any) -> Decoding:
-    return decoding_of(FILE, TOKENS | dict(stated), **({"max_positions": 100} | options))
+    return decoding_of(FILE, TOKENS | dict(stated), **({"vocabulary": 90, "max_positions": 100} | options))
 
 
 def test_every_key_arrives() -> None:
@@ -42,10 +42,10 @@ def test_what_says_nothing_is_neutral() -> None:
     neutral = {
         "do_sample": False, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "num_beam_groups": 1,
         "diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": None,
-        "use_cache": True,
+        "use_cache": True, "num_return_sequences": 1, "pad_token_id": -1,
         "transformers_version": "5.0.0", "_from_model_config": True, "chat_format": "anything",
     }  # fmt: skip
-    found = decoding_of(FILE, {"bos_token_id": 6, "eos_token_id": [7, 9]} | neutral, max_positions=100)
+    found = decoding_of(FILE, {"bos_token_id": 6, "eos_token_id": [7, 9]} | neutral, vocabulary=90, max_positions=100)
     assert found == Decoding((6,), (7, 9), 7, max_new_tokens=20, max_positions=100)
 
 
@@ -69,6 +69,14 @@ def test_a_shortest_length_of_new_tokens_is_taken_before_one_of_all() -> None:
     assert (found.min_length, found.min_new_tokens) == (0, 2)
 
 
+def test_tokens_beyond_the_vocabulary_never_come() -> None:
+    stated = {"eos_token_id": [7, 90], "suppress_tokens": [1, 95], "begin_suppress_tokens": [90], "pad_token_id": 90}
+    found = _decoding(stated)
+    assert (found.end_token_ids, found.pad_token_id) == ((7,), 7)
+    assert (found.suppressed_token_ids, found.begin_suppressed_token_ids) == ((1,), ())
+    assert _decoding({"pad_token_id": 90}).pad_token_id == 7
+
+
 def test_tokens_that_the_model_sets_itself() -> None:
     found = _decoding({}, prompt_token_ids=(30,), end_token_ids=(31, 32), pad_token_id=0)
     assert (found.prompt_token_ids, found.end_token_ids, found.pad_token_id) == ((30,), (31, 32), 0)
@@ -85,7 +93,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"encoder_no_repeat_ngram_size": 3}, "encoder_no_repeat_ngram_size: expected 0, found 3"),
     ({"encoder_repetition_penalty": 1.2}, "encoder_repetition_penalty: expected 1, found 1.2"),
     ({"guidance_scale": 1.5}, "guidance_scale: expected 1, found 1.5"),
-    ({"num_return_sequences": 3}, "num_return_sequences: expected 1, found 3"),
+    ({"use_mtp": True}, "use_mtp: expected false, found True"),
+    ({"assistant_early_exit": 2}, "assistant_early_exit: expected no such key, found 2"),
+    ({"forced_bos_token_id": 90}, "forced_bos_token_id: expected a token of the model's, below 90, found 90"),
+    ({"bad_words_ids": [[3], [95]]}, "bad_words_ids: expected a token of the model's, below 90, found 95"),
+    ({"eos_token_id": [90, 91]}, "eos_token_id: expected a token of the model's, below 90, found [90, 91]"),
     ({"renormalize_logits": True}, "renormalize_logits: expected false, found True"),
     ({"remove_invalid_values": True}, "remove_invalid_values: expected false, found True"),
     ({"constraints": [{}]}, "constraints: expected no such key"),

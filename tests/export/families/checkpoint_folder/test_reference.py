@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn_export.families.checkpoint_folder.reference import NOISE, generated
+from xattn_runtime.errors import CheckpointError
 
 _PROMPT = 1
 _END = 3
@@ -60,3 +61,30 @@ def test_a_tie_is_not_steady() -> None:
     """Of two scores that differ by a thousandth of the noise, noise prefers the other at some step."""
     unsteady = [not _generated(_Model(NOISE / 1000, rows)).steady for rows in (1, 2)]
     assert any(unsteady)
+
+
+def test_an_output_that_holds_several_sequences_is_read_for_the_best() -> None:
+    model = _Model(0.5)
+
+    class Output:
+        def __init__(self, sequences: Tensor) -> None:
+            self.sequences = sequences
+
+    found = generated(
+        lambda **options: Output(torch.cat((model.generate(**options), torch.zeros((1, 4), dtype=torch.int64)))),
+        lambda token_ids: torch.zeros((len(token_ids) + 1, 1000)),
+        prompt_length=_PROMPT,
+        end_token_ids=(_END,),
+    )
+    assert found.token_ids == (0, 1)
+
+
+def test_settings_that_transformers_itself_cannot_generate_with() -> None:
+    def generate(**options: Any) -> Tensor:
+        raise ValueError("no such cache\nhere")
+
+    with pytest.raises(
+        CheckpointError, match=r"expected generate\(\) to work .*, found: ValueError: no such cache"
+    ) as caught:
+        generated(generate, lambda ids: torch.zeros(1, 1), prompt_length=1, end_token_ids=(_END,))
+    assert "\n" not in str(caught.value)

@@ -42,7 +42,11 @@ def opt_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language
     begin = text_token(folder, model, "text_config.bos_token_id", text.bos_token_id)
     settings = cast(Any, model.language_model).generation_config.to_dict()
     decoding = decoding_of(
-        folder / "config.json", settings, prompt_token_ids=(), max_positions=text.max_position_embeddings
+        folder / "config.json",
+        settings,
+        vocabulary=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+        prompt_token_ids=(),
     )
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
