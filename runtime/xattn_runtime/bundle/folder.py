@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import BundleError
@@ -36,16 +38,38 @@ _MANIFEST_LIMIT_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked: its folder and its manifest."""
+    """A bundle whose files have been checked: its folder, as it was named, and its manifest.
+
+    stamps: of the files, as they were checked. root: the same folder without links and from the root of the file
+    system, so that it stays the same whatever becomes of links and of the current folder.
+    """
 
     path: Path
     manifest: Manifest
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict, repr=False, compare=False)
+    root: Path = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(os.path.realpath(self.path)))
 
     def file(self, relative: str) -> Path:
-        """Where the listed file `relative` lies; BundleError where the manifest does not list it."""
+        """Where the listed file `relative` lies.
+
+        BundleError where the manifest does not list it, or it is not as it was when the bundle was opened.
+        """
+        path = self._listed(relative)
+        if relative in self.stamps:
+            HeldFile(path, self.manifest.files[relative].sha256, self.stamps[relative])
+        return path
+
+    def hold(self, relative: str) -> HeldFile:
+        """The listed file `relative`, open for as long as it is kept; raises as `file` does."""
+        return HeldFile(self._listed(relative), self.manifest.files[relative].sha256, self.stamps.get(relative))
+
+    def _listed(self, relative: str) -> Path:
         if relative not in self.manifest.files:
             raise BundleError(f"{self.path}: expected a file that {MANIFEST_FILE} lists, found {show(relative)}")
-        return self.path / relative
+        return self.root / relative
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -59,8 +83,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest_path = folder / MANIFEST_FILE
     manifest = parse_manifest_json(_read_manifest(manifest_path), str(manifest_path))
     _check_tree(folder, manifest)
-    _check_files(folder, manifest)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, stamps=_check_files(folder, manifest))
 
 
 def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
@@ -163,26 +186,33 @@ def _walk_failed(error: OSError) -> NoReturn:
     _unreadable(Path(error.filename or "bundle"), error)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Check every file, the large ones side by side: hashing leaves the interpreter free."""
+def _check_files(folder: Path, manifest: Manifest) -> dict[str, FileStamp]:
+    """Check every file, the large ones side by side: hashing leaves the interpreter free. Their stamps."""
     large = {path: entry for path, entry in manifest.files.items() if entry.bytes >= _LARGE_FILE_BYTES}
-    for relative, entry in manifest.files.items():
-        if relative not in large or len(large) == 1:
-            _check_file(folder / relative, entry)
+    stamps = {
+        relative: _check_file(folder / relative, entry)
+        for relative, entry in manifest.files.items()
+        if relative not in large or len(large) == 1
+    }
     if len(large) > 1:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max_workers=_MOST_HASHED_AT_ONCE) as pool:
-            list(pool.map(lambda relative: _check_file(folder / relative, large[relative]), large))
+            checked = pool.map(lambda relative: _check_file(folder / relative, large[relative]), large)
+            stamps |= zip(large, checked, strict=True)
+    return stamps
 
 
-def _check_file(path: Path, entry: FileEntry) -> None:
+def _check_file(path: Path, entry: FileEntry) -> FileStamp:
     _check_regular(path)
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}; copy or export the bundle again")
-        digest = file_digest(path)
+        with path.open("rb") as stream:
+            stamp = stamp_of(os.fstat(stream.fileno()))
+            if stamp.bytes != entry.bytes:
+                raise BundleError(
+                    f"{path}: expected {entry.bytes} bytes, found {stamp.bytes}; copy or export the bundle again"
+                )
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         _unreadable(path, error)
     if digest != entry.sha256:
@@ -190,6 +220,7 @@ def _check_file(path: Path, entry: FileEntry) -> None:
             f"{path}: expected SHA-256 {entry.sha256[:12]}…, found {digest[:12]}…: the file was altered; "
             "copy or export the bundle again"
         )
+    return stamp
 
 
 def _check_regular(path: Path) -> None:

@@ -44,8 +44,9 @@ def tuned_settings(requested: RequestedProvider, threads: int | None, bundle: Bu
     settings = SessionSettings(requested.provider, checked_threads(threads), requested.fallback, requested.library)
     if threads is not None or bundle is None:
         return settings
-    tuned = read_device_profile(bundle.path, settings.name)
-    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
+    path = bundle.path.absolute()
+    tuned = read_device_profile(path, settings.name)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(path))
 
 
 def checked_threads(threads: int | None) -> int:

@@ -43,7 +43,7 @@ class OptimizedVerdict:
 
 
 @dataclass
-class _Side:
+class _Timed:
     worker: WorkerProcess
     loads_ms: list[float]
     totals_ms: list[float]
@@ -60,9 +60,9 @@ def try_optimized(
     """Write the graphs of `combination` into the empty `folder`, and compare. memory: whether they may take no more."""
     workers: list[WorkerProcess] = []
 
-    def start(one: ProfileCombination) -> _Side:
+    def start(one: ProfileCombination) -> _Timed:
         workers.append(WorkerProcess(one, (), _TIME_LIMIT_S))
-        return _Side(workers[-1], [], [])
+        return _Timed(workers[-1], [], [])
 
     try:
         plain = start(combination)
@@ -88,7 +88,7 @@ def try_optimized(
     )
 
 
-def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, progress: Callable[[float], None]) -> None:
+def _take_turns(sides: tuple[_Timed, _Timed], time_budget_s: float, progress: Callable[[float], None]) -> None:
     for side in sides:
         side.worker.order("warm")
     began = time.perf_counter()
@@ -103,7 +103,7 @@ def _take_turns(sides: tuple[_Side, _Side], time_budget_s: float, progress: Call
             side.totals_ms.append(median(turn["times"]["total"]))
 
 
-def _judged(plain: _Side, optimized: _Side, peaks: list[int | None] | None) -> tuple[str, float]:
+def _judged(plain: _Timed, optimized: _Timed, peaks: list[int | None] | None) -> tuple[str, float]:
     """Why they are not better, if so, and the share by which they load faster."""
     loading = turns_shift([plain.loads_ms], [optimized.loads_ms])
     running = turns_shift([plain.totals_ms], [optimized.totals_ms])

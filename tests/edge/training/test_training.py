@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.slow import slow_after
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_edge.models import load_checkpoint
 from xattn_edge.training import Combination, train
@@ -61,8 +62,10 @@ def stopping_after(step, error):
     return progress
 
 
-@pytest.mark.parametrize("task", ["vqa", "caption"])
-@pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("task", "error"),
+    slow_after(2, [("vqa", Stop), ("caption", KeyboardInterrupt), ("vqa", KeyboardInterrupt), ("caption", Stop)]),
+)
 def test_an_interrupted_training_ends_with_the_same_weights(small, tmp_path, task, error):
     train(task, tmp_path / "whole", seed=3)
     with pytest.raises(error):

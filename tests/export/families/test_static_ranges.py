@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from tests.parity.small_families import SMALL_FAMILIES
+from tests.support.slow import slow_after
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_export.engines.verify import verify_in_engine
 from xattn_export.quantize.calibration.examples import golden_examples
 from xattn_runtime.bundle.folder import open_bundle
 
 
-@pytest.mark.parametrize("name", ["SigLIP", "ViT-GPT2"])
+@pytest.mark.parametrize("name", slow_after(1, ["SigLIP", "ViT-GPT2"]))
 def test_openvino_agrees_on_an_image_encoder_with_biases(name: str, tmp_path: Path) -> None:
     family = SMALL_FAMILIES[name]
     exported, quantized = tmp_path / "fp32.xattn", tmp_path / "int8-static.xattn"

@@ -189,8 +189,8 @@ def test_a_new_profile_without_them_leaves_none(kept: Path) -> None:
 )
 def test_taken_only_where_surely_better(load: float, total: float, peaks: Any, words: str) -> None:
     noise = [1.0, 1.01, 0.99, 1.02, 0.98, 1.0]
-    plain = trying._Side(None, noise, noise)  # type: ignore[arg-type]
-    kept = trying._Side(None, [load * one for one in noise], [total * one for one in noise])  # type: ignore[arg-type]
+    plain = trying._Timed(None, noise, noise)  # type: ignore[arg-type]
+    kept = trying._Timed(None, [load * one for one in noise], [total * one for one in noise])  # type: ignore[arg-type]
     because, gain = trying._judged(plain, kept, peaks)
     assert because == words
     assert gain == pytest.approx(1 - load)

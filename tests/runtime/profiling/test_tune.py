@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.slow import slow_after
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.execution.device_profile import (
     DeviceProfile,
@@ -109,7 +110,8 @@ def test_what_is_not_surely_faster_is_not_taken(caption_bundle: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("gain", "spread", "most", "least"), [(0.0, 0.03, 0.05, 0), (0.02, 0.03, 0.3, 0), (0.2, 0.03, 1, 0.95)]
+    ("gain", "spread", "most", "least"),
+    slow_after(2, [(0.0, 0.03, 0.05, 0), (0.2, 0.03, 1, 0.95), (0.02, 0.03, 0.3, 0)]),
 )
 def test_a_choice_gains_more_than_processes_differ(
     gain: float, spread: float, most: float, least: float, caption_bundle: Path, monkeypatch: pytest.MonkeyPatch

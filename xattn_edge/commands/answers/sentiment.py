@@ -19,7 +19,7 @@ app = new_app()
 def sentiment(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Transcript of the utterance.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="Read speech from this WAV file: one channel of 16-bit PCM.")
+        Path | None, typer.Option("--audio", help="Read speech from this WAV file of one channel.")
     ] = None,
     frames: Annotated[
         list[Path] | None,

@@ -27,7 +27,7 @@ from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["architecture", "has_architecture", "license_of", "load_model", "name_of", "source_tokenizer"]
+__all__ = ["license_of", "load_model", "name_of", "source_tokenizer"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -46,17 +46,6 @@ _SPDX = {
     "zlib": "Zlib",
 }
 _SPDX_IN_CAPITALS = re.compile(r"mit|isc|wtfpl|(cc-by|cc0|bsl|ecl|epl|afl|osl|ofl|eupl|ms-pl)(-[a-z0-9.]+)*")
-
-
-def architecture(config: Mapping[str, Any]) -> str | None:
-    """The class that a `config.json` of Transformers names, such as `BlipForQuestionAnswering`."""
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-
-
-def has_architecture(config: Mapping[str, Any], *names: str) -> bool:
-    """Whether a `config.json` is that of a model of one of these classes."""
-    return architecture(config) in names
 
 
 def name_of(folder: Path) -> str:

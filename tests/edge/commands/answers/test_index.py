@@ -16,7 +16,7 @@ from xattn_edge.data.vocabulary import piece_tokenizer
 from xattn_edge.models import Checkpoint, build_model, save_checkpoint
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_export import export_checkpoint
-from xattn_runtime import load
+from xattn_runtime import default_bundle, load
 from xattn_runtime.retrieval import index as index_module
 from xattn_runtime.retrieval import search
 from xattn_runtime.retrieval.index import open_index
@@ -52,7 +52,7 @@ def write_bundle(place, seed):
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     place = tmp_path_factory.mktemp("bundles")
-    return [write_bundle(place, seed) for seed in range(2)]
+    return [write_bundle(place, 0), default_bundle("retrieval")]
 
 
 @pytest.fixture

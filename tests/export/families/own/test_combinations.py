@@ -82,7 +82,7 @@ def check_decomposed(bundle, source):
     assert check_parity(decomposed, role).cases == 8
 
 
-@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), slow_after(2, COMBINATIONS))
+@pytest.mark.parametrize(("mechanism", "fusion", "image", "text", "options"), slow_after(1, COMBINATIONS))
 def test_the_whole_way(tmp_path, mechanism, fusion, image, text, options):
     model, words = write_checkpoint(tmp_path / "checkpoint", mechanism, fusion, image, text, options)
     bundle, small = tmp_path / "tiny.xattn", tmp_path / "small.xattn"

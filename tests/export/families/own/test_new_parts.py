@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests.export.families.own.test_combinations import write_checkpoint
+from tests.support.slow import slow_after
 from xattn_edge.attention import (
     SIMILARITIES,
     WEIGHTINGS,
@@ -37,7 +38,7 @@ class HalvedProduct(ProductSimilarity):
         return 0.5
 
 
-@pytest.fixture(params=[NegativeDistance, HalvedProduct])
+@pytest.fixture(params=slow_after(1, [NegativeDistance, HalvedProduct]))
 def similarity(request, monkeypatch):
     monkeypatch.setattr("xattn_edge.attention.options.SIMILARITIES", {**SIMILARITIES, "new": request.param})
     return request.param

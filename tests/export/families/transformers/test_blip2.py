@@ -115,6 +115,7 @@ def test_every_step_gives_the_logits_of_transformers(captioner: CaptionTask, cap
     assert logits_error(captioner.bundle.path, captions, noise_pictures(batch), steps=17) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_the_decomposed_form_at_another_size(place: Path) -> None:
     """Norms come after in OPT-350m."""
     settings = {"do_layer_norm_before": False, "enable_bias": False, "tie_word_embeddings": False}

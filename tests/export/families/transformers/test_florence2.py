@@ -95,7 +95,7 @@ def test_logits_at_every_step(made, name, batch):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_what_is_generated(made, files, name, beams):
     _, bundle, reference = made(name)
     found = generated_agreement(bundle, reference, files, beams=beams, questions=PROMPTS)
@@ -176,7 +176,7 @@ def test_captions_of_a_batch(made, files):
     assert tuple(steps[: len(greedy)]) == greedy
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_pixels(made, name):
     odd = [
         Image.new("RGB", (1, 1), (9, 200, 30)),

@@ -124,6 +124,7 @@ def test_every_step_gives_the_logits_of_transformers(captioner: CaptionTask, fol
     _check_teacher_forcing(captioner.bundle.path, folder, batch)
 
 
+@pytest.mark.slow
 def test_the_decomposed_form_at_another_size(place: Path) -> None:
     folder, bundle = _folder(place / "git-odd", 40), place / "odd.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed")

@@ -140,7 +140,7 @@ def test_logits_at_every_step(models, name, batch, prefill):
 
 
 @pytest.mark.parametrize(
-    ("name", "beams"), [("smolvlm", 1), ("smolvlm", 4), ("idefics3", 1), ("idefics3", 4), ("uncut", 1)]
+    ("name", "beams"), slow_after(2, [("smolvlm", 1), ("smolvlm", 4), ("idefics3", 1), ("idefics3", 4), ("uncut", 1)])
 )
 def test_what_is_generated(models, files, name, beams):
     folder, bundle = models(name)
@@ -227,6 +227,7 @@ def test_pictures_of_all_shapes_together_as_alone(models, files):
     assert captioner.caption(files[0], prompt=QUESTIONS[0]).token_ids != alone[0]
 
 
+@pytest.mark.slow
 def test_what_the_bundles_say(models):
     smolvlm, idefics3, uncut = (open_bundle(models(name)[1]).manifest for name in MODELS)
     assert smolvlm.tokenizer.question_template == ("<|im_start|>User:{image}{question}<end_of_utterance>\nAssistant:")
@@ -260,7 +261,7 @@ def test_the_cache_holds_the_heads_of_keys_and_values_alone(models):
     assert shapes["image_tokens"] == ["batch", "context", 36]
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "idefics3"])
+@pytest.mark.parametrize("name", slow_after(1, ["smolvlm", "idefics3"]))
 def test_golden_cases_hold_and_mean_something(models, name):
     """They hold as exported; and fail when the picture is another one."""
     _, bundle = models(name)
