@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def _truth(folder: Path) -> Generates:
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
         ids = generate(model, beams, **processor(images=picture, text=text, return_tensors="pt"))
         new = ended(ids, 1, [DECODING["eos_token_id"]])
-        return Answer(new, processor.decode(list(new), skip_special_tokens=True).strip())
+        kept = processor.decode(list(new), skip_special_tokens=False)  # places are words of their own
+        return Answer(new, re.sub("<s>|</s>|<pad>|<unk>|<mask>", "", kept).strip())
 
     return Generates(answer, prompts=("<CAPTION>", "<OCR>", "what color is the circle?"))
 
