@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
@@ -118,6 +119,8 @@ def shipped_bundles() -> dict[str, Path]:
 
 def bundle_path(path: str | os.PathLike[str]) -> Path:
     """`path`; or, where nothing lies there, the folder of the bundle of that name that came with this package."""
+    if os.fspath(path) == "":
+        raise BundleError("bundle: expected a folder or the name of a bundle, found an empty path; name one")
     folder = Path(path)
     if os.path.lexists(folder):
         return folder
@@ -165,7 +168,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_tree(folder: Path, manifest: Manifest) -> None:
-    """Refuse links, special files, and whatever the manifest does not list."""
+    """Refuse links, special files, and whatever the manifest does not list; what a system left there is passed over."""
     listed = {MANIFEST_FILE, *manifest.files}
     folders = {parent.as_posix() for path in manifest.files for parent in Path(path).parents}
     for root, names, files in os.walk(folder, followlinks=False, onerror=_walk_failed):
@@ -176,10 +179,13 @@ def _check_tree(folder: Path, manifest: Manifest) -> None:
                 raise BundleError(
                     f"{path}: expected a file of the bundle, found a link; copy what it points to instead"
                 )
+            if is_system_file(name):
+                continue
             if relative not in (folders if name in names else listed):
                 raise BundleError(
                     f"{path}: expected only what {MANIFEST_FILE} lists, found this besides; remove it or export again"
                 )
+        names[:] = [name for name in names if not is_system_file(name)]
 
 
 def _walk_failed(error: OSError) -> NoReturn:

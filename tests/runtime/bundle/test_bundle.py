@@ -61,6 +61,28 @@ def test_damage_is_named(caption_copy: Path, damage: Callable[[Path], object], m
     assert "\n" not in str(caught.value)
 
 
+def test_what_other_systems_leave_in_a_bundle_is_passed_over(caption_copy: Path) -> None:
+    for name in (".DS_Store", "graphs/._decoder.onnx", "golden/Thumbs.db", "desktop.ini", "__MACOSX/._manifest.json"):
+        (caption_copy / name).parent.mkdir(exist_ok=True)
+        (caption_copy / name).write_bytes(b"\0\5\26\7")
+    assert open_bundle(caption_copy).manifest.name == "tiny-caption"
+    (caption_copy / "graphs" / "._link").symlink_to("decoder.onnx")
+    with pytest.raises(BundleError, match="found a link"):
+        open_bundle(caption_copy)
+
+
+def test_a_manifest_saved_with_a_byte_order_mark(caption_copy: Path) -> None:
+    path = caption_copy / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert open_bundle(caption_copy).manifest.name == "tiny-caption"
+
+
+def test_an_empty_path_is_not_the_current_folder(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(caption_bundle)
+    with pytest.raises(BundleError, match="found an empty path"):
+        open_bundle("")
+
+
 def test_a_listed_file_may_not_be_a_link_even_to_the_same_bytes(caption_copy: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.json"
     (caption_copy / "tokenizer.json").rename(moved)

@@ -20,6 +20,7 @@ from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
 from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
+from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.tokenizer import TokenizerSpec
@@ -72,7 +73,7 @@ def license_of(folder: Path) -> str:
     https://huggingface.co/docs/hub/model-cards#model-card-metadata, https://spdx.org/licenses/
     """
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = decoded_text((folder / "README.md").read_bytes())
     except (OSError, UnicodeDecodeError):
         return _NO_LICENSE
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
