@@ -63,11 +63,12 @@ _SETTINGS = {
 def _put(folder: Path, model_class: Any, *, seed: int, version: str = "4.26.0.dev0", wide: bool = False) -> None:
     """As the authors saved them: parts written out, no generation_config.json, the side of an image as one number."""
     vision = {**_VISION, "hidden_size": 48} if wide else _VISION
+    text = {**_TEXT, "encoder_hidden_size": 48} if wide else _TEXT
     put_json(
         folder,
         config={
             "_commit_hash": None, "architectures": [model_class.__name__], **_TOP,
-            "text_config": written_out(version, **_TEXT), "transformers_version": None,
+            "text_config": written_out(version, **text), "transformers_version": None,
             "vision_config": written_out(version, **vision),
         },
         preprocessor_config={**_PIXELS, "size": 32},

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoProcessor, Blip2ForConditionalGeneration, T5Tokenizer
 
 from tests.parity.shelf.blip import CLIP_PIXELS
@@ -81,7 +80,8 @@ def _flan_t5(folder: Path) -> None:
         preprocessor_config=_PIXELS,
         processor_config={"num_query_tokens": _QUERIES, "processor_class": "Blip2Processor"},
         special_tokens_map={
-            "additional_special_tokens": extra, **{place: {"content": word, **_PLAIN} for place, word in special.items()},
+            "additional_special_tokens": extra,
+            **{place: {"content": word, **_PLAIN} for place, word in special.items()},
         },
         tokenizer_config={
             "added_tokens_decoder": {
@@ -95,7 +95,9 @@ def _flan_t5(folder: Path) -> None:
     tokenizer = T5Tokenizer(scored, extra_ids=0)
     tokenizer.add_tokens([added[number] for number in range(count, count + 101)], special_tokens=True)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-    words = {f"language_model.{part}.embed_tokens.weight": "language_model.shared.weight" for part in ("encoder", "decoder")}
+    words = {
+        f"language_model.{part}.embed_tokens.weight": "language_model.shared.weight" for part in ("encoder", "decoder")
+    }
     put_weights(folder, random_model(folder, Blip2ForConditionalGeneration), copies=words)
 
 

@@ -19,8 +19,8 @@ _VISION = {
     "patch_size": 8,
 }  # fmt: skip
 _TEXT = {
-    "head_dim": 16, "hidden_size": 48, "intermediate_size": 64, "max_position_embeddings": 512, "num_attention_heads": 3,
-    "num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": _WORDS,
+    "head_dim": 16, "hidden_size": 48, "intermediate_size": 64, "max_position_embeddings": 512,
+    "num_attention_heads": 3, "num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": _WORDS,
 }  # fmt: skip
 _WRITTEN_TEXT = {
     **_TEXT, "architectures": ["VLlama3ForCausalLM"], "is_llama_config": True, "model_type": "llama",
@@ -33,7 +33,7 @@ _PIXELS = {
     "do_resize": True, **HALF, "max_image_size": {"longest_edge": 32}, "resample": 1,
     "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 96},
 }  # fmt: skip
-_END, _AROUND, _IMAGE, _WHOLE = "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"
+_END, _AROUND, _IMAGE = "<end_of_utterance>", "<fake_token_around_image>", "<image>"
 
 
 def _put(folder: Path, *, smolvlm: bool) -> None:
@@ -43,7 +43,8 @@ def _put(folder: Path, *, smolvlm: bool) -> None:
         (folder / name).unlink(missing_ok=True)
     ids = json.loads((folder / "config.json").read_text())
     kind = "SmolVLM" if smolvlm else "Idefics3"
-    own = {"image_token": _IMAGE, "fake_image_token": _AROUND, "end_of_utterance_token": _END}
+    words = {"image": _IMAGE, "fake_image": _AROUND, "global_image": "<global-img>", "end_of_utterance": _END}
+    own = {f"{name}_token": word for name, word in words.items()} if smolvlm else {}
     put_json(
         folder,
         config={
@@ -75,10 +76,10 @@ def _put(folder: Path, *, smolvlm: bool) -> None:
         tokenizer_config={
             "add_prefix_space": False, "additional_special_tokens": [_AROUND, _IMAGE, _END],
             "bos_token": "<|im_start|>", "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False,
-            "eos_token": _END, "extra_special_tokens": {**own, "global_image_token": _WHOLE} if smolvlm else {},
+            "eos_token": _END, "extra_special_tokens": own,
             "model_max_length": 8192, "pad_token": "<|im_end|>", "processor_class": f"{kind}Processor",
             "tokenizer_class": "PreTrainedTokenizerFast" if smolvlm else "GPT2Tokenizer", "truncation_side": "left",
-            "unk_token": "<|endoftext|>", "vocab_size": 49152, **({**own, "global_image_token": _WHOLE} if smolvlm else {}),
+            "unk_token": "<|endoftext|>", "vocab_size": 49152, **own,
         },
     )  # fmt: skip
 

@@ -52,17 +52,18 @@ def _openai(folder: Path, *, seed: int, patch_px: int, repeated: bool = False) -
     """The end of a text is stated as 2, and read as the largest id; sides of images are numbers."""
     stated = {"__type": "AddedToken"}
     vision = {**_CLIP_VISION, "patch_size": patch_px}
-    text, parts = _CLIP_TEXT, (None, None)
+    short: dict[str, Any] | None = None
+    short_vision: dict[str, Any] | None = None
     if repeated:  # stated a second time, in short, and what is not stated there is as by default: the ids, too
         ends = {"bos_token_id": len(CLIP_WORDS) - 2, "eos_token_id": len(CLIP_WORDS) - 1}
         short = {**_TEXT, **ends, "projection_dim": 24, "vocab_size": len(CLIP_WORDS)}
-        parts = (short, {**_VISION, "patch_size": patch_px, "projection_dim": 24})
+        short_vision = {**_VISION, "patch_size": patch_px, "projection_dim": 24}
     put_json(
         folder,
         config={
-            **_TOP, "text_config": written_out("4.16.0", **text), "text_config_dict": parts[0],
+            **_TOP, "text_config": written_out("4.16.0", **_CLIP_TEXT), "text_config_dict": short,
             "transformers_version": None, "vision_config": written_out("4.16.0", **vision),
-            "vision_config_dict": parts[1],
+            "vision_config_dict": short_vision,
         },
         preprocessor_config={
             **_CLIP_PIXELS, "crop_size": 32, "feature_extractor_type": "CLIPFeatureExtractor", "size": 32,
@@ -157,7 +158,9 @@ def _siglip2(folder: Path) -> None:
     folder.mkdir()
     words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *map(chr, range(33, 127)), "ö", "ä", "▁a", "▁of"]
     tokenizer = Tokenizer(
-        models.BPE({word: number for number, word in enumerate(words)}, [("▁", "a"), ("▁", "of")][:1], unk_token="<unk>")
+        models.BPE(
+            {word: number for number, word in enumerate(words)}, [("▁", "a"), ("▁", "of")][:1], unk_token="<unk>"
+        )
     )
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -244,8 +247,8 @@ DUALS = (
         "4.24",
         _laion,
         _truth(),
-        found="bhuvanmdev/test",
-        assumed="the activation and the ids of tokens, which its description states",
+        found="bhuvanmdev/test, in a folder made from it",
+        assumed="the activation, and the ids of tokens",
         is_quick=True,
     ),
     Published(
@@ -254,7 +257,7 @@ DUALS = (
         lambda folder: _siglip(folder, seed=3, resample=3),
         _truth(padding="max_length"),
         found="huggingface/transformers: convert_siglip_to_hf.py",
-        assumed="settings of the tokenizer",
+        assumed="settings of images and tokenizer",
         is_quick=True,
     ),
     Published(
@@ -263,7 +266,7 @@ DUALS = (
         lambda folder: _siglip(folder, seed=4, resample=3, image_size=28, patch_size=7, intermediate_size=67),
         _truth(padding="max_length"),
         found="huggingface/transformers: convert_siglip_to_hf.py",
-        assumed="settings of the tokenizer",
+        assumed="settings of images and tokenizer",
     ),
     Published(
         "google/siglip2-base-patch16-224",
@@ -271,6 +274,6 @@ DUALS = (
         _siglip2,
         _truth(padding="max_length", max_length=64),
         found="none of its own",
-        assumed="settings of the tokenizer, as Gemma's are",
+        assumed="all of it; settings of the tokenizer as Gemma's are",
     ),
 )

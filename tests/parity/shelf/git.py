@@ -109,7 +109,6 @@ GITS = (
         found=_FOUND,
         assumed=_ASSUMED,
         task="caption",
-        is_quick=True,
     ),
     Published(
         "microsoft/git-large-textcaps",

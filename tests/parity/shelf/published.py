@@ -51,7 +51,9 @@ _WRITTEN_OUT: Mapping[str, Any] = {
         ),
         False,
     ),
-    **dict.fromkeys(("chunk_size_feed_forward", "encoder_no_repeat_ngram_size", "min_length", "no_repeat_ngram_size"), 0),
+    **dict.fromkeys(
+        ("chunk_size_feed_forward", "encoder_no_repeat_ngram_size", "min_length", "no_repeat_ngram_size"), 0
+    ),
     **dict.fromkeys(("num_beam_groups", "num_beams", "num_return_sequences"), 1),
     "diversity_penalty": 0.0,
     "length_penalty": 1.0,
@@ -79,8 +81,8 @@ class Published:
         saved_by: the version of Transformers that saved it.
         write: writes the folder.
         truth: what Transformers gives for the folder, read by its own classes.
-        found: the public repositories that hold its files, or settings of them.
-        assumed: what is not found there, and is as that version writes it by default.
+        found: the public repositories that hold its files, or settings of them, in words.
+        assumed: what is not found there, and is as that version writes it by default, in words.
         task: to export it for, where that is not the family's own.
         is_quick: whether the tests that run by default take it too.
     """
@@ -146,4 +148,8 @@ def put_weights(
     if pickled:
         torch.save(tensors, folder / "pytorch_model.bin")
     else:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )

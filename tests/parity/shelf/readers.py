@@ -155,7 +155,8 @@ def _fine_tuned(folder: Path) -> None:
     pixels = {"do_normalize": True, "do_rescale": True, "do_resize": True, **HALF, "resample": 2}
     words = {**_ROBERTA, "add_prefix_space": False, "clean_up_tokenization_spaces": True, "errors": "replace"}
     plain = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    special = {place: {"content": word, **plain} for place, word in _ROBERTA.items()} | {"mask_token": _MASK}
+    special: dict[str, dict[str, Any]] = {place: {"content": word, **plain} for place, word in _ROBERTA.items()}
+    special["mask_token"] = _MASK
     ids = {word: number for number, word in enumerate(ROBERTA_WORDS)}
     added = {str(ids[part["content"]]): {**part, "special": True} for part in special.values()}
     _put_roberta_again(folder)
@@ -231,7 +232,7 @@ def _manga_truth(folder: Path) -> Generates:
     return encoder_decoder_truth(folder, BertJapaneseTokenizer.from_pretrained(folder, do_word_tokenize=False))
 
 
-_CONVERSION = "huggingface/transformers: convert_trocr_unilm_to_pytorch.py"
+_CONVERSION = "adaptations of convert_trocr_unilm_to_pytorch.py of huggingface/transformers"
 READERS = (
     Published(
         "microsoft/trocr-base-handwritten",
@@ -271,7 +272,6 @@ READERS = (
         lambda folder: _small(folder, seed=3),
         encoder_decoder_truth,
         found="Shankar203/licence_plate_detection",
-        is_quick=True,
     ),
     Published(
         "microsoft/trocr-small-handwritten",

@@ -17,7 +17,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["QUESTIONS", "SHAPES_PX", "TEXTS", "Answer", "Chooses", "Embeds", "Generates", "Truth", "ended", "generate", "images"]
+__all__ = [
+    "QUESTIONS",
+    "SHAPES_PX",
+    "TEXTS",
+    "Answer",
+    "Chooses",
+    "Embeds",
+    "Generates",
+    "Truth",
+    "ended",
+    "generate",
+    "images",
+]
 
 SHAPES_PX = ((61, 40), (33, 97), (150, 30), (18, 90), (128, 128), (310, 233))
 """Width and height of the images."""
@@ -67,7 +79,9 @@ class Generates:
             expected = [self.answer(picture, text, beams) for picture, text in rows]
             actual = [self._asked(task, picture, text, beams) for picture, text in rows]
             differing = [pair for pair in zip(expected, actual, strict=True) if pair[0] != pair[1]]
-            assert not differing, f"beams {beams}: {len(differing)} differ; the first, and what was found: {differing[0]}"
+            assert not differing, (
+                f"beams {beams}: {len(differing)} differ; the first, and what was found: {differing[0]}"
+            )
             assert len({answer.token_ids for answer in expected}) > 2, "expected texts that differ from image to image"
 
     def _asked(self, task: Any, picture: Image.Image, text: str | None, beams: int | None) -> Answer:
@@ -95,7 +109,9 @@ class Chooses:
         for number, picture in enumerate(pictures):
             given, question = self.inputs(picture, place / f"{number}.npz"), QUESTIONS[number % len(QUESTIONS)]
             expected = self.logits(given, question)
-            np.testing.assert_allclose(task.logits(task.encode(given), question), expected, atol=_CLOSE * np.abs(expected).max())
+            np.testing.assert_allclose(
+                task.logits(task.encode(given), question), expected, atol=_CLOSE * np.abs(expected).max()
+            )
             assert task.ask(given, question).answer == self.names[int(expected.argmax())]
 
 
@@ -113,7 +129,9 @@ class Embeds:
 
     def compare(self, task: Any, pictures: Sequence[Image.Image], place: Path) -> None:
         pairs = list(zip(pictures, self.texts, strict=True))
-        expected_images, expected_texts = (np.stack(part) for part in zip(*(self.embed(*pair) for pair in pairs), strict=True))
+        expected_images, expected_texts = (
+            np.stack(part) for part in zip(*(self.embed(*pair) for pair in pairs), strict=True)
+        )
         np.testing.assert_allclose(task.embed_images(pictures), expected_images, atol=_CLOSE)
         np.testing.assert_allclose(task.embed_texts(self.texts), expected_texts, atol=_CLOSE)
         for embeddings in (expected_images, expected_texts):
@@ -127,8 +145,14 @@ class Embeds:
 def images() -> list[Image.Image]:
     """Six images of coarse coloured noise, wide, narrow, small and large."""
     generator = np.random.default_rng(1)
-    cells = (generator.integers(0, 256, (3 + number % 3, 4 + number % 2, 3), dtype=np.uint8) for number in range(len(SHAPES_PX)))
-    return [Image.fromarray(part).resize(size, Image.Resampling.BICUBIC) for part, size in zip(cells, SHAPES_PX, strict=True)]
+    cells = (
+        generator.integers(0, 256, (3 + number % 3, 4 + number % 2, 3), dtype=np.uint8)
+        for number in range(len(SHAPES_PX))
+    )
+    return [
+        Image.fromarray(part).resize(size, Image.Resampling.BICUBIC)
+        for part, size in zip(cells, SHAPES_PX, strict=True)
+    ]
 
 
 def ended(ids: Sequence[int], start: int, ends: Collection[int]) -> tuple[int, ...]:

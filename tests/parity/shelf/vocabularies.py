@@ -32,11 +32,11 @@ _MERGES = ("Ġ a", "Ġ t", "h e", "Ġt he", "i n", "r e", "Ġ re", "Ġre d")
 _MERGED = [merge.replace(" ", "") for merge in _MERGES]
 _LETTERS = string.ascii_lowercase + string.digits
 _PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-_STEMS = ("the", "red", "blue", "circle", "square", "what", "color", "is", "there", "how", "many", "a", "photo", "of")
+_STEMS = ("the", "red", "blue", "circle", "square", "what", "color", "is", "there", "how", "many", "photo", "of")
 
 BERT_WORDS = (
     "[PAD]", *(f"[unused{number}]" for number in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]",
-    *_PUNCTUATION, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *dict.fromkeys(_STEMS[:-3] + _STEMS[-2:]), "été", "##é", "##s",
+    *_PUNCTUATION, *_LETTERS, *(f"##{letter}" for letter in _LETTERS), *_STEMS, "été", "##é",
 )  # fmt: skip
 GPT2_WORDS = (*_BYTES, *_MERGED, "<|endoftext|>")
 ROBERTA_WORDS = ("<s>", "<pad>", "</s>", "<unk>", *_BYTES, *_MERGED, "<mask>")
@@ -77,7 +77,7 @@ def put_clip(folder: Path, *, fast: bool = True) -> None:
         _put_fast(folder, CLIPTokenizer(_numbered(CLIP_WORDS), [tuple(merge.split()) for merge in _CLIP_MERGES]))
 
 
-def put_sentencepiece(folder: Path, name: str, **special_ids: int) -> int:
+def put_sentencepiece(folder: Path, name: str, **special_ids: Any) -> int:
     """A sentencepiece model of unigrams in the file `name`; gives how many pieces it has.
 
     special_ids: `pad_id`, `unk_id`, `bos_id`, `eos_id`; -1 for none.
