@@ -53,7 +53,8 @@ def encoder_decoder_truth(folder: Path, tokenizer: Any = None) -> Generates:
         ids = ended(generate(model, beams, pixel_values=pixel_values), 1, ends)
         return Answer(ids, words.decode(list(ids), skip_special_tokens=True).strip())
 
-    return Generates(answer)
+    says_beams = (model.generation_config.num_beams or 1) > 1
+    return Generates(answer, beams=(None, 1 if says_beams else 3))
 
 
 def _put(folder: Path, *, seed: int) -> None:

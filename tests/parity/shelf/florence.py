@@ -57,7 +57,7 @@ def _truth(folder: Path) -> Generates:
         kept = processor.decode(list(new), skip_special_tokens=False)  # places are words of their own
         return Answer(new, re.sub("<s>|</s>|<pad>|<unk>|<mask>", "", kept).strip())
 
-    return Generates(answer, prompts=("<CAPTION>", "<OCR>", "what color is the circle?"))
+    return Generates(answer, prompts=("<CAPTION>", "<OCR>", "what color is the circle?"), beams=(None, 1))
 
 
 FLORENCES = (
