@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
+from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
 from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
@@ -32,7 +33,7 @@ from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["license_of", "load_model", "name_of", "source_tokenizer"]
+__all__ = ["generation_file", "license_of", "load_model", "name_of", "source_tokenizer"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -69,6 +70,12 @@ def source_tokenizer(folder: Path, max_tokens: int) -> SourceTokenizer:
     content = tokenizer_json_of(folder)
     spec = TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(content), max_tokens, cleans_up_spaces(folder))
     return SourceTokenizer(content, spec)
+
+
+def generation_file(folder: Path) -> Path:
+    """The file that states how the model in `folder` generates: older versions kept all settings in config.json."""
+    path = folder / "generation_config.json"
+    return path if path.is_file() else folder / "config.json"
 
 
 def license_of(folder: Path) -> str:
@@ -170,15 +177,20 @@ def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> 
 
 
 def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
-    """What `from_pretrained` does with generation_config.json where it reads the folder itself."""
+    """Give `model` the settings of `generate()` that `from_pretrained` finds where it reads the folder itself."""
     from transformers import GenerationConfig
 
-    path = folder / "generation_config.json"
-    if model.can_generate() and path.is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # each setting has checks of its own
-            raise CheckpointError(
-                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
-                "remove it, where the defaults are wanted"
-            ) from error
+    if not model.can_generate():
+        return
+    path = generation_file(folder)
+    try:
+        model.generation_config = (
+            GenerationConfig.from_model_config(dict(read_json(path)))
+            if path.name == "config.json"
+            else GenerationConfig.from_pretrained(folder, local_files_only=True)
+        )
+    except Exception as error:  # each setting has checks of its own
+        raise CheckpointError(
+            f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+            "remove it, where the defaults are wanted"
+        ) from error
