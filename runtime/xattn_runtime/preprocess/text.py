@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xattn_runtime import arguments
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid, ImageLayout, TokenizerSpec
@@ -207,8 +208,7 @@ def _is_punctuation(word: str) -> bool:
 
 
 def _checked(kind: str, value: str, error: type[UserError]) -> str:
-    if not isinstance(value, str):
-        raise error(f"{kind}: expected text, found {show(value)}")
+    arguments.text(kind, value, error=error)
     if len(value) > QUESTION_LIMIT_CHARACTERS:
         raise error(
             f"{kind}: expected at most {QUESTION_LIMIT_CHARACTERS:,} characters, found {len(value):,}; "

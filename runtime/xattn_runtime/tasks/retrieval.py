@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import float_array, items, text, whole_number
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase, Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
@@ -112,7 +113,9 @@ class RetrievalTask(Closable, Task):
         return self._reranker is not None
 
     @while_open
-    def rerank(self, text: str, images: Sequence[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
+    def rerank(
+        self, text: str, images: Sequence[ImageInput | EncodedImage], cosines: Sequence[float]
+    ) -> NDArray[np.float32]:
         """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
         Raises:
@@ -121,7 +124,10 @@ class RetrievalTask(Closable, Task):
             UserError: the bundle has no graph for it.
         """
         reranker, text_inputs = self._reranker_inputs([self._codec.encode_question(text, kind="text").ids])
-        scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
+        images = items("images", images, "images")
+        scores = self._similarity.scale * float_array("cosines", cosines, "[images]", 1)
+        if len(scores) != len(images):
+            raise UserError(f"cosines: expected one for each of {len(images)} images, found {len(scores)}")
         for row, encoded in enumerate(self._images.encode_many(images)):
             scores[row] += reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
         return scores
@@ -147,15 +153,16 @@ class RetrievalTask(Closable, Task):
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     @while_open
-    def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
+    def embed_images(self, images: Sequence[ImageInput | EncodedImage]) -> Embeddings:
         """Embeddings of images; ImageError where one cannot be used."""
+        images = items("images", images, "images")
         embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
         return np.concatenate(embeddings) if embeddings else self._none()
 
     @while_open
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
-        return self._embed_texts(texts, "text")
+        return self._embed_texts(items("texts", texts, "texts"), "text")
 
     @while_open
     def classify(
@@ -172,7 +179,7 @@ class RetrievalTask(Closable, Task):
         labels = self._checked_labels(labels, template)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        encoded = self._images.encoded(image)
         labels_began = time.perf_counter()
         texts = self._embed_texts([template.replace("{label}", label) for label in labels], "label")
         matches = self.rank(encoded.tensors[_IMAGE_OUTPUT][0], texts, top_k=len(labels))
@@ -193,9 +200,9 @@ class RetrievalTask(Closable, Task):
                 f"{self.bundle.path}: expected a model that states probabilities, such as CLIP or SigLIP, found one "
                 "that only compares; use `xattn-edge retrieve`"
             )
-        if template.count("{label}") != 1:
+        if text("template", template).count("{label}") != 1:
             raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
-        stripped = [label.strip() for label in labels]
+        stripped = [text("labels", label).strip() for label in items("labels", labels, "texts")]
         if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
             reason = "; this model chooses among them" if stripped else "; say what the image may show"
             raise UserError(f"labels: expected at least {fewest}, found {len(stripped)}{reason}")
@@ -220,9 +227,14 @@ class RetrievalTask(Closable, Task):
 
         Raises UserError for a `top_k` below 1.
         """
-        if top_k < 1:
-            raise UserError(f"top_k: expected at least 1, found {show(top_k)}")
-        cosines = np.asarray(candidates, dtype=np.float32).reshape(len(candidates), len(query)) @ query
+        top_k = whole_number("top_k", top_k, 1)
+        query = float_array("query", query, "[width]", 1)
+        if isinstance(candidates, list | tuple) and not candidates:
+            return ()
+        rows = float_array("candidates", candidates, "[candidates, width]", 2)
+        if rows.shape[1] != len(query):
+            raise UserError(f"candidates: expected {len(query)} numbers each, as in query, found {rows.shape[1]}")
+        cosines = rows @ query
         probabilities = _probabilities(cosines, self._similarity)
         order = np.argsort(-cosines, kind="stable")[:top_k]
         return tuple(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import found, items
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, UserError
@@ -127,6 +128,10 @@ class UtteranceReader:
             UserError: nothing at all.
             QuestionError, AudioError, ImageError: a part that cannot be used.
         """
+        if not isinstance(utterance, Utterance):
+            raise UserError(f"utterance: expected an Utterance, found {found(utterance)}")
+        frames = [] if utterance.frames is None else items("frames", utterance.frames, "images")
+        utterance = replace(utterance, frames=frames)
         if not utterance.modalities:
             raise UserError("expected a text, speech or frames, found none of them; give one at least")
         ids, unknown = padded([[0]]), _NO_WORDS
@@ -135,7 +140,7 @@ class UtteranceReader:
         else:
             encoded = self._codec.encode_question(utterance.text, kind="text")
             ids, unknown = padded([encoded.ids]), encoded.unknown_words
-        return {**ids, **self._sound(utterance), **self._frames(utterance.frames or ())}, unknown
+        return {**ids, **self._sound(utterance), **self._frames(frames)}, unknown
 
     def _sound(self, utterance: Utterance) -> dict[str, Tensor]:
         spectrogram = utterance.log_mel

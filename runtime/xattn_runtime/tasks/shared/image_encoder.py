@@ -100,21 +100,32 @@ class ImageReader:
         """One image; ImageError where it cannot be used."""
         return next(self.encode_many([image]))
 
-    def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
-        """The images in order, several a run; the times are each image's share of its run.
+    def encoded(self, image: ImageInput | EncodedImage) -> EncodedImage:
+        """One image, or what it was encoded to before; ImageError where it cannot be used, or another model did so."""
+        if not isinstance(image, EncodedImage):
+            return self.encode(image)
+        self.check_own(image)
+        return image
+
+    def encode_many(self, images: Sequence[ImageInput | EncodedImage]) -> Iterator[EncodedImage]:
+        """The images in order, several a run; the times are each image's share of its run; encoded ones as they are.
 
         ImageError where one cannot be used, before any of its run is encoded; it says which of several that is.
         """
         for start in range(0, len(images), self._batch):
-            prepared = []
-            for number, image in enumerate(images[start : start + self._batch], start + 1):
+            prepared, part = [], images[start : start + self._batch]
+            for number, image in enumerate(part, start + 1):
                 try:
-                    prepared.append(self.prepare(image))
+                    if isinstance(image, EncodedImage):
+                        self.check_own(image)
+                    else:
+                        prepared.append(self.prepare(image))
                 except ImageError as error:
                     if len(images) == 1 or isinstance(image, str | os.PathLike):
                         raise  # a different error
                     raise ImageError(f"image {number} of {len(images)}: {error}") from error
-            yield from self.encode_prepared(prepared)
+            new = self.encode_prepared(prepared)
+            yield from (image if isinstance(image, EncodedImage) else next(new) for image in part)
 
     def prepare(self, image: ImageInput) -> PreparedImage:
         """The image as the graph takes it; safe beside other calls, and of use in a thread of its own.
@@ -160,6 +171,16 @@ class ImageReader:
         grid = (tiles.rows, tiles.columns)
         return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
 
+    def check_own(self, image: EncodedImage) -> None:
+        """ImageError unless it has the outputs of this graph."""
+        expected = {name: shape[2 if self._tiles else 1 :] for name, shape in self.session.output_shapes.items()}
+        found = {name: tensor.shape[2 if self._tiles else 1 :] for name, tensor in image.tensors.items()}
+        if expected.keys() != found.keys() or not all(_fits(found[name], expected[name]) for name in expected):
+            raise ImageError(
+                f"image: expected one that this model encoded, to {_listed(expected)}, found one that another model "
+                f"encoded, to {_listed(found)}; encode it again"
+            )
+
     def _check_tiles(self, bundle: Bundle) -> None:
         """BundleError unless images that are cut become image tokens, written as such in the text, and no others."""
         layout = bundle.manifest.tokenizer.image_layout
@@ -186,6 +207,17 @@ class ImageReader:
                         f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
                         f"found {list(shape)}; export it again"
                     )
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:
+    return len(shape) == len(expected) and all(
+        not isinstance(axis, int) or axis == size for size, axis in zip(shape, expected, strict=True)
+    )
+
+
+def _listed(shapes: Mapping[str, Sequence[int | str | None]]) -> str:
+    name, shape = next(iter(shapes.items()))
+    return f"{name} {list(shape)}" + (f" and {len(shapes) - 1} more" if len(shapes) > 1 else "")
 
 
 def check_key_values(producer: GraphSession, consumer: GraphSession) -> None:

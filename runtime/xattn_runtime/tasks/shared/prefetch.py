@@ -35,7 +35,10 @@ def prefetch_images(
 
     def prepare(image: ImageInput | EncodedImage) -> _Ready:
         try:
-            return image if isinstance(image, EncodedImage) else reader.prepare(image)
+            if isinstance(image, EncodedImage):
+                reader.check_own(image)
+                return image
+            return reader.prepare(image)
         except ImageError as error:
             return error
 
