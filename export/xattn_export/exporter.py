@@ -27,7 +27,9 @@ from xattn_export.families.base import (
     Role,
     Source,
 )
+from xattn_export.families.checkpoint_folder.folder import name_of
 from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
+from xattn_export.families.checkpoint_folder.weights.base import whole_folder
 from xattn_export.families.table import family_of
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
 from xattn_export.graph.conformance import examine, require_valid
@@ -57,6 +59,10 @@ from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
 __all__ = ["ExportReport", "export_checkpoint"]
 
+_FAULT_OF_EXPORT = (
+    "nothing is written, since the exported model does not do what the original does: please report it, with the "
+    "checkpoint's config.json"
+)
 _GRAPHS_FOLDER = "graphs"
 _GRAPHS_DONE = 0.8
 _STATIC, _BATCH = "image_encoder", "batch"
@@ -114,6 +120,7 @@ def export_checkpoint(
     static_batch: bool = False,
     whole: bool = True,
     with_attention: bool = False,
+    base: Path | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -129,6 +136,7 @@ def export_checkpoint(
         static_batch: whether the image encoder takes one image at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
         with_attention: write a graph with the attention weights as outputs too, for maps of what it looked at.
+        base: the model that `source`, an adapter of PEFT, was trained on, as a folder or hub id; they are merged.
         progress: receives the current step.
 
     Raises:
@@ -142,7 +150,7 @@ def export_checkpoint(
     opset = choose_opset(attention, opset)
     check_output(output, overwrite=overwrite)
     progress("opening the model", 0.0)
-    model = _open(source, task)
+    model = _open(source, task, base)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
         source_sha256=weights_digest(model.weights),
@@ -180,7 +188,7 @@ def export_checkpoint(
         staged.write_manifest(manifest)
         progress("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)
-        verdict.raise_if_failed()
+        verdict.raise_if_failed(_FAULT_OF_EXPORT)
     progress("done", 1.0)
     return ExportReport(
         bundle=output,
@@ -195,8 +203,15 @@ def export_checkpoint(
     )
 
 
-def _open(place: Path, task: TaskName | None) -> Source:
+def _open(place: Path, task: TaskName | None, base: Path | None) -> Source:
+    """The source in the folder, or in that of an adapter and its base together, and its files by their own names."""
     folder = local_folder(place)
+    with whole_folder(folder, base and local_folder(base), name_of(folder)) as whole:
+        source = _open_folder(whole, task)
+        return source if whole == folder else replace(source, weights=tuple(path.resolve() for path in source.weights))
+
+
+def _open_folder(folder: Path, task: TaskName | None) -> Source:
     family = family_of(folder)
     source = (family.open if task is None else family.also.get(task, family.open))(folder)
     if task not in (None, source.task):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["choice", "float_array", "found", "items", "iterable", "path_text", "text", "whole_number"]
+__all__ = ["choice", "float_array", "found", "path_text", "text", "whole_number"]
 
 _Error = type[UserError]
 
@@ -60,20 +60,6 @@ def choice(name: str, value: object, choices: Iterable[Any], *, error: _Error = 
         if type(value) is type(one) and value == one:
             return one
     raise error(f"{name}: expected {' or '.join(show(one) for one in choices)}, found {found(value)}")
-
-
-def iterable(name: str, value: object, of: str, *, error: _Error = UserError) -> Iterable[Any]:
-    """A list, a tuple or another iterable of what is to be had one by one; a single one of that is none."""
-    single = isinstance(value, str | bytes | bytearray | Mapping | os.PathLike)
-    if single or _is_array(value) or not isinstance(value, Iterable):
-        advice = "; make it a list" if _is_array(value) else "; put it into a list" if single else ""
-        raise error(f"{name}: expected a list of {of}, found {found(value)}{advice}")
-    return value
-
-
-def items(name: str, value: object, of: str, *, error: _Error = UserError) -> list[Any]:
-    """The items of an `iterable`."""
-    return list(iterable(name, value, of, error=error))
 
 
 def path_text(name: str, value: object, expected: str, *, error: _Error = UserError) -> str:

@@ -1,4 +1,5 @@
-"""Files as people bring them: text with a byte-order mark, files that other systems leave, names with numbers in them.
+"""Files as people bring them: text with a byte-order mark, files that other systems leave, names with numbers in them,
+pointers in place of files.
 
 It knows names and bytes, and not what they are for.
 """
@@ -9,7 +10,15 @@ import codecs
 import re
 from pathlib import Path, PurePath
 
-__all__ = ["NaturalKey", "decoded_text", "is_folder", "is_system_file", "marked_encoding", "natural_key"]
+__all__ = [
+    "NaturalKey",
+    "decoded_text",
+    "is_folder",
+    "is_system_file",
+    "marked_encoding",
+    "natural_key",
+    "placeholder_of",
+]
 
 _Pieces = tuple[str | int, ...]
 NaturalKey = tuple[tuple[tuple[_Pieces, _Pieces], ...], str]
@@ -28,6 +37,7 @@ _SYSTEM_NAMES = frozenset(
      "$recycle.bin", "system volume information", "lost+found"}
 )  # fmt: skip
 _APPLE_DOUBLE = "._"
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|title)", re.IGNORECASE)
 
 
 def marked_encoding(content: bytes) -> str | None:
@@ -58,6 +68,20 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def placeholder_of(head: bytes) -> str | None:
+    """What a file that begins with `head` is in place of another, and what to do; None where it is none of these.
+
+    A checkout without Git LFS or git-annex has pointers where the files should be, and a download that failed a page.
+    """
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer in place of the file; run `git lfs pull` where it was cloned"
+    if head.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
+        return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
+    if _PAGE.match(head):
+        return "a web page (HTML) in place of the file, as a failed download leaves; download it again"
+    return None
 
 
 def natural_key(path: PurePath) -> NaturalKey:

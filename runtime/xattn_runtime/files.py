@@ -21,9 +21,12 @@ from typing import IO
 from xattn_runtime.errors import OutputError
 
 __all__ = [
+    "MARK",
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "check_folder_writable",
+    "check_replaceable",
     "check_writable",
     "is_leftover",
     "not_written",
@@ -32,10 +35,16 @@ __all__ = [
     "sync",
 ]
 
+MARK = "xattn-edge"
+"""Stands near the beginning of every page, chart and image that is written for people, so that it is known again."""
+
+_MARK_WITHIN_BYTES = 1024
 _PARTIAL, _OLD = "partial", "old"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
 _NAME_BYTES = 255  # the longest name of most file systems
 _SUFFIX_BYTES = len(".4194304-01234567.partial")  # of the highest process id
+# What a file system says that has no way to bring a file to the disk at once; what was written stays written.
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _ADVICE = {
     errno.EACCES: "check the permissions of its folder",
     errno.EDQUOT: "free some space or name another place",
@@ -103,15 +112,33 @@ def check_writable(path: Path) -> None:
     """Raise the OSError that `atomic_write` would, so that no work is done for a result that cannot be saved."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    check_folder_writable(path)
+
+
+def check_folder_writable(path: Path) -> None:
+    """Raise the OSError that `atomic_folder` would where nothing of the name of `path` can be made."""
     temporary = _temporary(path)
     temporary.touch()
     temporary.unlink()
 
 
+def check_replaceable(path: Path) -> None:
+    """OutputError where `path` is a file that people would miss: one that has something in it, and no `MARK`."""
+    try:
+        with path.open("rb") as stream:
+            beginning = stream.read(_MARK_WITHIN_BYTES)
+    except OSError:  # nothing there, or nothing that can be replaced, which writing says
+        return
+    if beginning and MARK.encode() not in beginning:
+        raise OutputError(
+            f"{path}: expected a new file, or one that {MARK} wrote before, found another; name another, or remove it"
+        )
+
+
 def sync(stream: IO[bytes]) -> None:
-    """Flush `stream` to the disk."""
+    """Flush `stream` to the disk, where its file system can."""
     stream.flush()
-    os.fsync(stream.fileno())
+    _sync_descriptor(stream.fileno())
 
 
 def sweep(path: Path) -> None:
@@ -174,9 +201,17 @@ def _move_into_place(staging: Path, target: Path) -> None:
 def _sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        _sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from xattn_runtime.arguments import path_text, text
-from xattn_runtime.brought_files import is_system_file
+from xattn_runtime.brought_files import is_system_file, placeholder_of
 from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
@@ -35,6 +35,7 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 _LARGE_FILE_BYTES = 16 * 2**20
 _MOST_HASHED_AT_ONCE = 4
+_HEAD_BYTES = 1024
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
 
 
@@ -160,9 +161,17 @@ def _read_manifest(path: Path) -> bytes:
         size = path.stat().st_size
         if size > _MANIFEST_LIMIT_BYTES:
             raise BundleError(f"{path}: expected at most {_MANIFEST_LIMIT_BYTES} bytes, found {size}")
-        return path.read_bytes()
+        text = path.read_bytes()
     except OSError as error:
         _unreadable(path, error)
+    _refuse_placeholder(path, text[:_HEAD_BYTES])
+    return text
+
+
+def _refuse_placeholder(path: Path, head: bytes) -> None:
+    """BundleError for what a clone without large files, or a failed download, has in place of the file."""
+    if (found := placeholder_of(head)) is not None:
+        raise BundleError(f"{path}: expected a file of the bundle, found {found}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -217,6 +226,7 @@ def _check_file(path: Path, entry: FileEntry) -> FileStamp:
         with path.open("rb") as stream:
             stamp = stamp_of(os.fstat(stream.fileno()))
             if stamp.bytes != entry.bytes:
+                _refuse_placeholder(path, stream.read(_HEAD_BYTES))
                 raise BundleError(
                     f"{path}: expected {entry.bytes} bytes, found {stamp.bytes}; copy or export the bundle again"
                 )

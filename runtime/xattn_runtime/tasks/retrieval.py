@@ -6,14 +6,14 @@ It joins preprocessing, tokenizer and the two encoders of one bundle, and knows 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.arguments import float_array, items, text, whole_number
+from xattn_runtime.arguments import float_array, text, whole_number
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase, Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
@@ -30,6 +30,7 @@ from xattn_runtime.tasks.shared.image_encoder import (
     milliseconds_since,
     padded,
 )
+from xattn_runtime.tasks.shared.several import several_images, several_texts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -114,7 +115,7 @@ class RetrievalTask(Closable, Task):
 
     @while_open
     def rerank(
-        self, text: str, images: Sequence[ImageInput | EncodedImage], cosines: Sequence[float]
+        self, text: str, images: Iterable[ImageInput | EncodedImage], cosines: Sequence[float]
     ) -> NDArray[np.float32]:
         """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
@@ -124,13 +125,14 @@ class RetrievalTask(Closable, Task):
             UserError: the bundle has no graph for it.
         """
         reranker, text_inputs = self._reranker_inputs([self._codec.encode_question(text, kind="text").ids])
-        images = items("images", images, "images")
         scores = self._similarity.scale * float_array("cosines", cosines, "[images]", 1)
-        if len(scores) != len(images):
-            raise UserError(f"cosines: expected one for each of {len(images)} images, found {len(scores)}")
-        for row, encoded in enumerate(self._images.encode_many(images)):
-            scores[row] += reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
-        return scores
+        matches = [
+            reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
+            for encoded in self._images.encode_many(several_images(images))
+        ]
+        if len(matches) != len(scores):
+            raise UserError(f"cosines: expected one for each of {len(matches)} images, found {len(scores)}")
+        return scores + np.array(matches, dtype=np.float32)
 
     @while_open
     def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
@@ -153,16 +155,19 @@ class RetrievalTask(Closable, Task):
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     @while_open
-    def embed_images(self, images: Sequence[ImageInput | EncodedImage]) -> Embeddings:
-        """Embeddings of images; ImageError where one cannot be used."""
-        images = items("images", images, "images")
-        embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
+    def embed_images(self, images: Iterable[ImageInput | EncodedImage]) -> Embeddings:
+        """Embeddings of images, each as it is when it is given; ImageError where one cannot be used.
+
+        UserError for one image in place of several.
+        """
+        encoded_images = self._images.encode_many(several_images(images))
+        embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in encoded_images]
         return np.concatenate(embeddings) if embeddings else self._none()
 
     @while_open
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
-        return self._embed_texts(items("texts", texts, "texts"), "text")
+        return self._embed_texts(several_texts(texts, "texts"), "text")
 
     @while_open
     def classify(
@@ -202,7 +207,7 @@ class RetrievalTask(Closable, Task):
             )
         if text("template", template).count("{label}") != 1:
             raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
-        stripped = [text("labels", label).strip() for label in items("labels", labels, "texts")]
+        stripped = [label.strip() for label in several_texts(labels, "labels")]
         if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
             reason = "; this model chooses among them" if stripped else "; say what the image may show"
             raise UserError(f"labels: expected at least {fewest}, found {len(stripped)}{reason}")

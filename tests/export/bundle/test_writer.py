@@ -9,7 +9,7 @@ import pytest
 
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.errors import OutputError
+from xattn_runtime.errors import BundleError, OutputError
 
 
 def copy_into(staged: StagedBundle, bundle: Path) -> None:
@@ -149,3 +149,27 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path, vqa_bund
     with staged_bundle(tmp_path / "new.xattn", overwrite=False) as staged:
         copy_into(staged, vqa_bundle)
     assert names(tmp_path) == sorted(["new.xattn", *kept])
+
+
+def test_a_bundle_that_holds_other_files_is_not_overwritten(vqa_copy):
+    (vqa_copy / ".DS_Store").touch()
+    check_output(vqa_copy, overwrite=True)
+    (vqa_copy / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"expected a bundle to overwrite, found .*notes\.txt in it"):
+        check_output(vqa_copy, overwrite=True)
+
+
+@pytest.mark.parametrize("content", ['{"manifest_version": 3, "files": {}}', "{", "[]", '{"schema_version": 1}'])
+def test_a_folder_of_another_program_is_not_overwritten(tmp_path, content):
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_text(content)
+    with pytest.raises(OutputError, match="expected a bundle to overwrite, found something else"):
+        check_output(tmp_path / "extension", overwrite=True)
+
+
+def test_what_is_said_of_a_bundle_names_the_one_that_was_to_be_written(tmp_path):
+    output = tmp_path / "new.xattn"
+    with pytest.raises(BundleError) as caught, staged_bundle(output, overwrite=False) as staged:
+        raise BundleError(f"{staged.folder / 'manifest.json'}: labels: expected other names, found 'yes'")
+    assert str(caught.value) == f"{output / 'manifest.json'}: labels: expected other names, found 'yes'"
+    assert not list(tmp_path.iterdir())

@@ -46,6 +46,18 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: (b / "graphs/decoder.onnx").write_bytes(b""), "bytes, found 0; copy or export the bundle again"),
     (lambda b: _flip(b / "graphs/decoder.onnx"), "graphs/decoder.onnx: expected SHA-256"),
     (lambda b: _flip(b / "golden/0.npz"), "golden/0.npz: expected SHA-256"),
+    (
+        lambda b: (b / "graphs/decoder.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab"),
+        "graphs/decoder.onnx: expected a file of the bundle, found a Git LFS pointer in place of the file; run",
+    ),
+    (
+        lambda b: (b / "manifest.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab"),
+        "manifest.json: expected a file of the bundle, found a Git LFS pointer",
+    ),
+    (
+        lambda b: (b / "tokenizer.json").write_text("<!doctype html><html>"),
+        "tokenizer.json: expected a file of the bundle, found a web page (HTML) in place of the file",
+    ),
     (lambda b: (b / "notes.txt").write_text("x"), "notes.txt: expected only what manifest.json lists"),
     (lambda b: (b / "empty").mkdir(), "empty: expected only what manifest.json lists"),
     (lambda b: (b / "link").symlink_to("tokenizer.json"), "link: expected a file of the bundle, found a link"),

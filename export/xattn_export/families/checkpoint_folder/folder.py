@@ -7,19 +7,24 @@ folder is opened, and never runs code that came with a model. It knows no archit
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
-from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
+from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
+from xattn_export.families.checkpoint_folder.weights.base import TO_MERGE
+from xattn_export.families.checkpoint_folder.weights.files import find_weights, read_tensors
+from xattn_export.families.checkpoint_folder.weights.fitting import check_loaded, fit_names
+from xattn_export.families.checkpoint_folder.weights.merging import merge_into_model, merge_into_tensors
+from xattn_export.families.checkpoint_folder.weights.quantized import refuse_quantized
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
@@ -28,10 +33,13 @@ from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["license_of", "load_model", "name_of", "source_tokenizer"]
+__all__ = ["generation_file", "license_of", "load_model", "name_of", "source_tokenizer"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
+_CHANNELS = 3
+# How a configuration class of Transformers says that a value is of the wrong type.
+_OF_FIELD = re.compile(r"Field '([^']+)' expected (.+?), got .*\(value: (.+)\)")
 _NO_LICENSE = "NOASSERTION"
 # Of the hub's words for licences those whose SPDX identifier is not the same in capitals or as written.
 _SPDX = {
@@ -65,6 +73,12 @@ def source_tokenizer(folder: Path, max_tokens: int) -> SourceTokenizer:
     content = tokenizer_json_of(folder)
     spec = TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(content), max_tokens, cleans_up_spaces(folder))
     return SourceTokenizer(content, spec)
+
+
+def generation_file(folder: Path) -> Path:
+    """The file that states how the model in `folder` generates: older versions kept all settings in config.json."""
+    path = folder / "generation_config.json"
+    return path if path.is_file() else folder / "config.json"
 
 
 def license_of(folder: Path) -> str:
@@ -102,17 +116,21 @@ def load_model(
         CheckpointError: no weights, or damaged ones; a configuration that Transformers cannot build; tensors that are
             missing, too many, or of other shapes than those of the configuration.
     """
-    _refuse_quantized(folder)
+    refuse_quantized(folder)
+    _check_stated(folder / "config.json", read_json(folder / "config.json"))
     with quiet_transformers():
         config = _config(folder, model_class)
         weights = find_weights(folder)
-        tensors = read_tensors(weights)
-        _check_shapes(folder, model_class, config, tensors)
+        skeleton = _skeleton(folder, model_class, config)
+        stated = config.to_dict()
+        tensors, prefix = fit_names(folder, stated, skeleton.state_dict(), read_tensors(weights))
+        adapter = read_adapter(folder / TO_MERGE) if (folder / TO_MERGE).is_dir() else None
+        merged = tensors if adapter is None else merge_into_tensors(tensors, adapter, skeleton)
         try:
             model, info = model_class.from_pretrained(
                 None,
                 config=config,
-                state_dict=tensors,
+                state_dict=merged,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 output_loading_info=True,
@@ -120,9 +138,16 @@ def load_model(
             )
         except Exception as error:  # what a wrong value leads to depends on the architecture
             raise _unbuildable(folder, model_class, error) from error
-        _check_loaded(folder, model_class, info, unused)
+        check_loaded(folder, model_class.__name__, stated, info, unused)
+        if adapter is not None:
+            merge_into_model(model, adapter, tensors)
         _read_generation_config(folder, model)
-    return model.eval().requires_grad_(False), weights.files
+    if prefix:
+        logging.getLogger("xattn_export").info(
+            f"{folder}: the weights are of a model that training wrapped: {prefix} is taken off their names"
+        )
+    files = weights.files if adapter is None else (*weights.files, adapter.file)
+    return model.eval().requires_grad_(False), files
 
 
 def _unknown_token_id(tokenizer_json: str) -> int | None:
@@ -130,14 +155,6 @@ def _unknown_token_id(tokenizer_json: str) -> int | None:
     model = json.loads(tokenizer_json)["model"]
     unknown, vocabulary = model.get("unk_token"), model.get("vocab")
     return vocabulary.get(unknown) if isinstance(vocabulary, dict) else None
-
-
-def _refuse_quantized(folder: Path) -> None:
-    if quantization := read_json(folder / "config.json").get("quantization_config"):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: quantization_config: expected full-precision weights, found "
-            f"{show(quantization)}; export the checkpoint that it was made from, and quantize the bundle"
-        )
 
 
 def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
@@ -148,57 +165,59 @@ def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
 
 
 def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Exception) -> CheckpointError:
+    path, advice = folder / "config.json", "copy the file again from where the weights are from"
+    if stated := _OF_FIELD.search(one_line(error)):
+        return CheckpointError(f"{path}: {stated[1]}: expected {stated[2]}, found {stated[3]}; {advice}")
     return CheckpointError(
-        f"{folder / 'config.json'}: expected the configuration of a {model_class.__name__}, found: "
-        f"{type(error).__name__}: {one_line(error)[:300]}; copy the file again from where the weights are from"
+        f"{path}: expected the configuration of a {model_class.__name__}, found: "
+        f"{type(error).__name__}: {one_line(error)[:300]}; {advice}"
     )
 
 
-def _check_shapes(folder: Path, model_class: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Compare shapes before anything is allocated: a wrong configuration may ask for any amount of memory."""
+def _check_stated(path: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError for labels that are not named by number, and for images of other than three channels."""
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(
+        re.fullmatch(r"\d{1,9}", number) and isinstance(name, str) for number, name in labels.items()
+    ):
+        raise CheckpointError(
+            f'{path}: id2label: expected names by number, as in {{"0": "yes"}}, found {show(labels)}; mend it, or copy '
+            "the file again from where the weights are from"
+        )
+    parts = [("", config), *((f"{key}.", part) for key, part in config.items() if isinstance(part, dict))]
+    for before, part in parts:
+        for key in ("num_channels", "in_channels"):
+            if part.get(key) not in (None, _CHANNELS):
+                raise CheckpointError(
+                    f"{path}: {before}{key}: expected {_CHANNELS}, found {show(part[key])}; models of greyscale or "
+                    "other images cannot be exported yet: train it on images of three channels"
+                )
+
+
+def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """The model without memory for its weights."""
     try:
         with torch.device("meta"):
-            expected = model_class(config).state_dict()
+            return model_class(config)
     except Exception as error:  # what a wrong value leads to depends on the architecture
         raise _unbuildable(folder, model_class, error) from error
-    for name, tensor in tensors.items():
-        if name in expected and tensor.shape != expected[name].shape:
-            raise _mismatch(folder, name, tensor.shape, expected[name].shape)
-
-
-def _mismatch(folder: Path, name: str, actual: Sequence[int], expected: Sequence[int]) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(actual)}; "
-        "weights and config.json are not of one model"
-    )
-
-
-def _check_loaded(
-    folder: Path, model_class: type[PreTrainedModel], info: Mapping[str, Any], unused: Sequence[str]
-) -> None:
-    for name, actual, expected in sorted(info["mismatched_keys"]):
-        raise _mismatch(folder, name, actual, expected)
-    for key, words in (("missing_keys", "the tensor"), ("unexpected_keys", "no tensor")):
-        names = sorted(name for name in info[key] if not any(re.search(pattern, name) for pattern in unused))
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            actual = "none" if key == "missing_keys" else "it"
-            raise CheckpointError(
-                f"{folder}: expected {words} {names[0]}{more} in the weights of a {model_class.__name__}, found "
-                f"{actual}; weights and config.json are not of one model"
-            )
 
 
 def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
-    """What `from_pretrained` does with generation_config.json where it reads the folder itself."""
+    """Give `model` the settings of `generate()` that `from_pretrained` finds where it reads the folder itself."""
     from transformers import GenerationConfig
 
-    path = folder / "generation_config.json"
-    if model.can_generate() and path.is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # each setting has checks of its own
-            raise CheckpointError(
-                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
-                "remove it, where the defaults are wanted"
-            ) from error
+    if not model.can_generate():
+        return
+    path = generation_file(folder)
+    try:
+        model.generation_config = (
+            GenerationConfig.from_model_config(dict(read_json(path)))
+            if path.name == "config.json"
+            else GenerationConfig.from_pretrained(folder, local_files_only=True)
+        )
+    except Exception as error:  # each setting has checks of its own
+        raise CheckpointError(
+            f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+            "remove it, where the defaults are wanted"
+        ) from error
