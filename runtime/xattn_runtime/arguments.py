@@ -50,7 +50,7 @@ def text(name: str, value: object, *, error: _Error = UserError) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as cause:
-        raise error(f"{name}: expected text of whole characters, found half of one in {show(value)}") from cause
+        raise error(f"{name}: expected Unicode text, found half a character in {show(value)}") from cause
     return value
 
 

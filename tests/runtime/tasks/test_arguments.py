@@ -185,7 +185,7 @@ def test_one_clear_line_or_an_answer(tasks: dict[str, Any], name: str) -> None:
         ("rerank cosines", [math.nan], "cosines: expected finite numbers"),
         ("classify label", 3, "labels: expected texts, found 3 as number 2"),
         ("classify template", None, "template: expected text, found None"),
-        ("rate text", "\ud800", r"text: expected text of whole characters, found half of one in '\\ud800'"),
+        ("rate text", "\ud800", r"text: expected Unicode text, found half a character in '\\ud800'"),
         ("rate audio", (16_000, np.zeros(16_000)), "audio: expected .* found the two the other way round; swap them"),
         (
             "rate audio",
