@@ -143,8 +143,9 @@ def load_model(
             merge_into_model(model, adapter, tensors)
         _read_generation_config(folder, model)
     if prefix:
+        place = folder if adapter is None else weights.files[0].resolve().parent
         logging.getLogger("xattn_export").info(
-            f"{folder}: the weights are of a model that training wrapped: {prefix} is taken off their names"
+            f"{place}: the weights are of a model that training wrapped: {prefix} is taken off their names"
         )
     files = weights.files if adapter is None else (*weights.files, adapter.file)
     return model.eval().requires_grad_(False), files
