@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from xattn_export.families.base.reference import Reference
@@ -20,10 +21,18 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class SourceTokenizer:
-    """json: the content of tokenizer.json. spec: how it is used, as in the manifest."""
+    """A tokenizer as a bundle holds it, and what is known of the one that it was made of.
+
+    json: the content of tokenizer.json. spec: how it is used, as in the manifest.
+    special: the special token of every place, such as `pad_token`, that has one.
+    decode: token ids → the text that the original's own library makes of them, special tokens left out; None where
+        there is no original but this file.
+    """
 
     json: str
     spec: TokenizerSpec
+    special: Mapping[str, str] = MappingProxyType({})
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 @dataclass(frozen=True)
