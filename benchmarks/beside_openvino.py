@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import openvino
 
 from xattn_export.engines.signature import DeclaredTensor, read_signature
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.execution.loading import session_entries
+from xattn_runtime.execution.providers import load_onnxruntime
 
 AXES = {"batch": 1, "past": 10, "length": 1, "regions": 36}
 DTYPES = {
@@ -43,6 +43,7 @@ def sample(tensor: DeclaredTensor, rng: np.random.Generator) -> np.ndarray[Any, 
 
 def in_onnxruntime(path: Path, entries: dict[str, str], threads: int) -> Callable[[dict[str, Any]], object]:
     """As the runtime sets it up."""
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     for key, value in {**entries, "session.force_spinning_stop": "1"}.items():

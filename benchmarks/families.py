@@ -172,9 +172,11 @@ def read_bandwidth(threads: int) -> float:
 def product_rate(threads: int) -> float:
     """Operations a second of ONNX Runtime in the largest product of the encoder's layers, the best of some runs."""
     import numpy as np
-    import onnxruntime
     from onnx import numpy_helper, parser
 
+    from xattn_runtime.execution.providers import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
     rows, width, inner = 577, 768, 3072
     model = parser.parse_model(
         f'<ir_version: 10, opset_import: ["" : 23]> product (float[{rows},{width}] x) => (float[{rows},{inner}] y)'

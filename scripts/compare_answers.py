@@ -23,12 +23,13 @@ MOST_DIFFERENCE = {"fp32": 1e-4, "fp16": 0.01, "int8": 0.02, "int4": 0.05}
 def collect_answers(bundles: Path, folder: Path, provider: str = "cpu") -> dict[str, Any]:
     """`{"processor", "versions", "bundles": {name: {"precision", "worst_golden", "answers": [[text, number]]}}}`."""
     import numpy
-    import onnxruntime
+
+    from xattn_runtime.execution.providers import load_onnxruntime
 
     images = [str(path) for path in sorted(folder.glob("*.png"))]
     return {
         "processor": platform.machine(),
-        "versions": {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__},
+        "versions": {"onnxruntime": load_onnxruntime().__version__, "numpy": numpy.__version__},
         "bundles": {bundle.name: _answers_of(bundle, images, provider) for bundle in sorted(bundles.glob("*.xattn"))},
     }
 

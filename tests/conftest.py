@@ -19,6 +19,10 @@ from PIL import Image
 from tests.support.programs import requires_program, run_npm, summary_of_skips
 from tests.support.tiny_bundle import TinyModel, build_bundle, reference_pixels, write_manifest
 from xattn_runtime.bundle import manifest as m
+from xattn_runtime.execution.telemetry import disable_telemetry
+
+# Before the first test module imports onnxruntime by itself.
+disable_telemetry()
 
 # Tests that run side by side have a core each. Torch reads this when the first test module imports it.
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 import onnx
 
@@ -21,11 +21,8 @@ from xattn_export.bundle.graph_files import write_generator, write_graph
 from xattn_export.bundle.provenance import created_utc, versions, weights_digest
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_export.families.base import (
-    Chooses,
-    ChoosesOverRegions,
     Embeds,
     Generates,
-    Labels,
     Reference,
     Role,
     Source,
@@ -307,30 +304,18 @@ def _manifest(
     golden: GoldenSet,
     provenance: Provenance,
 ) -> Manifest:
-    manifest = Manifest(
+    fields = {"image_steps": (), **source.reference.in_manifest}
+    return Manifest(
         name=source.name,
         task=source.task,
         license=source.license,
         attention=attention,
         opset=opset,
         graphs={role: Graph(_graph_file(role), "fp32") for role in roles},
-        image_steps=(),
         tokenizer=source.tokenizer.spec,
         provenance=provenance,
         golden=Golden(FP32_RELATIVE_RMS, golden.cases),
         files={},
         session_options={},
+        **fields,
     )
-    match source.reference:
-        case Generates(image_steps=steps, decoding=decoding):
-            return replace(manifest, image_steps=steps, decoding=decoding)
-        case Chooses(image_steps=steps, labels=labels):
-            return replace(manifest, image_steps=steps, labels=labels)
-        case ChoosesOverRegions(regions=regions, labels=labels):
-            return replace(manifest, regions=regions, labels=labels)
-        case Embeds(image_steps=steps, similarity=similarity):
-            return replace(manifest, image_steps=steps, similarity=similarity)
-        case Labels(speech=speech, frame_steps=steps, longest_frames=longest, labels=labels):
-            return replace(manifest, image_steps=steps, speech=speech, longest_frames=longest, labels=labels)
-        case _ as never:
-            assert_never(never)

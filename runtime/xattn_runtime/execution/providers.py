@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xattn_runtime.errors import DependencyError, ProviderError
 from xattn_runtime.execution.packages import conflict_over
+from xattn_runtime.execution.telemetry import disable_telemetry
 from xattn_runtime.json_reader import likely_meant, one_line, show
 
 if TYPE_CHECKING:
@@ -215,11 +216,12 @@ class RequestedProvider:
 
 
 def load_onnxruntime() -> Any:
-    """The module onnxruntime, quiet on standard error.
+    """The module onnxruntime, quiet on standard error, its telemetry off unless the environment says otherwise.
 
     Raises:
         DependencyError: no build of it is installed, or what is left of two builds that shared one folder.
     """
+    is_disabled_now = disable_telemetry()
     try:
         import onnxruntime
     except ImportError as error:
@@ -233,6 +235,8 @@ def load_onnxruntime() -> Any:
             "onnxruntime: expected a whole build of it, found an empty package, as is left where one of two builds was "
             "removed; run pip install --force-reinstall onnxruntime, or see `xattn-edge providers`"
         )
+    if is_disabled_now:  # for builds that do not read the environment, and where it was imported before
+        onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 

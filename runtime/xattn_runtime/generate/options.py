@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral, Real
@@ -19,14 +19,9 @@ Stop = Callable[[Sequence[int]], bool]
 """Whether generated token ids, prompt not counted, say enough."""
 
 MOST_SAMPLES = 64
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed")
 _OF_BEAMS = ("length_penalty", "early_stopping")
 # `Decoding.for_call` takes these.
 _OF_A_CALL = frozenset({"beams", "max_new_tokens"})
-_WHOLE_NUMBERS = (
-    "beams", "max_new_tokens", "min_new_tokens", "no_repeat_ngram_size", "top_k", "seed", "n_best",
-)  # fmt: skip
-_NUMBERS = ("length_penalty", "repetition_penalty", "temperature", "top_p", "min_p")
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
 
 
 @dataclass(frozen=True)
@@ -136,20 +134,11 @@ class DecodingOptions:
         return replace(decoding, **changed) if changed else decoding
 
     def _check_ranges(self) -> None:
-        for names, kind, expected in ((_WHOLE_NUMBERS, Integral, "a whole number"), (_NUMBERS, Real, "a number")):
-            for name in names:
-                if (value := getattr(self, name)) is not None and not isinstance(value, kind):
-                    raise UserError(f"{name}: expected {expected}, found {show(value)}")
-        _check("min_new_tokens", self.min_new_tokens, "0 or more", lambda value: value >= 0)
-        _check("length_penalty", self.length_penalty, "a number", math.isfinite)
-        _check("repetition_penalty", self.repetition_penalty, "a number above 0", _above_zero)
-        _check("no_repeat_ngram_size", self.no_repeat_ngram_size, "0 or more", lambda value: value >= 0)
-        _check("temperature", self.temperature, "a number above 0; leave it out for the best tokens", _above_zero)
-        _check("top_k", self.top_k, "0, all tokens, or more", lambda value: value >= 0)
-        _check("top_p", self.top_p, "above 0, at most 1", lambda value: 0 < value <= 1)
-        _check("min_p", self.min_p, "0 to 1", lambda value: 0 <= value <= 1)
-        _check("seed", self.seed, "0 or more", lambda value: value >= 0)
-        _check("n_best", self.n_best, f"1 to {MOST_SAMPLES}", lambda value: 1 <= value <= MOST_SAMPLES)
+        for name, (kind, expected, is_right) in _RANGES.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, kind)
+            if value is not None and not (is_number and is_right(value)):
+                raise UserError(f"{name}: expected {expected if is_number else _KINDS[kind]}, found {show(value)}")
         if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
             raise UserError(f"stop: expected texts that are not empty, found {show(self.stop)}")
 
@@ -158,6 +147,27 @@ def _above_zero(value: float) -> bool:
     return math.isfinite(value) and value > 0
 
 
-def _check(name: str, value: float | None, expected: str, is_right: Callable[[float], bool]) -> None:
-    if value is not None and not is_right(value):
-        raise UserError(f"{name}: expected {expected}, found {show(value)}")
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _checked_by_the_call(value: float) -> bool:
+    return True  # `Decoding.for_call` knows the bundle's limits
+
+
+_KINDS: Mapping[type, str] = {Integral: "a whole number", Real: "a number"}
+_RANGES: Mapping[str, tuple[type, str, Callable[[float], bool]]] = {
+    "beams": (Integral, "1 or more", _checked_by_the_call),
+    "max_new_tokens": (Integral, "1 or more", _checked_by_the_call),
+    "min_new_tokens": (Integral, "0 or more", _not_negative),
+    "length_penalty": (Real, "a number", math.isfinite),
+    "repetition_penalty": (Real, "a number above 0", _above_zero),
+    "no_repeat_ngram_size": (Integral, "0 or more", _not_negative),
+    "temperature": (Real, "a number above 0; leave it out for the best tokens", _above_zero),
+    "top_k": (Integral, "0, all tokens, or more", _not_negative),
+    "top_p": (Real, "above 0, at most 1", lambda value: 0 < value <= 1),
+    "min_p": (Real, "0 to 1", lambda value: 0 <= value <= 1),
+    "seed": (Integral, "0 or more", _not_negative),
+    "n_best": (Integral, f"1 to {MOST_SAMPLES}", lambda value: 1 <= value <= MOST_SAMPLES),
+}
+"""Option that is a number → its kind, what is expected of it in words, and whether a value is that."""

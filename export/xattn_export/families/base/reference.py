@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +67,11 @@ class Generates:
     decoding: Decoding
     generate: Callable[[Tensor, tuple[int, ...]], Generated]
 
+    @property
+    def in_manifest(self) -> Mapping[str, Any]:
+        """The fields of `Manifest` that it states."""
+        return {"image_steps": self.image_steps, "decoding": self.decoding}
+
 
 @dataclass(frozen=True)
 class Chooses:
@@ -78,6 +84,11 @@ class Chooses:
     labels: tuple[str, ...]
     answer_logits: Callable[[Tensor, tuple[int, ...]], Tensor]
 
+    @property
+    def in_manifest(self) -> Mapping[str, Any]:
+        """The fields of `Manifest` that it states."""
+        return {"image_steps": self.image_steps, "labels": self.labels}
+
 
 @dataclass(frozen=True)
 class ChoosesOverRegions:
@@ -89,6 +100,11 @@ class ChoosesOverRegions:
     regions: RegionSpec
     labels: tuple[str, ...]
     answer_logits: Callable[[Mapping[str, Tensor], tuple[int, ...]], Tensor]
+
+    @property
+    def in_manifest(self) -> Mapping[str, Any]:
+        """The fields of `Manifest` that it states."""
+        return {"regions": self.regions, "labels": self.labels}
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,11 @@ class Embeds:
     embed_text: Callable[[tuple[int, ...]], Tensor]
     match: Callable[[Tensor, tuple[int, ...]], Tensor] | None = None
 
+    @property
+    def in_manifest(self) -> Mapping[str, Any]:
+        """The fields of `Manifest` that it states."""
+        return {"image_steps": self.image_steps, "similarity": self.similarity}
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -119,6 +140,12 @@ class Labels:
     longest_frames: int
     labels: tuple[str, ...]
     label_logits: Callable[[Mapping[str, Tensor]], Tensor]
+
+    @property
+    def in_manifest(self) -> Mapping[str, Any]:
+        """The fields of `Manifest` that it states."""
+        parts = {"speech": self.speech, "longest_frames": self.longest_frames, "labels": self.labels}
+        return {"image_steps": self.frame_steps, **parts}
 
 
 Reference = Generates | Chooses | ChoosesOverRegions | Embeds | Labels

@@ -22,7 +22,7 @@ from xattn_export.quantize.calibration.observers import Observer
 from xattn_export.quantize.passes.half import INFINITY_SUBSTITUTE
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import UserError
-from xattn_runtime.execution.providers import CPU
+from xattn_runtime.execution.providers import CPU, load_onnxruntime
 from xattn_runtime.execution.session import EngineGraph, EngineTensor, SessionSettings, default_threads
 from xattn_runtime.loader import load
 from xattn_runtime.progress import Progress
@@ -255,8 +255,7 @@ def _with_maxima(model: ModelProto, tensors: Iterable[str]) -> tuple[ModelProto,
 
 def _session(model: ModelProto, source: Path) -> Any:
     """`model` on ONNX Runtime, with the weights that lie beside `source`."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = default_threads()
     options.log_severity_level = 4
