@@ -74,10 +74,6 @@ class TokenizerSpec:
     unknown_token_id: what stands for a word that the tokenizer does not know; None where it can spell every word.
     max_tokens: the most tokens that a question or prompt may have, those of the image not counted.
     clean_up_spaces: take the blank before punctuation and contractions off decoded text.
-    split_special_tokens: read a special token that a text spells out as any other word.
-    decodes_only: it can write texts, and read none; no text may be put to the model then.
-    refused_words: special tokens that must not stand in a text, since the original tokenizer reads what is beside them
-        in a way of its own.
     question_template, prompt_template: the model's input for a question or a caption's prompt, with
         `{question}` or `{prompt}` in its place.
     caption_template: its input for a caption without a prompt.
@@ -87,15 +83,16 @@ class TokenizerSpec:
         where it is left as long as it is.
     image_layout: how the image is written in the place of `{image}`, which all three templates then have; None where it
         does not stand in the text.
+    split_special_tokens: read a special token that a text spells out as any other word.
+    decodes_only: it can write texts, and read none; no text may be put to the model then.
+    refused_words: special tokens that must not stand in a text, since the original tokenizer reads what is beside them
+        in a way of its own.
     """
 
     file: str
     unknown_token_id: int | None
     max_tokens: int
     clean_up_spaces: bool = False
-    split_special_tokens: bool = False
-    decodes_only: bool = False
-    refused_words: tuple[str, ...] = ()
     question_template: str = "{question}"
     prompt_template: str = "{prompt}"
     caption_template: str = ""
@@ -103,6 +100,9 @@ class TokenizerSpec:
     pad_to: int | None = None
     pad_token_id: int = 0
     image_layout: ImageLayout | None = None
+    split_special_tokens: bool = False
+    decodes_only: bool = False
+    refused_words: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
@@ -124,9 +124,6 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         unknown_token_id=reader.integer("unknown_token_id") if "unknown_token_id" in reader else None,
         max_tokens=reader.integer("max_tokens", minimum=1),
         clean_up_spaces=_flag(reader, "clean_up_spaces"),
-        split_special_tokens=_flag(reader, "split_special_tokens"),
-        decodes_only=_flag(reader, "decodes_only"),
-        refused_words=reader.texts("refused_words") if "refused_words" in reader else (),
         question_template=_template(reader, "question_template", "{question}", *places),
         prompt_template=_template(reader, "prompt_template", "{prompt}", *places),
         caption_template=_template(reader, "caption_template", *places),
@@ -134,6 +131,9 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         pad_to=reader.integer("pad_to", minimum=1) if "pad_to" in reader else None,
         pad_token_id=reader.integer("pad_token_id") if "pad_token_id" in reader else 0,
         image_layout=layout,
+        split_special_tokens=_flag(reader, "split_special_tokens"),
+        decodes_only=_flag(reader, "decodes_only"),
+        refused_words=reader.texts("refused_words") if "refused_words" in reader else (),
     )
     reader.finish()
     if spec.decodes_only and (spec.caption_template or layout is not None):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from xattn_export.families.base.reference import Reference
@@ -31,7 +30,7 @@ class SourceTokenizer:
 
     json: str
     spec: TokenizerSpec
-    special: Mapping[str, str] = MappingProxyType({})
+    special: Mapping[str, str] = field(default_factory=dict)
     decode: Callable[[Sequence[int]], str] | None = None
 
 

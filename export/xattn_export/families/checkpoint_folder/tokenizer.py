@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
 from xattn_export.families.checkpoint_folder.tokenization.conversion import Conversion, conversions
-from xattn_export.families.checkpoint_folder.tokenization.original import SETTINGS, Original, load_original
+from xattn_export.families.checkpoint_folder.tokenization.original import SETTINGS, Original, guarded, load_original
 from xattn_export.families.checkpoint_folder.tokenization.probes import (
     Difference,
     reading_difference,
@@ -41,11 +41,12 @@ def source_tokenizer(folder: Path, max_tokens: int, *, reads: bool = True, write
     """
     original = load_original(folder)
     first: Difference | None = None
-    for conversion in _guarded(original, lambda: list(conversions(original))):
+    failing = partial(_failing, original)
+    for conversion in guarded(partial(conversions, original), failing):
         if conversion.decodes_only and reads:
             break
         tokenizer = _tokenizer(original, conversion, max_tokens)
-        found = _guarded(original, lambda: _proved(original, tokenizer, writes=writes))
+        found = guarded(partial(_proved, original, tokenizer, writes=writes), failing)
         if isinstance(found, SourceTokenizer):
             return found
         first = first or found
@@ -103,14 +104,11 @@ def _proved(original: Original, tokenizer: SourceTokenizer, *, writes: bool) -> 
     return replace(tokenizer, spec=replace(tokenizer.spec, refused_words=refused_words(original, codec)))
 
 
-def _guarded[Result](original: Original, work: Callable[[], Result]) -> Result:
-    try:
-        return work()
-    except Exception as error:  # the Rust library raises bare Exception, Transformers many kinds
-        raise CheckpointError(
-            f"{original.folder}: expected a tokenizer, found a {original.name} that fails: {one_line(error)[:300]}; "
-            "save the tokenizer into this folder again"
-        ) from error
+def _failing(original: Original, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{original.folder}: expected a tokenizer, found a {original.name} that fails: {one_line(error)[:300]}; "
+        "save the tokenizer into this folder again"
+    )
 
 
 def _refused(original: Original, difference: Difference | None) -> CheckpointError:
@@ -121,6 +119,6 @@ def _refused(original: Original, difference: Difference | None) -> CheckpointErr
             "fast tokenizer, with its tokenizer.json, into this folder"
         )
     return CheckpointError(
-        f"{stated}, found {original.name}, which makes {difference.expected} of {difference.question}, where the bundle "
-        f"would make {difference.found}; save a fast tokenizer, with its tokenizer.json, into this folder"
+        f"{stated}, found {original.name}, which makes {difference.expected} of {difference.question}, where the "
+        f"bundle would make {difference.found}; save a fast tokenizer, with its tokenizer.json, into this folder"
     )

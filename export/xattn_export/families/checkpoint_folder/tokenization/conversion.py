@@ -7,8 +7,8 @@ Whether a file does what the original does is tried elsewhere.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,17 @@ class Conversion:
     decodes_only: bool = False
 
 
-def conversions(original: Original) -> Iterator[Conversion]:
+def conversions(original: Original) -> list[Conversion]:
     """Tokenizers that may do what `original` does, truncation and padding off."""
     if original.backend is not None:
-        yield _of(_from_backend(original, original.backend))
-        return
+        return [_of(_from_backend(original, original.backend))]
+    found = []
     if (path := original.folder / TOKENIZER).is_file():
-        yield _of(Tokenizer.from_file(str(path)))
+        found.append(_of(Tokenizer.from_file(str(path))))
     elif original.name == "SiglipTokenizer":
-        yield _of(_siglip(original))
+        found.append(_of(_siglip(original)))
     vocabulary = _words(original)
-    for decoder in (make() for make in _DECODERS):
-        yield Conversion(_decode_only(original, vocabulary, decoder), decodes_only=True)
+    return found + [Conversion(_decode_only(original, vocabulary, make()), decodes_only=True) for make in _DECODERS]
 
 
 def _of(tokenizer: Tokenizer) -> Conversion:
@@ -50,10 +49,11 @@ def _of(tokenizer: Tokenizer) -> Conversion:
 
 def _from_backend(original: Original, backend: Tokenizer) -> Tokenizer:
     tokenizer = Tokenizer.from_str(backend.to_str())
-    # CLIP's class replaces the ends of words in the decoded text.
+    # CLIP's class makes blanks of the ends of words in the decoded text, but of the last.
     if hasattr(original.tokenizer, "_wrap_decode_method_backend_tokenizer"):
         suffix = tokenizer.model.end_of_word_suffix
-        tokenizer.decoder = decoders.Sequence([tokenizer.decoder, decoders.Replace(suffix, " ")])
+        blanks = (decoders.Replace(Regex(rf"{re.escape(suffix)}\z"), ""), decoders.Replace(suffix, " "))
+        tokenizer.decoder = decoders.Sequence([tokenizer.decoder, *blanks])
     return tokenizer
 
 
@@ -84,8 +84,15 @@ def _decode_only(original: Original, words: dict[str, int], decoder: Any) -> str
     tokenizer = Tokenizer(models.WordLevel(words, unk_token=unknown))
     tokenizer.decoder = decoder
     special = set(original.tokenizer.all_special_tokens)
-    tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in words if word in special])
+    tokenizer.add_special_tokens(
+        [AddedToken(word, normalized=False, special=True) for word in words if word in special]
+    )
     return str(tokenizer.to_str())
+
+
+def _spaced() -> list[Any]:
+    """Steps that join tokens with a blank."""
+    return [decoders.Replace(Regex(r"\z"), " "), decoders.Fuse(), decoders.Replace(Regex(r" \z"), "")]
 
 
 # How Transformers' classes join tokens: with blanks but before a continuation, with marks for blanks, with marks for
@@ -93,7 +100,7 @@ def _decode_only(original: Original, words: dict[str, int], decoder: Any) -> str
 _DECODERS: tuple[Callable[[], Any], ...] = (
     lambda: decoders.WordPiece(prefix="##", cleanup=False),
     lambda: decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()]),
-    lambda: decoders.Sequence([decoders.Replace(Regex(r"\z"), " "), decoders.Fuse(), decoders.Replace("@@ ", "")]),
+    lambda: decoders.Sequence([*_spaced(), decoders.Replace("@@ ", "")]),
     lambda: decoders.Sequence([decoders.Fuse(), decoders.Replace("</w>", " ")]),
     decoders.Fuse,
     decoders.ByteLevel,

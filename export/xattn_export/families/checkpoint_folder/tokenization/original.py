@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -20,7 +20,9 @@ from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 
-__all__ = ["Original", "load_original"]
+__all__ = ["SETTINGS", "TOKENIZER", "Original", "guarded", "load_original"]
+
+_Result = TypeVar("_Result")
 
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _VOCABULARIES = ("vocab.txt", "vocab.json")
@@ -79,19 +81,24 @@ def load_original(folder: Path) -> Original:
         CheckpointError: there is none, it is damaged, needs code of its own, or has other ids than its files say.
     """
     settings = _check_files(folder)
-    try:
-        with quiet_transformers():
-            tokenizer = _first_loaded(folder, settings)
-    except CheckpointError:
-        raise
-    except BaseException as error:  # the Rust library panics, Transformers raises many kinds
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise _unusable(folder, settings, error) from error
+    with quiet_transformers():
+        tokenizer = guarded(partial(_first_loaded, folder, settings), partial(_unusable, folder, settings))
     original = Original(folder, tokenizer)
     _check_words(original)
     _check_ids(original, settings)
     return original
+
+
+def guarded(work: Callable[[], _Result], problem: Callable[[BaseException], CheckpointError]) -> _Result:
+    """What `work` gives; where a tokenizer fails in it, the error that `problem` makes of that."""
+    try:
+        return work()
+    except CheckpointError:
+        raise
+    except BaseException as error:  # Transformers raises many kinds, the Rust library panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise problem(error) from error
 
 
 def _check_files(folder: Path) -> dict[str, Any]:
@@ -110,18 +117,19 @@ def _check_files(folder: Path) -> dict[str, Any]:
 
 def _first_loaded(folder: Path, settings: Mapping[str, Any]) -> Any:
     """The first tokenizer that loads and is made of the files of `folder`."""
-    first: Exception | None = None
+    errors: list[Exception] = []
     for load in _ways(folder, settings):
         try:
             tokenizer = load()
         except Exception as error:  # each class has checks of its own
-            first = first or error
+            errors.append(error)
             continue
         if _is_read(folder, tokenizer):
             return tokenizer
         missing = ", ".join(name for name in type(tokenizer).vocab_files_names.values() if name != TOKENIZER)
-        first = first or ValueError(f"no {missing} of the {type(tokenizer).__name__} that the settings name")
-    raise first or ValueError("nothing says which class it is of")
+        errors.append(ValueError(f"no {missing} of the {type(tokenizer).__name__} that the settings name"))
+    # Where `AutoTokenizer` has no class to start from, the next knows better what is wrong.
+    raise errors[min(1, len(errors) - 1)]
 
 
 def _ways(folder: Path, settings: Mapping[str, Any]) -> Iterator[Callable[[], Any]]:
@@ -159,8 +167,8 @@ def _class_of(name: str) -> Any:
 
 def _is_read(folder: Path, tokenizer: Any) -> bool:
     """Whether it is made of the folder's files: some classes make up a vocabulary where theirs are missing."""
-    is_made_up = hasattr(tokenizer, "backend_tokenizer") and tokenizer.init_kwargs.get("vocab_file") is None
-    return (folder / TOKENIZER).is_file() or not is_made_up
+    names = [name for name in type(tokenizer).vocab_files_names.values() if name]
+    return not hasattr(tokenizer, "backend_tokenizer") or any((folder / name).is_file() for name in (TOKENIZER, *names))
 
 
 def _unusable(folder: Path, settings: Mapping[str, Any], error: BaseException) -> CheckpointError:

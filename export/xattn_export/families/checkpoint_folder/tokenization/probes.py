@@ -72,11 +72,15 @@ def reading_difference(original: Original, codec: TextCodec, more: Sequence[str]
 def refused_words(original: Original, codec: TextCodec) -> tuple[str, ...]:
     """The added tokens that `codec` reads otherwise than `original` where they stand in a text."""
     words = _added_words(original)
+    if not words:
+        return ()
     texts = [around.replace("{}", word) for word in words for around in _AROUND]
     expected, found = original.ids_of(texts), codec.ids_of(texts)
     step = len(_AROUND)
     return tuple(
-        word for number, word in enumerate(words) if expected[(part := slice(number * step, (number + 1) * step))] != found[part]
+        word
+        for number, word in enumerate(words)
+        if expected[(part := slice(number * step, (number + 1) * step))] != found[part]
     )
 
 
@@ -97,7 +101,7 @@ def _added_words(original: Original) -> list[str]:
 def _sequences(original: Original) -> list[list[int]]:
     """Every added token by itself, and random ids with some of them in between."""
     chance = random.Random(_SEED)
-    vocabulary = sorted(set(original.tokenizer.get_vocab().values()))
+    vocabulary: list[int] = sorted(set(original.tokenizer.get_vocab().values()))
     added = sorted(original.added) or vocabulary
 
     def one() -> int:
