@@ -21,7 +21,7 @@ from PIL import Image
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.tasks import VqaTask
-from xattn_runtime.tasks.shared.attention_maps import Attender
+from xattn_runtime.tasks.shared.attention_maps import Attender, hold_attention
 
 _DIFFERENT = 24
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=1000, help="spread over the test split")
     arguments = parser.parse_args()
     task = VqaTask(open_bundle(arguments.bundle), threads=1)
-    attender = Attender(task.bundle, task.settings)
+    attender = Attender(task.bundle, hold_attention(task.bundle, task.settings))
     samples = EasyVqa().samples("test")
     chosen = samples[:: max(1, len(samples) // arguments.questions)][: arguments.questions]
     measured = []

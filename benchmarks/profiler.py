@@ -69,7 +69,7 @@ def compare_with_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in ("encode", "total", "bare", "plain")}
     works: list[Callable[[], dict[str, float]]] = [
         lambda: profiled(task, image),
-        lambda: {"bare": timed(lambda: session._held.graph.run(outputs, inputs))},
+        lambda: {"bare": timed(lambda: session._loaded.graph.run(outputs, inputs))},
         lambda: {"plain": timed(lambda: task.caption(task.encode(image)))},
     ]
     orders = list(permutations(works))

@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "xattn_runtime.errors",
         "xattn_runtime.version",
     ),
-    ("xattn_runtime.json_reader", "xattn_runtime.files", "xattn_runtime.progress"),
+    ("xattn_runtime.json_reader", "xattn_runtime.files", "xattn_runtime.brought_files", "xattn_runtime.progress"),
     ("xattn_runtime.preprocess",),
     ("xattn_runtime.bundle",),
     ("xattn_runtime.execution",),
@@ -66,6 +66,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("xattn_edge.commands.shared",),
     ("xattn_edge.commands.answers", "xattn_edge.commands.device", "xattn_edge.commands.models"),
     ("xattn_edge.commands",),
+    ("xattn_edge.__main__",),
 )
 RANKS = {room: rank for rank, rooms in enumerate(LEVELS) for room in rooms}
 

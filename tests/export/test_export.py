@@ -124,9 +124,12 @@ def test_bad_sources(checkpoints, tmp_path):
     (tmp_path / "text").write_text("1")
     for source, words in (
         (tmp_path / "none", "found nothing"),
-        (tmp_path / "empty", r"a folder without config\.json"),
+        (tmp_path / "empty", "found an empty folder"),
         (tmp_path / "text", "found a file"),
-        (damaged(checkpoints["lstm"], tmp_path / "a", task="poetry"), "none of them recognises"),
+        (
+            damaged(checkpoints["lstm"], tmp_path / "a", task="poetry"),
+            "task: expected one of caption, vqa, retrieval, sentiment, found 'poetry'",
+        ),
         (damaged(checkpoints["lstm"], tmp_path / "b", format_version=9), "format version 9"),
         (damaged(checkpoints["lstm"], tmp_path / "c", name="Bad Name"), "found 'Bad Name'"),
         (damaged(checkpoints["lstm"], tmp_path / "d", image_preprocessing=[{"op": "blur"}]), "image_preprocessing"),

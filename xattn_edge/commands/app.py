@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from xattn_edge.commands.shared.arguments import with_checked_values
 from xattn_edge.commands.shared.console import INTERRUPTED, one_line, print_error
 from xattn_edge.commands.shared.options import new_app
 
@@ -50,7 +51,8 @@ class _Commands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in COMMANDS:
-            return typer.main.get_command(import_module(f"xattn_edge.commands.{COMMANDS[cmd_name]}").app)
+            command = typer.main.get_command(import_module(f"xattn_edge.commands.{COMMANDS[cmd_name]}").app)
+            return with_checked_values(command)
         close = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
         if close and not ctx.resilient_parsing:
             ctx.fail(f"No such command {cmd_name!r}; the nearest is {close[0]!r}")

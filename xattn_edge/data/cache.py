@@ -15,14 +15,34 @@ from numpy.typing import NDArray
 
 from xattn_runtime.errors import DataError
 
-__all__ = ["CACHE_VARIABLE", "cache_folder", "checked_archive", "damaged", "download", "mapped_array"]
+__all__ = ["CACHE_VARIABLE", "cache_folder", "checked_archive", "damaged", "download", "is_cached", "mapped_array"]
 
 CACHE_VARIABLE = "XATTN_EDGE_CACHE"
 """Environment variable that names another cache folder."""
 
 
 def cache_folder() -> Path:
-    """`$XATTN_EDGE_CACHE`, or the folder for caches that this platform gives each user."""
+    """`$XATTN_EDGE_CACHE`, or the folder for caches that this platform gives each user.
+
+    Raises DataError where the user has no home folder, as in some containers.
+    """
+    try:
+        return _cache_folder()
+    except RuntimeError as error:
+        raise DataError(
+            f"cache: expected a home folder for data sets, found none ({error}); name a folder in {CACHE_VARIABLE}"
+        ) from error
+
+
+def is_cached(*parts: str) -> bool:
+    """Whether the cache holds this file; False too where there is no cache, or none that may be looked into."""
+    try:
+        return cache_folder().joinpath(*parts).is_file()
+    except (DataError, OSError):
+        return False
+
+
+def _cache_folder() -> Path:
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()
     if sys.platform == "win32":

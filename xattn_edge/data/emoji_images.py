@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, mapped_array
+from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, is_cached, mapped_array
 from xattn_edge.data.emoji_names import TONES, caption_of_name
 from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
@@ -121,7 +121,7 @@ class EmojiImages:
         if not index.is_file():
             raise DataError(f"the emoji images are not in {self.folder}; run `xattn-edge data fetch emoji`")
         try:
-            self.images = tuple(Emoji(**entry) for entry in json.loads(index.read_text(encoding="utf-8")))
+            self.images = tuple(Emoji(**entry) for entry in json.loads(index.read_bytes()))
         except (ValueError, TypeError) as error:
             raise damaged(index, error) from error
 
@@ -137,7 +137,7 @@ class EmojiImages:
 
 def is_fetched() -> bool:
     """Whether the set lies in the cache."""
-    return (_folder() / _INDEX).is_file()
+    return is_cached("emoji", _VERSION, _INDEX)
 
 
 def fetch_emoji(progress: Progress = silent) -> Path:

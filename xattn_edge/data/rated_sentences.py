@@ -28,7 +28,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, mapped_array
+from xattn_edge.data.cache import cache_folder, checked_archive, damaged, download, is_cached, mapped_array
 from xattn_edge.data.faces import face_frames
 from xattn_runtime.errors import DataError, DependencyError
 from xattn_runtime.files import atomic_folder, scratch_folder
@@ -100,11 +100,11 @@ class RatedSentences:
         if not index.is_file():
             raise DataError(f"the rated sentences are not in {self.folder}; run `xattn-edge data fetch sentiment`")
         try:
-            entries = json.loads(index.read_text(encoding="utf-8"))
+            entries = json.loads(index.read_bytes())
             self.sentences = tuple(
                 Sentence(**{**entry, "spoken": entry["spoken"] and tuple(entry["spoken"])}) for entry in entries
             )
-            lexicon = json.loads((self.folder / _WORDS).read_text(encoding="utf-8"))
+            lexicon = json.loads((self.folder / _WORDS).read_bytes())
             self.lexicon: dict[str, float] = {str(word): float(rating) for word, rating in lexicon.items()}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise damaged(index, error) from error
@@ -138,7 +138,7 @@ class RatedSentences:
 
 def is_fetched() -> bool:
     """Whether the set lies in the cache."""
-    return (_folder() / _INDEX).is_file()
+    return is_cached("sentiment", _VERSION, _INDEX)
 
 
 def fetch_sentences(progress: Progress = silent) -> Path:

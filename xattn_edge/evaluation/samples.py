@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xattn_runtime.brought_files import is_folder
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import DataError, UserError
@@ -70,7 +71,7 @@ def calibration_samples(bundle: Bundle, data: str, count: int) -> Samples:
     if data == GOLDEN:
         cases = bundle.manifest.golden.cases[:count]
         return Samples(GOLDEN, [Sample(bundle.file(case.image), case.input_text) for case in cases])
-    if data not in DATA_SETS and Path(data).is_dir():
+    if data and data not in DATA_SETS and is_folder(Path(data)):
         return Samples(Path(data).name, _images(bundle, Path(data), count))
     check_task(bundle, data)
     return Samples(f"{data} train", _easy_vqa("train", count) if data == "easy-vqa" else _emoji_stream(count))
@@ -114,7 +115,7 @@ def _easy_vqa(split: str, count: int | None) -> list[Sample]:
     from xattn_edge.data.easy_vqa import EasyVqa
 
     samples = EasyVqa().samples(split)
-    rows = np.unique(np.linspace(0, len(samples) - 1, count or len(samples)).astype(int))
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(count or len(samples), len(samples))).astype(int))
     return [Sample(samples[row].image, samples[row].question, samples[row].answer) for row in rows]
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from xattn_edge.models.convert import config_of_format_2, tensors_of_format_2
 from xattn_edge.models.table import MODELS, Model, ModelConfig, build_model, config_from_dict
+from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.files import atomic_file, atomic_write
 
@@ -124,7 +125,7 @@ def _load(path: Path) -> Checkpoint[Model]:
             license=config["license"],
             config=model_config,
             model=model.eval(),
-            tokenizer_json=(path / "tokenizer.json").read_text(encoding="utf-8"),
+            tokenizer_json=decoded_text((path / "tokenizer.json").read_bytes()),
             image_preprocessing=tuple(config["image_preprocessing"]),
             recipe=config["recipe"],
         )
@@ -141,7 +142,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent}: not a checkpoint: it has no {path.name}; make one with `xattn-edge train`"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):

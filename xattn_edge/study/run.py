@@ -20,6 +20,7 @@ from xattn_edge.study.subjects import Subject, make_subject
 from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.execution.settings import checked_threads
 from xattn_runtime.files import atomic_write
 from xattn_runtime.progress import Progress, silent
 
@@ -71,6 +72,7 @@ def study(
         OutputError: the folder holds something else, or a study of another budget.
         DataError, DependencyError: the data are missing.
     """
+    checked_threads(threads)
     _prepare(folder, plan)
     torch.set_num_threads(threads)
     subjects = {task: make_subject(task, plan) for task in plan.tasks}
@@ -108,11 +110,12 @@ def report_study(
         UserError: the folder holds no study, or nothing of these tasks.
         DataError, DependencyError: the data are missing.
     """
+    checked_threads(threads)
     path = folder / _BUDGET
     if not path.is_file():
         raise UserError(f"{folder}: expected a study, found no {_BUDGET}; run `xattn-edge study` first")
     seeds = [int(each.stem.rpartition("-")[2]) + 1 for each in (folder / _RUNS).glob("*.json")]
-    budget = json.loads(path.read_text(encoding="utf-8"))
+    budget = json.loads(path.read_bytes())
     sizes = {name: budget[name] for name in ("steps", "batch", "test_pictures", "test_sentences")}
     plan = StudyPlan(tasks=tasks, seeds=max(seeds, default=1), **sizes)
     _prepare(folder, plan)
@@ -149,7 +152,7 @@ def _prepare(folder: Path, plan: StudyPlan) -> None:
     budget = json.loads(json.dumps(plan.budget()))
     path = folder / _BUDGET
     if path.is_file():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_bytes())
         if recorded != budget:
             raise OutputError(f"{folder}: holds a study of another budget, {recorded}; expected {budget}; name another")
         return
@@ -221,7 +224,7 @@ def _times(
     path = folder / _TIMES
     how = {"threads": threads, "processor": processor()}
     if path.is_file():
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = json.loads(path.read_bytes())
         if all(recorded.get(name) == value for name, value in how.items()) and set(recorded["milliseconds"]) >= set(
             bundles
         ):
@@ -253,7 +256,7 @@ def _runs(folder: Path, plan: StudyPlan, task: TaskName, combination: Combinatio
         path = folder / _RUNS / f"{_name(task, combination)}-{seed}.json"
         if not path.is_file():
             break
-        runs.append(json.loads(path.read_text(encoding="utf-8")))
+        runs.append(json.loads(path.read_bytes()))
     return runs
 
 

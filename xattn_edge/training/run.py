@@ -20,6 +20,7 @@ from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import Recipe
 from xattn_edge.training.table import TRAININGS, Choices, Training
 from xattn_runtime.errors import OutputError, UserError
+from xattn_runtime.execution.settings import checked_threads
 from xattn_runtime.files import atomic_write, is_leftover, sweep
 
 __all__ = ["TrainProgress", "TrainReport", "train"]
@@ -88,6 +89,7 @@ def train(
     if steps is not None and steps < 1:
         raise UserError(f"expected at least one training step, found {steps}")
     recipe = kind.recipe if steps is None else dataclasses.replace(kind.recipe, steps=steps)
+    checked_threads(threads)
     _prepare_output(output, overwrite)
     on_progress = progress or (lambda _: None)
     on_progress(TrainProgress(0, recipe.steps, None, "reading the data"))
@@ -153,7 +155,7 @@ _SECONDS_FILE = "training_seconds.json"
 
 def _seconds_so_far(output: Path) -> float:
     path = output / _SECONDS_FILE
-    return float(json.loads(path.read_text())) if path.exists() else 0.0
+    return float(json.loads(path.read_bytes())) if path.exists() else 0.0
 
 
 def _prepare_output(output: Path, overwrite: bool) -> None:

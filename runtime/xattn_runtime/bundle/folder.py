@@ -8,10 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from xattn_runtime.brought_files import is_system_file, placeholder_of
+from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import BundleError
@@ -31,21 +34,44 @@ __all__ = [
 MANIFEST_FILE = "manifest.json"
 _LARGE_FILE_BYTES = 16 * 2**20
 _MOST_HASHED_AT_ONCE = 4
+_HEAD_BYTES = 1024
 _MANIFEST_LIMIT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files have been checked: its folder and its manifest."""
+    """A bundle whose files have been checked: its folder, as it was named, and its manifest.
+
+    stamps: of the files, as they were checked. root: the same folder without links and from the root of the file
+    system, so that it stays the same whatever becomes of links and of the current folder.
+    """
 
     path: Path
     manifest: Manifest
+    stamps: Mapping[str, FileStamp] = field(default_factory=dict, repr=False, compare=False)
+    root: Path = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(os.path.realpath(self.path)))
 
     def file(self, relative: str) -> Path:
-        """Where the listed file `relative` lies; BundleError where the manifest does not list it."""
+        """Where the listed file `relative` lies.
+
+        BundleError where the manifest does not list it, or it is not as it was when the bundle was opened.
+        """
+        path = self._listed(relative)
+        if relative in self.stamps:
+            HeldFile(path, self.manifest.files[relative].sha256, self.stamps[relative])
+        return path
+
+    def hold(self, relative: str) -> HeldFile:
+        """The listed file `relative`, open for as long as it is kept; raises as `file` does."""
+        return HeldFile(self._listed(relative), self.manifest.files[relative].sha256, self.stamps.get(relative))
+
+    def _listed(self, relative: str) -> Path:
         if relative not in self.manifest.files:
             raise BundleError(f"{self.path}: expected a file that {MANIFEST_FILE} lists, found {show(relative)}")
-        return self.path / relative
+        return self.root / relative
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -59,8 +85,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest_path = folder / MANIFEST_FILE
     manifest = parse_manifest_json(_read_manifest(manifest_path), str(manifest_path))
     _check_tree(folder, manifest)
-    _check_files(folder, manifest)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, stamps=_check_files(folder, manifest))
 
 
 def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
@@ -95,6 +120,8 @@ def shipped_bundles() -> dict[str, Path]:
 
 def bundle_path(path: str | os.PathLike[str]) -> Path:
     """`path`; or, where nothing lies there, the folder of the bundle of that name that came with this package."""
+    if os.fspath(path) == "":
+        raise BundleError("bundle: expected a folder or the name of a bundle, found an empty path; name one")
     folder = Path(path)
     if os.path.lexists(folder):
         return folder
@@ -132,9 +159,17 @@ def _read_manifest(path: Path) -> bytes:
         size = path.stat().st_size
         if size > _MANIFEST_LIMIT_BYTES:
             raise BundleError(f"{path}: expected at most {_MANIFEST_LIMIT_BYTES} bytes, found {size}")
-        return path.read_bytes()
+        text = path.read_bytes()
     except OSError as error:
         _unreadable(path, error)
+    _refuse_placeholder(path, text[:_HEAD_BYTES])
+    return text
+
+
+def _refuse_placeholder(path: Path, head: bytes) -> None:
+    """BundleError for what a clone without large files, or a failed download, has in place of the file."""
+    if (found := placeholder_of(head)) is not None:
+        raise BundleError(f"{path}: expected a file of the bundle, found {found}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -142,7 +177,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_tree(folder: Path, manifest: Manifest) -> None:
-    """Refuse links, special files, and whatever the manifest does not list."""
+    """Refuse links, special files, and whatever the manifest does not list; what a system left there is passed over."""
     listed = {MANIFEST_FILE, *manifest.files}
     folders = {parent.as_posix() for path in manifest.files for parent in Path(path).parents}
     for root, names, files in os.walk(folder, followlinks=False, onerror=_walk_failed):
@@ -153,36 +188,47 @@ def _check_tree(folder: Path, manifest: Manifest) -> None:
                 raise BundleError(
                     f"{path}: expected a file of the bundle, found a link; copy what it points to instead"
                 )
+            if is_system_file(name):
+                continue
             if relative not in (folders if name in names else listed):
                 raise BundleError(
                     f"{path}: expected only what {MANIFEST_FILE} lists, found this besides; remove it or export again"
                 )
+        names[:] = [name for name in names if not is_system_file(name)]
 
 
 def _walk_failed(error: OSError) -> NoReturn:
     _unreadable(Path(error.filename or "bundle"), error)
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Check every file, the large ones side by side: hashing leaves the interpreter free."""
+def _check_files(folder: Path, manifest: Manifest) -> dict[str, FileStamp]:
+    """Check every file, the large ones side by side: hashing leaves the interpreter free. Their stamps."""
     large = {path: entry for path, entry in manifest.files.items() if entry.bytes >= _LARGE_FILE_BYTES}
-    for relative, entry in manifest.files.items():
-        if relative not in large or len(large) == 1:
-            _check_file(folder / relative, entry)
+    stamps = {
+        relative: _check_file(folder / relative, entry)
+        for relative, entry in manifest.files.items()
+        if relative not in large or len(large) == 1
+    }
     if len(large) > 1:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(max_workers=_MOST_HASHED_AT_ONCE) as pool:
-            list(pool.map(lambda relative: _check_file(folder / relative, large[relative]), large))
+            checked = pool.map(lambda relative: _check_file(folder / relative, large[relative]), large)
+            stamps |= zip(large, checked, strict=True)
+    return stamps
 
 
-def _check_file(path: Path, entry: FileEntry) -> None:
+def _check_file(path: Path, entry: FileEntry) -> FileStamp:
     _check_regular(path)
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BundleError(f"{path}: expected {entry.bytes} bytes, found {size}; copy or export the bundle again")
-        digest = file_digest(path)
+        with path.open("rb") as stream:
+            stamp = stamp_of(os.fstat(stream.fileno()))
+            if stamp.bytes != entry.bytes:
+                _refuse_placeholder(path, stream.read(_HEAD_BYTES))
+                raise BundleError(
+                    f"{path}: expected {entry.bytes} bytes, found {stamp.bytes}; copy or export the bundle again"
+                )
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         _unreadable(path, error)
     if digest != entry.sha256:
@@ -190,6 +236,7 @@ def _check_file(path: Path, entry: FileEntry) -> None:
             f"{path}: expected SHA-256 {entry.sha256[:12]}…, found {digest[:12]}…: the file was altered; "
             "copy or export the bundle again"
         )
+    return stamp
 
 
 def _check_regular(path: Path) -> None:

@@ -98,7 +98,7 @@ def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
     has changed since.
     """
     try:
-        values = json.loads(device_profile_path(bundle).read_text(encoding="utf-8"))
+        values = json.loads(device_profile_path(bundle).read_bytes())
         if values.pop("schema") != _SCHEMA:
             return None
         optimized = values.pop("optimized", None)

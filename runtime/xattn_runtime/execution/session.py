@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.contract import TensorContract, layers_of, role_contract
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.held_files import HeldFile, on_disk
 from xattn_runtime.bundle.manifest import WHOLE_ROLES
 from xattn_runtime.errors import BundleError, ProviderError, XattnError
+from xattn_runtime.execution.forking import keep_forever, tell_after_fork
 from xattn_runtime.execution.loading import LoadedGraph, SessionTuning, load_graph
-from xattn_runtime.execution.providers import Provider, RequestedProvider, load_onnxruntime
+from xattn_runtime.execution.providers import CPU, Provider, RequestedProvider, load_onnxruntime
 from xattn_runtime.json_reader import one_line, show
 
 __all__ = [
@@ -29,10 +31,12 @@ __all__ = [
     "EngineGraph",
     "EngineTensor",
     "GraphSession",
+    "HeldGraph",
     "SessionSettings",
     "Shape",
     "Tensor",
     "default_threads",
+    "hold_graph",
     "open_session",
 ]
 
@@ -120,22 +124,40 @@ class SessionSettings:
         return self.engine is not None or self.provider.requirements.loops
 
 
-@dataclass
-class _Held:
-    """A loaded graph, and how to load it again after the device that held it was lost."""
+class _Loaded:
+    """A loaded graph, loaded again where the device that held it was lost, and in a forked process."""
 
-    graph: EngineGraph | Any
-    load: Callable[[], EngineGraph | Any]
-    lost: bool = False
-    loading: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, graph: EngineGraph | Any, source: HeldGraph) -> None:
+        self.graph, self.source = graph, source
+        self.lost = self._is_inherited = False
+        self._loading = threading.Lock()
+        tell_after_fork(self)
 
     def ready(self) -> EngineGraph | Any:
+        for file in self.source.weights:  # which ONNX Runtime reads while it runs
+            file.check_now_and_then()
         if self.lost:
-            with self.loading:
+            with self._loading:
                 if self.lost:
-                    self.graph = self.load()
+                    self._check_device()
+                    self.graph = self.source.load().session
                     self.lost = False
         return self.graph
+
+    def after_fork(self) -> None:
+        """See `Inherited`: the threads of the graph are not here, and one of the parent's may hold the lock."""
+        keep_forever(self.graph)
+        self.lost = self._is_inherited = True
+        self._loading = threading.Lock()
+
+    def _check_device(self) -> None:
+        provider = self.source.settings.provider
+        if self._is_inherited and self.source.settings.engine is None and provider.device != CPU.device:
+            raise ProviderError(
+                f"provider {provider.name}: expected the process that loaded {self.source.path}, found one that was "
+                "forked from it and cannot use its device; load the bundle in each process instead, or start processes "
+                "by the method 'spawn'"
+            )
 
 
 @dataclass(frozen=True)
@@ -153,7 +175,7 @@ class GraphSession:
     output_shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
     settings: SessionSettings
-    _held: _Held = field(repr=False)
+    _loaded: _Loaded = field(repr=False)
     placement: Mapping[str, int] | None = None
 
     @property
@@ -173,7 +195,7 @@ class GraphSession:
         Raises BundleError where the graph fails on these inputs, ProviderError where the device did: then the next call
         loads the graph again.
         """
-        graph = self._held.ready()
+        graph = self._loaded.ready()
         try:
             if self.memory is None or not (keep or any(not isinstance(value, np.ndarray) for value in inputs.values())):
                 return list(graph.run(list(outputs), dict(inputs)))
@@ -183,7 +205,7 @@ class GraphSession:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             on_device = self.settings.engine is None and self.settings.provider.device != "CPU"
             if on_device and type(error).__name__ not in _THE_INPUTS:
-                self._held.lost = True
+                self._loaded.lost = True
                 raise ProviderError(_device_failure(self.path, self.settings.provider, error)) from error
             raise BundleError(f"{self.path}: the graph failed while it ran: {one_line(error)}") from error
 
@@ -207,37 +229,83 @@ def default_threads() -> int:
     return min(cores, _MOST_DEFAULT_THREADS)
 
 
+@dataclass(frozen=True)
+class HeldGraph:
+    """The files of a role's graph, open, so that it can be loaded at any later time as it was in the bundle.
+
+    path: of the graph. weights: the files that the graph may have its weights in. optimized: those of the graph that
+    its tuning names in its place.
+    """
+
+    bundle: Bundle
+    role: str
+    settings: SessionSettings
+    path: Path
+    graph: HeldFile
+    weights: tuple[HeldFile, ...]
+    optimized: tuple[HeldFile, ...]
+
+    def load(self, *, log: bool = False) -> LoadedGraph:
+        """The graph on the provider asked for; raises as `open_session` does."""
+        threads = 1 if _is_small(self.bundle, self.role) else self.settings.threads
+        with on_disk((self.graph, *self.weights)) as path:
+            graph = None if self.settings.engine is None else self.settings.engine.open(path, self.role)
+            if graph is not None:
+                return LoadedGraph(graph, None)
+            manifest, requested = self.bundle.manifest, self.settings.requested
+            return load_graph(path, manifest, requested, threads, self._tuning(), log=log)
+
+    def _tuning(self) -> SessionTuning:
+        tuning = self.settings.tuning.of(self.role)
+        is_kept = self.optimized and all(file.is_in_place() for file in self.optimized)
+        return tuning if is_kept else replace(tuning, optimized=None)
+
+    def open(self) -> GraphSession:
+        """The graph, ready to run; raises as `open_session` does."""
+        loaded = self.load(log=True)
+        inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}
+        outputs = {tensor.name: tensor for tensor in loaded.session.get_outputs()}
+        contract = role_contract(self.role, inputs, outputs)
+        _check_tensors(self.path, self.role, "input", inputs, contract.inputs)
+        _check_tensors(self.path, self.role, "output", outputs, contract.outputs)
+        return GraphSession(
+            role=self.role,
+            path=self.path,
+            input_shapes={name: tuple(tensor.shape) for name, tensor in inputs.items()},
+            output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
+            dtypes={name: tensor.type for name, tensor in (*inputs.items(), *outputs.items())},
+            settings=self.settings,
+            _loaded=_Loaded(loaded.session, self),
+            placement=loaded.placement,
+        )
+
+
+def hold_graph(bundle: Bundle, role: str, settings: SessionSettings) -> HeldGraph:
+    """The graph of `role`, to be opened later; BundleError where a file of it has changed since `bundle` was opened."""
+    manifest = bundle.manifest
+    file = manifest.graphs[role].file
+    graphs, folder = {graph.file for graph in manifest.graphs.values()}, PurePosixPath(file).parent
+    beside = (path for path in manifest.files if PurePosixPath(path).parent == folder and path not in graphs)
+    optimized = settings.tuning.of(role).optimized
+    candidates = () if optimized is None else (optimized, optimized.with_name(f"{optimized.name}.data"))
+    return HeldGraph(
+        bundle=bundle,
+        role=role,
+        settings=settings,
+        path=bundle.root / file,
+        graph=bundle.hold(file),
+        weights=tuple(bundle.hold(path) for path in beside),
+        optimized=tuple(HeldFile(path) for path in candidates if path.is_file()),
+    )
+
+
 def open_session(bundle: Bundle, role: str, settings: SessionSettings) -> GraphSession:
     """Load the graph of `role` on exactly the provider asked for.
 
     Raises BundleError where the file is no graph or not one of this role, ProviderError where the provider refuses it
     or ONNX Runtime would quietly take another.
     """
-    path = bundle.file(bundle.manifest.graphs[role].file)
-    threads = 1 if _is_small(bundle, role) else settings.threads
-
-    def load(*, log: bool = False) -> LoadedGraph:
-        graph = None if settings.engine is None else settings.engine.open(path, role)
-        if graph is not None:
-            return LoadedGraph(graph, None)
-        return load_graph(path, bundle.manifest, settings.requested, threads, settings.tuning.of(role), log=log)
-
-    loaded = load(log=True)
-    inputs = {tensor.name: tensor for tensor in loaded.session.get_inputs()}
-    outputs = {tensor.name: tensor for tensor in loaded.session.get_outputs()}
-    contract = role_contract(role, inputs, outputs)
-    _check_tensors(path, role, "input", inputs, contract.inputs)
-    _check_tensors(path, role, "output", outputs, contract.outputs)
-    return GraphSession(
-        role=role,
-        path=path,
-        input_shapes={name: tuple(tensor.shape) for name, tensor in inputs.items()},
-        output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
-        dtypes={name: tensor.type for name, tensor in (*inputs.items(), *outputs.items())},
-        settings=settings,
-        _held=_Held(loaded.session, lambda: load().session),
-        placement=loaded.placement,
-    )
+    return hold_graph(bundle, role, settings).open()
 
 
 def _run_bound(

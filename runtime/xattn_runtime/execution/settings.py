@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from xattn_runtime.bundle.folder import Bundle
@@ -15,6 +16,9 @@ from xattn_runtime.execution.session import SessionSettings, default_threads
 
 __all__ = ["checked_threads", "session_settings", "tuned_settings"]
 
+# Each session has as many of its own, and a process that the system gives no more threads is aborted.
+_MOST_THREADS = 64
+
 
 def session_settings(
     provider: str | SessionSettings, threads: int | None, bundle: Bundle | None = None
@@ -24,7 +28,8 @@ def session_settings(
     provider: a name that `parse_provider` reads.
     threads: within an operator; without them, what `xattn-edge tune` wrote for `bundle` on this machine, else the
         cores, at most 4.
-    Raises ProviderError for a provider that is not installed, a number of threads below 1, and `auto` or `arm`.
+    Raises ProviderError for a provider that is not installed, a number of threads that `checked_threads` refuses, and
+    `auto` or `arm`.
     """
     if isinstance(provider, SessionSettings):
         return provider
@@ -44,12 +49,14 @@ def tuned_settings(requested: RequestedProvider, threads: int | None, bundle: Bu
     settings = SessionSettings(requested.provider, checked_threads(threads), requested.fallback, requested.library)
     if threads is not None or bundle is None:
         return settings
-    tuned = read_device_profile(bundle.path, settings.name)
-    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(bundle.path))
+    path = bundle.path.absolute()
+    tuned = read_device_profile(path, settings.name)
+    return settings if tuned is None else replace(settings, threads=tuned.threads, tuning=tuned.tuning_of(path))
 
 
 def checked_threads(threads: int | None) -> int:
-    """`threads`, or by default the cores, at most 4; ProviderError below 1."""
-    if threads is not None and threads < 1:
-        raise ProviderError(f"threads: expected at least 1, found {threads}")
+    """`threads`, or by default the cores, at most 4; ProviderError below 1, and above what any device has use for."""
+    most = max(_MOST_THREADS, os.cpu_count() or 1)
+    if threads is not None and not 1 <= threads <= most:
+        raise ProviderError(f"threads: expected 1 to {most}, found {threads}; leave it out for one a core, at most 4")
     return default_threads() if threads is None else threads

@@ -1,34 +1,41 @@
-"""Opening untrusted images: from a path, bytes, a Pillow image or an array, to RGB or RGBA.
+"""Opening untrusted images: from a path, bytes, an open file, a Pillow image or an array, to RGB or RGBA.
 
-It decides what is a usable image and how each pixel mode is read. It knows no model; `pipeline.py` continues from here.
+It decides what is a usable image. It knows no model; `pipeline.py` continues from here.
 """
 
 from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 import stat
+import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import ImageError
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.formats import FORMATS, HEAD_BYTES, ImageFormat, described, format_of, remote_or_inline
+from xattn_runtime.preprocess.pixel_modes import to_rgb
+from xattn_runtime.preprocess.png import correct_transparency, without_metadata
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    ImageInput = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
+    ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
-__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "open_image"]
+__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "HeldImage", "hold_image", "image_name", "open_image"]
 
 FILE_LIMIT_BYTES = 256 * 2**20
 PIXEL_LIMIT = 50_000_000
-_READERS = {
+_READERS: dict[ImageFormat, tuple[str, str]] = {
     "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
     "WEBP": ("PIL.WebPImagePlugin", "WebPImageFile"),
@@ -36,63 +43,147 @@ _READERS = {
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
 }
 _ORIENTATION_TAG = 0x0112
-_HAS_ALPHA = ("LA", "La", "PA", "RGBa")
+_LONGEST_NAME = 300
+_BYTES_OF_A_PIXEL = 4
+# Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both. One
+# lock for all would make the threads of different images wait for each other.
+_DECODING = tuple(threading.Lock() for _ in range(64))
 
 
-def open_image(image: ImageInput) -> Image.Image:
+@dataclass(frozen=True)
+class HeldImage:
+    """An image as it was when it was given, whatever becomes of the buffer, the file or the object that it came in.
+
+    name: of it in errors. content: the bytes of a file, or pixels in RGB or RGBA, upright.
+    """
+
+    name: str
+    content: bytes | Image.Image
+
+
+def open_image(image: ImageInput | HeldImage) -> Image.Image:
     """The image in mode RGB, or RGBA where it has transparency, rotated upright as its EXIF orientation says.
 
-    `image` is a path, the bytes of a file (PNG, JPEG, WEBP, GIF: first frame, BMP), a Pillow image, or a uint8 array
+    `image` is a path, the bytes of a file (PNG, JPEG, WEBP, GIF: first frame, BMP), a file open for reading in binary
+    (read from where it stands, and put back there), a Pillow image (the frame that it stands at), or a uint8 array
     `[height, width, 3]`. 16-bit values are scaled to 8 bit. Modes I and F carry no scale, so the smallest of 0–1
     (F only), 0–255 and 0–65535 that holds all values is taken.
 
     Raises ImageError, one line, for anything missing, empty, broken, of another format, above 256 MiB or 50 megapixels.
     """
-    name, opened = _open(image)
-    _check_size(name, opened.size)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            opened.load()
-            return _to_rgb(name, _upright(opened))
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged input
-        _broken(name, error)
+    if isinstance(image, HeldImage) and not isinstance(image.content, bytes):
+        return image.content
+    with _alone(image):
+        name, opened = _open(image)
+        _check_size(name, opened.size)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                opened.load()
+                return to_rgb(name, _upright(opened))
+        except ImageError:
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged input
+            _broken(name, error)
 
 
-def _open(image: ImageInput) -> tuple[str, Image.Image]:
+def hold_image(image: ImageInput, most_bytes: int) -> HeldImage | None:
+    """The image as it is now, to be opened later; None for pixels that would take more than `most_bytes`.
+
+    Raises ImageError where it cannot be read.
+    """
+    name, data = image_name(image), _content(image)
+    if data is not None:
+        return HeldImage(name, data)
+    sides = image.shape[:2] if isinstance(image, np.ndarray) else getattr(image, "size", ())
+    if math.prod(sides) * _BYTES_OF_A_PIXEL > most_bytes:
+        return None
+    opened = open_image(image)
+    return HeldImage(name, opened.copy() if opened is image else opened)
+
+
+def image_name(image: ImageInput | HeldImage) -> str:
+    """What errors call an image: its path, or how it was given."""
     from PIL import Image
 
-    if isinstance(image, Image.Image):
-        return "image given as an image object", image
-    if isinstance(image, np.ndarray):
-        return "image given as an array", _from_array(image)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return "image given as bytes", _from_bytes("image given as bytes", bytes(image))
+    if isinstance(image, HeldImage):
+        return image.name
     if isinstance(image, str | os.PathLike):
-        name = _printable(image)
-        return name, _from_bytes(name, _read(name, image))
+        name = os.fspath(image)
+        name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+        return name if name.isprintable() else show(name)
+    if isinstance(image, Image.Image):
+        return "image given as an image object"
+    if isinstance(image, np.ndarray):
+        return "image given as an array"
+    if isinstance(image, bytes | bytearray | memoryview):
+        return "image given as bytes"
+    return "image given as an open file" if hasattr(image, "read") else "image"
+
+
+def _alone(image: ImageInput | HeldImage) -> AbstractContextManager[object]:
+    """Of a Pillow image, that no other thread opens it meanwhile; all else is opened anew by each."""
+    from PIL import Image
+
+    return _DECODING[id(image) // 16 % len(_DECODING)] if isinstance(image, Image.Image) else nullcontext()
+
+
+def _open(image: ImageInput | HeldImage) -> tuple[str, Image.Image]:
+    """The image, its header read, and its name."""
+    from PIL import Image
+
+    name, data = image_name(image), _content(image)
+    if data is not None:
+        return name, _from_bytes(name, data)
+    if isinstance(image, Image.Image):
+        return name, image
+    if isinstance(image, np.ndarray):
+        return name, _from_array(name, image)
     raise ImageError(
         f"image: expected a path, bytes, a Pillow image or a uint8 array, found {show(type(image).__name__)}"
     )
 
 
-def _from_array(array: NDArray[Any]) -> Image.Image:
+def _content(image: ImageInput | HeldImage) -> bytes | None:
+    """The bytes of what is, or stands for, a file; None for what has pixels, and for what is no image."""
+    from PIL import Image
+
+    if isinstance(image, HeldImage):
+        return image.content if isinstance(image.content, bytes) else None
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, str | os.PathLike):
+        return _read(image_name(image), image)
+    if isinstance(image, Image.Image):
+        return _not_as_pillow_reads_it(image)
+    return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else _read_open(image)
+
+
+def _not_as_pillow_reads_it(image: Image.Image) -> bytes | None:
+    """The file of a PNG that Pillow opened and has not decoded yet, where it would misread what is transparent."""
+    stream, is_decoded = getattr(image, "fp", None), not getattr(image, "tile", None)
+    if image.format != "PNG" or "transparency" not in image.info or getattr(image, "is_animated", False):
+        return None
+    if is_decoded or stream is None:
+        return None
+    with suppress(OSError, ValueError):  # a stream that cannot be read again
+        at = stream.tell()
+        stream.seek(0)
+        data = stream.read(FILE_LIMIT_BYTES + 1)
+        stream.seek(at)
+        return data if isinstance(data, bytes) else None
+    return None
+
+
+def _from_array(name: str, array: NDArray[Any]) -> Image.Image:
     from PIL import Image
 
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise ImageError(
-            "image given as an array: expected uint8 [height, width, 3], "
-            f"found {array.dtype} {list(array.shape)}; convert it first"
+            f"{name}: expected uint8 [height, width, 3], found {array.dtype} {list(array.shape)}; convert it first"
         )
-    _check_size("image given as an array", (array.shape[1], array.shape[0]))
+    _check_size(name, (array.shape[1], array.shape[0]))
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _printable(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
-    return name if name.isprintable() else show(name)
 
 
 def _read(name: str, path: str | os.PathLike[str]) -> bytes:
@@ -106,45 +197,76 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
         if status.st_size > FILE_LIMIT_BYTES:
             _too_large(name, status.st_size)
         return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{name}: expected an image, found no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: expected a readable image, found: {one_line(error)}; check the path") from error
+        if (found := remote_or_inline(os.fspath(path))) is not None:
+            raise ImageError(f"{_shortened(name)}: expected a path, bytes or an open file, found {found}") from None
+        if isinstance(error, FileNotFoundError):
+            raise ImageError(f"{name}: expected an image, found {_nothing_at(path)}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise ImageError(f"{name}: expected a readable image, found: {reason}; check the path") from error
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME // 4 else f"{name[: _LONGEST_NAME // 4]}…"
+
+
+def _nothing_at(path: str | os.PathLike[str]) -> str:
+    with suppress(OSError, ValueError):
+        target = str(Path(path).readlink())
+        if "annex/objects/" in target:
+            return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
+        return f"a link to {show(target)}, where nothing is; check the link"
+    return "no such file; check the path"
+
+
+def _read_open(stream: BinaryIO) -> bytes:
+    """What an open file holds from where it stands, and at most one byte more than may be; it is put back there."""
+    name = "image given as an open file"
+    try:
+        at = stream.tell() if stream.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        at = None
+    try:
+        data = stream.read(FILE_LIMIT_BYTES + 1)
+    except (OSError, ValueError, TypeError) as error:
+        raise ImageError(
+            f"{name}: expected one that can be read in binary, found: {one_line(error)}; open it with 'rb'"
+        ) from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise ImageError(
+            f"{name}: expected one that gives bytes, found one that gives {show(type(data).__name__)}; open it "
+            "with 'rb'"
+        )
+    if at is not None:
+        stream.seek(at)
+    if at and not data:
+        raise ImageError(f"{name}: expected an image, found the end of the file at byte {at}; rewind it with seek(0)")
+    return bytes(data)
 
 
 def _from_bytes(name: str, data: bytes) -> Image.Image:
-    """The image in `data`, header read and not yet decoded."""
+    """The image in `data`, its header read."""
     if not data:
         raise ImageError(f"{name}: expected an image, found an empty file; copy it again")
     if len(data) > FILE_LIMIT_BYTES:
         _too_large(name, len(data))
-    image_format = _format_of(data)
+    image_format = format_of(data)
     if image_format is None:
-        raise ImageError(
-            f"{name}: expected an image as {', '.join(_READERS)}, found a file that starts with {show(data[:8])}; "
-            "convert it"
-        )
+        raise ImageError(f"{name}: expected an image as {', '.join(FORMATS)}, found {described(data[:HEAD_BYTES])}")
+    is_png = image_format == "PNG"
     # Image.open would import half a dozen plugins to find this one, a tenth of the start-up time on a small machine.
     plugin, reader = _READERS[image_format]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image: Image.Image = getattr(importlib.import_module(plugin), reader)(io.BytesIO(data))
-            return image
+            content = without_metadata(data) if is_png else data
+            image: Image.Image = getattr(importlib.import_module(plugin), reader)(io.BytesIO(content))
+            _check_size(name, image.size)
+            return correct_transparency(image, content) if is_png else image
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged input
         _broken(name, error)
-
-
-def _format_of(data: bytes) -> str | None:
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    return "BMP" if data.startswith(b"BM") else None
 
 
 def _check_size(name: str, size: tuple[int, int]) -> None:
@@ -175,36 +297,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     transposition = transpositions.get(orientation) if isinstance(orientation, int) else None
     return image if transposition is None else image.transpose(transposition)
-
-
-def _to_rgb(name: str, image: Image.Image) -> Image.Image:
-    if image.mode in ("RGB", "RGBA") and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_numbers(name, image)
-    if image.mode in _HAS_ALPHA or "transparency" in image.info:
-        return image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _from_numbers(name: str, image: Image.Image) -> Image.Image:
-    """Modes I;16, I and F, scaled to 8 bit."""
-    from PIL import Image
-
-    values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16"):
-        top = 65535.0
-    else:
-        low, high = float(values.min()), float(values.max())
-        ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        # NaN compares false with everything and so ends in the error.
-        top = next((top for top in ranges if low >= 0 and high <= top), 0.0)
-        if not top:
-            raise ImageError(
-                f"{name}: expected values from 0 to 65535 in mode {image.mode}, found {low:g} to {high:g}; scale them"
-            )
-    grey = np.rint(values * (255.0 / top)).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
 
 
 def _too_large(name: str, size: int) -> NoReturn:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from xattn_runtime.errors import ImageError
 from xattn_runtime.preprocess.geometry import Size, Window, centre_window
-from xattn_runtime.preprocess.image import PIXEL_LIMIT, open_image
+from xattn_runtime.preprocess.image import PIXEL_LIMIT, HeldImage, image_name, open_image
+from xattn_runtime.preprocess.padding import resize_on_square
 from xattn_runtime.preprocess.steps import (
     CenterCrop,
     Color,
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
 __all__ = ["Pipeline", "Tiles"]
 
 _CANVAS_PIXEL_LIMIT = 2 * PIXEL_LIMIT
+# Of an image that is laid on a square larger than that: it is resized as if it were (padding.py), to a side that is
+# at most this part of its own.
+_LONGEST_SIDE_PX = 2**17
+_LEAST_SHRINKING = 4
 _UINT8_VALUES = 256
 _WIDEST_FILTER = 3
 
@@ -81,7 +86,7 @@ class Pipeline:
     def tiled(self) -> bool:
         return self._tile is not None
 
-    def __call__(self, image: ImageInput) -> NDArray[np.float32]:
+    def __call__(self, image: ImageInput | HeldImage) -> NDArray[np.float32]:
         """Pixel values, float32, contiguous: `[3, height, width]`, or `[tiles, 3, height, width]` where it is tiled.
 
         ImageError where the image cannot be used.
@@ -89,11 +94,9 @@ class Pipeline:
         pixels = self.tiles(image).pixels
         return pixels if self.tiled else pixels[0]
 
-    def tiles(self, image: ImageInput) -> Tiles:
+    def tiles(self, image: ImageInput | HeldImage) -> Tiles:
         """The image as tiles and how it was cut; one tile where the steps cut none."""
-        opened = open_image(image)
-        for step in self._steps:
-            opened = step(opened)
+        opened = self._prepared(image)
         if self._tile is None:
             return Tiles(self._to_values([opened]), 0, 0)
         images, (rows, columns) = _cut(opened, self._tile)
@@ -104,14 +107,22 @@ class Pipeline:
 
         ImageError where it cannot be used. Of one that is cut into tiles it is the whole, before that.
         """
-        opened = open_image(image)
-        for step in self._steps:
-            opened = step(opened)
+        opened = self._prepared(image)
         if self.tiled:
             return np.asarray(opened)
         canvas = np.zeros((*self.size_px, 3), np.uint8)
         canvas[: opened.height, : opened.width] = np.asarray(opened)
         return canvas
+
+    def _prepared(self, image: ImageInput | HeldImage) -> Image.Image:
+        """The image after all steps before its values are scaled."""
+        opened = open_image(image)
+        try:
+            for step in self._steps:
+                opened = step(opened)
+        except ImageError as error:
+            raise ImageError(f"{image_name(image)}: {error}") from error
+        return opened
 
     def _to_values(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         values = np.zeros((len(images), 3, *self.size_px), np.float32)
@@ -122,7 +133,11 @@ class Pipeline:
 
 
 def _compile(steps: Sequence[ImageStep]) -> list[ImageFunction]:
-    """The steps as functions; a resize and a crop right after it are one, as only the crop need be computed."""
+    """The steps as functions.
+
+    A resize and a crop right after it are one, as only the crop need be computed; and so are a square and a resize
+    right after it, as the square need not be made.
+    """
     functions: list[ImageFunction] = []
     waiting = list(reversed(steps))
     while waiting:
@@ -131,6 +146,13 @@ def _compile(steps: Sequence[ImageStep]) -> list[ImageFunction]:
         if isinstance(step, ResizeStep) and isinstance(following, CenterCrop):
             functions.append(partial(_resize_and_crop, step=step, crop=following))
             waiting.pop()
+        elif isinstance(step, PadToSquare) and isinstance(following, ResizeStep):
+            waiting.pop()
+            last = waiting[-1] if waiting else None
+            crop = last if isinstance(last, CenterCrop) else None
+            if crop is not None:
+                waiting.pop()
+            functions.append(partial(_pad_and_resize, pad=step, step=following, crop=crop))
         else:
             functions.append(partial(_apply, step=step))
     return functions
@@ -191,6 +213,18 @@ def _lay(image: Image.Image, size: Size, background: Color, *, centred: bool = T
 def _resize(image: Image.Image, size: Size, name: Filter) -> Image.Image:
     _check_pixels(image, size, "resized")
     return image.resize((size[1], size[0]), _resampling(name))
+
+
+def _pad_and_resize(image: Image.Image, pad: PadToSquare, step: ResizeStep, crop: CenterCrop | None) -> Image.Image:
+    """The image on a square, resized, and the middle of that: where the square is too large to be made, without it."""
+    side, _ = square = pad.size_of(_size(image))
+    size = step.size_of(square)
+    is_panorama = side * side > _CANVAS_PIXEL_LIMIT and side <= _LONGEST_SIDE_PX and image.height != image.width
+    if is_panorama and max(size) * _LEAST_SHRINKING <= side:
+        resized = resize_on_square(image, pad.background, size, step.filter)
+        return resized if crop is None else _crop(resized, crop)
+    laid = _lay(image, square, pad.background)
+    return _resize(laid, size, step.filter) if crop is None else _resize_and_crop(laid, step, crop)
 
 
 def _crop(image: Image.Image, crop: CenterCrop) -> Image.Image:
@@ -254,9 +288,10 @@ def _size(image: Image.Image) -> Size:
 
 def _check_pixels(image: Image.Image, size: Size, done: str) -> None:
     if size[0] * size[1] > _CANVAS_PIXEL_LIMIT:
+        found = math.ceil(size[0] * size[1] / 10**5) / 10  # up, so that what is found is more than the most
         raise ImageError(
-            f"image of {image.width} × {image.height} pixels: expected at most {_CANVAS_PIXEL_LIMIT // 10**6} "
-            f"megapixels once {done}, found {size[0] * size[1] // 10**6}; crop it or scale it down"
+            f"{image.width} × {image.height} pixels: expected at most {_CANVAS_PIXEL_LIMIT // 10**6} megapixels once "
+            f"{done}, found {found}; crop it or scale it down"
         )
 
 

@@ -6,15 +6,15 @@ Samples come from whoever has a microphone or a decoder, or out of a WAV file.
 from __future__ import annotations
 
 import os
-import wave
 from dataclasses import dataclass
-from pathlib import Path
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import AudioError
-from xattn_runtime.json_reader import ObjectReader, one_line
+from xattn_runtime.json_reader import ObjectReader, show
+from xattn_runtime.preprocess.wav import open_wav
 
 __all__ = ["AudioInput", "MelSpec", "log_mel", "mel_filters", "read_audio", "read_mel_spec"]
 
@@ -23,7 +23,6 @@ _RANGE = 8.0
 _SHIFT, _SCALE = 4.0, 4.0
 _MEL_BREAK_HZ = 700.0
 _MEL_FACTOR = 2595.0
-_PCM_BYTES, _PCM_HIGHEST = 2, 32_768
 _MEL_INTEGERS = ("rate_hz", "window", "hop", "bands", "longest_frames")
 _MEL_EDGES = ("lowest_hz", "highest_hz")
 
@@ -104,41 +103,42 @@ def _check(samples: NDArray[np.floating], rate_hz: int, spec: MelSpec) -> None:
     if samples.ndim != 1:
         raise AudioError(f"audio: expected one channel [samples], found {list(samples.shape)}; mix the channels")
     if not np.issubdtype(samples.dtype, np.floating):
-        raise AudioError(f"audio: expected floating-point samples from -1 to 1, found {samples.dtype}")
+        raise AudioError(
+            f"audio: expected floating-point samples from -1 to 1, found {samples.dtype}; divide int16 by 32768"
+        )
     _check_clip("audio", rate_hz, len(samples), spec)
     if not np.isfinite(samples).all():
         raise AudioError("audio: expected finite samples, found some that are not numbers or infinite")
 
 
-AudioInput = str | os.PathLike[str] | tuple[NDArray[np.floating], int]
-"""A WAV file, or samples `[samples]` from -1 to 1 and how many of them make a second."""
+AudioInput = str | os.PathLike[str] | bytes | tuple[NDArray[np.floating], int]
+"""A WAV file or its bytes, or samples `[samples]` from -1 to 1 and how many of them make a second."""
 
 
 def read_audio(audio: AudioInput, spec: MelSpec) -> tuple[NDArray[np.floating], int]:
-    """Samples and rate of a clip: as they are, or out of a WAV file of 16-bit PCM.
+    """Samples and rate of a clip: as they are, or out of a WAV file, whose length is checked before they are read.
 
     Raises:
-        AudioError: no such file, another kind of file, more channels or another width; names what was found.
+        AudioError: no such file, another kind of file or more channels; something else in place of samples and a rate;
+            names what was found.
     """
-    if isinstance(audio, tuple):
-        return audio
-    path = Path(audio)
-    try:
-        with wave.open(str(path), "rb") as stream:
-            channels, width = stream.getnchannels(), stream.getsampwidth()
-            rate, count = stream.getframerate(), stream.getnframes()
-            if (channels, width) != (1, _PCM_BYTES):
-                raise AudioError(
-                    f"{path}: expected one channel of 16-bit PCM, found {channels} of {8 * width} bits; convert it"
-                )
-            _check_clip(str(path), rate, count, spec)
-            data = stream.readframes(count)
-    except (OSError, EOFError, wave.Error) as error:
-        raise AudioError(
-            f"{path}: expected a WAV file of 16-bit PCM, found: {one_line(error) or 'an end too early'}; convert it"
-        ) from error
-    samples = np.frombuffer(data[: len(data) // _PCM_BYTES * _PCM_BYTES], dtype="<i2")
-    return samples.astype(np.float32) / _PCM_HIGHEST, rate
+    if isinstance(audio, str | os.PathLike | bytes):
+        with open_wav(audio) as file:
+            if file.channels != 1:
+                raise AudioError(f"{file.name}: expected one channel, found {file.channels}; mix the channels into one")
+            _check_clip(file.name, file.rate_hz, file.samples, spec)
+            return file.read()[:, 0], file.rate_hz
+    if not isinstance(audio, tuple) or len(audio) != 2:
+        found = f"a tuple of {len(audio)}" if isinstance(audio, tuple) else f"a value of type {type(audio).__name__}"
+        raise AudioError(f"audio: expected a WAV file, its bytes, or (samples, samples a second), found {found}")
+    samples, rate_hz = audio
+    if isinstance(rate_hz, np.ndarray) and not isinstance(samples, np.ndarray):
+        raise AudioError("audio: expected (samples, samples a second), found the two the other way round; swap them")
+    if not isinstance(samples, np.ndarray):
+        raise AudioError(f"audio: expected samples in a numpy array, found a value of type {type(samples).__name__}")
+    if isinstance(rate_hz, bool | np.bool) or not isinstance(rate_hz, Integral):
+        raise AudioError(f"audio: expected a whole number of samples a second, found {show(rate_hz)}")
+    return samples, int(rate_hz)
 
 
 def read_mel_spec(reader: ObjectReader) -> MelSpec:

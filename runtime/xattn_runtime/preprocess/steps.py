@@ -48,9 +48,9 @@ __all__ = [
 ]
 
 Color = tuple[int, int, int]
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Position = Literal["center", "top_left"]
-FILTERS: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
+FILTERS: tuple[Filter, ...] = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LARGEST_SIDE_PX = 8192
 _POSITIONS: tuple[Position, ...] = ("center", "top_left")
 

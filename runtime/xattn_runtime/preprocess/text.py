@@ -7,6 +7,8 @@ model was trained to see padded.
 from __future__ import annotations
 
 import os
+import string
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,7 +151,9 @@ class TextCodec:
         tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
         words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
         unknown = [word for token, word in words if token == self._spec.unknown_token_id]
-        if len(unknown) == len(words):
+        known = [word for token, word in words if token != self._spec.unknown_token_id]
+        # Marks that a vocabulary has make no word of a text in another script.
+        if not known or (self._spec.unknown_token_id is not None and all(map(_is_punctuation, known))):
             raise error(
                 f"{kind}: none of the words in {show(text)} is known to this model; "
                 f"it knows words like {', '.join(self._known_words())}"
@@ -213,6 +217,14 @@ class TextCodec:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=False)
         words = [word for word in vocabulary if len(word) > 1 and word.isalpha()]
         return sorted(words, key=vocabulary.__getitem__)[:_EXAMPLES]
+
+
+def _is_punctuation(word: str) -> bool:
+    """Whether there are only punctuation marks and blanks in `word`."""
+    return all(
+        character in string.punctuation or character.isspace() or unicodedata.category(character).startswith("P")
+        for character in word
+    )
 
 
 def _checked(kind: str, value: str, error: type[UserError]) -> str:

@@ -127,7 +127,7 @@ def read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
         UserError: it cannot be read, is no such document, or of another version.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{os.fspath(path)}: expected what `xattn-edge profile --json` wrote, found: {one_line(error)}"

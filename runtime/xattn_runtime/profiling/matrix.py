@@ -19,6 +19,7 @@ import numpy as np
 from xattn_runtime.bundle.folder import bundle_path
 from xattn_runtime.errors import UserError, XattnError
 from xattn_runtime.execution.machine import describe_machine
+from xattn_runtime.execution.settings import checked_threads
 from xattn_runtime.profiling.document import Failure, Profile, ProfileDocument
 from xattn_runtime.profiling.floors import find_floors
 from xattn_runtime.profiling.measure.estimates import median_interval, quantile_interval, summarise
@@ -38,6 +39,7 @@ _LOGGER = logging.getLogger("xattn_runtime")
 _TURN_SECONDS = 0.1
 _FEWEST_ROUNDS, _FEWEST_PASSES = 5, 20
 _MANY = 10**9
+_MOST_PROCESSES, _MOST_IN_A_BATCH = 100, 1024
 _NODE_PASSES = 4
 
 
@@ -335,15 +337,22 @@ def _profile(seen: _Seen, limits: Sequence[Limits]) -> Profile:
 def _check(combinations: Sequence[ProfileCombination], options: ProfileOptions) -> None:
     if not combinations:
         raise UserError("expected a bundle, a provider and a number of threads to profile, found none")
+    if options.runs is not None and options.runs < 1:
+        raise UserError(f"runs: expected at least 1, found {options.runs}")
+    for name, values, most in (
+        ("processes", [options.processes], _MOST_PROCESSES),
+        ("batch", [one.batch for one in combinations], _MOST_IN_A_BATCH),
+    ):
+        if (value := next((value for value in values if not 1 <= value <= most), None)) is not None:
+            raise UserError(f"{name}: expected 1 to {most}, found {value}")
+    for one in combinations:
+        checked_threads(one.threads)
     numbers = {
-        "runs": 1 if options.runs is None else options.runs,
-        "processes": options.processes,
-        "batch": min(combination.batch for combination in combinations),
-        "threads": min((one.threads for one in combinations if one.threads is not None), default=1),
+        "time budget": options.time_budget_s,
+        "precision": options.precision,
+        "time limit": options.time_limit_s,
     }
-    for name, value in numbers.items():
-        if value < 1:
-            raise UserError(f"{name}: expected at least 1, found {value}")
-    for name, number in (("time budget", options.time_budget_s), ("precision", options.precision)):
-        if not number > 0:
-            raise UserError(f"{name}: expected more than 0, found {number:g}")
+    for what, number in numbers.items():
+        if not number > 0 or math.isinf(number):
+            wanted = "more than 0" if not number > 0 else "a finite number"
+            raise UserError(f"{what}: expected {wanted}, found {number:g}")

@@ -25,7 +25,7 @@ import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
-from xattn_runtime.files import atomic_file
+from xattn_runtime.files import atomic_file, check_writable
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files, is_image_file
 from xattn_runtime.progress import Progress, silent
@@ -131,12 +131,13 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
         UserError: no folder, no image in it, or a folder that changed meanwhile; names what did.
         OutputError: `path` cannot be written.
     """
-    files = indexable_images(folder)
+    files, gone = indexable_images(folder)
     if path.parent.resolve() == folder.resolve() and is_image_file(path):
         raise OutputError(f"{path}: expected a name that is not that of an image, found {path.suffix}")
     old = _old_index(path, embedder.bundle, folder)
     rows = {} if old is None else {file: row for row, file in enumerate(old.files)}
     new = [file for file in files if file not in rows]
+    _check_writable(path)
     embedded, refused = _embed(embedder, folder, new, progress)
     _check_unchanged(folder, files)
     indexed = [file for file in files if file in rows or file in embedded]
@@ -146,7 +147,7 @@ def update_index(embedder: Embedder, folder: Path, path: Path, progress: Progres
     removed = len(set(rows) - set(files))
     if old is None or new or removed:
         _write(path, folder, embedder.bundle, indexed, embeddings, embedder.width)
-    return IndexReport(open_index(path, embedder.bundle), len(embedded), removed, tuple(refused))
+    return IndexReport(open_index(path, embedder.bundle), len(embedded), removed, (*gone, *refused))
 
 
 def embed_folder(embedder: Embedder, folder: Path, progress: Progress = silent) -> IndexReport:
@@ -155,15 +156,15 @@ def embed_folder(embedder: Embedder, folder: Path, progress: Progress = silent) 
     Raises:
         UserError: no folder, no image in it, or a folder that changed meanwhile; names what did.
     """
-    files = indexable_images(folder)
+    files, gone = indexable_images(folder)
     embedded, refused = _embed(embedder, folder, files, progress)
     _check_unchanged(folder, files)
     embeddings = np.stack(list(embedded.values())) if embedded else np.zeros((0, embedder.width), dtype=np.float32)
-    return IndexReport(ImageIndex(folder, folder, tuple(embedded), embeddings), len(embedded), 0, tuple(refused))
+    return IndexReport(ImageIndex(folder, folder, tuple(embedded), embeddings), len(embedded), 0, (*gone, *refused))
 
 
-def indexable_images(folder: Path) -> list[IndexedImage]:
-    """The images that lie in a folder, by name.
+def indexable_images(folder: Path) -> tuple[list[IndexedImage], list[ImageError]]:
+    """The images that lie in a folder, by name, and why others cannot be looked at, such as a link to nothing.
 
     Raises:
         UserError: no folder, or none in it.
@@ -171,20 +172,24 @@ def indexable_images(folder: Path) -> list[IndexedImage]:
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "nothing"
         raise UserError(f"{folder}: expected a folder of images, found {kind}; check the path")
-    files = _list(folder)
-    if not files:
+    files, gone = _list(folder)
+    if not files and not gone:
         raise UserError(
             f"{folder}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
         )
-    return files
+    return files, gone
 
 
-def _list(folder: Path) -> list[IndexedImage]:
-    files = []
+def _list(folder: Path) -> tuple[list[IndexedImage], list[ImageError]]:
+    files, gone = [], []
     for path in image_files(folder):
-        status = path.stat()
-        files.append(IndexedImage(path.name, status.st_size, status.st_mtime_ns))
-    return files
+        try:
+            status = path.stat()
+        except OSError as error:
+            gone.append(ImageError(f"{path}: expected a readable image, found: {one_line(error)}; check the path"))
+        else:
+            files.append(IndexedImage(path.name, status.st_size, status.st_mtime_ns))
+    return files, gone
 
 
 def _old_index(path: Path, bundle: Bundle, folder: Path) -> ImageIndex | None:
@@ -220,7 +225,7 @@ def _embed(
 
 def _check_unchanged(folder: Path, files: Sequence[IndexedImage]) -> None:
     try:
-        after = _list(folder)
+        after, _ = _list(folder)
     except OSError as error:
         raise UserError(f"{folder}: changed while it was indexed: {one_line(error)}; run it again") from error
     if after == list(files):
@@ -240,6 +245,17 @@ def _check_unchanged(folder: Path, files: Sequence[IndexedImage]) -> None:
         f"{folder}: expected a folder that stays as it is while it is indexed, found {listed}; nothing was written: "
         "run it again when the folder is at rest"
     )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: expected a file that can be written, found {one_line(error)}")
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -279,4 +295,4 @@ def _write(
             for row in embeddings:
                 stream.write(np.asarray(row, dtype="<f4").tobytes())
     except OSError as error:
-        raise OutputError(f"{path}: expected a file that can be written, found {one_line(error)}") from error
+        raise _not_written(path, error) from error

@@ -27,8 +27,8 @@ from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
-from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
-from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, hold_attention, words_of
+from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.generation import TextGenerator, open_generation
 from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
@@ -132,12 +132,15 @@ class CaptionTask(Closable, Task):
         producer = self._images.session if self._texts is None else self._texts.session
         self._generator = TextGenerator(bundle, self.settings, session, producer, decoding)
         self._codec = TextCodec(bundle.file(bundle.manifest.tokenizer.file), bundle.manifest.tokenizer)
+        self._attention = hold_attention(bundle, self.settings)
         self._known = lru_cache(_KNOWN)(partial(_call_settings, self._codec, decoding, self._texts is not None))
 
+    @while_open
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of calls; ImageError where it cannot be used."""
         return self._images.encode(image)
 
+    @while_open
     def stream(
         self, image: ImageInput | EncodedImage, prompt: str | None = None, options: DecodingOptions | None = None
     ) -> Iterator[StreamedToken]:
@@ -171,6 +174,7 @@ class CaptionTask(Closable, Task):
             last = bool(step.ended[0]) or number == most
             yield text.add(int(step.token_ids[0]), float(step.log_probs[0]), last=last)
 
+    @while_open
     def caption(
         self,
         image: ImageInput | EncodedImage,
@@ -254,12 +258,13 @@ class CaptionTask(Closable, Task):
             with the next image.
         Raises UserError as `caption` does, before the first image is opened.
         """
+        running = self._running()  # as `while_open` does, which knows no overloads
         options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
-        self._call_settings(WHOLE, prompt, options)
+        running._call_settings(WHOLE, prompt, options)
         for name, value in (("batch", batch), ("at_once", at_once)):
             if value < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}")
-        captions = self._caption_batches(images, prompt, options, batch, at_once)
+        captions = running._caption_batches(images, prompt, options, batch, at_once)
         return captions if errors == "return" else _raised(captions)
 
     def _caption_batches(
@@ -297,6 +302,7 @@ class CaptionTask(Closable, Task):
             captions.append(_caption(best, texts, CaptionTiming(*spent, decode_ms, sum(spent) + decode_ms)))
         return captions
 
+    @while_open
     def attention(
         self, image: ImageInput, prompt: str | None = None, options: DecodingOptions | None = None
     ) -> AttentionMap:
@@ -306,7 +312,7 @@ class CaptionTask(Closable, Task):
         """
         options = options or DecodingOptions()
         settings = self._call_settings(WHOLE, prompt, options)
-        attender = Attender(self.bundle, self.settings)
+        attender = Attender(self.bundle, self._attention)
         encoded = self.encode(image)
         caption = self._caption_encoded([encoded], [False], prompt, options)[0]
         prompt_ids = settings.decoding.prompt_token_ids
@@ -316,21 +322,25 @@ class CaptionTask(Closable, Task):
         words, maps = words_of(caption.token_ids, self._codec.decode, weights)
         return AttentionMap(caption.text, words, maps, attender.seen(image))
 
+    @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the caption, after the text as a prompt."""
         caption = self.caption(task_input.image, task_input.text)
         return TaskResult(caption.text, caption.token_ids, data=caption.to_dict())
 
+    @while_open
     def run_case(self, case: GoldenCase) -> CaseResult:
         """See `Task`: the logits along the golden tokens, and the caption."""
         encoded = self.encode(self.bundle.file(case.image))
         logits = self.forced_logits(encoded, case.token_ids or ())
         return CaseResult({"logits": logits}, None if case.text is None else self.caption(encoded).text)
 
+    @while_open
     def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Task`; without a prompt."""
         return self.forced_logits(self.encode(task_input.image), token_ids)
 
+    @while_open
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, decode, total; and the same tokens one by one: prefill, and each step."""
         began = time.perf_counter()
@@ -349,6 +359,7 @@ class CaptionTask(Closable, Task):
         times |= {"prefill": steps_ms[:1], "tokens": [float(len(steps_ms))]}
         return times | ({"step": steps_ms[1:]} if steps_ms[1:] else {})
 
+    @while_open
     def timed_batch(self, images: Sequence[ImageInput]) -> Times:
         """See `Task`: preprocess, encode, decode, total."""
         began = time.perf_counter()
@@ -365,11 +376,13 @@ class CaptionTask(Closable, Task):
             "tokens": [1 + sum(len(caption.token_ids) for caption in captions) / len(captions)],
         }
 
+    @while_open
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as the profiler times them."""
         settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
         return greedy_steps(self._generator.decoder, self._context(encoded.tensors, settings), settings.decoding)
 
+    @while_open
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, a step at a time with the cache."""
         settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1))

@@ -22,7 +22,7 @@ from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.retrieval.match import Embeddings, Match
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
-from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import (
     EncodedImage,
     ImageReader,
@@ -101,6 +101,7 @@ class RetrievalTask(Closable, Task):
         self._reranker = open_session(bundle, _RERANKER, self.settings) if reranks else None
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
 
+    @while_open
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded, and what that cost; ImageError where it cannot be used."""
         return self._images.encode(image)
@@ -110,6 +111,7 @@ class RetrievalTask(Closable, Task):
         """Whether the bundle can compare a text and images once more, by cross-attention."""
         return self._reranker is not None
 
+    @while_open
     def rerank(self, text: str, images: Sequence[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
         """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
@@ -124,6 +126,7 @@ class RetrievalTask(Closable, Task):
             scores[row] += reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
         return scores
 
+    @while_open
     def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
         """Logits of a match of the image with the text's first token, its first two, and so on, float32 `[tokens]`.
 
@@ -143,15 +146,18 @@ class RetrievalTask(Closable, Task):
         (tokens,) = self._texts.run(["text_tokens"], inputs)
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
+    @while_open
     def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
         """Embeddings of images; ImageError where one cannot be used."""
         embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
         return np.concatenate(embeddings) if embeddings else self._none()
 
+    @while_open
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
         return self._embed_texts(texts, "text")
 
+    @while_open
     def classify(
         self, image: ImageInput | EncodedImage, labels: Sequence[str], template: str = TEMPLATE
     ) -> Classification:
@@ -206,6 +212,7 @@ class RetrievalTask(Closable, Task):
         embeddings = [self._texts.run([_TEXT_OUTPUT], padded(part))[0] for part in parts]
         return np.concatenate(embeddings) if embeddings else self._none()
 
+    @while_open
     def rank(
         self, query: Embeddings, candidates: Embeddings | Sequence[Embeddings], top_k: int = 10
     ) -> tuple[Match, ...]:
@@ -222,6 +229,7 @@ class RetrievalTask(Closable, Task):
             Match(int(i), float(cosines[i]), None if probabilities is None else float(probabilities[i])) for i in order
         )
 
+    @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: image and text are embedded, and nothing is said of them."""
         self.embed_images([task_input.image])
@@ -229,6 +237,7 @@ class RetrievalTask(Closable, Task):
             self.embed_texts([task_input.text])
         return TaskResult()
 
+    @while_open
     def run_case(self, case: GoldenCase) -> CaseResult:
         """See `Task`: both embeddings; and how far the text's beginnings match, with a reranker."""
         image, query = self.bundle.file(case.image), case.query or ""
@@ -237,6 +246,7 @@ class RetrievalTask(Closable, Task):
             tensors["match"] = np.append(np.float32(0), self.beginnings_match(query, image))
         return CaseResult(tensors)
 
+    @while_open
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, embed_text, total."""
         began = time.perf_counter()

@@ -25,7 +25,7 @@ from xattn_runtime.preprocess.speech import AudioInput, MelSpec, log_mel, read_a
 from xattn_runtime.preprocess.steps import Step
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
-from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, padded
 
 if TYPE_CHECKING:
@@ -179,11 +179,13 @@ class SentimentTask(Closable, Task):
         """The labels it distinguishes."""
         return self._labels
 
+    @while_open
     def logits(self, utterance: Utterance) -> Tensor:
         """float32 `[labels]`; raises as `rate`."""
         logits: Tensor = self._session.run(["logits"], self._read(utterance)[0])[0][0]
         return logits
 
+    @while_open
     def rate(
         self,
         text: str | None = None,
@@ -200,6 +202,7 @@ class SentimentTask(Closable, Task):
         """
         return self.rate_utterance(Utterance(text, audio, frames))
 
+    @while_open
     def rate_utterance(self, utterance: Utterance) -> Sentiment:
         """As `rate`, for an utterance."""
         began = time.perf_counter()
@@ -212,17 +215,20 @@ class SentimentTask(Closable, Task):
         scores = tuple(SentimentScore(self._labels[i], float(probabilities[i])) for i in order)
         return Sentiment(scores[0].label, scores[0].probability, scores, utterance.modalities, unknown, timing)
 
+    @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the label of the .npz that stands for an image, with the text."""
         sentiment = self.rate_utterance(_read_input(task_input))
         top = tuple((score.label, score.probability) for score in sentiment.scores)
         return TaskResult(sentiment.label, (), top, sentiment.to_dict())
 
+    @while_open
     def run_case(self, case: GoldenCase) -> CaseResult:
         """See `Task`: the logits of the labels, and the label."""
         logits = self.logits(read_utterance(self.bundle.file(case.image), case.question))
         return CaseResult({"logits": logits}, None if case.text is None else self.labels[int(logits.argmax())])
 
+    @while_open
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, decide, total, of the golden case alone."""
         timing = self.rate_utterance(read_utterance(self.bundle.file(case.image), case.question)).timing_ms

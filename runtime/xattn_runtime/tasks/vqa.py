@@ -25,8 +25,8 @@ from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.answering import Answerer, AnswerRequest, Chooser, Reply, Writer
-from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, words_of
-from xattn_runtime.tasks.shared.closing import Closable
+from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, hold_attention, words_of
+from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, milliseconds_since
 
 if TYPE_CHECKING:
@@ -93,11 +93,14 @@ class VqaTask(Closable, Task):
         self._images = ImageReader(bundle, self.settings)
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
         self._answerer = self._open_answerer()
+        self._attention = hold_attention(bundle, self.settings)
 
+    @while_open
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of questions; ImageError where it cannot be used."""
         return self._images.encode(image)
 
+    @while_open
     def ask(
         self,
         image: ImageInput | EncodedImage,
@@ -132,6 +135,7 @@ class VqaTask(Closable, Task):
         )
         return _answer(reply, encoded_question, timing)
 
+    @while_open
     def ask_many(
         self,
         images: Sequence[ImageInput | EncodedImage],
@@ -165,38 +169,44 @@ class VqaTask(Closable, Task):
             answered += [_answer(reply, question, timing) for reply, question in pairs]
         return answered
 
+    @while_open
     def attention(self, image: ImageInput, question: str) -> AttentionMap:
         """What each word of the question attended to, where the bundle has a graph for it.
 
         Raises as `ask` does, and UserError for a bundle without the graph.
         """
         encoded_question = self._encode(question)
-        attender = Attender(self.bundle, self.settings)
+        attender = Attender(self.bundle, self._attention)
         encoded = self.encode(image)
         answer = self.ask(encoded, question).answer
         weights = attender.of_question(encoded.tensors, encoded_question.ids)
         words, maps = words_of(encoded_question.ids, self._codec.decode, weights)
         return AttentionMap(f"{question} {answer}", words, maps, attender.seen(image))
 
+    @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:
         """See `Task`: the answer to the text as a question."""
         return _result(self.ask(task_input.image, task_input.text or ""))
 
+    @while_open
     def answer_many(self, inputs: Sequence[TaskInput]) -> list[TaskResult]:
         """See `Task`: many a run."""
         answers = self.ask_many([each.image for each in inputs], [each.text or "" for each in inputs])
         return [_result(answer) for answer in answers]
 
+    @while_open
     def run_case(self, case: GoldenCase) -> CaseResult:
         """See `Task`: the logits of the answers, or along the golden tokens; and the answer."""
         encoded, question = self.encode(self.bundle.file(case.image)), case.question or ""
         logits = self.logits(encoded, question, case.token_ids or ())
         return CaseResult({"logits": logits}, None if case.text is None else self.ask(encoded, question).answer)
 
+    @while_open
     def token_logits(self, task_input: TaskInput, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Task`; after the text as a question."""
         return self.logits(self.encode(task_input.image), task_input.text or "", token_ids)
 
+    @while_open
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, answer, total."""
         began = time.perf_counter()
@@ -209,10 +219,12 @@ class VqaTask(Closable, Task):
             "total": [milliseconds_since(began)],
         }
 
+    @while_open
     def question_ids(self, question: str) -> tuple[int, ...]:
         """Token ids of a question as the bundle's graphs take it; QuestionError where it cannot be used."""
         return self._encode(question).ids
 
+    @while_open
     def logits(self, encoded: EncodedImage, question: str, token_ids: Sequence[int] = ()) -> NDArray[np.float32]:
         """What the answer is chosen by, float32: `[answers]` of a classifier.
 

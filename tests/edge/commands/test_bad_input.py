@@ -177,3 +177,92 @@ def test_a_task_that_the_model_does_not_do(invoke, tmp_path, name, task, words):
     checkpoint = Path(__file__).parents[3] / "checkpoints" / name
     check(invoke("export", checkpoint, "-o", tmp_path / "out.xattn", "--task", task), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+EMPTY_PATHS = (
+    ("caption", ""),
+    ("vqa", "", QUESTION),
+    ("classify", "", "cat", "dog"),
+    ("retrieve", "cat", "--in", ""),
+    ("sentiment", "good", "--audio", ""),
+    ("sentiment", "--frames", ""),
+    ("caption", "a.png", "-b", ""),
+    ("caption", "a.png", "-o", ""),
+    ("profile", ""),
+    ("profile", "a.xattn", "--html", ""),
+    ("tune", "a.xattn", "--also", ""),
+    ("verify", ""),
+    ("inspect", ""),
+    ("compare", "", ""),
+    ("export", "", "-o", "out.xattn"),
+    ("quantize", "a.xattn", "-o", ""),
+    ("evaluate", "", "--data", "emoji"),
+    ("train", "retrieval", "-o", "out", "--eye", ""),
+    ("study", "-o", "out", "--report", ""),
+)
+
+
+@pytest.mark.parametrize("arguments", EMPTY_PATHS, ids=" ".join)
+def test_an_empty_path_is_not_the_current_folder(invoke, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    check(invoke(*arguments), "expected a path, found an empty text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_of_data_is_not_the_current_folder(invoke, tmp_path, monkeypatch, vqa_bundle, picture):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "private.png").write_bytes(picture.read_bytes())
+    check(invoke("compare", vqa_bundle, vqa_bundle, "--data", ""), "unknown data set ''")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("caption", "a.png", "--temperature", "nan"), "expected a finite number, found nan"),
+        (("caption", "a.png", "--length-penalty", "-inf"), "expected a finite number, found -inf"),
+        (("profile", "a.xattn", "--tolerance", "nan"), "expected a finite number, found nan"),
+        (("tune", "a.xattn", "--time-budget", "inf"), "expected a finite number, found inf"),
+        (("quantize", "a.xattn", "-o", "b.xattn", "--smooth", "nan"), "expected a finite number, found nan"),
+        (("caption", "a.png", "--top-k", "9" * 30), "expected a number of at most 9223372036854775807"),
+        (("retrieve", "cat", "--in", ".", "--top-k", "9" * 30), "expected a number of at most 9223372036854775807"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_numbers_that_are_none(invoke, arguments, words):
+    check(invoke(*arguments), words)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "5000", "9999999999"])
+def test_numbers_of_threads(invoke, picture, vqa_bundle, threads):
+    check(invoke("vqa", picture, QUESTION, "-b", vqa_bundle, "--threads", threads), "threads")
+    check(invoke("profile", vqa_bundle, "--threads", threads), "threads: expected")
+
+
+def test_paths_that_cannot_be_used_do_not_keep_the_others_from_their_captions(
+    invoke, caption_bundle, picture, tmp_path
+):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    bad = [tmp_path / name for name in ("a" * 300 + ".png", "loop.png", "link.png", "empty")]
+    result = invoke("caption", *bad, picture, "-b", caption_bundle)
+    assert (result.exit_code, result.stdout.count("\n")) == (2, 1)
+    assert result.stdout.startswith(f"{picture}: ")
+    assert result.stderr.count("error: ") == result.stderr.count("\n") == len(bad)
+    assert all(str(path) in result.stderr for path in bad)
+    lines = invoke("caption", *bad, picture, "-b", caption_bundle, "-o", tmp_path / "captions.jsonl")
+    assert lines.exit_code == 2
+    entries = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [("caption" in entry) for entry in entries] == [False, False, False, True]
+
+
+def test_links_that_lead_nowhere_do_not_keep_a_folder_from_being_searched(invoke, picture, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "1.png").write_bytes(picture.read_bytes())
+    (folder / "2.png").symlink_to("nowhere.png")
+    for more in ((), ("--index", tmp_path / "images.xindex")):
+        result = invoke("retrieve", "red heart", "--in", folder, *more)
+        assert (result.exit_code, result.stdout.count("\n")) == (2, 1)
+        assert "1.png" in result.stdout
+        assert f"error: {folder / '2.png'}: expected a readable image" in result.stderr

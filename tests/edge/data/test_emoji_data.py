@@ -8,11 +8,12 @@ import stat
 import tarfile
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from xattn_edge.data import emoji_images
+from xattn_edge.data import data_sets, emoji_images
 from xattn_edge.data.emoji_captions import SIDE_PX, SPLITS, EmojiCaptions, _pair_is_held_out
 from xattn_edge.data.emoji_images import EmojiImages, _emoji, fetch_emoji
 from xattn_runtime.errors import DataError, DependencyError
@@ -214,4 +215,20 @@ def test_a_failing_npm_is_told_in_one_line(fake_npm):
 def test_a_missing_npm_is_told(fake_npm):
     fake_npm.unlink()
     with pytest.raises(DependencyError, match="`npm` is not installed"):
+        fetch_emoji()
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XATTN_EDGE_CACHE"])
+def test_no_home_is_no_cache(monkeypatch, variable):
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "XATTN_EDGE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if variable == "XATTN_EDGE_CACHE":
+        monkeypatch.setenv(variable, "~nobody-of-this-name/cache")
+    monkeypatch.setattr(Path, "home", lambda: no_home(None))
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    assert not any(entry.fetched for entry in data_sets() if entry.name != "easy-vqa")
+    with pytest.raises(DataError, match=r"expected a home folder for data sets, found none.*XATTN_EDGE_CACHE"):
         fetch_emoji()

@@ -46,6 +46,18 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: (b / "graphs/decoder.onnx").write_bytes(b""), "bytes, found 0; copy or export the bundle again"),
     (lambda b: _flip(b / "graphs/decoder.onnx"), "graphs/decoder.onnx: expected SHA-256"),
     (lambda b: _flip(b / "golden/0.npz"), "golden/0.npz: expected SHA-256"),
+    (
+        lambda b: (b / "graphs/decoder.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab"),
+        "graphs/decoder.onnx: expected a file of the bundle, found a Git LFS pointer in place of the file; run",
+    ),
+    (
+        lambda b: (b / "manifest.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab"),
+        "manifest.json: expected a file of the bundle, found a Git LFS pointer",
+    ),
+    (
+        lambda b: (b / "tokenizer.json").write_text("<!doctype html><html>"),
+        "tokenizer.json: expected a file of the bundle, found a web page (HTML) in place of the file",
+    ),
     (lambda b: (b / "notes.txt").write_text("x"), "notes.txt: expected only what manifest.json lists"),
     (lambda b: (b / "empty").mkdir(), "empty: expected only what manifest.json lists"),
     (lambda b: (b / "link").symlink_to("tokenizer.json"), "link: expected a file of the bundle, found a link"),
@@ -59,6 +71,28 @@ def test_damage_is_named(caption_copy: Path, damage: Callable[[Path], object], m
         open_bundle(caption_copy)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_other_systems_leave_in_a_bundle_is_passed_over(caption_copy: Path) -> None:
+    for name in (".DS_Store", "graphs/._decoder.onnx", "golden/Thumbs.db", "desktop.ini", "__MACOSX/._manifest.json"):
+        (caption_copy / name).parent.mkdir(exist_ok=True)
+        (caption_copy / name).write_bytes(b"\0\5\26\7")
+    assert open_bundle(caption_copy).manifest.name == "tiny-caption"
+    (caption_copy / "graphs" / "._link").symlink_to("decoder.onnx")
+    with pytest.raises(BundleError, match="found a link"):
+        open_bundle(caption_copy)
+
+
+def test_a_manifest_saved_with_a_byte_order_mark(caption_copy: Path) -> None:
+    path = caption_copy / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert open_bundle(caption_copy).manifest.name == "tiny-caption"
+
+
+def test_an_empty_path_is_not_the_current_folder(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(caption_bundle)
+    with pytest.raises(BundleError, match="found an empty path"):
+        open_bundle("")
 
 
 def test_a_listed_file_may_not_be_a_link_even_to_the_same_bytes(caption_copy: Path, tmp_path: Path) -> None:

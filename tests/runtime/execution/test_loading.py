@@ -130,12 +130,12 @@ def test_a_device_that_fails_is_named_and_the_next_call_works(
     pretend("DmlExecutionProvider")
     session = opened(caption_bundle, "directml", "image_encoder")
     pixels = {"pixel_values": np.zeros((1, 3, 16, 16), np.float32)}
-    first: Any = session._held.graph
+    first: Any = session._loaded.graph
     first.failures.append(failure)
     with pytest.raises(ProviderError, match=f"provider directml: {words}"):
         session.run(["cross_key_0"], pixels)
     assert session.run(["cross_key_0"], pixels)[0].shape == (1, 2, 4, 4)
-    assert session._held.graph is not first
+    assert session._loaded.graph is not first
 
 
 def test_tensors_stay_on_the_device(caption_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

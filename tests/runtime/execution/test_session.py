@@ -23,7 +23,7 @@ SETTINGS = SessionSettings(resolve_provider("cpu"), 1)
 
 def options_of(session: GraphSession) -> Any:
     """What ONNX Runtime was asked for."""
-    graph: Any = session._held.graph
+    graph: Any = session._loaded.graph
     return graph.get_session_options()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,45 @@ def test_a_strip_that_would_be_kept_whole_is_refused() -> None:
         Pipeline(steps)(Image.new("RGB", (1, 4000)))
 
 
-def test_a_long_strip_is_not_padded_to_gigabytes() -> None:
-    pipeline = Pipeline(_steps(PadToSquare(WHITE), Resize(8, 8, "bicubic")))
-    with pytest.raises(ImageError, match="1 × 20000 pixels: expected at most 100 megapixels once padded"):
-        pipeline(Image.new("RGB", (1, 20_000)))
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("size", [(97, 20), (20, 97), (64, 1), (1, 64), (80, 79), (79, 80)])
+def test_of_a_panorama_on_a_square_only_the_panorama_is_computed(
+    name: Any, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = Image.fromarray(np.random.default_rng(4).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8))
+    side = max(size)
+    square = Image.new("RGB", (side, side), (3, 140, 250))
+    square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
+    monkeypatch.setattr(pipeline, "_CANVAS_PIXEL_LIMIT", 1000)
+    for height, width in ((16, 16), (13, 16), (2, 15), (16, 3)):
+        found = Pipeline(_steps(PadToSquare((3, 140, 250)), Resize(height, width, name)))(picture)
+        expected = square.resize((width, height), Image.Resampling[name.upper()])
+        assert np.array_equal(found, _numbers(expected))
+    steps = _steps(PadToSquare((3, 140, 250)), Resize(16, 16, name), CenterCrop(10, 20))
+    expected = square.resize((16, 16), Image.Resampling[name.upper()]).crop((-2, 3, 18, 13))
+    assert np.array_equal(Pipeline(steps)(picture), _numbers(expected))
+
+
+def test_a_panorama_is_padded_without_its_square() -> None:
+    pixels = np.zeros((140, 13_000, 3), np.uint8)
+    pixels[:, 6_500:] = (200, 100, 50)
+    found = Pipeline([Flatten(None), PadToSquare(WHITE), Resize(65, 65, "bilinear"), Rescale(1.0)])(pixels)
+    # 140 of the 200 rows that the middle one stands for, and bilinear counts the middle ones most.
+    assert found[:, 0, 0].tolist() == found[:, 64, 64].tolist() == [255, 255, 255]
+    assert found[0, 32, 0] == found[2, 32, 0] < 255 * (1 - 0.7 * 0.65 - 0.05)
+    assert found[0, 32, 60] > found[1, 32, 60] > found[2, 32, 60] > found[0, 32, 0]
+
+
+def test_what_is_too_long_for_any_square_is_refused_with_its_name(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 10_001)).save(tmp_path / "rule.png")
+    Image.new("RGB", (1, 140_000)).save(tmp_path / "thread.png")
+    little = Pipeline(_steps(PadToSquare(WHITE), Resize(8192, 8, "bicubic")))
+    with pytest.raises(ImageError, match=r"rule.png: 1 × 10001 pixels: .* once padded, found 100.1; crop it"):
+        little(tmp_path / "rule.png")
+    small = Pipeline(_steps(PadToSquare(WHITE), Resize(8, 8, "bicubic")))
+    assert small(tmp_path / "rule.png").shape == (3, 8, 8)
+    with pytest.raises(ImageError, match=r"thread.png: 1 × 140000 pixels: expected at most 100 megapixels once padded"):
+        small(tmp_path / "thread.png")
 
 
 def test_padding_after_the_resize_counts() -> None:

@@ -55,6 +55,24 @@ def test_questions_that_cannot_be_asked(codec: TextCodec, question: str, message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["какого цвета фигура?", "zebra!", "...", "zebra ?!", "¿zebra?"])
+def test_a_known_mark_is_no_known_word(tmp_path: Path, text: str) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "cat": 2, "?": 3, "!": 4, ".": 5, "¿": 6}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    codec = TextCodec(tmp_path / "tokenizer.json", SPEC)
+    with pytest.raises(QuestionError, match="none of the words in"):
+        codec.encode_question(text)
+    assert codec.encode_question("zebra cat?").unknown_words == ("zebra",)
+
+
+def test_marks_alone_are_read_by_a_tokenizer_that_can_spell_everything(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE({"?": 0, "!": 1}, []))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    spec = TokenizerSpec("tokenizer.json", unknown_token_id=None, max_tokens=6)
+    assert TextCodec(tmp_path / "tokenizer.json", spec).encode_question("?!").ids == (0, 1)
+
+
 def test_special_tokens_of_the_file_count_and_are_not_words(caption_bundle: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(caption_bundle / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(single="[START] $A", special_tokens=[("[START]", 2)])

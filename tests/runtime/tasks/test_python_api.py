@@ -13,7 +13,7 @@ from PIL import Image
 
 import xattn_edge
 from xattn_runtime.errors import ImageError, UserError
-from xattn_runtime.execution.session import open_session
+from xattn_runtime.execution.session import HeldGraph, hold_graph
 from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask
 
 QUESTIONS = ("what is the cat", "is the house red", "dog")
@@ -122,12 +122,11 @@ def test_many_threads_at_once_get_what_one_gets(captioner: CaptionTask, answerer
 
 
 def test_the_decoder_is_loaded_once_by_many_threads(caption_bundle: Path, noise: Noise, monkeypatch: Any) -> None:
-    import xattn_runtime.tasks.shared.generation as generation
-
     task = CaptionTask(xattn_edge.load(caption_bundle).bundle, threads=1)
-    task._generator._decoder = None
+    task._generator._decoder = hold_graph(task.bundle, "decoder", task.settings)
     opened: list[str] = []
-    monkeypatch.setattr(generation, "open_session", lambda *a: (opened.append(a[1]), open_session(*a))[1])
+    held_open = HeldGraph.open
+    monkeypatch.setattr(HeldGraph, "open", lambda held: (opened.append(held.role), held_open(held))[1])
     path = noise(1)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: task.caption(path, beams=2).text, range(8)))

@@ -11,6 +11,7 @@ import typer
 from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.decoding import takes_decoding_options
 from xattn_edge.commands.shared.heatmap import draw_heatmap
+from xattn_edge.commands.shared.input import STANDARD_STREAM, StandardInput
 from xattn_edge.commands.shared.options import (
     BundleOption,
     Debug,
@@ -24,6 +25,7 @@ from xattn_edge.commands.shared.options import (
     Threads,
     new_app,
 )
+from xattn_runtime.brought_files import is_folder
 from xattn_runtime.generate.options import DecodingOptions
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ app = new_app()
 def caption(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Images: PNG, JPEG, WebP, GIF, BMP; or folders."),
+        typer.Argument(metavar="IMAGE...", help="Images: PNG, JPEG, WebP, GIF, BMP; or folders; - is standard input."),
     ],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -52,7 +54,12 @@ def caption(
     recursive: Annotated[bool, typer.Option("--recursive", help="Search folders within folders too.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Write a line of JSON for each image; resume an interrupted run."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Add a line of JSON for each image to this file; resume an interrupted run. A file that this command "
+            "did not begin is refused. - is standard output.",
+        ),
     ] = None,
     heatmap: Heatmap = None,
     layer: HeatmapLayer = None,
@@ -72,9 +79,11 @@ def caption(
       xattn-edge caption photo.png --stream
       xattn-edge caption photo.png --bundle with-attention.xattn --heatmap words.png
       xattn-edge caption photos --recursive -o captions.jsonl
+      xattn-edge caption - < photo.jpg
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
         from xattn_edge.commands.shared.many import caption_to_file, images_in, open_for_many
+        from xattn_edge.commands.shared.output import check_not_input
         from xattn_runtime.bundle.folder import default_bundle, open_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
@@ -84,30 +93,42 @@ def caption(
         if stream and (as_json or output is not None):
             raise UserError("stream: expected a caption for people to read, found --json or --output; choose one")
         if heatmap is not None:
-            if len(images) > 1 or images[0].is_dir() or stream or output is not None or decoding.n_best > 1:
+            if len(images) > 1 or is_folder(images[0]) or stream or output is not None or decoding.n_best > 1:
                 raise UserError("heatmap: expected one image and one caption of it; leave the others out")
             check_heatmap(heatmap)
+            check_not_input(heatmap, images)
         opened, requested = open_bundle(bundle or default_bundle("caption")), with_fallback(provider, fallback)
         if output is not None:
+            if as_json and str(output) == STANDARD_STREAM:
+                raise UserError("output: expected lines of JSON on standard output or one document, found - and --json")
+            if any(str(image) == STANDARD_STREAM for image in images):
+                raise UserError("image: expected files beside --output, which resumes by their names, found -; save it")
             task, batches = open_for_many(opened, requested, threads)
             caption_to_file(console, task, images, output, prompt, decoding, recursive=recursive, batches=batches)
             return
         task = load(opened, requested, threads, task="caption")
-        if any(image.is_dir() for image in images):
-            images = [each.path for each in images_in(images, recursive=recursive)]
+        if any(is_folder(image) for image in images):
+            images = [each.path for each in images_in(images, console, recursive=recursive)]
+        given = StandardInput()
         if stream:
-            list(console.each(images, lambda image: _stream(console, task, image, prompt, decoding, images)))
+            list(console.each(images, lambda image: _stream(console, task, image, given, prompt, decoding, images)))
             return
-        _print(console, task, images, prompt, decoding)
+        _print(console, task, images, given, prompt, decoding)
         if heatmap is not None and not console.exit_code:
-            draw_heatmap(console, heatmap, lambda: task.attention(images[0], prompt, decoding), layer, head)
+            seen = given.image(images[0])
+            draw_heatmap(console, heatmap, lambda: task.attention(seen, prompt, decoding), layer, head)
 
 
 def _print(
-    console: Console, task: CaptionTask, images: list[Path], prompt: str | None, decoding: DecodingOptions
+    console: Console,
+    task: CaptionTask,
+    images: list[Path],
+    given: StandardInput,
+    prompt: str | None,
+    decoding: DecodingOptions,
 ) -> None:
     results = []
-    for image, result in console.each(images, lambda image: task.caption(image, prompt, options=decoding)):
+    for image, result in console.each(images, lambda image: task.caption(given.image(image), prompt, options=decoding)):
         if not console.as_json:
             for text in [one.text for one in result.n_best] or [result.text]:
                 console.line(text if len(images) == 1 else f"{image}: {text}")
@@ -117,9 +138,15 @@ def _print(
 
 
 def _stream(
-    console: Console, task: CaptionTask, image: Path, prompt: str | None, decoding: DecodingOptions, images: list[Path]
+    console: Console,
+    task: CaptionTask,
+    image: Path,
+    given: StandardInput,
+    prompt: str | None,
+    decoding: DecodingOptions,
+    images: list[Path],
 ) -> None:
-    tokens = task.stream(image, prompt, decoding)
+    tokens = task.stream(given.image(image), prompt, decoding)
     if len(images) > 1:
         console.part(f"{image}: ")
     try:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands.shared.console import command
-from xattn_edge.commands.shared.input import read_lines
+from xattn_edge.commands.shared.input import STANDARD_STREAM, StandardInput
 from xattn_edge.commands.shared.options import Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
@@ -19,14 +19,18 @@ app = new_app()
 
 @app.command()
 def classify(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP; - is standard input.")
+    ],
     labels: Annotated[
         list[str] | None, typer.Argument(metavar="LABEL...", help="Labels to choose among, each quoted.")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option("--bundle", "-b", help="Retrieval bundle to run, of CLIP or SigLIP.")
     ] = None,
-    labels_file: Annotated[Path | None, typer.Option("--labels", help="Read labels from a file, one per line.")] = None,
+    labels_file: Annotated[
+        Path | None, typer.Option("--labels", help="Read labels from a file, one per line; - is standard input.")
+    ] = None,
     template: Annotated[
         str, typer.Option("--template", help="Make a text of each label with this.")
     ] = "a photo of a {label}",
@@ -59,9 +63,12 @@ def classify(
                 "states how probable a label is; make one with `xattn-edge export openai/clip-vit-base-patch32 -o "
                 "clip.xattn`"
             )
-        names = [*(labels or ()), *(read_lines(labels_file, "label") if labels_file else ())]
+        if str(image) == str(labels_file) == STANDARD_STREAM:
+            raise UserError("-: expected it once, as standard input is read once, found it twice; name a file")
+        given = StandardInput()
+        names = [*(labels or ()), *(given.lines(labels_file, "label") if labels_file else ())]
         task = load(bundle, with_fallback(provider, fallback), threads, task="retrieval")
-        classification = task.classify(image, names, template)
+        classification = task.classify(given.image(image), names, template)
         best = classification.scores[:top_k]
         if as_json:
             console.document(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from xattn_edge.commands.shared.console import Console, command, print_error
+from xattn_edge.commands.shared.console import Console, command
+from xattn_edge.commands.shared.input import STANDARD_STREAM, StandardInput
 from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 if TYPE_CHECKING:
@@ -23,13 +24,21 @@ app = new_app()
 
 @app.command()
 def retrieve(
-    query: Annotated[str, typer.Argument(metavar="TEXT|IMAGE", help="Search for this: words, or an image file.")],
+    query: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT|IMAGE", help="Search for this: words, or an image file; - is an image on standard input."
+        ),
+    ],
     folder: Annotated[
         Path | None, typer.Option("--in", help="Search this folder of images: PNG, JPEG, WebP, GIF or BMP.")
     ] = None,
     index: Annotated[
         Path | None,
-        typer.Option("--index", help="Keep the embeddings of the images in this file; update it."),
+        typer.Option(
+            "--index",
+            help="Keep the embeddings of the images in this file; update it. A file that is no index is refused.",
+        ),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -71,7 +80,10 @@ def retrieve(
         task = load(bundle or default_bundle("retrieval"), with_fallback(provider, fallback), threads, task="retrieval")
         if rerank and not task.reranks:
             raise UserError(f"{task.bundle.path}: expected a bundle that re-ranks, found none; leave --rerank out")
-        embedding = task.embed_images([Path(query)])[0] if is_image else task.embed_texts([query])[0]
+        if is_image:
+            embedding = task.embed_images([StandardInput().image(Path(query))])[0]
+        else:
+            embedding = task.embed_texts([query])[0]
         images = _indexed(console, task, folder, index)
         if not images.files:
             return
@@ -96,8 +108,7 @@ def _indexed(console: Console, task: RetrievalTask, folder: Path | None, index: 
     with console.progress() as progress:
         report = embed_folder(task, folder, progress) if index is None else update_index(task, folder, index, progress)
     for error in report.refused:
-        print_error(str(error))
-        console.exit_code = error.exit_code
+        console.refuse(error)
     if index is not None:
         console.note(
             f"{index}: {len(report.index.files)} images, {report.embedded} of them new or altered, "
@@ -139,6 +150,6 @@ def _is_image(query: str) -> bool:
     from xattn_runtime.preprocess.image_files import is_image_file
 
     try:
-        return is_image_file(Path(query)) or Path(query).is_file()
+        return query == STANDARD_STREAM or is_image_file(Path(query)) or Path(query).is_file()
     except OSError:  # a text too long for a path
         return False

@@ -19,11 +19,14 @@ app = new_app()
 def sentiment(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Transcript of the utterance.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="Read speech from this WAV file: one channel of 16-bit PCM.")
+        Path | None, typer.Option("--audio", help="Read speech from this WAV file of one channel.")
     ] = None,
     frames: Annotated[
         list[Path] | None,
-        typer.Option("--frames", help="Read frames from this image or folder of images; repeatable."),
+        typer.Option(
+            "--frames",
+            help="Read frames from this image or folder of images, in the order of their numbers; repeatable.",
+        ),
     ] = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
@@ -69,10 +72,19 @@ def sentiment(
 
 
 def _images(paths: list[Path]) -> list[Path]:
-    """Images as they are named, and those of folders by name."""
-    from xattn_runtime.retrieval.index import indexable_images
+    """Images as they are named, and those of folders in the natural order of their names."""
+    from xattn_runtime.brought_files import is_folder
+    from xattn_runtime.errors import UserError
+    from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files
 
     images: list[Path] = []
     for path in paths:
-        images += [path / file.name for file in indexable_images(path)] if path.is_dir() else [path]
+        if not is_folder(path):
+            images.append(path)
+        elif inside := image_files(path):
+            images += inside
+        else:
+            raise UserError(
+                f"{path}: expected images ({', '.join(IMAGE_SUFFIXES)}), found none; name the folder that has them"
+            )
     return images

@@ -10,7 +10,7 @@ import typer
 from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.decoding import takes_decoding_options
 from xattn_edge.commands.shared.heatmap import draw_heatmap
-from xattn_edge.commands.shared.input import read_lines
+from xattn_edge.commands.shared.input import STANDARD_STREAM, StandardInput
 from xattn_edge.commands.shared.options import (
     BundleOption,
     Debug,
@@ -38,9 +38,18 @@ app = new_app()
 @takes_decoding_options(names={"top_k": "--sample-top-k"})
 def vqa(
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP; or .npz regions.")
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="An image: PNG, JPEG, WebP, GIF or BMP; or .npz regions; - is standard input."
+        ),
     ],
-    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="Questions about it, each quoted.")],
+    questions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="QUESTION...",
+            help="Questions about it, each quoted; - reads them from standard input, one per line.",
+        ),
+    ],
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     fallback: Fallback = False,
@@ -50,7 +59,10 @@ def vqa(
     decoding: DecodingOptions,
     answers: Annotated[
         str | None,
-        typer.Option("--answers", help="Choose among these answers alone: a file with one per line, or a,b,c."),
+        typer.Option(
+            "--answers",
+            help="Choose among these answers alone: a file with one per line, - for standard input, or a,b,c.",
+        ),
     ] = None,
     heatmap: Heatmap = None,
     layer: HeatmapLayer = None,
@@ -76,20 +88,29 @@ def vqa(
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
+        from xattn_edge.commands.shared.output import check_not_input
         from xattn_runtime.bundle.folder import default_bundle
         from xattn_runtime.errors import UserError
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.loader import load
         from xattn_runtime.tasks.shared.heatmap import check_heatmap
 
+        given = StandardInput()
+        if [str(image), *questions, answers].count(STANDARD_STREAM) > 1:
+            raise UserError("-: expected it once, as standard input is read once, found it twice; name a file")
+        if STANDARD_STREAM in questions:
+            listed_questions = given.lines(Path(STANDARD_STREAM), "question")
+            questions = [each for one in questions for each in (listed_questions if one == STANDARD_STREAM else [one])]
         if heatmap is not None:
             if len(questions) > 1:
                 raise UserError("heatmap: expected one question, found several; ask one at a time")
             check_heatmap(heatmap)
+            check_not_input(heatmap, [image])
         task = load(bundle or default_bundle("vqa"), with_fallback(provider, fallback), threads, task="vqa")
         # A single question takes the image itself, so that its times are those of the whole way.
-        seen = image if len(questions) == 1 else task.encode(image)
-        among = None if answers is None else _answers(answers)
+        source = given.image(image)
+        seen = source if len(questions) == 1 else task.encode(source)
+        among = None if answers is None else _answers(answers, given)
         results = []
         for question, answer in console.each(
             questions, lambda question: task.ask(seen, question, listed, answers=among, options=decoding)
@@ -105,22 +126,22 @@ def vqa(
                 {"image": str(image), **document, "provider": task.settings.name, "bundle": str(task.bundle.path)}
             )
         if heatmap is not None and not console.exit_code:
-            draw_heatmap(console, heatmap, lambda: task.attention(image, questions[0]), layer, head)
+            draw_heatmap(console, heatmap, lambda: task.attention(source, questions[0]), layer, head)
 
 
-def _answers(text: str) -> list[str]:
+def _answers(text: str, given: StandardInput) -> list[str]:
     """The lines of a file that are not blank, or what commas part."""
     from xattn_runtime.errors import UserError
 
     if not text.strip():
         raise UserError("answers: expected a file or a list, found nothing")
     try:
-        is_file = Path(text).is_file()
+        is_file = text == STANDARD_STREAM or Path(text).is_file()
     except OSError:  # a list too long for a path
         is_file = False
     if not is_file and "," not in text and Path(text).suffix == ".txt":
         raise UserError(f"answers: expected a file or a list, found no file {text}; check the path")
-    parts = read_lines(Path(text), "answer") if is_file else text.split(",")
+    parts = given.lines(Path(text), "answer") if is_file else text.split(",")
     return [part.strip() for part in parts if part.strip()]
 
 

@@ -31,7 +31,9 @@ def compare(
     data: Annotated[
         str, typer.Option("--data", help="Compare on the test split of a data set, a folder of images, or golden.")
     ] = "golden",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Compare on at most this many examples.")] = 100,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=100_000, help="Compare on at most this many examples.")
+    ] = 100,
     providers: Annotated[
         list[str] | None,
         typer.Option("--provider", help="Provider of both; repeat it for the second."),

@@ -88,7 +88,9 @@ def quantize(
     ] = None,
     examples: Annotated[
         int | None,
-        typer.Option("--examples", min=1, help="Number of calibration examples. Default: 32; 300 for auto."),
+        typer.Option(
+            "--examples", min=1, max=100_000, help="Number of calibration examples. Default: 32; 300 for auto."
+        ),
     ] = None,
     budget: Annotated[
         float | None,

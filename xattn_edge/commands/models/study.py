@@ -34,7 +34,9 @@ def study(
             help="all, or axes: every mechanism with one fusion, and every fusion with one mechanism.",
         ),
     ] = "all",
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Trainings of each. Default: 3.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, max=1000, help="Trainings of each. Default: 3.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps of each training. Default: 600.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Use one seed, few steps and the axes only: minutes instead of hours.")

@@ -49,9 +49,9 @@ def train(
         str | None,
         typer.Option("--fusion", help="Fusion of text and image (vqa, caption); see docs/mechanisms.md."),
     ] = None,
-    hops: Annotated[int | None, typer.Option("--hops", min=1, help="Hops, for --mechanism multi_hop.")] = None,
+    hops: Annotated[int | None, typer.Option("--hops", min=1, max=64, help="Hops, for --mechanism multi_hop.")] = None,
     layers: Annotated[
-        int | None, typer.Option("--layers", min=1, help="Number of cross-modal layers (vqa, caption).")
+        int | None, typer.Option("--layers", min=1, max=64, help="Number of cross-modal layers (vqa, caption).")
     ] = None,
     eye: Annotated[
         Path | None,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from xattn_runtime.errors import DependencyError, ImageError, QuestionError, XattnError
+from xattn_runtime.errors import DependencyError, ImageError, OutputError, QuestionError, UserError, XattnError
 from xattn_runtime.progress import Progress, silent
 
 __all__ = ["INTERRUPTED", "Console", "cell", "command", "one_line", "print_error", "provenance_command"]
@@ -43,6 +43,7 @@ _USERS_OS_ERRORS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space or name another place",
+    errno.ELOOP: "check the links in it",
     errno.ENOTDIR: "check the path",
     errno.EPERM: "check its permissions",
     errno.EROFS: "name another place",
@@ -60,12 +61,15 @@ class Console:
     @property
     def is_terminal(self) -> bool:
         """Whether a person reads the answer."""
-        return sys.stdout.isatty()
+        return sys.stdout is not None and sys.stdout.isatty()
 
     def document(self, value: Mapping[str, Any]) -> None:
         """The answer as JSON."""
-        in_ascii = (sys.stdout.encoding or "ascii").lower().replace("-", "") != "utf8"
-        _write_answer(json.dumps(value, ensure_ascii=in_ascii, indent=2, allow_nan=False))
+        _write_answer(_json(value, indent=2))
+
+    def json_line(self, value: Mapping[str, Any]) -> None:
+        """A part of the answer as a line of JSON."""
+        _write_answer(_json(value))
 
     def line(self, text: str) -> None:
         """A line of the answer as text."""
@@ -99,21 +103,25 @@ class Console:
         print_error(message)
         self.exit_code = XattnError.exit_code
 
+    def refuse(self, error: UserError) -> None:
+        """One of several inputs cannot be used: said as an error, and the others continue."""
+        print_error(str(error))
+        self.exit_code = error.exit_code
+
     def each(self, items: Iterable[_Item], call: Callable[[_Item], _Result]) -> Iterator[tuple[_Item, _Result]]:
         """Every item with its result; an image or question that cannot be used is reported, and the others continue."""
         for item in items:
             try:
                 result = call(item)
             except (ImageError, QuestionError) as error:
-                print_error(str(error))
-                self.exit_code = error.exit_code
+                self.refuse(error)
             else:
                 yield item, result
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """A bar on standard error while a person watches, else nothing."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield silent
             return
         from rich.console import Console as RichConsole
@@ -216,7 +224,15 @@ def _extra_of(module: str | None) -> str | None:
     return next((extra for extra, modules in _EXTRAS.items() if top in modules), None)
 
 
+def _json(value: Mapping[str, Any], indent: int | None = None) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    in_ascii = encoding.lower().replace("-", "") != "utf8"
+    return json.dumps(value, ensure_ascii=in_ascii, indent=indent, allow_nan=False)
+
+
 def _write_answer(text: str, end: str = "\n") -> None:
+    if sys.stdout is None:
+        raise OutputError("standard output: expected a place for the answer, found it closed; redirect it to a file")
     try:
         print(text, end=end, flush=True)
     except BrokenPipeError as error:
@@ -235,6 +251,8 @@ def _abandon_standard_output() -> None:
 
 
 def _write_aside(text: str) -> None:
+    if sys.stderr is None:  # closed: `print` would write to standard output
+        return
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

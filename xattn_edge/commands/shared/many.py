@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xattn_edge.commands.shared.console import Console, one_line, print_error
+from xattn_edge.commands.shared.caption_file import caption_file
+from xattn_edge.commands.shared.console import Console, one_line
+from xattn_edge.commands.shared.input import STANDARD_STREAM
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
-from xattn_runtime.errors import ImageError, OutputError, UserError
+from xattn_runtime.errors import ImageError, UserError
 
 if TYPE_CHECKING:
     from xattn_runtime.bundle.folder import Bundle
@@ -44,23 +45,35 @@ class Batches(NamedTuple):
     at_once: int
 
 
-def images_in(places: Sequence[Path], *, recursive: bool) -> list[NamedImage]:
-    """Images as they are named, and those of folders in the order of their paths; each file once.
+def images_in(places: Sequence[Path], console: Console, *, recursive: bool) -> list[NamedImage]:
+    """Images as they are named, and those of folders in the natural order of their paths; each file once.
 
-    Raises UserError for a folder without an image, and for no image at all.
+    A folder without an image or that cannot be read is refused, and the others continue.
     """
+    from xattn_runtime.brought_files import is_folder
     from xattn_runtime.preprocess.image_files import image_files
 
     images: dict[str, NamedImage] = {}
     for place in places:
         files = [place]
-        if place.is_dir():
-            files = image_files(place, recursive=recursive)
-            if not files:
+        if is_folder(place):
+            unreadable: list[OSError] = []
+            try:
+                files = image_files(place, recursive=recursive, on_unreadable=unreadable.append)
+            except OSError as error:
+                files, unreadable = [], [error]
+            for problem in unreadable:
+                console.refuse(_unreadable(problem))
+            if not files and not unreadable:
                 advice = "name another" if recursive else "name another, or use --recursive"
-                raise UserError(f"{place}: expected a folder with images, found none in it; {advice}")
+                console.refuse(UserError(f"{place}: expected a folder with images, found none in it; {advice}"))
         images |= {file.as_posix(): NamedImage(file, file.as_posix()) for file in files}
     return list(images.values())
+
+
+def _unreadable(error: OSError) -> UserError:
+    reason = one_line(error.strerror or str(error)).lower()
+    return UserError(f"{error.filename}: expected a folder that can be read, found: {reason}; check its permissions")
 
 
 def open_for_many(bundle: Bundle, provider: str, threads: int | None) -> tuple[CaptionTask, Batches]:
@@ -93,46 +106,57 @@ def caption_to_file(
 ) -> None:
     """Caption the images that `output` has no line for, and add a line for each; those that are bad get one too.
 
-    Raises OutputError for a file that something else wrote, other settings wrote, or another process is writing.
+    `-` as the output is standard output, which nothing resumes. Raises as `caption_file`.
     """
-    from xattn_runtime.files import sync
-
-    images = images_in(places, recursive=recursive)
+    images = images_in(places, console, recursive=recursive)
+    if not images:
+        return
     made_by = _made_by(task, prompt, options)
-    with _opened(output) as stream:
-        done = _done(stream, output, made_by)
-        waiting = [image for image in images if image.name not in done]
-        bad = 0
+
+    def write(waiting: Sequence[NamedImage], add: Callable[[dict[str, Any]], None]) -> int:
+        """Add a line for each image; the number of those that are bad."""
+        bad, before = 0, len(images) - len(waiting)
         with console.progress() as progress:
-            progress("captioning", (len(images) - len(waiting)) / len(images))
+            progress("captioning", before / len(images))
             paths = [image.path for image in waiting]
             captions = task.caption_many(
                 paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
             )
             for number, (image, result) in enumerate(zip(waiting, captions, strict=True), 1):
-                _add(stream, _line(image, result, made_by))
+                add(_line(image, result, made_by))
                 if isinstance(result, ImageError):
                     bad += 1
-                    console.exit_code = result.exit_code
-                    print_error(str(result))
-                progress(f"captioning {image.path.name}", (len(images) - len(waiting) + number) / len(images))
-        sync(stream)
+                    console.refuse(result)
+                progress(f"captioning {image.path.name}", (before + number) / len(images))
+        return bad
+
+    if str(output) == STANDARD_STREAM:
+        write(images, console.json_line)
+        return
+    with caption_file(output, made_by, console.warn) as file:
+        waiting = [image for image in images if image.name not in file.done]
+        # A name that is no Unicode is written with \ud8xx, which JSON knows.
+        bad = write(waiting, lambda line: file.add(json.dumps(line).encode()))
+    _summarize(console, task, output, len(images), len(waiting), bad)
+
+
+def _summarize(console: Console, task: CaptionTask, output: Path, images: int, waiting: int, bad: int) -> None:
     if console.as_json:
         console.document(
             {
                 "output": str(output),
-                "pictures": len(images),
-                "captioned": len(waiting) - bad,
+                "pictures": images,
+                "captioned": waiting - bad,
                 "bad": bad,
-                "done_before": len(images) - len(waiting),
+                "done_before": images - waiting,
                 "provider": task.settings.name,
                 "bundle": str(task.bundle.path),
             }
         )
     else:
-        done_before = f", {len(images) - len(waiting)} done before" if len(waiting) < len(images) else ""
+        done_before = f", {images - waiting} done before" if waiting < images else ""
         refused = f", {bad} that cannot be used" if bad else ""
-        console.note(f"{output}: {len(waiting) - bad} images captioned{done_before}{refused}")
+        console.note(f"{output}: {waiting - bad} images captioned{done_before}{refused}")
 
 
 def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) -> str:
@@ -142,67 +166,6 @@ def _made_by(task: CaptionTask, prompt: str | None, options: DecodingOptions) ->
     return f"{task.bundle.manifest.name} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _line(image: NamedImage, result: Caption | ImageError, made_by: str) -> bytes:
+def _line(image: NamedImage, result: Caption | ImageError, made_by: str) -> dict[str, Any]:
     values: dict[str, Any] = {"error": str(result)} if isinstance(result, ImageError) else result.to_dict()
-    # A name that is no Unicode is written with \ud8xx, which JSON knows.
-    return json.dumps({"image": image.name, **values, "made_by": made_by}).encode() + b"\n"
-
-
-def _add(stream: BinaryIO, line: bytes) -> None:
-    stream.write(line)
-    stream.flush()
-
-
-@contextmanager
-def _opened(output: Path) -> Iterator[BinaryIO]:
-    """The file, to be read and added to, by this process alone."""
-    try:
-        stream = output.open("a+b")
-    except OSError as error:
-        raise OutputError(
-            f"{output}: expected a file that can be written, found: {one_line(error.strerror or str(error))}; "
-            "name another"
-        ) from error
-    with stream:
-        _lock(stream, output)
-        yield stream
-
-
-def _lock(stream: BinaryIO, output: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # another system
-        return
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise OutputError(f"{output}: expected to be the one that writes it, found another; wait for it") from error
-
-
-def _done(stream: BinaryIO, output: Path, made_by: str) -> set[str]:
-    """Names of the images that there are lines for; half a line at the end, from a killed run, is cut off."""
-    stream.seek(0)
-    content = stream.read()
-    whole = content[: content.rfind(b"\n") + 1]
-    done = set()
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            name, maker = entry["image"], entry["made_by"]
-            if not isinstance(name, str) or not ("caption" in entry or "error" in entry):
-                raise ValueError("no caption of an image")
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise OutputError(
-                f"{output}: line {number}: expected a caption that this command wrote, found: {one_line(str(error))}; "
-                "name another file"
-            ) from error
-        if maker != made_by:
-            raise OutputError(
-                f"{output}: line {number}: expected captions of this bundle with these options ({made_by}), found some "
-                f"of {maker}; name another file"
-            )
-        done.add(name)
-    if not whole and content and not content.startswith(b'{"image": '):
-        raise OutputError(f"{output}: expected captions that this command wrote, found another file; name another")
-    stream.truncate(len(whole))
-    return done
+    return {"image": image.name, **values, "made_by": made_by}

@@ -73,9 +73,11 @@ class Family:
     recognises: whether a source with this `config.json` is of the family.
     open: the source in a folder that is recognised; CheckpointError where it is damaged.
     also: the same for other tasks, for models whose files do not say which they were trained for.
+    classes: of Transformers that it reads → the `model_type` of their `config.json`.
     """
 
     name: str
     recognises: Callable[[Mapping[str, Any]], bool]
     open: Callable[[Path], Source]
     also: Mapping[TaskName, Callable[[Path], Source]] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)

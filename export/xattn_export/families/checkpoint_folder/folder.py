@@ -17,13 +17,14 @@ from torch import Tensor
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
+from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["architecture", "has_architecture", "license_of", "load_model", "name_of"]
+__all__ = ["license_of", "load_model", "name_of"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -44,17 +45,6 @@ _SPDX = {
 _SPDX_IN_CAPITALS = re.compile(r"mit|isc|wtfpl|(cc-by|cc0|bsl|ecl|epl|afl|osl|ofl|eupl|ms-pl)(-[a-z0-9.]+)*")
 
 
-def architecture(config: Mapping[str, Any]) -> str | None:
-    """The class that a `config.json` of Transformers names, such as `BlipForQuestionAnswering`."""
-    names = config.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-
-
-def has_architecture(config: Mapping[str, Any], *names: str) -> bool:
-    """Whether a `config.json` is that of a model of one of these classes."""
-    return architecture(config) in names
-
-
 def name_of(folder: Path) -> str:
     """A bundle's name: that of the folder, in lower case; of a download, that of its repository."""
     repository = next((part for part in folder.parts if part.startswith("models--")), None)
@@ -68,7 +58,7 @@ def license_of(folder: Path) -> str:
     https://huggingface.co/docs/hub/model-cards#model-card-metadata, https://spdx.org/licenses/
     """
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = decoded_text((folder / "README.md").read_bytes())
     except (OSError, UnicodeDecodeError):
         return _NO_LICENSE
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from xattn_runtime.brought_files import marked_encoding
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 
@@ -26,7 +27,12 @@ def read_present_json(path: Path) -> dict[str, Any]:
     Raises FileNotFoundError or NotADirectoryError where there is no such file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        written = path.read_bytes()
+        if marked_encoding(written) is not None:  # Transformers does not read such a file either
+            raise CheckpointError(
+                f"{path}: expected UTF-8 without a byte-order mark, found one at its beginning; save it again without"
+            )
+        content = json.loads(written.decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError, RecursionError) as error:

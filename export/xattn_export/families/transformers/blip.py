@@ -19,8 +19,8 @@ from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source, Symbol, key_value_specs
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import encoder_decoder_cache, presents
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -285,7 +285,9 @@ def _most_tokens(model: Any) -> int:
 
 
 BLIP: tuple[Family, ...] = (
-    Family("BLIP captioning", lambda config: has_architecture(config, "BlipForConditionalGeneration"), _open_captioner),
-    Family("BLIP VQA", lambda config: has_architecture(config, "BlipForQuestionAnswering"), _open_answerer),
-    Family("BLIP retrieval", lambda config: has_architecture(config, "BlipForImageTextRetrieval"), open_retriever),
+    transformers_family(
+        "BLIP captioning", _open_captioner, {"BlipForConditionalGeneration": "blip"}, by_model_type=False
+    ),
+    transformers_family("BLIP VQA", _open_answerer, {"BlipForQuestionAnswering": "blip"}, by_model_type=False),
+    transformers_family("BLIP retrieval", open_retriever, {"BlipForImageTextRetrieval": "blip"}, by_model_type=False),
 )

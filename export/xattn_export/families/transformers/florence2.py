@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from xattn_edge.attention.caches import pairs
-from xattn_export.families.base import Family, Generated, Generates, Role, Source, TensorSpec
+from xattn_export.families.base import Generated, Generates, Role, Source, TensorSpec
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -202,9 +202,9 @@ def _check_config(path: Path, config: Any, davit: Davit) -> None:
             raise CheckpointError(f"{path}: {key}: expected at least {fewest}, found {stated}")
 
 
-FLORENCE2 = Family(
+FLORENCE2 = transformers_family(
     "Florence-2",
-    lambda config: has_architecture(config, "Florence2ForConditionalGeneration"),
     partial(_open, "caption"),
+    {"Florence2ForConditionalGeneration": "florence2"},
     also={"vqa": partial(_open, "vqa")},
 )

@@ -18,9 +18,9 @@ from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -165,10 +165,10 @@ def _refuse_video(folder: Path, model: GitForCausalLM) -> None:
 
 
 GIT: tuple[Family, ...] = (
-    Family(
+    transformers_family(
         "GIT",
-        lambda config: has_architecture(config, "GitForCausalLM"),
         partial(_open, "caption"),
+        {"GitForCausalLM": "git"},
         also={"vqa": partial(_open, "vqa")},
     ),
 )

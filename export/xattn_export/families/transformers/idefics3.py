@@ -18,10 +18,9 @@ from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
+from xattn_export.families.checkpoint_folder.classes import class_of, transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
-    architecture,
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -42,7 +41,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 
 __all__ = ["IDEFICS3"]
 
-_ARCHITECTURES = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
+_CLASSES = {"Idefics3ForConditionalGeneration": "idefics3", "SmolVLMForConditionalGeneration": "smolvlm"}
 # Rotary positions are computed, not looked up: up to here a comparison sees what there is to see.
 _COMPARED_POSITIONS = 1024
 
@@ -68,7 +67,7 @@ def _open(task: TaskName, folder: Path) -> Source:
     import transformers
 
     config = read_json(folder / "config.json")
-    model_class = getattr(transformers, cast(str, architecture(config)))
+    model_class = getattr(transformers, cast(str, class_of(config, _CLASSES)))
     model, weights = load_model(folder, model_class, unused=(r"\.position_ids$", r"\.rotary_emb\.inv_freq$"))
     check_llama(folder / "config.json", model.config.text_config)
     steps = image_steps_of(folder)
@@ -160,10 +159,10 @@ def _tokens_of_a_tile(folder: Path, model: Any, side_px: int) -> int:
 
 
 IDEFICS3: tuple[Family, ...] = (
-    Family(
+    transformers_family(
         "Idefics3, SmolVLM",
-        lambda config: has_architecture(config, *_ARCHITECTURES),
         partial(_open, "vqa"),
+        _CLASSES,
         also={"caption": partial(_open, "caption")},
     ),
 )

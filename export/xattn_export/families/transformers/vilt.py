@@ -18,8 +18,8 @@ from torch import Tensor
 
 from xattn_export.families.base import Chooses, Family, GoldenInput, Role, Source, TensorSpec
 from xattn_export.families.base.standard_roles import classifier_role, image_token_specs, text_specs
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -167,6 +167,4 @@ def _can_be_zero(steps: tuple[Step, ...], channel: int) -> bool:
     return bool((values == 0).any())
 
 
-VILT: tuple[Family, ...] = (
-    Family("ViLT VQA", lambda config: has_architecture(config, "ViltForQuestionAnswering"), _open),
-)
+VILT: tuple[Family, ...] = (transformers_family("ViLT VQA", _open, {"ViltForQuestionAnswering": "vilt"}),)

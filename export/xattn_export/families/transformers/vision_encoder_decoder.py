@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xattn_edge.attention.caches import pairs
-from xattn_export.families.base import Family, Generated, Generates, Role, Source
+from xattn_export.families.base import Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
+from xattn_export.families.checkpoint_folder.classes import nearest, transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -119,9 +119,11 @@ def _check_kinds(folder: Path) -> None:
 def _check_kind(path: Path, part: str, config: object, known: Collection[str]) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in known:
+        near = nearest(kind, known) if isinstance(kind, str) else None
+        hint = f" (the nearest: {near})" if near else ""
         raise CheckpointError(
-            f"{path}: {part}.model_type: expected one of {', '.join(known)}, found {show(kind)}; "
-            f"a VisionEncoderDecoder with this {part} cannot be exported yet"
+            f"{path}: {part}.model_type: expected one of {', '.join(known)}{hint}, found {show(kind)}; "
+            f"a VisionEncoderDecoder with this {part} cannot be exported yet, see docs/families.md"
         )
 
 
@@ -203,6 +205,6 @@ def _forced_logits(
     return torch.cat(rows)[first - 1 :]
 
 
-VISION_ENCODER_DECODER = Family(
-    "VisionEncoderDecoder", lambda config: has_architecture(config, "VisionEncoderDecoderModel"), _open
+VISION_ENCODER_DECODER = transformers_family(
+    "VisionEncoderDecoder", _open, {"VisionEncoderDecoderModel": "vision-encoder-decoder"}
 )

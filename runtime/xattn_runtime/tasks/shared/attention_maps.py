@@ -16,7 +16,7 @@ from xattn_runtime.bundle.contract import attention_names
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE
 from xattn_runtime.errors import UserError
-from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.execution.session import GraphSession, HeldGraph, SessionSettings, Tensor, hold_graph
 from xattn_runtime.generate.decoder import FirstStep
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.tasks.shared.image_encoder import padded
@@ -24,7 +24,7 @@ from xattn_runtime.tasks.shared.image_encoder import padded
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-__all__ = ["Attender", "AttentionMap", "grid_of", "words_of"]
+__all__ = ["Attender", "AttentionMap", "grid_of", "hold_attention", "words_of"]
 
 # Tokens of the image encoder's own that stand before those of the image: a class token, or two.
 _MOST_OF_ITS_OWN = 2
@@ -60,17 +60,22 @@ class AttentionMap:
         return means
 
 
+def hold_attention(bundle: Bundle, settings: SessionSettings) -> HeldGraph | None:
+    """The graph `attention` of a bundle, which is loaded when it is asked for; None where there is none."""
+    return hold_graph(bundle, ATTENTION_ROLE, settings) if ATTENTION_ROLE in bundle.manifest.graphs else None
+
+
 class Attender:
     """The graph `attention` of a bundle."""
 
-    def __init__(self, bundle: Bundle, settings: SessionSettings) -> None:
-        """Load it; UserError where the bundle has none."""
-        if ATTENTION_ROLE not in bundle.manifest.graphs:
+    def __init__(self, bundle: Bundle, held: HeldGraph | None) -> None:
+        """Load what `hold_attention` gave; UserError where the bundle has none."""
+        if held is None:
             raise UserError(
                 f"{bundle.path}: expected a bundle with a graph that gives attention weights, found none; export it "
                 "again with --with-attention"
             )
-        self._session: GraphSession = open_session(bundle, ATTENTION_ROLE, settings)
+        self._session: GraphSession = held.open()
         self._pipeline = Pipeline(bundle.manifest.image_steps)
         self._names = attention_names(self._session.output_shapes)
 

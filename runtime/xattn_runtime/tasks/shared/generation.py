@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError
-from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.execution.forking import tell_after_fork
+from xattn_runtime.execution.session import (
+    GraphSession,
+    HeldGraph,
+    SessionSettings,
+    Tensor,
+    hold_graph,
+    open_session,
+)
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.loop import GreedyLoop
 from xattn_runtime.generate.options import Sampling, Stop
@@ -54,24 +62,28 @@ class TextGenerator:
         decoding names, or where the image stands in the text and the manifest says not how.
         """
         self._bundle = bundle
-        self._settings = settings
         self._producer = producer
         self._decoding = decoding
         self._loading = threading.Lock()
+        tell_after_fork(self)
         self._check(session)
         has_loop = session.role == _LOOP
         self._loop = GreedyLoop(session) if has_loop else None
-        self._decoder = None if has_loop else self._step(session)
+        self._decoder = hold_graph(bundle, "decoder", settings) if has_loop else self._step(session)
 
     @property
     def decoder(self) -> DecoderStep:
         """The decoder, a step at a time."""
         with self._loading:
-            if self._decoder is None:
-                session = open_session(self._bundle, "decoder", self._settings)
+            if isinstance(self._decoder, HeldGraph):
+                session = self._decoder.open()
                 self._check(session)
                 self._decoder = self._step(session)
             return self._decoder
+
+    def after_fork(self) -> None:
+        """See `Inherited`: a thread that is not here may have been loading the decoder."""
+        self._loading = threading.Lock()
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
         """The sequence for every row of `context`, the output of the encoder; `decoding` as `Decoding.for_call`."""

@@ -5,12 +5,13 @@ It keeps them in order and their number within bounds; what the model does with 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from xattn_runtime.errors import ImageError
+from xattn_runtime.errors import ImageError, UserError
 from xattn_runtime.execution.session import default_threads
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, PreparedImage
 
@@ -39,16 +40,13 @@ def prefetch_images(
             return error
 
     waiting: deque[Future[_Ready]] = deque()
-    pool = ThreadPoolExecutor(default_threads(), thread_name_prefix="xattn-prepare")
-    try:
+    with _Threads(default_threads(), "xattn-prepare") as pool:
         for image in images:
             waiting.append(pool.submit(prepare, image))
             if len(waiting) >= 3 * batch:
-                yield [waiting.popleft().result() for _ in range(batch)]
+                yield [pool.result(waiting.popleft()) for _ in range(batch)]
         while waiting:
-            yield [waiting.popleft().result() for _ in range(min(batch, len(waiting)))]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            yield [pool.result(waiting.popleft()) for _ in range(min(batch, len(waiting)))]
 
 
 def compute_many(compute: Callable[[_Part], _Result], parts: Iterable[_Part], at_once: int) -> Iterator[_Result]:
@@ -57,13 +55,39 @@ def compute_many(compute: Callable[[_Part], _Result], parts: Iterable[_Part], at
     The caller may use a result meanwhile. What `compute` raises is raised in its part's place.
     """
     waiting: deque[Future[_Result]] = deque()
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="xattn-compute")
-    try:
+    with _Threads(at_once, "xattn-compute") as pool:
         for part in parts:
             waiting.append(pool.submit(compute, part))
             if len(waiting) > at_once:
-                yield waiting.popleft().result()
+                yield pool.result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            yield pool.result(waiting.popleft())
+
+
+class _Threads:
+    """Threads of the process that began them; a forked one has none of them, and can wait for nothing that they do."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._pool, self._process = ThreadPoolExecutor(count, thread_name_prefix=name), os.getpid()
+
+    def submit(self, compute: Callable[[_Part], _Result], part: _Part) -> Future[_Result]:
+        self._check()
+        return self._pool.submit(compute, part)
+
+    def result(self, future: Future[_Result]) -> _Result:
+        self._check()
+        return future.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if os.getpid() == self._process:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self) -> None:
+        if os.getpid() != self._process:
+            raise UserError(
+                "many images: expected the process that began with them, found one that was forked since then; "
+                "make the call again in this process"
+            )

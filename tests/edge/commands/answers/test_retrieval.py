@@ -118,7 +118,7 @@ def test_classify_json(invoke, bundles, noise, kind, template):
 
 
 def test_classify_prints_a_table(invoke, bundles, noise, tmp_path):
-    (tmp_path / "labels.txt").write_text("red dog\n\n green house \n", encoding="utf-8")
+    (tmp_path / "labels.txt").write_text("red dog\n\n green house \n", encoding="utf-8-sig")
     result = invoke("classify", noise(5), "cat", "--labels", tmp_path / "labels.txt", "-b", bundles["softmax"])
     expected = _probabilities(noise(5), "softmax", "a photo of a {label}")
     best = sorted(LABELS, key=lambda label: -expected[label])

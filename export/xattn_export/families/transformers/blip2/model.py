@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generates, Role, Source
 from xattn_export.families.base.standard_roles import image_encoder_role
-from xattn_export.families.checkpoint_folder.folder import has_architecture, license_of, load_model, name_of
+from xattn_export.families.checkpoint_folder.classes import transformers_family
+from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.drawings import few_images
@@ -105,10 +106,10 @@ def _text_model(folder: Path) -> str:
 
 
 BLIP2: tuple[Family, ...] = (
-    Family(
+    transformers_family(
         "BLIP-2",
-        lambda config: has_architecture(config, "Blip2ForConditionalGeneration"),
         partial(_open, "caption"),
+        {"Blip2ForConditionalGeneration": "blip-2"},
         also={"vqa": partial(_open, "vqa")},
     ),
 )

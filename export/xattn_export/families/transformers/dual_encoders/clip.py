@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Source
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model
+from xattn_export.families.base import Source
+from xattn_export.families.checkpoint_folder.classes import transformers_family
+from xattn_export.families.checkpoint_folder.folder import load_model
 from xattn_export.families.layers.common import padding_mask, places
 from xattn_export.families.layers.text.clip import ClipTextEncoder
 from xattn_export.families.layers.vision.clip import ClipVision
@@ -87,4 +88,4 @@ def _open(folder: Path) -> Source:
     )
 
 
-CLIP = Family("CLIP", lambda config: has_architecture(config, "CLIPModel"), _open)
+CLIP = transformers_family("CLIP", _open, {"CLIPModel": "clip"})

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from xattn_export.families.base import Family, Source, SourceTokenizer
-from xattn_export.families.checkpoint_folder.folder import has_architecture, load_model
+from xattn_export.families.base import Source, SourceTokenizer
+from xattn_export.families.checkpoint_folder.classes import transformers_family
+from xattn_export.families.checkpoint_folder.folder import load_model
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.layers.clip import ClipLayer
 from xattn_export.families.layers.common import attend, for_each_image, padding_mask
@@ -126,4 +127,4 @@ def _pad_token_id(folder: Path, model: SiglipModel, tokenizer: SourceTokenizer) 
     return token_id
 
 
-SIGLIP = Family("SigLIP", lambda config: has_architecture(config, "SiglipModel"), _open)
+SIGLIP = transformers_family("SigLIP", _open, {"SiglipModel": "siglip"})

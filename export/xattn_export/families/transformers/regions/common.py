@@ -22,6 +22,7 @@ from xattn_export.families.base.standard_roles import classifier_role, image_tok
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.common import attend, fuse_linears, places
+from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.regions import RegionSpec
 
@@ -131,7 +132,7 @@ def labels_of(folder: Path, config: Any, answers: int) -> tuple[str, ...]:
     path = folder / _FILE
     if path.is_file():
         try:
-            names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+            names = tuple(line.strip() for line in decoded_text(path.read_bytes()).splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{path}: expected text in UTF-8, a name a line, found: {error}") from error
         if len(names) != answers or not all(names) or len(set(names)) != answers:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import ChoosesOverRegions, Family, Source
+from xattn_export.families.base import ChoosesOverRegions, Source
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -175,4 +175,4 @@ class _PassedBy(nn.Module):
         return features
 
 
-LXMERT = Family("LXMERT VQA", lambda config: has_architecture(config, "LxmertForQuestionAnswering"), _open)
+LXMERT = transformers_family("LXMERT VQA", _open, {"LxmertForQuestionAnswering": "lxmert"})

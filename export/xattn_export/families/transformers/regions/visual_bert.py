@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import ChoosesOverRegions, Family, Source
+from xattn_export.families.base import ChoosesOverRegions, Source
+from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import (
-    has_architecture,
     license_of,
     load_model,
     name_of,
@@ -143,4 +143,7 @@ def _answer(
     return cast(Tensor, output.logits)
 
 
-VISUAL_BERT = Family("VisualBERT VQA", lambda config: has_architecture(config, "VisualBertForQuestionAnswering"), _open)
+# Other classes of VisualBERT have tensors of the same names.
+VISUAL_BERT = transformers_family(
+    "VisualBERT VQA", _open, {"VisualBertForQuestionAnswering": "visual_bert"}, by_model_type=False
+)
