@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class SourceTokenizer:
     spec: TokenizerSpec
     special: Mapping[str, str] = field(default_factory=dict)
     decode: Callable[[Sequence[int]], str] | None = None
+
+    def refusing_from(self, token_id: int) -> SourceTokenizer:
+        """The same, but no text may spell out an added token of this id or a higher one, which the model lacks."""
+        words = [token["content"] for token in json.loads(self.json).get("added_tokens", ()) if token["id"] >= token_id]
+        refused = tuple(dict.fromkeys((*self.spec.refused_words, *words)))
+        return replace(self, spec=replace(self.spec, refused_words=refused))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.export.families.conftest import noise_pictures, randomize, save_folder
+from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_runtime.errors import CheckpointError, UserError
+from xattn_runtime.loader import load
 from xattn_runtime.preprocess.text import TextCodec
 
 transformers = pytest.importorskip("transformers")
@@ -76,3 +80,33 @@ def test_a_model_that_is_given_texts_is_refused(tmp_path: Path) -> None:
         source_tokenizer(_japanese(tmp_path), 20)
     assert str(caught.value).startswith(f"{tmp_path / 'tokenizer_config.json'}: tokenizer_class: expected a tokenizer")
     assert "found BertJapaneseTokenizer, which can only write texts here" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_reader_of_japanese(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    config = transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        transformers.ViTConfig(image_size=32, patch_size=8, **sizes),
+        transformers.BertConfig(vocab_size=len(WORDS), max_position_embeddings=24, **sizes),
+    )
+    model = transformers.VisionEncoderDecoderModel(config).eval()
+    randomize(model, gain=1.5)
+    settings = model.generation_config
+    settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id, settings.max_length = 2, 3, 0, 12
+    pictures = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    folder = _japanese(save_folder(tmp_path / "manga", model, pictures), subword_tokenizer_type="character")
+    export_checkpoint(folder, tmp_path / "manga.xattn")
+    theirs = transformers.BertJapaneseTokenizer(str(folder / "vocab.txt"), do_word_tokenize=False)
+    task = load(tmp_path / "manga.xattn", task="caption", threads=1)
+    texts = set()
+    for picture in noise_pictures(4):
+        with torch.no_grad():
+            ids = model.generate(pictures(picture, return_tensors="pt").pixel_values)[0]
+        caption = task.caption(picture)
+        assert caption.text == theirs.decode(ids, skip_special_tokens=True)
+        texts.add(caption.text)
+    assert len(texts) > 1
+    for golden in task.bundle.manifest.golden.cases:
+        assert golden.text == theirs.decode(golden.token_ids or (), skip_special_tokens=True).strip()
+    with pytest.raises(UserError, match="prompt: expected none, since the tokenizer of this model can write texts"):
+        task.caption(noise_pictures(1)[0], prompt="ぁ")

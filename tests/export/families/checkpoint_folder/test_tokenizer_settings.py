@@ -241,3 +241,11 @@ def test_a_tokenizer_that_splits_at_special_tokens_otherwise(tmp_path: Path) -> 
         assert list(codec.encode_question(text).ids) == theirs(text)["input_ids"]
     with pytest.raises(UserError, match="text: expected a text without the special token '</s>', found 'a </s> cat'"):
         codec.encode_question("a </s> cat", kind="text")
+
+
+def test_an_added_token_that_the_model_lacks(tmp_path: Path) -> None:
+    _gpt2().save_pretrained(tmp_path)
+    _write(tmp_path, _settings(pad_token="[PAD]"))
+    tokenizer = source_tokenizer(tmp_path, 99).refusing_from(len(GPT2))
+    assert tokenizer.spec.refused_words == ("[PAD]",)
+    assert source_tokenizer(tmp_path, 99).refusing_from(len(GPT2) + 1).spec.refused_words == ()
