@@ -27,7 +27,9 @@ from xattn_export.families.base import (
     Role,
     Source,
 )
+from xattn_export.families.checkpoint_folder.folder import name_of
 from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
+from xattn_export.families.checkpoint_folder.weights.base import whole_folder
 from xattn_export.families.table import family_of
 from xattn_export.golden import FP32_RELATIVE_RMS, GoldenSet, make_golden
 from xattn_export.graph.conformance import examine, require_valid
@@ -114,6 +116,7 @@ def export_checkpoint(
     static_batch: bool = False,
     whole: bool = True,
     with_attention: bool = False,
+    base: Path | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
     """Make the bundle `output` of the trained model in the folder, or under the hub id, `source`.
@@ -129,6 +132,7 @@ def export_checkpoint(
         static_batch: whether the image encoder takes one image at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
         with_attention: write a graph with the attention weights as outputs too, for maps of what it looked at.
+        base: the model that `source`, an adapter of PEFT, was trained on, as a folder or hub id; they are merged.
         progress: receives the current step.
 
     Raises:
@@ -142,7 +146,7 @@ def export_checkpoint(
     opset = choose_opset(attention, opset)
     check_output(output, overwrite=overwrite)
     progress("opening the model", 0.0)
-    model = _open(source, task)
+    model = _open(source, task, base)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
         source_sha256=weights_digest(model.weights),
@@ -195,8 +199,15 @@ def export_checkpoint(
     )
 
 
-def _open(place: Path, task: TaskName | None) -> Source:
+def _open(place: Path, task: TaskName | None, base: Path | None) -> Source:
+    """The source in the folder, or in that of an adapter and its base together, and its files by their own names."""
     folder = local_folder(place)
+    with whole_folder(folder, base and local_folder(base), name_of(folder)) as whole:
+        source = _open_folder(whole, task)
+        return source if whole == folder else replace(source, weights=tuple(path.resolve() for path in source.weights))
+
+
+def _open_folder(folder: Path, task: TaskName | None) -> Source:
     family = family_of(folder)
     source = (family.open if task is None else family.also.get(task, family.open))(folder)
     if task not in (None, source.task):

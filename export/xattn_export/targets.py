@@ -159,6 +159,7 @@ def export_for_target(
     *,
     task: TaskName | None = None,
     with_attention: bool = False,
+    base: Path | None = None,
     overwrite: bool = False,
     command: str = "",
     progress: Progress = silent,
@@ -178,6 +179,7 @@ def export_for_target(
             opset=target.opset,
             static_batch=target.static_batch,
             with_attention=with_attention,
+            base=base,
             command=command,
             progress=lambda what, share: progress(what, 0.7 * share),
         )

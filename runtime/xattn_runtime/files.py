@@ -21,9 +21,12 @@ from typing import IO
 from xattn_runtime.errors import OutputError
 
 __all__ = [
+    "MARK",
     "atomic_file",
     "atomic_folder",
     "atomic_write",
+    "check_folder_writable",
+    "check_replaceable",
     "check_writable",
     "is_leftover",
     "not_written",
@@ -32,6 +35,10 @@ __all__ = [
     "sync",
 ]
 
+MARK = "xattn-edge"
+"""Stands near the beginning of every page, chart and image that is written for people, so that it is known again."""
+
+_MARK_WITHIN_BYTES = 1024
 _PARTIAL, _OLD = "partial", "old"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
 _NAME_BYTES = 255  # the longest name of most file systems
@@ -103,9 +110,27 @@ def check_writable(path: Path) -> None:
     """Raise the OSError that `atomic_write` would, so that no work is done for a result that cannot be saved."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    check_folder_writable(path)
+
+
+def check_folder_writable(path: Path) -> None:
+    """Raise the OSError that `atomic_folder` would where nothing of the name of `path` can be made."""
     temporary = _temporary(path)
     temporary.touch()
     temporary.unlink()
+
+
+def check_replaceable(path: Path) -> None:
+    """OutputError where `path` is a file that people would miss: one that has something in it, and no `MARK`."""
+    try:
+        with path.open("rb") as stream:
+            beginning = stream.read(_MARK_WITHIN_BYTES)
+    except OSError:  # nothing there, or nothing that can be replaced, which writing says
+        return
+    if beginning and MARK.encode() not in beginning:
+        raise OutputError(
+            f"{path}: expected a new file, or one that {MARK} wrote before, found another; name another, or remove it"
+        )
 
 
 def sync(stream: IO[bytes]) -> None:

@@ -6,6 +6,7 @@ ViLBERT's `BertConnectionLayer` and LXMERT's `LXMERTXLayer`, by their equations 
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn_edge.attention import Attended, AttentionOptions, CrossModalAttention, Tokens
+from xattn_edge.models.wrappers import without_wrappers
 from xattn_runtime.errors import CheckpointError
 
-__all__ = ["MMF_LAYERS", "MmfCoAttentionLayer", "load_mmf_layers", "read_mmf_checkpoint"]
+__all__ = ["MMF_LAYERS", "MmfCoAttentionLayer", "bare_state", "load_mmf_layers", "read_mmf_checkpoint"]
 
 _NORM_EPSILON = 1e-12
 _MODELS = ("vilbert", "lxmert")
@@ -138,6 +140,14 @@ def read_mmf_checkpoint(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
+def bare_state(state: State, known: re.Pattern[str]) -> State:
+    """Without what wrapped the model in training, so that as many names as possible begin as those that are known."""
+    bare, taken = without_wrappers(state, lambda names: sum(bool(known.match(name)) for name in names))
+    if taken:
+        logging.getLogger("xattn_edge").info(f"state: {taken} is taken off the names of its tensors")
+    return bare
+
+
 def load_mmf_layers(state: State, model: Literal["vilbert", "lxmert"], heads: int) -> tuple[MmfCoAttentionLayer, ...]:
     """The co-attention layers of an MMF checkpoint, with its weights, in evaluation mode.
 
@@ -151,7 +161,7 @@ def load_mmf_layers(state: State, model: Literal["vilbert", "lxmert"], heads: in
     if model not in _MODELS:
         raise CheckpointError(f"model: expected one of {', '.join(_MODELS)}, found {model!r}")
     layers: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in state.items():
+    for name, tensor in bare_state(state, re.compile(f".*{MMF_LAYERS[model]}")).items():
         if match := re.search(MMF_LAYERS[model], name):
             layers.setdefault(int(match[1]), {})[match[2]] = tensor
     if not layers:

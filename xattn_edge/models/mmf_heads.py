@@ -14,6 +14,7 @@ Layers that MMF keeps under weight normalisation (Salimans and Kingma, 2016) bec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from xattn_edge.attention.checks import check_mask, check_tokens
 from xattn_edge.attention.weighting import masked_softmax
+from xattn_edge.models.mmf import bare_state
 from xattn_runtime.errors import CheckpointError
 
 __all__ = ["ButdDecoder", "PythiaHead", "RegionAttention", "load_mmf_butd", "load_mmf_pythia"]
@@ -29,6 +31,9 @@ __all__ = ["ButdDecoder", "PythiaHead", "RegionAttention", "load_mmf_butd", "loa
 State = Mapping[str, Tensor]
 
 _ATTENTION = "image_feature_embeddings_list.{}.0.image_attention_model.module"
+_PARTS = re.compile(
+    r"^(image_feature_embeddings_list|image_text_multi_modal_combine_layer|classifier|word_embedding)\."
+)
 _COMBINE = "image_text_multi_modal_combine_layer.module"
 _LSTM = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -229,8 +234,8 @@ def load_mmf_pythia(state: State) -> PythiaHead:
 
 
 def _bare(state: State) -> State:
-    """Without the `model.` that some checkpoints of MMF put before every name."""
-    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    """Without the `model.` that some checkpoints of MMF put before every name, and what else wrapped the model."""
+    return bare_state(state, _PARTS)
 
 
 def _attention(state: State, number: int, ours: str, regions: str, asking: str) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from xattn_runtime.files import MARK
+
 __all__ = ["Point", "scatter"]
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _PLOT_WIDTH, _PLOT_HEIGHT = 860, 480, 64, 48, 540, 370
@@ -40,6 +42,7 @@ def scatter(title: str, points: Sequence[Point], floor: float) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="12" fill="#222">',
+        f"<!-- {MARK} -->",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_LEFT}" y="26" font-size="16">{escape(title)}</text>',
         *_axes(across, up),

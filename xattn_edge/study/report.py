@@ -12,9 +12,9 @@ from xattn_edge.study.effects import Spread
 from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import TASKS, StudyPlan
 from xattn_edge.study.reading import coverage, grid_lines
-from xattn_runtime.files import atomic_write
+from xattn_runtime.files import atomic_write, check_replaceable, check_writable
 
-__all__ = ["processor", "write_report"]
+__all__ = ["check_report", "processor", "write_report"]
 
 _TITLES = {
     "vqa": "Questions about images",
@@ -30,6 +30,14 @@ _DATA = {
 _MOST_NAMED = 6
 
 
+def check_report(path: Path) -> None:
+    """Raise OutputError or OSError where `write_report` would, so that nothing is measured in vain."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for each in (path, *(_chart(path, task) for task in TASKS)):
+        check_replaceable(each)
+    check_writable(path)
+
+
 def write_report(
     path: Path,
     plan: StudyPlan,
@@ -43,16 +51,20 @@ def write_report(
     results: what is measured, with as many seeds as each has; what of the library is not among them is listed, too.
     floors: by task, accuracy without looking, and the number of test samples.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_report(path)
     measured = [task for task in TASKS if any(each.task == task and each.forbidden is None for each in results)]
     parts = [_introduction(plan, measured, threads, command)]
     for task in measured:
         rows = [each for each in results if each.task == task]
-        chart = path.with_name(f"{path.stem}-{task}.svg")
+        chart = _chart(path, task)
         points = [_point(each) for each in rows if each.forbidden is None]
         atomic_write(chart, scatter(_TITLES[task], points, floors[task][0]))
         parts.append(_section(task, plan, rows, floors[task], chart.name))
     atomic_write(path, "\n\n".join(parts) + "\n")
+
+
+def _chart(path: Path, task: str) -> Path:
+    return path.with_name(f"{path.stem}-{task}.svg")
 
 
 def _introduction(plan: StudyPlan, measured: Sequence[str], threads: int, command: str) -> str:

@@ -15,10 +15,11 @@ import torch
 
 from xattn_edge.study.measured import CombinationResult
 from xattn_edge.study.plan import TASKS, StudyPlan, TaskName, described
-from xattn_edge.study.report import processor, write_report
+from xattn_edge.study.report import check_report, processor, write_report
 from xattn_edge.study.subjects import Subject, make_subject
 from xattn_edge.training import Combination
 from xattn_export import export_checkpoint, quantize_bundle
+from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.execution.settings import checked_threads
 from xattn_runtime.files import atomic_write
@@ -69,11 +70,12 @@ def study(
         command: what was typed, for the record.
 
     Raises:
-        OutputError: the folder holds something else, or a study of another budget.
+        OutputError: the folder holds something else, or a study of another budget; `report` is another file.
         DataError, DependencyError: the data are missing.
     """
     checked_threads(threads)
     _prepare(folder, plan)
+    check_report(_report_path(folder, report))
     torch.set_num_threads(threads)
     subjects = {task: make_subject(task, plan) for task in plan.tasks}
     todo = [(seed, task, each) for seed in range(plan.seeds) for task in plan.tasks for each in plan.combinations]
@@ -119,6 +121,7 @@ def report_study(
     sizes = {name: budget[name] for name in ("steps", "batch", "test_pictures", "test_sentences")}
     plan = StudyPlan(tasks=tasks, seeds=max(seeds, default=1), **sizes)
     _prepare(folder, plan)
+    check_report(_report_path(folder, report))
     present = tuple(task for task in tasks if any(_runs(folder, plan, task, each) for each in plan.combinations))
     if not present:
         raise UserError(f"{folder}: expected runs of {' or '.join(tasks)}, found none; train them first")
@@ -141,10 +144,14 @@ def _reported(
     times = _times(folder, plan, subjects, threads, lambda what: progress(what, 1.0))
     measured = [_measured(folder, plan, task, each, times) for task in plan.tasks for each in plan.combinations]
     results = tuple(each for each in measured if each is not None)
-    path = report or folder / "report.md"
+    path = _report_path(folder, report)
     floors: dict[str, tuple[float, int]] = {task: (subject.floor, subject.tested) for task, subject in subjects.items()}
     write_report(path, plan, results, floors, threads, command)
     return StudyReport(path, plan, results)
+
+
+def _report_path(folder: Path, report: Path | None) -> Path:
+    return report or folder / "report.md"
 
 
 def _prepare(folder: Path, plan: StudyPlan) -> None:
@@ -156,7 +163,7 @@ def _prepare(folder: Path, plan: StudyPlan) -> None:
         if recorded != budget:
             raise OutputError(f"{folder}: holds a study of another budget, {recorded}; expected {budget}; name another")
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or not all(is_system_file(each.name) for each in folder.iterdir())):
         raise OutputError(f"{folder}: holds something else than a study; name an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(budget, indent=2) + "\n")

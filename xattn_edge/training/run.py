@@ -19,9 +19,10 @@ from xattn_edge.training.loop import STATE_FILE, fit
 from xattn_edge.training.pixels import image_preprocessing
 from xattn_edge.training.recipes import Recipe
 from xattn_edge.training.table import TRAININGS, Choices, Training
+from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.errors import OutputError, UserError
 from xattn_runtime.execution.settings import checked_threads
-from xattn_runtime.files import atomic_write, is_leftover, sweep
+from xattn_runtime.files import atomic_write, check_writable, is_leftover, sweep
 
 __all__ = ["TrainProgress", "TrainReport", "train"]
 
@@ -171,12 +172,13 @@ def _prepare_output(output: Path, overwrite: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if strangers := _strangers(output):
         raise OutputError(f"{output}: holds {strangers[0]}, which is not of a checkpoint; choose an empty folder")
+    check_writable(output / STATE_FILE)
 
 
 def _strangers(output: Path) -> list[str]:
     """Names in the folder that no training writes; not those of files that a killed one left half written."""
     names = {path.name for path in output.iterdir()} - _CHECKPOINT_FILES
-    return sorted(name for name in names if not is_leftover(name))
+    return sorted(name for name in names if not is_leftover(name) and not is_system_file(name))
 
 
 _CHECKPOINT_FILES = {

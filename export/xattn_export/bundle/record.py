@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,26 @@ from xattn_export.bundle.writer import manifest_document
 from xattn_runtime.bundle.calibration import ConfidenceCalibration
 from xattn_runtime.bundle.folder import MANIFEST_FILE, open_bundle
 from xattn_runtime.bundle.manifest import Manifest
-from xattn_runtime.files import atomic_write, not_written
+from xattn_runtime.files import atomic_write, check_folder_writable, not_written
 
-__all__ = ["record_calibration", "record_evaluation"]
+__all__ = ["check_recordable", "record_calibration", "record_evaluation"]
 
 _SAME = ("data", "split", "provider")
+
+
+def check_recordable(bundle: Path) -> None:
+    """OutputError where nothing can be recorded in `bundle`, so that nothing is measured in vain.
+
+    A folder that is no bundle is left to who opens it.
+    """
+    if not bundle.is_dir():
+        return
+    try:
+        check_folder_writable(bundle)
+        if not os.access(bundle, os.W_OK | os.X_OK):  # in the bundle itself no stranger may appear
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise not_written(bundle / MANIFEST_FILE, error) from error
 
 
 def record_evaluation(bundle: Path, record: Mapping[str, Any]) -> None:

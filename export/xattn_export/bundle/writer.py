@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.bundle.manifest import FileEntry, Manifest
 from xattn_runtime.errors import OutputError
-from xattn_runtime.files import atomic_folder, not_written
+from xattn_runtime.files import atomic_folder, check_folder_writable, not_written
 
 __all__ = ["StagedBundle", "check_output", "manifest_document", "staged_bundle"]
 
@@ -66,18 +67,42 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     """Refuse an output that cannot become a bundle, before any work is done.
 
     Raises:
-        OutputError: it exists (with `overwrite`: and is no bundle), or its folder is missing or not writable.
+        OutputError: it exists (with `overwrite`: and is no bundle, or holds other files too), or its folder is missing
+            or not writable.
     """
     if os.path.lexists(output):
         if not overwrite:
             raise OutputError(f"{output}: already exists; name another place, or replace it with --overwrite")
-        if output.is_symlink() or not (output / MANIFEST_FILE).is_file():
-            raise OutputError(f"{output}: expected a bundle to overwrite, found something else; name another place")
+        _check_replaceable(output)
     parent = output.absolute().parent
     if not parent.is_dir():
         raise OutputError(f"{output}: expected an existing folder to write into, found no {parent}; make it first")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{output}: cannot be written: no permission to write into {parent}; name another place")
+    try:
+        check_folder_writable(output)
+    except OSError as error:
+        raise not_written(output, error) from error
+
+
+def _check_replaceable(output: Path) -> None:
+    """OutputError unless `output` is a bundle, whole or damaged, and holds nothing but what its manifest lists."""
+    try:
+        if output.is_symlink():
+            raise ValueError("a link")
+        manifest = json.loads((output / MANIFEST_FILE).read_bytes())
+        listed = {MANIFEST_FILE, *manifest["files"]}
+        if "schema_version" not in manifest:
+            raise ValueError("a manifest of another program")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"{output}: expected a bundle to overwrite, found something else; name another place"
+        ) from error
+    for root, _, names in os.walk(output):
+        for name in names:
+            path = Path(root, name)
+            if path.relative_to(output).as_posix() not in listed and not is_system_file(name):
+                raise OutputError(f"{output}: expected a bundle to overwrite, found {path} in it; move that elsewhere")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from xattn_export.compare.report import ChangedAnswer, CompareReport, Component
+from xattn_runtime.files import MARK
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -54,7 +55,7 @@ def page(report: CompareReport, images: Mapping[int, str]) -> str:
     components = "\n".join(_component(component, report.threshold) for component in report.components.values())
     title = "Two bundles compared"
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{MARK}"><title>{title}</title>
 <meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>
 <h1>{title}</h1>
 <p><b>1</b> {escape(report.first)}<br><b>2</b> {escape(report.second)}</p>

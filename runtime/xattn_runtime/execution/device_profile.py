@@ -7,12 +7,14 @@ the bundle's graphs as this machine's ONNX Runtime has optimized them, which spa
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import OutputError
 from xattn_runtime.execution.loading import SessionTuning
@@ -22,6 +24,7 @@ from xattn_runtime.execution.providers import load_onnxruntime
 __all__ = [
     "DeviceProfile",
     "OptimizedGraphs",
+    "check_device_profile",
     "device_profile_path",
     "digests_of",
     "optimized_graphs_path",
@@ -30,7 +33,9 @@ __all__ = [
     "write_device_profile",
 ]
 
-_SCHEMA = "xattn-edge/device/1"
+_SCHEMA_NAME = "xattn-edge/device/"
+_SCHEMA = f"{_SCHEMA_NAME}1"
+_GRAPH_SUFFIXES = (".onnx", ".data", ".partial")
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def optimized_graphs_path(bundle: Path) -> Path:
 def digests_of(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in `folder`; OSError where there is something else in it, such as a link."""
     digests = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not is_system_file(path.name)):
         if path.is_symlink() or not path.is_file():
             raise OSError(0, "expected nothing but files", str(path))
         digests[path.name] = file_digest(path)
@@ -115,14 +120,60 @@ def read_device_profile(bundle: Path, provider: str) -> DeviceProfile | None:
     return replace(profile, optimized=_unchanged(bundle, optimized))
 
 
+def check_device_profile(bundle: Path) -> None:
+    """OutputError where no profile can be written for `bundle`, or something else has the place of one."""
+    from xattn_runtime.files import check_writable
+
+    path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
+    try:
+        if os.path.lexists(path) and not _is_ours(path):
+            raise OutputError(f"{path}: expected what `xattn-edge tune` wrote, found another file; move it elsewhere")
+        if os.path.lexists(folder) and (strange := _stranger(folder)):
+            raise OutputError(
+                f"{folder}: expected graphs that `xattn-edge tune` wrote, found {strange}; move it elsewhere"
+            )
+        check_writable(path)
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(values, dict) and str(values.get("schema", "")).startswith(_SCHEMA_NAME)
+
+
+def _stranger(folder: Path) -> str | None:
+    """What in the place of the folder of optimized graphs is none of them; None where there is nothing else."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "no folder"
+    return next(
+        (
+            each.name
+            for each in folder.iterdir()
+            if not each.name.endswith(_GRAPH_SUFFIXES) and not is_system_file(each.name)
+        ),
+        None,
+    )
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(
+        f"{path}: expected a place to write to, found: {reason}; move the bundle, or measure with --dry-run"
+    )
+
+
 def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path | None = None) -> Path:
     """Write it whole or not at all, with the graphs in the folder `optimized`; OutputError where that cannot be."""
-    from xattn_runtime.files import atomic_folder, atomic_write, check_writable  # every answer only reads profiles
+    from xattn_runtime.files import atomic_folder, atomic_write  # every answer only reads profiles
 
     path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
     document = json.dumps({"schema": _SCHEMA, **asdict(profile)}, indent=2) + "\n"
+    check_device_profile(bundle)
     try:
-        check_writable(path)
         # In between an older profile finds graphs that are gone or are not its own, and does without.
         if profile.optimized is not None and optimized is not None:
             with atomic_folder(folder) as made:
@@ -131,7 +182,7 @@ def write_device_profile(bundle: Path, profile: DeviceProfile, optimized: Path |
             shutil.rmtree(folder)
         atomic_write(path, document)
     except OSError as error:
-        raise OutputError(f"{path}: expected a place to write to, found: {error.strerror}; move the bundle") from error
+        raise _not_written(path, error) from error
     return path
 
 
@@ -139,6 +190,9 @@ def remove_device_profile(bundle: Path) -> bool:
     """Remove it and its graphs; whether there was one. OutputError where it cannot be removed."""
     path, folder = device_profile_path(bundle), optimized_graphs_path(bundle)
     existed = path.is_file()
+    if not existed and not folder.is_dir():
+        return False
+    check_device_profile(bundle)
     try:
         path.unlink(missing_ok=True)
         if folder.is_dir() and not folder.is_symlink():

@@ -112,7 +112,7 @@ def tokens(width, count, real):
 
 CASES = {
     "vilbert": (vilbert, vilbert_by_hand, "model.bert.encoder.c_layer", IMAGE),
-    "lxmert": (lxmert, lxmert_by_hand, "model.bert.encoder.x_layers", TEXT),
+    "lxmert": (lxmert, lxmert_by_hand, "module.model.bert.encoder._orig_mod.x_layers", TEXT),
 }
 
 

@@ -128,11 +128,12 @@ def regions_of(count, real):
     return torch.randn(2, count, REGION, dtype=torch.float64), present
 
 
+@pytest.mark.parametrize("prefix", ["model.", "module.model.", "module._orig_mod.", ""])
 @torch.inference_mode()
-def test_butd_says_what_mmf_says(tmp_path):
+def test_butd_says_what_mmf_says(tmp_path, prefix):
     torch.manual_seed(3)
     state = butd()
-    torch.save({"model": {f"model.{name}": tensor for name, tensor in state.items()}}, tmp_path / "butd.pth")
+    torch.save({"model": {f"{prefix}{name}": tensor for name, tensor in state.items()}}, tmp_path / "butd.pth")
     decoder = load_mmf_butd(read_mmf_checkpoint(tmp_path / "butd.pth")).double()
     words, (regions, present) = torch.randint(0, VOCABULARY, (2, 5)), regions_of(6, 4)
     expected = butd_by_hand(state, words, regions, present)

@@ -16,6 +16,7 @@ from tests.support.programs import requires_program
 from xattn_edge.report.profile_page import profile_page
 from xattn_edge.report.profile_plots import draw_plots
 from xattn_runtime.errors import DependencyError
+from xattn_runtime.files import check_replaceable
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,9 @@ def test_a_browser_shows_it(document: dict[str, Any], tmp_path: Path) -> None:
     colours = {tuple(colour) for colour in np.unique(pixels[::2, ::2].reshape(-1, 3), axis=0).tolist()}
     # The bars of the first two stages.
     assert {(59, 125, 216), (224, 123, 57)} <= colours
+
+
+def test_a_page_is_known_again(document: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "profile.html"
+    path.write_text(profile_page(document), encoding="utf-8")
+    check_replaceable(path)

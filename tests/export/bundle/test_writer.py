@@ -149,3 +149,19 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path, vqa_bund
     with staged_bundle(tmp_path / "new.xattn", overwrite=False) as staged:
         copy_into(staged, vqa_bundle)
     assert names(tmp_path) == sorted(["new.xattn", *kept])
+
+
+def test_a_bundle_that_holds_other_files_is_not_overwritten(vqa_copy):
+    (vqa_copy / ".DS_Store").touch()
+    check_output(vqa_copy, overwrite=True)
+    (vqa_copy / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"expected a bundle to overwrite, found .*notes\.txt in it"):
+        check_output(vqa_copy, overwrite=True)
+
+
+@pytest.mark.parametrize("content", ['{"manifest_version": 3, "files": {}}', "{", "[]", '{"schema_version": 1}'])
+def test_a_folder_of_another_program_is_not_overwritten(tmp_path, content):
+    (tmp_path / "extension").mkdir()
+    (tmp_path / "extension" / "manifest.json").write_text(content)
+    with pytest.raises(OutputError, match="expected a bundle to overwrite, found something else"):
+        check_output(tmp_path / "extension", overwrite=True)

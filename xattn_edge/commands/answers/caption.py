@@ -115,7 +115,7 @@ def caption(
             return
         _print(console, task, images, given, prompt, decoding)
         if heatmap is not None and not console.exit_code:
-            seen = given.image(images[0])
+            seen = given.file(images[0])
             draw_heatmap(console, heatmap, lambda: task.attention(seen, prompt, decoding), layer, head)
 
 
@@ -128,7 +128,7 @@ def _print(
     decoding: DecodingOptions,
 ) -> None:
     results = []
-    for image, result in console.each(images, lambda image: task.caption(given.image(image), prompt, options=decoding)):
+    for image, result in console.each(images, lambda image: task.caption(given.file(image), prompt, options=decoding)):
         if not console.as_json:
             for text in [one.text for one in result.n_best] or [result.text]:
                 console.line(text if len(images) == 1 else f"{image}: {text}")
@@ -146,7 +146,7 @@ def _stream(
     decoding: DecodingOptions,
     images: list[Path],
 ) -> None:
-    tokens = task.stream(given.image(image), prompt, decoding)
+    tokens = task.stream(given.file(image), prompt, decoding)
     if len(images) > 1:
         console.part(f"{image}: ")
     try:

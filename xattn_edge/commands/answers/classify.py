@@ -68,7 +68,7 @@ def classify(
         given = StandardInput()
         names = [*(labels or ()), *(given.lines(labels_file, "label") if labels_file else ())]
         task = load(bundle, with_fallback(provider, fallback), threads, task="retrieval")
-        classification = task.classify(given.image(image), names, template)
+        classification = task.classify(given.file(image), names, template)
         best = classification.scores[:top_k]
         if as_json:
             console.document(

@@ -81,7 +81,7 @@ def retrieve(
         if rerank and not task.reranks:
             raise UserError(f"{task.bundle.path}: expected a bundle that re-ranks, found none; leave --rerank out")
         if is_image:
-            embedding = task.embed_images([StandardInput().image(Path(query))])[0]
+            embedding = task.embed_images([StandardInput().file(Path(query))])[0]
         else:
             embedding = task.embed_texts([query])[0]
         images = _indexed(console, task, folder, index)

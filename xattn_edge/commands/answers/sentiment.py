@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from xattn_edge.commands.shared.console import command
+from xattn_edge.commands.shared.input import StandardInput
 from xattn_edge.commands.shared.options import BundleOption, Debug, Fallback, Json, Provider, Quiet, Threads, new_app
 
 __all__ = ["app"]
@@ -19,7 +20,7 @@ app = new_app()
 def sentiment(
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="Transcript of the utterance.")] = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", help="Read speech from this WAV file of one channel.")
+        Path | None, typer.Option("--audio", help="Read speech from this WAV file of one channel; - is standard input.")
     ] = None,
     frames: Annotated[
         list[Path] | None,
@@ -53,7 +54,8 @@ def sentiment(
 
         seen = _images(frames or [])
         task = load(bundle or default_bundle("sentiment"), with_fallback(provider, fallback), threads, task="sentiment")
-        result = task.rate(text, audio, seen)
+        given = StandardInput()
+        result = task.rate(text, None if audio is None else given.file(audio), [given.file(path) for path in seen])
         if result.unknown_words:
             console.warn(f"the model does not know {', '.join(result.unknown_words)}")
         if not as_json:

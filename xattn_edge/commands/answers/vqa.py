@@ -108,7 +108,7 @@ def vqa(
             check_not_input(heatmap, [image])
         task = load(bundle or default_bundle("vqa"), with_fallback(provider, fallback), threads, task="vqa")
         # A single question takes the image itself, so that its times are those of the whole way.
-        source = given.image(image)
+        source = given.file(image)
         seen = source if len(questions) == 1 else task.encode(source)
         among = None if answers is None else _answers(answers, given)
         results = []

@@ -9,7 +9,7 @@ import typer
 
 from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.options import Debug, Fallback, Json, Quiet, Threads, bundle_argument, new_app
-from xattn_edge.commands.shared.output import write_text
+from xattn_edge.commands.shared.output import check_writable, write_text
 from xattn_runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def compare(
     threshold: Annotated[
         float, typer.Option("--threshold", min=0.0, help="Report layers above this relative error as different.")
     ] = 1e-3,
-    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with images to this file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page with images to this file; replace an earlier page.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -66,6 +68,8 @@ def compare(
         from xattn_runtime.execution.providers import with_fallback
         from xattn_runtime.verify.golden import chosen_settings
 
+        if html is not None:
+            check_writable(html)
         names = [with_fallback(name, fallback) for name in _provider_names(bundles, providers or [])]
         opened = [open_bundle(path) for path in bundles]
         first, second = opened[0], opened[-1]

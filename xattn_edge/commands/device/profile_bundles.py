@@ -75,10 +75,16 @@ def profile(
         float, typer.Option("--tolerance", min=0.0, help="With --against: allow a stage to be slower by this share.")
     ] = 0.05,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Write every node's times to this .json, for ui.perfetto.dev.")
+        Path | None,
+        typer.Option(
+            "--trace", help="Write every node's times to this .json, for ui.perfetto.dev; replace an earlier one."
+        ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with plots to this file; needs the [report] extra.")
+        Path | None,
+        typer.Option(
+            "--html", help="Write a page with plots to this file, or replace an earlier page; needs the [report] extra."
+        ),
     ] = None,
     host: Annotated[
         str | None, typer.Option("--host", help="Measure on a remote machine, named as for ssh: user@device.")

@@ -66,9 +66,17 @@ def tune(
       xattn-edge tune standard.xattn --also decomposed.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
-        from xattn_runtime.execution.device_profile import remove_device_profile, write_device_profile
+        from xattn_runtime.brought_files import is_folder
+        from xattn_runtime.execution.device_profile import (
+            check_device_profile,
+            remove_device_profile,
+            write_device_profile,
+        )
         from xattn_runtime.profiling.tune import tune_bundle
 
+        for place in [] if dry_run else [bundle, *(also or [])]:
+            if is_folder(place):
+                check_device_profile(place)
         path, removed = None, False
         with TemporaryDirectory() as folder:
             with console.progress() as progress:

@@ -43,6 +43,10 @@ def calibrate(
         from xattn_edge.evaluation.calibration import calibrate as fit
         from xattn_runtime.execution.providers import with_fallback
 
+        if record:
+            from xattn_export.bundle.record import check_recordable
+
+            check_recordable(bundle)
         with console.progress() as progress:
             calibration = fit(
                 bundle,

@@ -42,6 +42,10 @@ def evaluate(
         from xattn_edge.evaluation import evaluate as evaluate_bundle
         from xattn_runtime.execution.providers import with_fallback
 
+        if record:
+            from xattn_export.bundle.record import check_recordable
+
+            check_recordable(bundle)
         with console.progress() as progress:
             report = evaluate_bundle(
                 bundle,

@@ -52,6 +52,10 @@ def export(
     with_attention: Annotated[
         bool, typer.Option("--with-attention", help="Add the graph that --heatmap needs: attention weights.")
     ] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="For an adapter of PEFT: the model it was trained on. They are merged."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -69,6 +73,7 @@ def export(
       xattn-edge export checkpoints/shapes-vqa -o old.xattn --attention decomposed --opset 18
       xattn-edge export Salesforce/blip-image-captioning-base -o blip.xattn
       xattn-edge export microsoft/git-base-vqav2 -o git.xattn --task vqa
+      xattn-edge export my-lora -o tuned.xattn --base blip-image-captioning-base
       xattn-edge export checkpoints/shapes-vqa -o pi.xattn --target raspberry-pi
     """
     with command(as_json=as_json, quiet=quiet, debug=debug, output=output) as console:
@@ -77,7 +82,16 @@ def export(
         if target is not None:
             if attention is not None or opset is not None:
                 raise UserError("--target: expected no --attention and no --opset beside it, as it chooses both")
-            _export_for(console, source, output, target, task=task, with_attention=with_attention, overwrite=overwrite)
+            _export_for(
+                console,
+                source,
+                output,
+                target,
+                task=task,
+                with_attention=with_attention,
+                base=base,
+                overwrite=overwrite,
+            )
             return
         with console.progress() as progress:
             report = export_checkpoint(
@@ -88,6 +102,7 @@ def export(
                 opset=opset,
                 whole=whole,
                 with_attention=with_attention,
+                base=base,
                 overwrite=overwrite,
                 command=provenance_command(),
                 progress=progress,
@@ -103,6 +118,7 @@ def _export_for(
     *,
     task: Literal["caption", "vqa", "retrieval"] | None,
     with_attention: bool,
+    base: Path | None,
     overwrite: bool,
 ) -> None:
     from xattn_export.targets import export_for_target, target_of
@@ -116,6 +132,7 @@ def _export_for(
             target,
             task=task,
             with_attention=with_attention,
+            base=base,
             overwrite=overwrite,
             command=provenance_command(),
             progress=progress,

@@ -9,7 +9,7 @@ import typer
 
 from xattn_edge.commands.shared.console import Console, command, provenance_command
 from xattn_edge.commands.shared.options import Debug, Json, OutputOption, Overwrite, Quiet, bundle_argument, new_app
-from xattn_edge.commands.shared.output import write_text
+from xattn_edge.commands.shared.output import check_writable, write_text
 from xattn_edge.commands.shared.report import print_report
 from xattn_runtime.errors import UserError
 
@@ -101,7 +101,8 @@ def quantize(
         typer.Option("--prefer", help="What to minimize, for auto. Default: size."),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the measured mixes into this .svg file, for auto.")
+        Path | None,
+        typer.Option("--plot", help="Draw the measured mixes into this .svg file, for auto; replace an earlier plot."),
     ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -186,6 +187,8 @@ def _search(
     from xattn_export.quantize.budget.selection import quantize_to_budget
     from xattn_runtime.bundle.folder import open_bundle
 
+    if plot is not None:
+        check_writable(plot)
     if data is None or budget is None:
         raise UserError("--mode auto: expected --budget, such as 0.01, and --data to measure losses on; give both")
     bundle = open_bundle(source)

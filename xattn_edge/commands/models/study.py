@@ -46,7 +46,11 @@ def study(
         typer.Option("--report-only", help="Train nothing: report the models in the folder, even if some are missing."),
     ] = False,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Markdown file to write. Default: report.md in the folder.")
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Markdown file to write, or an earlier report to replace. Default: report.md in the folder.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads within an operator.")] = 1,
     as_json: Json = False,

@@ -35,6 +35,7 @@ _EXTRAS = {
     "report": ("matplotlib",),
     "data": ("easy_vqa", "emoji", "pycocoevalcap", "resvg_py", "sacrebleu"),
 }
+_LOGGERS = ("xattn_runtime", "xattn_export")
 _USERS_OS_ERRORS = {
     errno.EACCES: "check its permissions",
     errno.EDQUOT: "free some space or name another place",
@@ -147,7 +148,7 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
     """
     console = Console(as_json=as_json, quiet=quiet)
     try:
-        with _runtime_log_as_notes(console):
+        with _log_as_notes(console):
             yield console
     except (typer.Exit, typer.TyperException):
         raise
@@ -162,22 +163,24 @@ def command(*, as_json: bool, quiet: bool, debug: bool, output: Path | None = No
 
 
 @contextmanager
-def _runtime_log_as_notes(console: Console) -> Iterator[None]:
-    """What the runtime logs, such as which provider was chosen and why, as notes of `console`."""
+def _log_as_notes(console: Console) -> Iterator[None]:
+    """What the runtime and the exporter log, such as which provider was chosen and why, as notes of `console`."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             console.note(record.getMessage())
 
-    logger, handler = logging.getLogger("xattn_runtime"), Notes(logging.INFO)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    handler = Notes(logging.INFO)
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
+    for logger in levels:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 def provenance_command() -> str:

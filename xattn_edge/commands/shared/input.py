@@ -20,7 +20,7 @@ _LIMIT_BYTES = 4 * 2**20
 class StandardInput:
     """Standard input of one command, which is read once, when something is named `-`."""
 
-    def image(self, path: Path) -> Path | bytes:
+    def file(self, path: Path) -> Path | bytes:
         """`path`, or the bytes on standard input for `-`; UserError as `content`."""
         return self.content if str(path) == STANDARD_STREAM else path
 

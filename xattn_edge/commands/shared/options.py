@@ -42,6 +42,12 @@ def find_bundles(value: _Paths) -> _Paths:
     return None if value is None else bundle_path(value)
 
 
+def _no_stream(value: Path) -> Path:
+    if str(value) == "-":
+        raise typer.BadParameter("expected a folder, found -, which stands for standard output; name a folder")
+    return value
+
+
 def bundle_argument(help_text: str, *, metavar: str = "BUNDLE") -> Any:
     """An argument that takes one bundle or several, by path or by the name of one that came with this package."""
     return typer.Argument(metavar=metavar, help=help_text, callback=find_bundles)
@@ -57,8 +63,15 @@ BundleOption = Annotated[
         "that came with this package.",
     ),
 ]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", callback=_no_stream, help="Folder to write; one that holds other things is refused."
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the output if it exists and holds nothing but what this made.")
+]
 Provider = Annotated[
     str, typer.Option("--provider", help="Execution provider, or auto; `xattn-edge providers` lists them.")
 ]
@@ -68,7 +81,10 @@ Threads = Annotated[
 ]
 Heatmap = Annotated[
     Path | None,
-    typer.Option("--heatmap", help="Draw the attention of each word: .png, or .html to step through the words."),
+    typer.Option(
+        "--heatmap",
+        help="Draw the attention of each word: .png, or .html to step through the words; replace an earlier map.",
+    ),
 ]
 HeatmapLayer = Annotated[
     int | None, typer.Option("--heatmap-layer", min=0, help="Draw only this layer. Default: the mean over layers.")

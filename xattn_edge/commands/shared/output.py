@@ -22,6 +22,7 @@ def check_not_input(path: Path, inputs: Iterable[Path]) -> None:
 
 def check_writable(path: Path) -> None:
     """Raises OutputError where `write_text` would, so that no work is done for a result that cannot be saved."""
+    files.check_replaceable(path)
     if str(path) == "-":
         raise OutputError("-: expected the name of a file, found standard output, which takes the answer; name one")
     with _to(path):
@@ -29,7 +30,11 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Make `text` in UTF-8 all of the file `path`. Raises OutputError where it cannot be written."""
+    """Make `text` in UTF-8, which has `files.MARK` near its beginning, all of the file `path`.
+
+    Raises OutputError where it cannot be written, and where `path` is a file of something else.
+    """
+    files.check_replaceable(path)
     with _to(path):
         files.atomic_write(path, text)
 

@@ -6,20 +6,24 @@ folder is opened, and never runs code that came with a model. It knows no archit
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
-from xattn_export.families.checkpoint_folder.weights import find_weights, read_tensors
+from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
+from xattn_export.families.checkpoint_folder.weights.base import TO_MERGE
+from xattn_export.families.checkpoint_folder.weights.files import find_weights, read_tensors
+from xattn_export.families.checkpoint_folder.weights.fitting import check_loaded, fit_names
+from xattn_export.families.checkpoint_folder.weights.merging import merge_into_model, merge_into_tensors
+from xattn_export.families.checkpoint_folder.weights.quantized import refuse_quantized
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
-from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.json_reader import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,17 +91,20 @@ def load_model(
         CheckpointError: no weights, or damaged ones; a configuration that Transformers cannot build; tensors that are
             missing, too many, or of other shapes than those of the configuration.
     """
-    _refuse_quantized(folder)
+    refuse_quantized(folder)
     with quiet_transformers():
         config = _config(folder, model_class)
         weights = find_weights(folder)
-        tensors = read_tensors(weights)
-        _check_shapes(folder, model_class, config, tensors)
+        skeleton = _skeleton(folder, model_class, config)
+        stated = config.to_dict()
+        tensors, prefix = fit_names(folder, stated, skeleton.state_dict(), read_tensors(weights))
+        adapter = read_adapter(folder / TO_MERGE) if (folder / TO_MERGE).is_dir() else None
+        merged = tensors if adapter is None else merge_into_tensors(tensors, adapter, skeleton)
         try:
             model, info = model_class.from_pretrained(
                 None,
                 config=config,
-                state_dict=tensors,
+                state_dict=merged,
                 dtype=torch.float32,
                 attn_implementation="eager",
                 output_loading_info=True,
@@ -105,17 +112,16 @@ def load_model(
             )
         except Exception as error:  # what a wrong value leads to depends on the architecture
             raise _unbuildable(folder, model_class, error) from error
-        _check_loaded(folder, model_class, info, unused)
+        check_loaded(folder, model_class.__name__, stated, info, unused)
+        if adapter is not None:
+            merge_into_model(model, adapter, tensors)
         _read_generation_config(folder, model)
-    return model.eval().requires_grad_(False), weights.files
-
-
-def _refuse_quantized(folder: Path) -> None:
-    if quantization := read_json(folder / "config.json").get("quantization_config"):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: quantization_config: expected full-precision weights, found "
-            f"{show(quantization)}; export the checkpoint that it was made from, and quantize the bundle"
+    if prefix:
+        logging.getLogger("xattn_export").info(
+            f"{folder}: the weights are of a model that training wrapped: {prefix} is taken off their names"
         )
+    files = weights.files if adapter is None else (*weights.files, adapter.file)
+    return model.eval().requires_grad_(False), files
 
 
 def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
@@ -132,39 +138,13 @@ def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Except
     )
 
 
-def _check_shapes(folder: Path, model_class: type[PreTrainedModel], config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Compare shapes before anything is allocated: a wrong configuration may ask for any amount of memory."""
+def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    """The model without memory for its weights."""
     try:
         with torch.device("meta"):
-            expected = model_class(config).state_dict()
+            return model_class(config)
     except Exception as error:  # what a wrong value leads to depends on the architecture
         raise _unbuildable(folder, model_class, error) from error
-    for name, tensor in tensors.items():
-        if name in expected and tensor.shape != expected[name].shape:
-            raise _mismatch(folder, name, tensor.shape, expected[name].shape)
-
-
-def _mismatch(folder: Path, name: str, actual: Sequence[int], expected: Sequence[int]) -> CheckpointError:
-    return CheckpointError(
-        f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(actual)}; "
-        "weights and config.json are not of one model"
-    )
-
-
-def _check_loaded(
-    folder: Path, model_class: type[PreTrainedModel], info: Mapping[str, Any], unused: Sequence[str]
-) -> None:
-    for name, actual, expected in sorted(info["mismatched_keys"]):
-        raise _mismatch(folder, name, actual, expected)
-    for key, words in (("missing_keys", "the tensor"), ("unexpected_keys", "no tensor")):
-        names = sorted(name for name in info[key] if not any(re.search(pattern, name) for pattern in unused))
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            actual = "none" if key == "missing_keys" else "it"
-            raise CheckpointError(
-                f"{folder}: expected {words} {names[0]}{more} in the weights of a {model_class.__name__}, found "
-                f"{actual}; weights and config.json are not of one model"
-            )
 
 
 def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:

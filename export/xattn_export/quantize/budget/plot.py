@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from xattn_export.quantize.budget.search import Measured, named
+from xattn_runtime.files import MARK
 
 __all__ = ["frontier_plot"]
 
@@ -32,7 +33,7 @@ def frontier_plot(results: Sequence[Measured], frontier: Sequence[Measured], bud
     below = "".join(_text(x(size), _HEIGHT - _BELOW + 18, "middle", f"{size / 1e6:.1f}") for size in sizes)
     labels = "".join(_text(_LEFT - 6, y(loss) + 4, "end", f"{loss:.1%}") for loss in (low, budget, high))
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" \
-font-size="12"><rect width="100%" height="100%" fill="white"/>
+font-size="12"><!-- {MARK} --><rect width="100%" height="100%" fill="white"/>
 <line x1="{_LEFT}" x2="{_WIDTH - 16}" y1="{y(budget):.1f}" y2="{y(budget):.1f}" stroke="#c33" stroke-dasharray="4 3"/>
 <text x="{_WIDTH - 16}" y="{y(budget) - 5:.1f}" text-anchor="end" fill="#c33">the budget</text>
 <polyline points="{line}" fill="none" stroke="#2a6fdb"/>{dots}{below}{labels}

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xattn_runtime.files import MARK
+
 __all__ = ["GraphTime", "NodeTime", "Work", "read_trace", "summarise_graph", "trace_document"]
 
 _KERNEL = "_kernel_time"
@@ -127,7 +129,7 @@ def trace_document(traces: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[st
     for process, (role, graph_events) in enumerate(traces.items(), start=1):
         events.append({"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": role}})
         events += [{**event, "pid": process} for event in graph_events if event.get("ph") == "X"]
-    return {"traceEvents": events, "displayTimeUnit": "ms"}
+    return {"otherData": {"producer": MARK}, "traceEvents": events, "displayTimeUnit": "ms"}
 
 
 @dataclass

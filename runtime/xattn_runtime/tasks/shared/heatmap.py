@@ -35,13 +35,16 @@ _LEAST = 1e-30
 
 
 def check_heatmap(path: Path) -> None:
-    """OutputError unless a heat map can be written to `path`, by its suffix and its folder."""
+    """OutputError unless a heat map can be written to `path`: by its suffix, its folder, and what is there already."""
+    from xattn_runtime.files import check_replaceable  # not for answers without a heat map
+
     if path.suffix.lower() not in _SUFFIXES:
         raise OutputError(
             f"{path}: expected a name that ends in {' or '.join(_SUFFIXES)}, found {path.suffix or 'none'}"
         )
     if path.is_dir():
         raise OutputError(f"{path}: expected a file to write, found a folder; name another")
+    check_replaceable(path)
     if not path.parent.is_dir():
         raise OutputError(
             f"{path}: expected a folder to write in, found none at {path.parent}; make it or name another"
@@ -55,12 +58,15 @@ def write_heatmap(path: Path, attention: AttentionMap, layer: int | None = None,
 
     Raises OutputError where it cannot be written, UserError for a layer or head that there is not.
     """
-    from xattn_runtime.files import atomic_write  # not for answers without a heat map
+    from xattn_runtime.files import MARK, atomic_write  # not for answers without a heat map
 
     check_heatmap(path)
     if path.suffix.lower() == ".png":
-        stream = io.BytesIO()
-        draw_png(attention, layer, head).save(stream, "PNG")
+        from PIL.PngImagePlugin import PngInfo
+
+        stream, made_by = io.BytesIO(), PngInfo()
+        made_by.add_text("Software", MARK)
+        draw_png(attention, layer, head).save(stream, "PNG", pnginfo=made_by)
         content = stream.getvalue()
     else:
         content = draw_html(attention, layer, head).encode()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -101,6 +102,10 @@ STORED: dict[str, Damage] = {
     "pickled shards": lambda folder: shard(folder, "bin"),
     "a pickle": to_pickle,
     "a pickle of old": lambda folder: to_pickle(folder, _use_new_zipfile_serialization=False),
+    "a trainer's pickle": lambda folder: to_pickle(folder, {"state_dict": tensors(folder), "epoch": 3}),
+    "names that training wrapped": lambda folder: save_file(
+        {f"module._orig_mod.{name}": tensor for name, tensor in tensors(folder).items()}, folder / "model.safetensors"
+    ),
     "what export does not need": lambda folder: put(
         folder, text_decoder__bert__embeddings__position_ids=torch.arange(12)[None]
     ),
@@ -116,6 +121,15 @@ def test_weights_may_be_stored_in(copy, saved, store):
     assert len(files) == (2 if "shards" in store else 1)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_what_is_taken_off_is_said(copy, caplog):
+    STORED["names that training wrapped"](copy)
+    with caplog.at_level(logging.INFO, "xattn_export"):
+        load_model(copy, BlipForConditionalGeneration)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{copy}: the weights are of a model that training wrapped: module._orig_mod. is taken off their names"
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -172,7 +186,43 @@ def with_nan(folder: Path, value: float, dtype: torch.dtype = torch.float32) -> 
 BAD: dict[str, tuple[Damage, str]] = {
     "no weights": (only, r"copy: expected weights \(model.safetensors or pytorch_model.bin, .*\), found none"),
     "TensorFlow": (lambda f: only(f, "tf_model.h5"), "found only tf_model.h5"),
-    "an adapter": (lambda f: only(f, "adapter_model.safetensors"), "found only adapter_model.safetensors"),
+    "an adapter": (
+        lambda f: only(f, "adapter_model.safetensors"),
+        r"copy: expected a whole model, found an adapter of PEFT \(unknown\); add --base",
+    ),
+    "a checkpoint of Lightning": (lambda f: only(f, "last.ckpt"), "found only last.ckpt; save the model with"),
+    "a training that was interrupted": (
+        lambda f: only(f, "optimizer.pt", "trainer_state.json"),
+        "found only optimizer.pt; save the model with save_pretrained, or download it again",
+    ),
+    "an adapter inside": (
+        lambda f: put(f, text_decoder__cls__lora_A__default__weight=torch.ones(2, 2)),
+        r"found among them text_decoder.cls.lora_A.default.weight, of an adapter that is not merged; call merge_and",
+    ),
+    "two models": (
+        lambda f: save_file(
+            {f"{who}.{name}": each.clone() for who in ("student", "teacher") for name, each in tensors(f).items()},
+            f / "model.safetensors",
+        ),
+        "expected the tensor .* more in the weights of a Blip.*, found none, but student.…, teacher.…; weights and",
+    ),
+    "int8 without a word": (
+        lambda f: put(f, vision_model__post_layernorm__weight=torch.ones(64, dtype=torch.int8)),
+        f"the tensor {NORM}: expected full-precision weights, found those of int8; export the checkpoint that",
+    ),
+    "GPTQ without a word": (
+        lambda f: put(f, text_decoder__x__qweight=torch.ones(2, dtype=torch.int32)),
+        "the tensor text_decoder.x.qweight: expected full-precision weights, found those of GPTQ; export the",
+    ),
+    "AWQ beside config.json": (
+        lambda f: (f / "quant_config.json").write_text("{}"),
+        "quant_config.json: quant_method: expected full-precision weights, found those of AWQ; export the checkpoint",
+    ),
+    "a vocabulary that was resized": (
+        lambda f: configure(f, text_config={"vocab_size": 77}),
+        r"expected the shape \[77(, 64)?\], as config.json says, found \[\d+.*; weights and "
+        r"config.json are not of one model, unless text_config.vocab_size is to be \d+",
+    ),
     "no shard": (missing_shard, "expected the 2 shards of .*, found no model-00002-of-00002.safetensors; download"),
     "index of nothing": (lambda f: bad_index(f, "[]"), "index.json: expected an index with a weight_map, found"),
     "index out of the folder": (
@@ -234,7 +284,14 @@ BAD: dict[str, tuple[Damage, str]] = {
     ),
     "quantized weights": (
         lambda f: configure(f, quantization_config={"quant_method": "bitsandbytes"}),
-        "quantization_config: expected full-precision weights, found .*bitsandbytes",
+        "quantization_config: expected full-precision weights, found those of bitsandbytes; export the checkpoint that",
+    ),
+    "a quantized part": (
+        lambda f: configure(
+            f, _name_or_path="org/whole", text_config={"quantization_config": {"quant_method": "awq", "bits": 4}}
+        ),
+        r"text_config.quantization_config: expected full-precision weights, found those of AWQ of 4 bits; export the "
+        r"checkpoint that they were made from \(org/whole\), or save them again after dequantize\(\)",
     ),
     "an unknown architecture": (
         lambda f: configure(f, model_type="poet", architectures=["PoetForRhymes"]),

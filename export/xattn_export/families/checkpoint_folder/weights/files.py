@@ -23,7 +23,12 @@ __all__ = ["WeightFiles", "find_weights", "read_tensors"]
 
 # In the order of preference: a pickle only where there is nothing better.
 _NAMES = ("model.safetensors", "pytorch_model.bin")
-_OTHERS = ("tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "adapter_model.safetensors", "adapter_model.bin")
+_OTHERS = (
+    "tf_model.h5", "flax_model.msgpack", "model.ckpt.index", "adapter_model.safetensors", "adapter_model.bin",
+    "*.safetensors", "*.ckpt", "*.pth", "*.gguf", "*.distcp", "pytorch_model_fsdp_*", "global_step*", "*.pt", "*.bin",
+)  # fmt: skip
+# Of what a pickle holds beside a model's tensors: the keys under which trainers keep these.
+_STATES = ("state_dict", "model_state_dict", "model", "module")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def find_weights(folder: Path) -> WeightFiles:
             return WeightFiles((folder / name,))
         if (folder / f"{name}.index.json").is_file():
             return _sharded(folder, folder / f"{name}.index.json")
-    other = next((name for name in _OTHERS if (folder / name).is_file()), None)
+    other = next((path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))), None)
     present = f"only {other}" if other else "none"
     raise CheckpointError(
         f"{folder}: expected weights ({' or '.join(_NAMES)}, or an index of shards), found {present}; "
@@ -117,11 +122,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: expected PyTorch weights, found: {type(error).__name__}: {one_line(error)[:200]}; "
             "download it again"
         ) from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
-        raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__} of something else")
-    return dict(content)
+    inside = (content.get(key) for key in _STATES) if isinstance(content, Mapping) else ()
+    for state in (content, *inside):
+        if isinstance(state, Mapping) and state and all(map(_is_tensor, state.items())):
+            return dict(state)
+    raise CheckpointError(f"{path}: expected tensors by name, found {type(content).__name__} of something else")
+
+
+def _is_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
