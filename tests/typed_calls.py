@@ -4,6 +4,7 @@ A change of a signature that breaks a user's typed program breaks this file.
 """
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import assert_type
 
@@ -67,6 +68,9 @@ def captions(model: CaptionTask) -> None:
     pixels: NDArray[np.uint8] = np.zeros((8, 8, 3), np.uint8)
     for image in (PATH, PATH.read_bytes(), Image.open(PATH), pixels, model.encode(PATH)):
         assert_type(model.caption(image, options=DecodingOptions(temperature=0.7, seed=1)), Caption)
+    with PATH.open("rb") as stream:
+        for data in (stream, BytesIO(), bytearray(), memoryview(b"")):
+            assert_type(model.caption(data), Caption)
     assert_type(model.encode(PATH), EncodedImage)
     assert_type(model.caption_many([PATH, "other.png"], batch=4), Iterator[Caption])
     assert_type(model.caption_many([PATH], errors="return"), Iterator[Caption | ImageError])

@@ -43,7 +43,8 @@ _READERS: dict[ImageFormat, tuple[str, str]] = {
     "BMP": ("PIL.BmpImagePlugin", "BmpImageFile"),
 }
 _ORIENTATION_TAG = 0x0112
-_LONGEST_NAME = 300
+_LONGEST_NAME = 1024
+_LONGEST_SHOWN = 75
 _BYTES_OF_A_PIXEL = 4
 # Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both. One
 # lock for all would make the threads of different images wait for each other.
@@ -207,7 +208,7 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME // 4 else f"{name[: _LONGEST_NAME // 4]}…"
+    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
 
 
 def _nothing_at(path: str | os.PathLike[str]) -> str:

@@ -102,7 +102,7 @@ class Pipeline:
         images, (rows, columns) = _cut(opened, self._tile)
         return Tiles(self._to_values(images), rows, columns)
 
-    def seen(self, image: ImageInput) -> NDArray[np.uint8]:
+    def seen(self, image: ImageInput | HeldImage) -> NDArray[np.uint8]:
         """The image before its values are scaled, as the model sees it: uint8 `[height, width, 3]` of `size_px`.
 
         ImageError where it cannot be used. Of one that is cut into tiles it is the whole, before that.

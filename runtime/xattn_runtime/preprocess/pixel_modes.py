@@ -50,8 +50,7 @@ def _from_numbers(name: str, image: Image.Image) -> Image.Image:
     from PIL import Image
 
     exact = np.asarray(image)
-    values = exact.astype(np.float64)
-    grey = Image.fromarray(np.rint(values * (255.0 / _top(name, image.mode, values))).astype(np.uint8))
+    grey = Image.fromarray(_scaled(exact, _top(name, image.mode, exact)))
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return grey.convert("RGB")
@@ -60,7 +59,17 @@ def _from_numbers(name: str, image: Image.Image) -> Image.Image:
     return keyed
 
 
-def _top(name: str, mode: str, values: NDArray[np.float64]) -> float:
+def _scaled(values: NDArray[Any], top: float) -> NDArray[np.uint8]:
+    """`values` from 0 to `top` as 0 to 255."""
+    if values.dtype.kind != "u":
+        return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+    # Looking up takes a tenth of the memory of computing every pixel.
+    table = np.rint(np.arange(2**16, dtype=np.float64) * (255.0 / top)).astype(np.uint8)
+    scaled: NDArray[np.uint8] = table[values]
+    return scaled
+
+
+def _top(name: str, mode: str, values: NDArray[Any]) -> float:
     """The value that stands for white."""
     if mode.startswith("I;16"):
         return 65535.0

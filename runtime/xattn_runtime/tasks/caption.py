@@ -37,7 +37,8 @@ from xattn_runtime.tasks.shared.image_encoder import (
     concatenate,
     milliseconds_since,
 )
-from xattn_runtime.tasks.shared.prefetch import compute_many, prefetch_images
+from xattn_runtime.tasks.shared.prefetch import compute_each
+from xattn_runtime.tasks.shared.several import ReadyImage, image_work, several_images
 from xattn_runtime.tasks.shared.streaming import StreamedToken, TextStream, before_stop, stop_at
 from xattn_runtime.tasks.shared.text_encoder import open_reader
 
@@ -264,7 +265,7 @@ class CaptionTask(Closable, Task):
         for name, value in (("batch", batch), ("at_once", at_once)):
             if value < 1:
                 raise UserError(f"{name}: expected at least 1, found {value}")
-        captions = running._caption_batches(images, prompt, options, batch, at_once)
+        captions = running._caption_batches(several_images(images), prompt, options, batch, at_once)
         return captions if errors == "return" else _raised(captions)
 
     def _caption_batches(
@@ -275,7 +276,7 @@ class CaptionTask(Closable, Task):
         batch: int,
         at_once: int,
     ) -> Iterator[Caption | ImageError]:
-        def captions_of(part: Sequence[PreparedImage | EncodedImage | ImageError]) -> list[Caption | ImageError]:
+        def captions_of(part: Sequence[ReadyImage]) -> list[Caption | ImageError]:
             new = self._images.encode_prepared([one for one in part if isinstance(one, PreparedImage)])
             usable = [one for one in part if not isinstance(one, ImageError)]
             encoded = [next(new) if isinstance(one, PreparedImage) else one for one in usable]
@@ -283,9 +284,7 @@ class CaptionTask(Closable, Task):
             captions = iter(self._caption_encoded(encoded, known, prompt, options))
             return [one if isinstance(one, ImageError) else next(captions) for one in part]
 
-        parts = prefetch_images(self._images, images, batch)
-        for captions in compute_many(captions_of, parts, at_once):
-            yield from captions
+        return compute_each(images, image_work(self._images, images, captions_of), batch, at_once)
 
     def _caption_encoded(
         self, encoded: Sequence[EncodedImage], known: Sequence[bool], prompt: str | None, options: DecodingOptions
@@ -313,14 +312,15 @@ class CaptionTask(Closable, Task):
         options = options or DecodingOptions()
         settings = self._call_settings(WHOLE, prompt, options)
         attender = Attender(self.bundle, self._attention)
-        encoded = self.encode(image)
+        held = self._images.hold(image)
+        encoded = self._images.encode(held)
         caption = self._caption_encoded([encoded], [False], prompt, options)[0]
         prompt_ids = settings.decoding.prompt_token_ids
         prompt_ids = prompt_ids[: len(prompt_ids) - len(settings.prefix_ids)]
         context = self._context(encoded.tensors, settings)
         weights = attender.of_caption(context, prompt_ids, caption.token_ids)
         words, maps = words_of(caption.token_ids, self._codec.decode, weights)
-        return AttentionMap(caption.text, words, maps, attender.seen(image))
+        return AttentionMap(caption.text, words, maps, attender.seen(held))
 
     @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:

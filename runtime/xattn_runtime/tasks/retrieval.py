@@ -6,7 +6,7 @@ It joins preprocessing, tokenizer and the two encoders of one bundle, and knows 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from xattn_runtime.tasks.shared.image_encoder import (
     milliseconds_since,
     padded,
 )
+from xattn_runtime.tasks.shared.several import several_images, several_texts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -112,7 +113,7 @@ class RetrievalTask(Closable, Task):
         return self._reranker is not None
 
     @while_open
-    def rerank(self, text: str, images: Sequence[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
+    def rerank(self, text: str, images: Iterable[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
         """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
         Raises:
@@ -122,9 +123,13 @@ class RetrievalTask(Closable, Task):
         """
         reranker, text_inputs = self._reranker_inputs([self._codec.encode_question(text, kind="text").ids])
         scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
-        for row, encoded in enumerate(self._images.encode_many(images)):
-            scores[row] += reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
-        return scores
+        matches = [
+            reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
+            for encoded in self._images.encode_many(several_images(images))
+        ]
+        if len(matches) != len(scores):
+            raise UserError(f"cosines: expected one for each of {len(matches)} images, found {len(scores)}")
+        return scores + np.array(matches, dtype=np.float32)
 
     @while_open
     def beginnings_match(self, text: str, image: ImageInput) -> NDArray[np.float32]:
@@ -147,15 +152,19 @@ class RetrievalTask(Closable, Task):
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     @while_open
-    def embed_images(self, images: Sequence[ImageInput]) -> Embeddings:
-        """Embeddings of images; ImageError where one cannot be used."""
-        embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in self._images.encode_many(images)]
+    def embed_images(self, images: Iterable[ImageInput]) -> Embeddings:
+        """Embeddings of images, each as it is when it is given; ImageError where one cannot be used.
+
+        UserError for one image in place of several.
+        """
+        encoded_images = self._images.encode_many(several_images(images))
+        embeddings = [encoded.tensors[_IMAGE_OUTPUT] for encoded in encoded_images]
         return np.concatenate(embeddings) if embeddings else self._none()
 
     @while_open
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
         """Embeddings of texts; QuestionError where one is empty, too long, or of no known word."""
-        return self._embed_texts(texts, "text")
+        return self._embed_texts(several_texts(texts, "texts"), "text")
 
     @while_open
     def classify(
@@ -195,7 +204,7 @@ class RetrievalTask(Closable, Task):
             )
         if template.count("{label}") != 1:
             raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
-        stripped = [label.strip() for label in labels]
+        stripped = [label.strip() for label in several_texts(labels, "labels")]
         if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
             reason = "; this model chooses among them" if stripped else "; say what the image may show"
             raise UserError(f"labels: expected at least {fewest}, found {len(stripped)}{reason}")

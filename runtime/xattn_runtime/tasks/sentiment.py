@@ -6,8 +6,9 @@ It joins preprocessing, tokenizer and the one graph of a bundle, and knows nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,6 +28,7 @@ from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import milliseconds_since, padded
+from xattn_runtime.tasks.shared.several import several_images
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -41,6 +43,7 @@ __all__ = [
     "read_utterance",
 ]
 
+_MOST_FRAMES = 4096
 _NO_WORDS: tuple[str, ...] = ()
 
 
@@ -96,7 +99,7 @@ class Utterance:
 
     text: str | None = None
     audio: AudioInput | None = None
-    frames: Sequence[ImageInput] | None = None
+    frames: Iterable[ImageInput] | None = None
     log_mel: NDArray[np.float32] | None = None
 
     @property
@@ -105,7 +108,7 @@ class Utterance:
         has = {
             "text": self.text is not None,
             "speech": self.audio is not None or self.log_mel is not None,
-            "frames": bool(self.frames),
+            "frames": self.frames is not None and (not isinstance(self.frames, Sized) or len(self.frames) > 0),
         }
         return tuple(name for name, is_known in has.items() if is_known)
 
@@ -135,7 +138,8 @@ class UtteranceReader:
         else:
             encoded = self._codec.encode_question(utterance.text, kind="text")
             ids, unknown = padded([encoded.ids]), encoded.unknown_words
-        return {**ids, **self._sound(utterance), **self._frames(utterance.frames or ())}, unknown
+        frames = self._frames(() if utterance.frames is None else several_images(utterance.frames, "frames"))
+        return {**ids, **self._sound(utterance), **frames}, unknown
 
     def _sound(self, utterance: Utterance) -> dict[str, Tensor]:
         spectrogram = utterance.log_mel
@@ -146,14 +150,21 @@ class UtteranceReader:
         mask = np.full((1, len(spectrogram)), "speech" in utterance.modalities, dtype=np.int64)
         return {"log_mel": spectrogram[None], "log_mel_mask": mask}
 
-    def _frames(self, frames: Sequence[ImageInput]) -> dict[str, Tensor]:
-        """Of more frames than the model takes, as many as it takes, at even distances."""
-        if not frames:
-            values, is_known = np.zeros((1, 3, *self._pipeline.size_px), dtype=np.float32), 0
+    def _frames(self, frames: Iterable[ImageInput]) -> dict[str, Tensor]:
+        """Of more frames than the model takes, as many as it takes, at even distances; each as it is when given."""
+        if isinstance(frames, Sequence | np.ndarray):
+            seen = [self._pipeline(frames[place]) for place in self._places(len(frames))]
         else:
-            places = np.linspace(0, len(frames) - 1, min(len(frames), self._longest)).round().astype(int)
-            values, is_known = np.stack([self._pipeline(frames[place]) for place in places]), 1
+            every = [self._pipeline(frame) for frame in islice(frames, _MOST_FRAMES + 1)]
+            if len(every) > _MOST_FRAMES:
+                raise UserError(f"frames: expected at most {_MOST_FRAMES}, found more; choose some in a list")
+            seen = [every[place] for place in self._places(len(every))]
+        values = np.stack(seen) if seen else np.zeros((1, 3, *self._pipeline.size_px), dtype=np.float32)
+        is_known = int(bool(seen))
         return {"frame_values": values[None], "frame_mask": np.full((1, len(values)), is_known, dtype=np.int64)}
+
+    def _places(self, count: int) -> NDArray[np.int64]:
+        return np.linspace(0, count - 1, min(count, self._longest)).round().astype(np.int64)
 
 
 class SentimentTask(Closable, Task):
@@ -190,7 +201,7 @@ class SentimentTask(Closable, Task):
         self,
         text: str | None = None,
         audio: AudioInput | None = None,
-        frames: Sequence[ImageInput] | None = None,
+        frames: Iterable[ImageInput] | None = None,
     ) -> Sentiment:
         """The sentiment of text, speech and frames, at least one of the three.
 

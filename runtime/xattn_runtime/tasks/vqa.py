@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,11 @@ from xattn_runtime.tasks.shared.answering import Answerer, AnswerRequest, Choose
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, hold_attention, words_of
 from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, milliseconds_since
+from xattn_runtime.tasks.shared.several import several_images, several_texts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
+    from xattn_runtime.tasks.shared.image_encoder import Taken
 
 __all__ = ["Answer", "AnswerTiming", "VqaTask"]
 
@@ -138,7 +140,7 @@ class VqaTask(Closable, Task):
     @while_open
     def ask_many(
         self,
-        images: Sequence[ImageInput | EncodedImage],
+        images: Iterable[ImageInput | EncodedImage],
         questions: Sequence[str],
         top_k: int = 5,
         beams: int | None = None,
@@ -147,16 +149,18 @@ class VqaTask(Closable, Task):
     ) -> list[Answer]:
         """The answers to pairs of an image and a question, many a run.
 
-        An image that stands in several pairs (the same path, or the same object) is encoded once; its time is not
-        counted, and `answer` is each pair's share of its run.
+        An image that stands in several pairs (the same path, or the same object in a list) is encoded once; its time is
+        not counted, and `answer` is each pair's share of its run.
         Raises as `ask` does; UserError where the two lists differ in length.
         """
         request = _request(top_k, beams, answers, options)
-        if len(images) != len(questions):
-            raise UserError(f"questions: expected one for each of {len(images)} images, found {len(questions)}")
+        questions = several_texts(questions, "questions")
+        listed = self._listed(several_images(images))
+        if len(listed) != len(questions):
+            raise UserError(f"questions: expected one for each of {len(listed)} images, found {len(questions)}")
         encoded_questions = [self._encode(question) for question in questions]
         answered: list[Answer] = []
-        for part, encoded in self._encoded_batches(images):
+        for part, encoded in self._encoded_batches(listed):
             began = time.perf_counter()
             final_questions = [
                 known if image.grid == WHOLE else self._encode(question, image.grid)
@@ -177,11 +181,12 @@ class VqaTask(Closable, Task):
         """
         encoded_question = self._encode(question)
         attender = Attender(self.bundle, self._attention)
-        encoded = self.encode(image)
+        held = self._images.hold(image)
+        encoded = self._images.encode(held)
         answer = self.ask(encoded, question).answer
         weights = attender.of_question(encoded.tensors, encoded_question.ids)
         words, maps = words_of(encoded_question.ids, self._codec.decode, weights)
-        return AttentionMap(f"{question} {answer}", words, maps, attender.seen(image))
+        return AttentionMap(f"{question} {answer}", words, maps, attender.seen(held))
 
     @while_open
     def answer(self, task_input: TaskInput) -> TaskResult:
@@ -243,16 +248,20 @@ class VqaTask(Closable, Task):
     def _encode(self, question: str, grid: Grid = WHOLE) -> EncodedQuestion:
         return self._codec.encode_question(question, special_tokens=self._answerer.special_tokens, grid=grid)
 
-    def _encoded_batches(
-        self, images: Sequence[ImageInput | EncodedImage]
-    ) -> Iterator[tuple[slice, list[EncodedImage]]]:
+    def _listed(self, images: Iterable[ImageInput | EncodedImage]) -> Sequence[Taken | EncodedImage]:
+        """A list as it is; of anything else, what it gives one by one, each as it is then."""
+        if isinstance(images, list | tuple):
+            return images
+        return [image if isinstance(image, EncodedImage) else self._images.take(image) for image in images]
+
+    def _encoded_batches(self, images: Sequence[Taken | EncodedImage]) -> Iterator[tuple[slice, list[EncodedImage]]]:
         """Batches of encoded images with their place in `images`; what no later batch needs is let go."""
         keys = [os.fspath(image) if isinstance(image, str | os.PathLike) else id(image) for image in images]
         last_use = {key: i for i, key in enumerate(keys)}
         encoded: dict[str | int, EncodedImage] = {}
         for start in range(0, len(images), _QUESTION_BATCH):
             part = slice(start, start + _QUESTION_BATCH)
-            new: dict[str | int, ImageInput] = {}
+            new: dict[str | int, Taken] = {}
             for key, image in zip(keys[part], images[part], strict=True):
                 if isinstance(image, EncodedImage):
                     encoded[key] = image

@@ -1,8 +1,8 @@
-"""Reads the decoding settings of a Transformers folder as the manifest's `decoding`.
+"""Turns the settings of a Transformers model's `generate()` into the manifest's `decoding`.
 
-It reads generation_config.json or, where there is none, the generation keys that older versions kept in config.json, as
-`GenerationConfig.from_model_config` does. A key that changes what `generate()` returns and that the runtime does not
-obey is an error that names it. https://huggingface.co/docs/transformers/main_classes/text_generation
+It takes them as Transformers itself resolved them when the model was loaded. A setting that changes what `generate()`
+returns and that the runtime does not obey is an error that names it.
+https://huggingface.co/docs/transformers/main_classes/text_generation
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_runtime.bundle.decoding import MOST_BEAMS, Decoding, EarlyStopping
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.json_reader import ObjectReader, show
@@ -19,10 +18,6 @@ from xattn_runtime.json_reader import ObjectReader, show
 __all__ = ["decoding_of"]
 
 _DEFAULT_NEW_TOKENS = 20
-_DECODERS = ("decoder", "generator", "text_config")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions")
-# Models whose first positions, as many as the padding token's id and one, belong to no token.
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "do_sample": (
@@ -58,29 +53,26 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def decoding_of(
-    folder: Path,
+    path: Path,
+    settings: Mapping[str, Any],
     *,
-    settings: Mapping[str, Any] | None = None,
+    max_positions: int,
     prompt_token_ids: Sequence[int] | None = None,
     end_token_ids: Sequence[int] = (),
     pad_token_id: int | None = None,
-    max_positions: int | None = None,
-    hidden_prompt_tokens: int = 0,
 ) -> Decoding:
-    """How the model in `folder` decodes.
+    """How a model decodes whose `generate()` goes by `settings`, which the file at `path` states.
 
     Args:
-        settings: of the generation config that the model's own `generate` goes by, where that is not the files'.
-        prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses instead of what the files
-            say, if it does. No prompt is one, too, where a text comes with every call.
-        max_positions: the most tokens that the decoder can hold, by default the value in its config.
-        hidden_prompt_tokens: how many tokens `generate()` counts as prompt that the runtime does not receive, such as
-            the places of image tokens.
+        settings: a `GenerationConfig` as a dictionary; a setting of None is not stated.
+        max_positions: the most tokens that the decoder can hold.
+        prompt_token_ids, end_token_ids, pad_token_id: what the model's own `generate` uses in place of the settings,
+            if it does. No prompt is one, too, where a text comes with every call.
 
     Raises:
-        CheckpointError: a key has a wrong value, or changes the result and is not obeyed; no start or end token.
+        CheckpointError: a setting has a wrong value, or changes the result and is not obeyed; no start or end token.
     """
-    path, values = _generation_values(folder) if settings is None else (folder / "config.json", _stated(settings))
+    values = {key: value for key, value in settings.items() if value is not None}
     for key, (changes, expected) in _NOT_OBEYED.items():
         if key in values and changes(values[key]):
             raise CheckpointError(
@@ -90,62 +82,32 @@ def decoding_of(
         values["eos_token_id"] = list(end_token_ids)
     if pad_token_id is not None:
         values["pad_token_id"] = pad_token_id
-    positions = _positions(read_json(folder / "config.json")) if max_positions is None else max_positions
     try:
-        decoding = _decoding(ObjectReader(values, str(path)), prompt_token_ids, positions, hidden_prompt_tokens)
+        decoding = _decoding(ObjectReader(values, str(path)), prompt_token_ids, max_positions)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     if decoding.max_new_tokens < 1:
         prompt = len(decoding.prompt_token_ids)
-        raise CheckpointError(f"{folder}: expected more than {prompt} positions, the prompt's, found {positions}")
+        raise CheckpointError(f"{path}: expected more than {prompt} positions, the prompt's, found {max_positions}")
     return decoding
 
 
-def _generation_values(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The file with the generation settings, and its contents without the keys that have no value."""
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return path, _stated(read_json(path))
-    path = folder / "config.json"
-    config = read_json(path)
-    nested = next((part for name in _DECODERS if isinstance(part := config.get(name), dict) and part), {})
-    return path, _stated(nested) | _stated(config)
-
-
-def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _positions(config: Mapping[str, Any]) -> int | None:
-    """The most tokens that the decoder can hold, if the config states it."""
-    part = next((part for name in _DECODERS if isinstance(part := config.get(name), dict) and part), config)
-    most: int | None = next((part[key] for key in _POSITIONS if isinstance(part.get(key), int)), None)
-    if most is not None and part.get("model_type") in _POSITIONS_AFTER_PADDING:
-        return most - int(part.get("pad_token_id", 1)) - 1
-    return most
-
-
-def _decoding(
-    reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int | None, hidden: int
-) -> Decoding:
+def _decoding(reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int) -> Decoding:
     prompt = _start(reader) if prompt_token_ids is None else tuple(prompt_token_ids)
     ends = _ids(reader, "eos_token_id")
     if not ends:
         reader.fail("eos_token_id", "a token that ends what is generated", list(ends))
-    new_tokens, max_length = _limits(reader, len(prompt), hidden)
-    if positions is not None:
-        new_tokens = min(new_tokens, positions - len(prompt))
-        max_length = None if max_length is None else min(max_length, positions)
+    new_tokens, max_length = _limits(reader, len(prompt))
     new_only = "min_new_tokens" in reader
     return Decoding(
         prompt_token_ids=prompt,
         end_token_ids=ends,
         pad_token_id=_integer(reader, "pad_token_id", ends[0]),
-        max_new_tokens=new_tokens,
-        max_length=max_length,
+        max_new_tokens=min(new_tokens, positions - len(prompt)),
+        max_length=None if max_length is None else min(max_length, positions),
         max_positions=positions,
         min_new_tokens=_integer(reader, "min_new_tokens", 0),
-        min_length=0 if new_only else max(0, _integer(reader, "min_length", 0) - hidden),
+        min_length=0 if new_only else _integer(reader, "min_length", 0),
         beams=_beams(reader),
         length_penalty=reader.number("length_penalty") if "length_penalty" in reader else 1.0,
         early_stopping=_early_stopping(reader),
@@ -164,13 +126,13 @@ def _start(reader: ObjectReader) -> tuple[int, ...]:
     return (reader.integer(key),)
 
 
-def _limits(reader: ObjectReader, prompt_length: int, hidden: int) -> tuple[int, int | None]:
+def _limits(reader: ObjectReader, prompt_length: int) -> tuple[int, int | None]:
     """The most new tokens, and the most of prompt and new tokens together where that is stated."""
     if "max_new_tokens" in reader:
         return reader.integer("max_new_tokens", minimum=1), None
     if "max_length" not in reader:
         return _DEFAULT_NEW_TOKENS, None
-    max_length = reader.integer("max_length", minimum=prompt_length + hidden + 1) - hidden
+    max_length = reader.integer("max_length", minimum=prompt_length + 1)
     return max_length - prompt_length, max_length
 
 

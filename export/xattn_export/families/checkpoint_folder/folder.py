@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
 from xattn_export.families.checkpoint_folder.weights.base import TO_MERGE
@@ -28,7 +29,7 @@ from xattn_runtime.json_reader import one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["license_of", "load_model", "name_of"]
+__all__ = ["generation_file", "license_of", "load_model", "name_of"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -54,6 +55,12 @@ def name_of(folder: Path) -> str:
     repository = next((part for part in folder.parts if part.startswith("models--")), None)
     name = repository.rpartition("--")[2] if repository else folder.resolve().name
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
+
+
+def generation_file(folder: Path) -> Path:
+    """The file that states how the model in `folder` generates: older versions kept all settings in config.json."""
+    path = folder / "generation_config.json"
+    return path if path.is_file() else folder / "config.json"
 
 
 def license_of(folder: Path) -> str:
@@ -148,15 +155,20 @@ def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> 
 
 
 def _read_generation_config(folder: Path, model: PreTrainedModel) -> None:
-    """What `from_pretrained` does with generation_config.json where it reads the folder itself."""
+    """Give `model` the settings of `generate()` that `from_pretrained` finds where it reads the folder itself."""
     from transformers import GenerationConfig
 
-    path = folder / "generation_config.json"
-    if model.can_generate() and path.is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # each setting has checks of its own
-            raise CheckpointError(
-                f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
-                "remove it, where the defaults are wanted"
-            ) from error
+    if not model.can_generate():
+        return
+    path = generation_file(folder)
+    try:
+        model.generation_config = (
+            GenerationConfig.from_model_config(dict(read_json(path)))
+            if path.name == "config.json"
+            else GenerationConfig.from_pretrained(folder, local_files_only=True)
+        )
+    except Exception as error:  # each setting has checks of its own
+        raise CheckpointError(
+            f"{path}: expected settings of generate(), found: {one_line(error)[:300]}; mend it, copy it again, or "
+            "remove it, where the defaults are wanted"
+        ) from error

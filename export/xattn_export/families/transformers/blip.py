@@ -20,6 +20,7 @@ from xattn_export.families.base import Family, Generated, Generates, Role, Sourc
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.classes import transformers_family
+from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
     from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 __all__ = ["BLIP"]
-
-# What `generate()` does by default; BLIP's own passes no settings of a checkpoint on to its decoder.
-_MAX_NEW_TOKENS = 20
 
 
 class BlipImageKeysGraph(nn.Module):
@@ -92,7 +90,7 @@ def _open_captioner(folder: Path) -> Source:
     model, weights = load_model(folder, BlipForConditionalGeneration)
     decoder, side_px = model.text_decoder, _side_px(model)
     layers = model.config.text_config.num_hidden_layers
-    decoding = _decoding(model.config.text_config)
+    decoding = _decoding(folder, model)
     tokens = model.vision_model.embeddings.num_positions
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
@@ -129,7 +127,7 @@ def _open_answerer(folder: Path) -> Source:
 
     model, weights = load_model(folder, BlipForQuestionAnswering)
     side_px, layers = _side_px(model), model.config.text_config.num_hidden_layers
-    decoding = _decoding(model.config.text_config)
+    decoding = _decoding(folder, model)
 
     def generate(pixel_values: Tensor, question_ids: tuple[int, ...]) -> Generated:
         question = torch.tensor([question_ids])
@@ -261,13 +259,16 @@ def _known_states(config: Any, keys: Tensor) -> Tensor:
     return torch.zeros(keys.shape[0], keys.shape[2], config.encoder_hidden_size)
 
 
-def _decoding(config: Any) -> Decoding:
-    return Decoding(
+def _decoding(folder: Path, model: Any) -> Decoding:
+    """The settings of the text decoder: BLIP's own `generate()` passes none of the checkpoint's on to it."""
+    config = model.config.text_config
+    return decoding_of(
+        folder / "config.json",
+        model.text_decoder.generation_config.to_dict(),
+        max_positions=config.max_position_embeddings,
         prompt_token_ids=(config.bos_token_id,),
         end_token_ids=(config.sep_token_id,),
         pad_token_id=config.pad_token_id,
-        max_new_tokens=min(_MAX_NEW_TOKENS, config.max_position_embeddings - 1),
-        max_positions=config.max_position_embeddings,
     )
 
 

@@ -20,6 +20,7 @@ from xattn_export.families.checkpoint_folder.caches import cross_presents, encod
 from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
+    generation_file,
     license_of,
     load_model,
     name_of,
@@ -72,10 +73,11 @@ def _open(task: TaskName, folder: Path) -> Source:
 
     _check_kind(folder)
     model, weights = load_model(folder, Florence2ForConditionalGeneration)
-    steps, decoding = image_steps_of(folder), decoding_of(folder)
+    steps = image_steps_of(folder)
     davit = Davit(model.model.vision_tower, output_size_px(steps))
     _check_config(folder / "config.json", model.config, davit)
     parts = bart_decoder(model.model.language_model.decoder, model.lm_head)
+    decoding = decoding_of(generation_file(folder), model.generation_config.to_dict(), max_positions=parts.longest)
     image_tokens = 1 + davit.grid[0] * davit.grid[1]
     start = torch.tensor([decoding.prompt_token_ids])
 

@@ -21,6 +21,7 @@ from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynami
 from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
+    generation_file,
     license_of,
     load_model,
     name_of,
@@ -87,7 +88,9 @@ def _open(task: TaskName, folder: Path) -> Source:
     model, weights = load_model(folder, GitForCausalLM)
     _refuse_video(folder, model)
     side_px = int(model.config.vision_config.image_size)
-    decoding = decoding_of(folder)
+    decoding = decoding_of(
+        generation_file(folder), model.generation_config.to_dict(), max_positions=model.config.max_position_embeddings
+    )
     image_tokens = _image_tokens(model)
     most_tokens = model.config.max_position_embeddings - len(decoding.prompt_token_ids) - 1
 

@@ -21,6 +21,7 @@ from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynami
 from xattn_export.families.checkpoint_folder.classes import class_of, transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
+    generation_file,
     license_of,
     load_model,
     name_of,
@@ -78,19 +79,26 @@ def _open(task: TaskName, folder: Path) -> Source:
     tokenizer = tokenizer_with_images(
         folder, source_tokenizer(folder, positions - tokens - 1), tokens, pipeline, model.config
     )
-    decoding = decoding_of(folder, prompt_token_ids=(), max_positions=positions)
+    decoding = decoding_of(
+        generation_file(folder), model.generation_config.to_dict(), prompt_token_ids=(), max_positions=positions
+    )
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([prompt_ids])
-        image = {"image": model.get_image_features(pixel_values if pipeline.tiled else pixel_values[:, None])}
+        features = model.get_image_features(pixel_values if pipeline.tiled else pixel_values[:, None]).pooler_output
 
         def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
             ids = torch.cat((prompt, torch.tensor([token_ids], dtype=torch.int64)), 1)
-            count = len(token_ids) + 1
+            image, count = _image_outputs(features), len(token_ids) + 1
             return cast(Tensor, model(ids, mm_encoder_outputs=image, use_cache=False, logits_to_keep=count).logits[0])
 
+        def generate(**settings: Any) -> Any:
+            # An object of its own for each call: beam search repeats the rows of what it is given in place.
+            image = _image_outputs(features)
+            return model.generate(prompt, attention_mask=torch.ones_like(prompt), mm_encoder_outputs=image, **settings)
+
         return generated(
-            partial(model.generate, prompt, attention_mask=torch.ones_like(prompt), mm_encoder_outputs=image),
+            generate,
             forced_logits,
             prompt_length=prompt.shape[1],
             end_token_ids=decoding.end_token_ids,
@@ -117,16 +125,21 @@ def _image_role(model: Any, side_px: int) -> Role:
     )
 
 
-def _decoder_role(model: Any) -> Role:
+def _image_outputs(features: Any) -> dict[str, Any]:
+    """Image tokens as the model takes them where they are known, tile by tile."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+    return {"image": BaseModelOutputWithPooling(pooler_output=features)}
+
+
+def _decoder_role(model: Any) -> Role:
     config, placeholder = model.config.text_config, int(model.config.image_token_id)
 
     def reference(input_ids: Tensor, image_tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         cache = dynamic_cache(pairs(past))
         # After a cache, a placeholder is a token like others.
         is_read = not past[0].shape[2] and bool((input_ids == placeholder).any())
-        image = {"image": BaseModelOutputWithPooling(pooler_output=list(image_tokens))} if is_read else None
+        image = _image_outputs(list(image_tokens)) if is_read else None
         output = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1, mm_encoder_outputs=image)
         return *head(output.logits[:, -1]), *dynamic_presents(cache)
 

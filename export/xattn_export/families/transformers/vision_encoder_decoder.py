@@ -21,6 +21,7 @@ from xattn_export.families.checkpoint_folder.caches import cross_presents, encod
 from xattn_export.families.checkpoint_folder.classes import nearest, transformers_family
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
 from xattn_export.families.checkpoint_folder.folder import (
+    generation_file,
     license_of,
     load_model,
     name_of,
@@ -68,6 +69,7 @@ class EncoderKeysGraph(nn.Module):
 
 def _open(folder: Path) -> Source:
     from transformers import VisionEncoderDecoderModel
+    from transformers.modeling_outputs import BaseModelOutput
 
     _check_kinds(folder)
     model, weights = load_model(folder, VisionEncoderDecoderModel, unused=_UNUSED)
@@ -76,16 +78,18 @@ def _open(folder: Path) -> Source:
     _check_widths(folder / "config.json", config.decoder)
     size_px = image_size_px(config.encoder)
     parts = DECODERS[config.decoder.model_type](model.decoder)
-    decoding = decoding_of(folder, max_positions=parts.longest)
+    decoding = decoding_of(generation_file(folder), model.generation_config.to_dict(), max_positions=parts.longest)
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([[*decoding.prompt_token_ids, *prompt_ids]])
-        encoded = model.encoder(pixel_values=pixel_values)
+        states = model.encoder(pixel_values=pixel_values)[0]
 
         def forced_logits(token_ids: tuple[int, ...]) -> Tensor:
-            return _forced_logits(model, _projected(model, encoded[0]), prompt, token_ids)
+            return _forced_logits(model, _projected(model, states), prompt, token_ids)
 
         def generate(**settings: Any) -> Any:
+            # An object of its own for each call: beam search repeats the rows of what it is given in place.
+            encoded = BaseModelOutput(last_hidden_state=states)
             return model.generate(pixel_values, encoder_outputs=encoded, decoder_input_ids=prompt, **settings)
 
         return generated(generate, forced_logits, prompt_length=prompt.shape[1], end_token_ids=decoding.end_token_ids)

@@ -22,7 +22,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.tasks.shared.image_encoder import padded
 
 if TYPE_CHECKING:
-    from xattn_runtime.preprocess.image import ImageInput
+    from xattn_runtime.preprocess.image import HeldImage, ImageInput
 
 __all__ = ["Attender", "AttentionMap", "grid_of", "hold_attention", "words_of"]
 
@@ -79,7 +79,7 @@ class Attender:
         self._pipeline = Pipeline(bundle.manifest.image_steps)
         self._names = attention_names(self._session.output_shapes)
 
-    def seen(self, image: ImageInput) -> NDArray[np.uint8]:
+    def seen(self, image: ImageInput | HeldImage) -> NDArray[np.uint8]:
         """The image as the model sees it, uint8 `[height, width, 3]`; ImageError where it cannot be used."""
         return self._pipeline.seen(image)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from xattn_runtime.bundle.contract import key_value_names, layers_of
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, ImageError
 from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
+from xattn_runtime.preprocess.image import HeldImage, hold_image
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
@@ -25,7 +27,8 @@ from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
-    _Prepare = Callable[[ImageInput], Mapping[str, NDArray[np.float32]]]
+    Taken: TypeAlias = "ImageInput | HeldImage | PreparedImage"
+    _Prepare = Callable[[ImageInput | HeldImage], Mapping[str, NDArray[np.float32]]]
 
 __all__ = [
     "EncodedImage",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 _ENCODER_BATCH = 16
+# An image that takes more is prepared at once rather than held, so that many of them take little.
+_HELD_BYTES = 8 * 2**20
 # Tiles are many and large: of all of an image's at once, attention alone would take gigabytes.
 _TILES_OF_A_RUN = 4
 # Padding is masked out, so any id will do that every vocabulary has.
@@ -78,7 +83,8 @@ class ImageReader:
         regions = bundle.manifest.regions
         self._prepare: _Prepare
         self._batch = _ENCODER_BATCH if regions is None else 1  # images have regions of any number
-        self._tiles: Callable[[ImageInput], Tiles] | None = None
+        self._tiles: Callable[[ImageInput | HeldImage], Tiles] | None = None
+        self._takes_regions = regions is not None
         if regions is None:
             pipeline = Pipeline(bundle.manifest.image_steps)
             self._prepare = lambda image: {"pixel_values": pipeline(image)}
@@ -96,31 +102,52 @@ class ImageReader:
         self._check_inputs(shapes)
         self._check_tiles(bundle)
 
-    def encode(self, image: ImageInput) -> EncodedImage:
+    def encode(self, image: Taken) -> EncodedImage:
         """One image; ImageError where it cannot be used."""
         return next(self.encode_many([image]))
 
-    def encode_many(self, images: Sequence[ImageInput]) -> Iterator[EncodedImage]:
+    def encode_many(self, images: Iterable[Taken]) -> Iterator[EncodedImage]:
         """The images in order, several a run; the times are each image's share of its run.
 
+        Each is read when `images` gives it, so that a buffer may be filled again for the next.
         ImageError where one cannot be used, before any of its run is encoded; it says which of several that is.
         """
-        for start in range(0, len(images), self._batch):
-            prepared = []
-            for number, image in enumerate(images[start : start + self._batch], start + 1):
-                try:
-                    prepared.append(self.prepare(image))
-                except ImageError as error:
-                    if len(images) == 1 or isinstance(image, str | os.PathLike):
-                        raise  # a different error
-                    raise ImageError(f"image {number} of {len(images)}: {error}") from error
+        numbered = enumerate(images, 1)
+        count = len(images) if isinstance(images, Sized) else None
+        while prepared := [self._prepare_of_several(*one, count) for one in islice(numbered, self._batch)]:
             yield from self.encode_prepared(prepared)
 
-    def prepare(self, image: ImageInput) -> PreparedImage:
+    def _prepare_of_several(self, number: int, image: Taken, count: int | None) -> PreparedImage:
+        try:
+            return self.prepare(image)
+        except ImageError as error:
+            if count == 1 or isinstance(image, str | os.PathLike):
+                raise  # a different error
+            of_all = "" if count is None else f" of {count}"
+            raise ImageError(f"image {number}{of_all}: {error}") from error
+
+    def hold(self, image: ImageInput) -> ImageInput | HeldImage:
+        """The image as it is now, to be read more than once; ImageError where it cannot be read."""
+        return image if self._takes_regions else hold_image(image, _HELD_BYTES) or image
+
+    def take(self, image: ImageInput) -> Taken:
+        """The image as it is now, whatever becomes of its file, its buffer or its object, for `prepare` in a thread.
+
+        ImageError where it cannot be used.
+        """
+        if self._takes_regions or (held := hold_image(image, _HELD_BYTES)) is None:
+            return self.prepare(image)
+        if isinstance(held.content, bytes) and len(held.content) > _HELD_BYTES:
+            return self.prepare(held)
+        return held
+
+    def prepare(self, image: Taken) -> PreparedImage:
         """The image as the graph takes it; safe beside other calls, and of use in a thread of its own.
 
         ImageError where it cannot be used.
         """
+        if isinstance(image, PreparedImage):
+            return image
         began = time.perf_counter()
         inputs = self._prepare(image) if self._tiles is None else self._tiles(image)
         return PreparedImage(inputs, milliseconds_since(began))

@@ -1,67 +1,149 @@
 """Many images: the next ones are opened and preprocessed in threads while the model works on the last.
 
-It keeps them in order and their number within bounds; what the model does with them is the caller's affair.
+It keeps answers in order, and the images that wait within bounds; what the model does with them is the caller's affair.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Self, TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, Self, TypeVar
 
-from xattn_runtime.errors import ImageError, UserError
+from xattn_runtime.errors import UserError
 from xattn_runtime.execution.session import default_threads
-from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, PreparedImage
 
-if TYPE_CHECKING:
-    from xattn_runtime.preprocess.image import ImageInput
+__all__ = ["ImageWork", "compute_each"]
 
-__all__ = ["compute_many", "prefetch_images"]
-
-_Part = TypeVar("_Part")
+_Image = TypeVar("_Image")
+_Taken = TypeVar("_Taken")
+_Ready = TypeVar("_Ready")
 _Result = TypeVar("_Result")
-_Ready = PreparedImage | EncodedImage | ImageError
+_Part = TypeVar("_Part")
+
+# A source that takes longer for an image may have the model wait for it.
+_NOTICEABLE_S = 0.005
+# Waiting for an answer before the next image is asked for takes a third more time at most.
+_SLOWER_THAN_MODEL = 2.0
 
 
-def prefetch_images(
-    reader: ImageReader, images: Iterable[ImageInput | EncodedImage], batch: int
-) -> Iterator[list[PreparedImage | EncodedImage | ImageError]]:
-    """The images in order, `batch` at a time, ready for `reader`, or why one cannot be used; encoded ones as they are.
+@dataclass(frozen=True)
+class ImageWork(Generic[_Image, _Taken, _Ready, _Result]):
+    """What is done with an image.
 
-    At most two batches are prefetched, so that memory stays as it is however many images there are.
+    take: called where and when the source gives it; what becomes of it afterwards does not matter. prepare: in a
+    thread. compute: of several that are prepared, in another thread; as many results.
     """
 
-    def prepare(image: ImageInput | EncodedImage) -> _Ready:
-        try:
-            return image if isinstance(image, EncodedImage) else reader.prepare(image)
-        except ImageError as error:
-            return error
-
-    waiting: deque[Future[_Ready]] = deque()
-    with _Threads(default_threads(), "xattn-prepare") as pool:
-        for image in images:
-            waiting.append(pool.submit(prepare, image))
-            if len(waiting) >= 3 * batch:
-                yield [pool.result(waiting.popleft()) for _ in range(batch)]
-        while waiting:
-            yield [pool.result(waiting.popleft()) for _ in range(min(batch, len(waiting)))]
+    take: Callable[[_Image], _Taken]
+    prepare: Callable[[_Taken], _Ready]
+    compute: Callable[[Sequence[_Ready]], Sequence[_Result]]
 
 
-def compute_many(compute: Callable[[_Part], _Result], parts: Iterable[_Part], at_once: int) -> Iterator[_Result]:
-    """What `compute` returns for the parts, in order, `at_once` of them computed at the same time; one more waits.
+@dataclass
+class _Computing(Generic[_Result]):
+    """A part that the model works on, or will next."""
 
-    The caller may use a result meanwhile. What `compute` raises is raised in its part's place.
+    size: int
+    results: Future[Sequence[_Result]]
+
+
+def compute_each(
+    images: Iterable[_Image], work: ImageWork[_Image, _Taken, _Ready, _Result], batch: int, at_once: int
+) -> Iterator[_Result]:
+    """The results in order, `batch` computed together and `at_once` such parts at the same time.
+
+    A result that is ready is yielded before the next image is asked for. A list is cut into whole batches; of anything
+    else the model takes what there is when it would wait for the source otherwise, and where the source is slower than
+    the model, each image is answered before the next is asked for. At most two batches wait besides those at work.
+
+    What `take`, `prepare` and `compute` raise, and what the source does, is raised in its place.
     """
-    waiting: deque[Future[_Result]] = deque()
-    with _Threads(at_once, "xattn-compute") as pool:
-        for part in parts:
-            waiting.append(pool.submit(compute, part))
-            if len(waiting) > at_once:
-                yield pool.result(waiting.popleft())
-        while waiting:
-            yield pool.result(waiting.popleft())
+    line = _Line(work, batch, at_once, is_list=isinstance(images, list | tuple))
+    with line:
+        failure: Exception | None = None
+        source = iter(images)
+        while True:
+            began = time.perf_counter()
+            try:
+                image = next(source)
+            except StopIteration:
+                break
+            except Exception as error:  # after the results of the images before it
+                failure = error
+                break
+            line.add(image, time.perf_counter() - began)
+            while line.may_give:
+                yield from line.next_results()
+        line.compute_rest()
+        while line.computing:
+            yield from line.next_results()
+        if failure is not None:
+            raise failure
+
+
+@dataclass
+class _Line(Generic[_Image, _Taken, _Ready, _Result]):
+    """The images between the source and their results.
+
+    computing: parts in order. preparing: images of the next part. is_source_slow: slower than the model, when it was
+    last asked. computed_s: what the last part took.
+    """
+
+    work: ImageWork[_Image, _Taken, _Ready, _Result]
+    batch: int
+    at_once: int
+    is_list: bool
+    computing: deque[_Computing[_Result]] = field(default_factory=deque)
+    preparing: list[Future[_Ready]] = field(default_factory=list)
+    is_source_slow: bool = False
+    computed_s: float = 0.0
+
+    def __enter__(self) -> Self:
+        self._preparers = _Threads(default_threads(), "xattn-prepare")
+        self._computers = _Threads(self.at_once, "xattn-compute")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._computers.close()
+        self._preparers.close()
+
+    def add(self, image: _Image, waited_s: float) -> None:
+        """An image, and how long the source took for it."""
+        self.preparing.append(self._preparers.submit(self.work.prepare, self.work.take(image)))
+        is_noticeable = not self.is_list and waited_s > _NOTICEABLE_S
+        self.is_source_slow = is_noticeable and waited_s > _SLOWER_THAN_MODEL * self.computed_s
+        is_model_idle = len(self.computing) < self.at_once
+        if len(self.preparing) == self.batch or self.is_source_slow or (is_noticeable and is_model_idle):
+            self.compute_rest()
+
+    def compute_rest(self) -> None:
+        """Compute what is prepared, or will be, as one part."""
+        if self.preparing:
+            part, self.preparing = self.preparing, []
+            self.computing.append(_Computing(len(part), self._computers.submit(self._compute, part)))
+
+    @property
+    def may_give(self) -> bool:
+        """Whether the next results are to be given before another image is asked for."""
+        if not self.computing:
+            return False
+        waiting = sum(part.size for part in self.computing) + len(self.preparing)
+        is_full = waiting >= (self.at_once + 2) * self.batch
+        return is_full or self.is_source_slow or self.computing[0].results.done()
+
+    def next_results(self) -> Sequence[_Result]:
+        """Those of the first part, waited for."""
+        return self._computers.result(self.computing.popleft().results)
+
+    def _compute(self, part: Sequence[Future[_Ready]]) -> Sequence[_Result]:
+        began = time.perf_counter()
+        results = self.work.compute([future.result() for future in part])
+        self.computed_s = time.perf_counter() - began
+        return results
 
 
 class _Threads:
@@ -78,10 +160,8 @@ class _Threads:
         self._check()
         return future.result()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Wait for what is running, and drop the rest."""
         if os.getpid() == self._process:
             self._pool.shutdown(wait=True, cancel_futures=True)
 

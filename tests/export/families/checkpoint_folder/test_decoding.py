@@ -15,22 +15,20 @@ from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.json_reader import ObjectReader
 
 TOKENS = {"decoder_start_token_id": 5, "bos_token_id": 6, "eos_token_id": 7, "pad_token_id": 8}
+FILE = Path("folder/generation_config.json")
 
 
-def _folder(tmp_path: Path, generation: Mapping[str, Any] | None, config: Mapping[str, Any] | None = None) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(config or {}))
-    if generation is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    return tmp_path
+def _decoding(stated: Mapping[str, Any], **options: Any) -> Decoding:
+    return decoding_of(FILE, TOKENS | dict(stated), **({"max_positions": 100} | options))
 
 
-def test_every_key_arrives(tmp_path: Path) -> None:
+def test_every_key_arrives() -> None:
     stated = {
         "min_length": 3, "num_beams": 4, "length_penalty": 0.6, "early_stopping": "never", "repetition_penalty": 1.5,
         "no_repeat_ngram_size": 3, "forced_bos_token_id": 11, "forced_eos_token_id": [7], "suppress_tokens": [1, 2],
         "begin_suppress_tokens": [3], "bad_words_ids": [[12], [13]], "max_length": 30,
     }  # fmt: skip
-    found = decoding_of(_folder(tmp_path, TOKENS | stated), max_positions=100)
+    found = _decoding(stated)
     assert found == Decoding(
         prompt_token_ids=(5,), end_token_ids=(7,), pad_token_id=8, max_new_tokens=29, max_length=30, max_positions=100,
         min_length=3, beams=4, length_penalty=0.6, early_stopping="never", repetition_penalty=1.5,
@@ -40,94 +38,40 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert read_decoding(ObjectReader(json.loads(json.dumps(found.to_dict())), "manifest.json")) == found
 
 
-def test_what_says_nothing_is_neutral(tmp_path: Path) -> None:
+def test_what_says_nothing_is_neutral() -> None:
     neutral = {
         "do_sample": False, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "num_beam_groups": 1,
         "diversity_penalty": 0.0, "encoder_no_repeat_ngram_size": 0, "guidance_scale": 1, "sequence_bias": None,
         "use_cache": True,
         "transformers_version": "5.0.0", "_from_model_config": True, "chat_format": "anything",
     }  # fmt: skip
-    found = decoding_of(_folder(tmp_path, {"bos_token_id": 6, "eos_token_id": [7, 9]} | neutral))
-    assert found == Decoding((6,), (7, 9), 7, max_new_tokens=20)
+    found = decoding_of(FILE, {"bos_token_id": 6, "eos_token_id": [7, 9]} | neutral, max_positions=100)
+    assert found == Decoding((6,), (7, 9), 7, max_new_tokens=20, max_positions=100)
 
 
 @pytest.mark.parametrize(
     ("stated", "options", "expected"),
     [
-        ({}, {}, (20, None, None)),
+        ({}, {}, (20, None, 100)),
         ({}, {"max_positions": 12}, (11, None, 12)),
         ({"max_new_tokens": 9, "max_length": 4}, {"max_positions": 64}, (9, None, 64)),
-        ({"max_length": 16}, {"prompt_token_ids": (1, 2, 3)}, (13, 16, None)),
-        ({"max_length": 16}, {"prompt_token_ids": (1, 2, 3), "hidden_prompt_tokens": 4}, (9, 12, None)),
+        ({"max_length": 16}, {"prompt_token_ids": (1, 2, 3)}, (13, 16, 100)),
         ({"max_length": 500}, {"max_positions": 64}, (63, 64, 64)),
     ],
 )
-def test_limits(tmp_path: Path, stated: dict[str, Any], options: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    found = decoding_of(_folder(tmp_path, TOKENS | stated), **options)
+def test_limits(stated: dict[str, Any], options: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    found = _decoding(stated, **options)
     assert (found.max_new_tokens, found.max_length, found.max_positions) == expected
 
 
-def test_a_shortest_length_of_new_tokens_is_taken_before_one_of_all(tmp_path: Path) -> None:
-    found = decoding_of(_folder(tmp_path, TOKENS | {"min_length": 9, "min_new_tokens": 2}))
+def test_a_shortest_length_of_new_tokens_is_taken_before_one_of_all() -> None:
+    found = _decoding({"min_length": 9, "min_new_tokens": 2})
     assert (found.min_length, found.min_new_tokens) == (0, 2)
-    found = decoding_of(_folder(tmp_path, TOKENS | {"min_length": 9}), hidden_prompt_tokens=4)
-    assert (found.min_length, found.min_new_tokens) == (5, 0)
 
 
-def test_tokens_that_the_model_sets_itself(tmp_path: Path) -> None:
-    found = decoding_of(_folder(tmp_path, TOKENS), prompt_token_ids=(30,), end_token_ids=(31, 32), pad_token_id=0)
+def test_tokens_that_the_model_sets_itself() -> None:
+    found = _decoding({}, prompt_token_ids=(30,), end_token_ids=(31, 32), pad_token_id=0)
     assert (found.prompt_token_ids, found.end_token_ids, found.pad_token_id) == ((30,), (31, 32), 0)
-
-
-def test_settings_of_an_inner_model_stand_for_the_files(tmp_path: Path) -> None:
-    folder = _folder(tmp_path, TOKENS | {"num_beams": 3, "max_length": 50})
-    found = decoding_of(folder, settings={"eos_token_id": 9, "num_beams": None}, prompt_token_ids=(), max_positions=40)
-    assert found == Decoding((), (9,), 9, 20, max_positions=40)
-    with pytest.raises(CheckpointError, match=r"config.json: do_sample: expected false, .* found True"):
-        decoding_of(folder, settings={"eos_token_id": 9, "do_sample": True}, prompt_token_ids=())
-
-
-@pytest.mark.parametrize(
-    ("config", "positions"),
-    [
-        ({"decoder": {"model_type": "gpt2", "n_positions": 50}}, 50),
-        ({"decoder": {"model_type": "roberta", "max_position_embeddings": 52, "pad_token_id": 1}}, 50),
-        ({"text_config": {"max_position_embeddings": 50}, "max_position_embeddings": 3}, 50),
-        ({"max_position_embeddings": 50}, 50),
-        ({"vision_config": {"max_position_embeddings": 50}}, None),
-    ],
-)
-def test_positions_of_the_decoder(tmp_path: Path, config: dict[str, Any], positions: int | None) -> None:
-    assert decoding_of(_folder(tmp_path, TOKENS, config)).max_positions == positions
-
-
-def test_older_folders_keep_it_in_the_config_as_transformers_reads_it(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = {
-        "model_type": "vision-encoder-decoder", "decoder_start_token_id": 5, "eos_token_id": 7, "pad_token_id": None,
-        "num_beams": 4,
-        "decoder": {
-            "model_type": "gpt2", "n_positions": 64, "max_length": 18, "num_beams": 2, "bos_token_id": 6,
-            "pad_token_id": 8, "eos_token_id": 9, "no_repeat_ngram_size": 2, "length_penalty": 1.0, "do_sample": False,
-            "forced_eos_token_id": None, "task_specific_params": {"text-generation": {"do_sample": True}},
-        },
-    }  # fmt: skip
-    folder = _folder(tmp_path, None, config)
-    theirs = transformers.GenerationConfig.from_pretrained(
-        folder, config_file_name="config.json", _from_model_config=True
-    )
-    found = decoding_of(folder)
-    assert found == Decoding(
-        (theirs.decoder_start_token_id,),
-        (theirs.eos_token_id,),
-        theirs.pad_token_id,
-        max_new_tokens=theirs.max_length - 1,
-        max_length=theirs.max_length,
-        max_positions=64,
-        beams=theirs.num_beams,
-        no_repeat_ngram_size=theirs.no_repeat_ngram_size,
-    )
-    assert (found.end_token_ids, found.beams, found.max_length) == ((7,), 4, 18)
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -170,24 +114,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("stated", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_what_cannot_be_obeyed_is_named(tmp_path: Path, stated: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_obeyed_is_named(stated: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        decoding_of(_folder(tmp_path, TOKENS | stated))
+        _decoding(stated)
     assert f"generation_config.json: {message}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_too_few_positions(tmp_path: Path) -> None:
+def test_too_few_positions() -> None:
     with pytest.raises(CheckpointError, match="expected more than 3 positions, the prompt's, found 3"):
-        decoding_of(_folder(tmp_path, TOKENS), prompt_token_ids=(1, 2, 3), max_positions=3)
+        _decoding({}, prompt_token_ids=(1, 2, 3), max_positions=3)
 
 
-def test_a_prompt_leaves_as_much_as_generate_leaves_it(tmp_path: Path) -> None:
+def test_a_prompt_leaves_as_much_as_generate_leaves_it() -> None:
     """`max_length` counts the prompt, `max_new_tokens` does not, and the positions bound both."""
-    counted = decoding_of(_folder(tmp_path, TOKENS | {"max_length": 16}), max_positions=64)
+    counted = _decoding({"max_length": 16}, max_positions=64)
     assert counted.for_call(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 11
     assert counted.for_call(prompt_ids=(1, 2, 3, 4), max_new_tokens=40).max_new_tokens == 40
-    new = decoding_of(_folder(tmp_path, TOKENS | {"max_new_tokens": 16}), max_positions=18)
+    new = _decoding({"max_new_tokens": 16}, max_positions=18)
     assert new.for_call().max_new_tokens == 16
     assert new.for_call(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 13
     with pytest.raises(UserError, match="prompt: expected at most 14 tokens, found 15"):

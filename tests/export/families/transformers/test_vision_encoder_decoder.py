@@ -276,11 +276,11 @@ def test_a_picture_is_projected_once_and_attended_to_at_every_step(exported: Exp
     [
         (
             {"encoder": {"model_type": "donut-swin"}},
-            r"encoder\.model_type: expected one of vit, deit, swin, found 'donut-swin'",
+            r"encoder\.model_type: expected one of vit, deit, swin \(the nearest: swin\), found 'donut-swin'",
         ),
         (
             {"decoder": {"model_type": "mbart"}},
-            r"decoder\.model_type: expected one of gpt2, bert, roberta, trocr, found 'mbart'",
+            r"decoder\.model_type: expected one of gpt2, bert, roberta, trocr \(the nearest: bert\), found 'mbart'",
         ),
         ({"decoder": {}}, r"decoder\.model_type: expected one of gpt2, .*, found"),
         ({"decoder": {"model_type": "bert"}}, r"decoder\.add_cross_attention: expected true, found"),

@@ -40,7 +40,10 @@ def opt_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language
     queries, text = model.config.num_query_tokens, model.config.text_config
     placeholder = text_token(folder, model, "image_token_index", model.config.image_token_index)
     begin = text_token(folder, model, "text_config.bos_token_id", text.bos_token_id)
-    decoding = decoding_of(folder, settings=model.language_model.generation_config.to_dict(), prompt_token_ids=())
+    settings = cast(Any, model.language_model).generation_config.to_dict()
+    decoding = decoding_of(
+        folder / "config.json", settings, prompt_token_ids=(), max_positions=text.max_position_embeddings
+    )
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([prompt_ids])

@@ -46,7 +46,7 @@ def t5_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language:
     placeholder = text_token(folder, model, "image_token_index", model.config.image_token_index)
     begin = text_token(folder, model, "text_config.bos_token_id", text.bos_token_id)
     settings = cast(Any, model.language_model).generation_config.to_dict()
-    decoding = decoding_of(folder, settings=settings, max_positions=_LONGEST)
+    decoding = decoding_of(folder / "config.json", settings, max_positions=_LONGEST)
     start = torch.tensor([decoding.prompt_token_ids])
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
