@@ -59,6 +59,10 @@ from xattn_runtime.verify.golden import VerificationReport, verify_bundle
 
 __all__ = ["ExportReport", "export_checkpoint"]
 
+_FAULT_OF_EXPORT = (
+    "nothing is written, since the exported model does not do what the original does: please report it, with the "
+    "checkpoint's config.json"
+)
 _GRAPHS_FOLDER = "graphs"
 _GRAPHS_DONE = 0.8
 _STATIC, _BATCH = "image_encoder", "batch"
@@ -184,7 +188,7 @@ def export_checkpoint(
         staged.write_manifest(manifest)
         progress("verifying the bundle", 0.9)
         verdict = verify_bundle(staged.folder)
-        verdict.raise_if_failed()
+        verdict.raise_if_failed(_FAULT_OF_EXPORT)
     progress("done", 1.0)
     return ExportReport(
         bundle=output,

@@ -37,6 +37,7 @@ _SYSTEM_NAMES = frozenset(
      "$recycle.bin", "system volume information", "lost+found"}
 )  # fmt: skip
 _APPLE_DOUBLE = "._"
+_ANNEX = re.compile(rb"((\.\./)*\.git)?/annex/objects/")
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|title)", re.IGNORECASE)
 
 
@@ -77,7 +78,7 @@ def placeholder_of(head: bytes) -> str | None:
     """
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "a Git LFS pointer in place of the file; run `git lfs pull` where it was cloned"
-    if head.startswith((b"/annex/objects/", b"../.git/annex/objects/", b".git/annex/objects/")):
+    if _ANNEX.match(head):
         return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
     if _PAGE.match(head):
         return "a web page (HTML) in place of the file, as a failed download leaves; download it again"

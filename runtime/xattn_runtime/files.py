@@ -43,6 +43,8 @@ _PARTIAL, _OLD = "partial", "old"
 _LEFTOVER = re.compile(rf"\.(?P<name>.+)\.(?P<process>\d+)-[0-9a-f]{{8}}\.(?P<kind>{_PARTIAL}|{_OLD})")
 _NAME_BYTES = 255  # the longest name of most file systems
 _SUFFIX_BYTES = len(".4194304-01234567.partial")  # of the highest process id
+# What a file system says that has no way to bring a file to the disk at once; what was written stays written.
+_CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _ADVICE = {
     errno.EACCES: "check the permissions of its folder",
     errno.EDQUOT: "free some space or name another place",
@@ -134,9 +136,9 @@ def check_replaceable(path: Path) -> None:
 
 
 def sync(stream: IO[bytes]) -> None:
-    """Flush `stream` to the disk."""
+    """Flush `stream` to the disk, where its file system can."""
     stream.flush()
-    os.fsync(stream.fileno())
+    _sync_descriptor(stream.fileno())
 
 
 def sweep(path: Path) -> None:
@@ -199,9 +201,17 @@ def _move_into_place(staging: Path, target: Path) -> None:
 def _sync_path(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        _sync_descriptor(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_descriptor(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from xattn_runtime import files
-from xattn_runtime.files import atomic_file, atomic_folder, atomic_write, check_writable, is_leftover, scratch_folder
+from xattn_runtime.errors import OutputError
+from xattn_runtime.files import (
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    check_replaceable,
+    check_writable,
+    is_leftover,
+    scratch_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -185,3 +194,30 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
 def test_advice_follows_the_reason(number, advice):
     error = files.not_written(Path("a.xattn"), OSError(number, os.strerror(number)))
     assert str(error).startswith(f"a.xattn: cannot be written: {os.strerror(number)}; {advice}")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_bring_a_file_to_the_disk_at_once(tmp_path, monkeypatch, number):
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic_write(tmp_path / "file", "new")
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("new")
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [(None, True), (b"", True), (b"<!-- xattn-edge -->", True), (b"mine", False), (b"-" * 2000 + b"xattn-edge", False)],
+)
+def test_what_may_be_replaced(tmp_path, content, is_ours):
+    path = tmp_path / "page.html"
+    if content is not None:
+        path.write_bytes(content)
+    if is_ours:
+        check_replaceable(path)
+    else:
+        with pytest.raises(OutputError, match="expected a new file, or one that xattn-edge wrote before"):
+            check_replaceable(path)

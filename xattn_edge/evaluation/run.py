@@ -187,7 +187,7 @@ def _of_split(parts: dict[str, _Part], split: str) -> dict[str, _Part]:
     """All parts, or those whose names begin with `split`."""
     if split == _ALL_SPLITS:
         return parts
-    chosen = {name: part for name, part in parts.items() if name.startswith(split)}
+    chosen = {name: part for name, part in parts.items() if split and name.startswith(split)}
     if not chosen:
         raise DataError(f"unknown split {split!r}; expected {_ALL_SPLITS} or one of {', '.join(parts)}")
     return chosen

@@ -12,7 +12,7 @@ from pathlib import Path
 from xattn_runtime.brought_files import is_system_file
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.bundle.manifest import FileEntry, Manifest
-from xattn_runtime.errors import OutputError
+from xattn_runtime.errors import OutputError, XattnError
 from xattn_runtime.files import atomic_folder, check_folder_writable, not_written
 
 __all__ = ["StagedBundle", "check_output", "manifest_document", "staged_bundle"]
@@ -115,7 +115,12 @@ def staged_bundle(output: Path, *, overwrite: bool) -> Iterator[StagedBundle]:
     check_output(output, overwrite=overwrite)
     try:
         with atomic_folder(output) as staging:
-            yield StagedBundle(staging)
+            try:
+                yield StagedBundle(staging)
+            except XattnError as error:  # what is said of the bundle names the one that was to be written
+                if str(staging) not in str(error):
+                    raise
+                raise type(error)(str(error).replace(str(staging), str(output))) from error
             check_output(output, overwrite=overwrite)
     except OSError as error:
         raise not_written(output, error) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from xattn_export.families.base import Family
-from xattn_export.families.checkpoint_folder.json_files import read_present_json
+from xattn_export.families.checkpoint_folder.json_files import read_present_json, refuse_placeholders
 from xattn_export.families.checkpoint_folder.weights.adapter import is_adapter, refusal_without_base
 from xattn_export.families.own.caption import XATTN_CAPTION
 from xattn_export.families.own.retrieval import XATTN_RETRIEVAL
@@ -52,6 +52,7 @@ def family_of(folder: Path) -> Family:
         CheckpointError: there is no source, or none that a family recognises.
     """
     path = folder / "config.json"
+    refuse_placeholders(folder)
     if is_adapter(folder):
         raise refusal_without_base(folder)
     try:

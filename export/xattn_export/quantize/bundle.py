@@ -154,7 +154,7 @@ def write_quantized(
         tolerance = max(_SMALLEST_TOLERANCE, _SAFETY * judged.largest_relative_rms)
         _write_manifest(staged, replace(manifest, golden=Golden(tolerance, judged.cases)))
         progress("verifying the bundle", 0.9)
-        verify_bundle(staged.folder).raise_if_failed()
+        verify_bundle(staged.folder).raise_if_failed("quantize it in another mode")
         after = staged.bytes
     progress("done", 1.0)
     before = sum(entry.bytes for entry in bundle.manifest.files.values())

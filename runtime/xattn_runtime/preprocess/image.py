@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.brought_files import placeholder_of
 from xattn_runtime.errors import ImageError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.formats import FORMATS, HEAD_BYTES, ImageFormat, described, format_of, remote_or_inline
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     ImageInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 
-__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "HeldImage", "hold_image", "image_name", "open_image"]
+__all__ = ["FILE_LIMIT_BYTES", "PIXEL_LIMIT", "HeldImage", "hold_image", "image_name", "open_image", "read_open_file"]
 
 FILE_LIMIT_BYTES = 256 * 2**20
 PIXEL_LIMIT = 50_000_000
@@ -46,9 +47,26 @@ _ORIENTATION_TAG = 0x0112
 _LONGEST_NAME = 1024
 _LONGEST_SHOWN = 75
 _BYTES_OF_A_PIXEL = 4
-# Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both. One
-# lock for all would make the threads of different images wait for each other.
-_DECODING = tuple(threading.Lock() for _ in range(64))
+_LOCKS = 64
+
+
+class _Locks:
+    """Locks for objects: one for all would make the threads of different images wait for each other."""
+
+    def __init__(self) -> None:
+        self._of_process: dict[int, tuple[threading.Lock, ...]] = {}
+
+    def of(self, thing: object) -> threading.Lock:
+        """The lock of an object; in a forked process another one, as the thread that holds this one is not there."""
+        locks = self._of_process.get(os.getpid())
+        if locks is None:
+            locks = self._of_process.setdefault(os.getpid(), tuple(threading.Lock() for _ in range(_LOCKS)))
+        return locks[id(thing) // 16 % _LOCKS]
+
+
+# Pillow decodes an image when its pixels are first asked for, and two threads that ask at once spoil it for both; so it
+# is with an open file.
+_BY_ONE_THREAD = _Locks()
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,7 @@ def _alone(image: ImageInput | HeldImage) -> AbstractContextManager[object]:
     """Of a Pillow image, that no other thread opens it meanwhile; all else is opened anew by each."""
     from PIL import Image
 
-    return _DECODING[id(image) // 16 % len(_DECODING)] if isinstance(image, Image.Image) else nullcontext()
+    return _BY_ONE_THREAD.of(image) if isinstance(image, Image.Image) else nullcontext()
 
 
 def _open(image: ImageInput | HeldImage) -> tuple[str, Image.Image]:
@@ -157,7 +175,7 @@ def _content(image: ImageInput | HeldImage) -> bytes | None:
         return _read(image_name(image), image)
     if isinstance(image, Image.Image):
         return _not_as_pillow_reads_it(image)
-    return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else _read_open(image)
+    return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else read_open_file(image)
 
 
 def _not_as_pillow_reads_it(image: Image.Image) -> bytes | None:
@@ -200,35 +218,36 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         if (found := remote_or_inline(os.fspath(path))) is not None:
-            raise ImageError(f"{_shortened(name)}: expected a path, bytes or an open file, found {found}") from None
+            url = name if "://" in name else name.replace(":/", "://", 1)  # a Path keeps one of the two
+            shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}…"
+            raise ImageError(f"{shown}: expected a path, bytes or an open file, found {found}") from None
         if isinstance(error, FileNotFoundError):
             raise ImageError(f"{name}: expected an image, found {_nothing_at(path)}") from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise ImageError(f"{name}: expected a readable image, found: {reason}; check the path") from error
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}…"
-
-
 def _nothing_at(path: str | os.PathLike[str]) -> str:
     with suppress(OSError, ValueError):
         target = str(Path(path).readlink())
-        if "annex/objects/" in target:
-            return "a git-annex pointer in place of the file; run `git annex get` where it was cloned"
+        if (found := placeholder_of(os.fsencode(target))) is not None:
+            return found
         return f"a link to {show(target)}, where nothing is; check the link"
     return "no such file; check the path"
 
 
-def _read_open(stream: BinaryIO) -> bytes:
-    """What an open file holds from where it stands, and at most one byte more than may be; it is put back there."""
+def read_open_file(stream: BinaryIO) -> bytes:
+    """What an open file holds from where it stands, and at most one byte more than may be; it is put back there.
+
+    Raises ImageError where it gives no bytes.
+    """
     name = "image given as an open file"
     try:
-        at = stream.tell() if stream.seekable() else None
-    except (AttributeError, OSError, ValueError):
-        at = None
-    try:
-        data = stream.read(FILE_LIMIT_BYTES + 1)
+        with _BY_ONE_THREAD.of(stream):
+            at = _place(stream)
+            data = stream.read(FILE_LIMIT_BYTES + 1)
+            if at is not None:
+                stream.seek(at)
     except (OSError, ValueError, TypeError) as error:
         raise ImageError(
             f"{name}: expected one that can be read in binary, found: {one_line(error)}; open it with 'rb'"
@@ -238,11 +257,17 @@ def _read_open(stream: BinaryIO) -> bytes:
             f"{name}: expected one that gives bytes, found one that gives {show(type(data).__name__)}; open it "
             "with 'rb'"
         )
-    if at is not None:
-        stream.seek(at)
     if at and not data:
         raise ImageError(f"{name}: expected an image, found the end of the file at byte {at}; rewind it with seek(0)")
     return bytes(data)
+
+
+def _place(stream: BinaryIO) -> int | None:
+    """Where an open file stands; None where it cannot be put back there."""
+    try:
+        return stream.tell() if stream.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _from_bytes(name: str, data: bytes) -> Image.Image:

@@ -14,13 +14,16 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.brought_files import placeholder_of
 from xattn_runtime.errors import ImageError
 from xattn_runtime.json_reader import ObjectReader, one_line, show
+from xattn_runtime.preprocess.formats import HEAD_BYTES
+from xattn_runtime.preprocess.image import read_open_file
 
 __all__ = ["MOST_REGIONS", "RegionReader", "RegionSpec", "read_region_spec"]
 
@@ -98,6 +101,9 @@ class RegionReader:
             path = os.fspath(regions)
             name = path if path.isprintable() else show(path)
             return name, self._unpack(name, _read(name, Path(path)))
+        if hasattr(regions, "read"):
+            name = "regions given as an open file"
+            return name, self._unpack(name, read_open_file(cast(BinaryIO, regions)))
         raise ImageError(
             "regions: expected the path of an .npz, its bytes, or a mapping of arrays, as this model takes no image, "
             f"found {show(type(regions).__name__)}"
@@ -106,10 +112,9 @@ class RegionReader:
     def _unpack(self, name: str, data: bytes) -> dict[str, object]:
         """The arrays that are needed, each checked before it takes memory."""
         if not data.startswith(b"PK"):
-            raise ImageError(
-                f"{name}: expected region features, an .npz with {self._expected()}, found a file that starts with "
-                f"{show(data[:8])}; this model takes no image"
-            )
+            found = placeholder_of(data[:HEAD_BYTES])
+            found = found or f"a file that starts with {show(data[:8])}; this model takes no image"
+            raise ImageError(f"{name}: expected region features, an .npz with {self._expected()}, found {found}")
         arrays: dict[str, object] = {}
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -21,6 +21,7 @@ __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
 QUESTION_LIMIT_CHARACTERS = 2000
 _EXAMPLES = 8
+_OTHER_SCRIPTS = "какого 図形 ♥"
 # Transformers' `clean_up_tokenization`, in its order.
 _CLEAN_UP = (
     *((f" {mark}", mark) for mark in ".?!,"),
@@ -153,7 +154,7 @@ class TextCodec:
         unknown = [word for token, word in words if token == self._spec.unknown_token_id]
         known = [word for token, word in words if token != self._spec.unknown_token_id]
         # Marks that a vocabulary has make no word of a text in another script.
-        if not known or (self._spec.unknown_token_id is not None and all(map(_is_punctuation, known))):
+        if not known or (all(map(_is_punctuation, known)) and not self._spells_everything()):
             raise error(
                 f"{kind}: none of the words in {show(text)} is known to this model; "
                 f"it knows words like {', '.join(self._known_words())}"
@@ -174,6 +175,11 @@ class TextCodec:
                 "other words"
             )
         return text
+
+    def _spells_everything(self) -> bool:
+        """Whether the tokenizer has tokens for every text, as one of bytes has."""
+        ids = self._tokenizer.encode(_OTHER_SCRIPTS, add_special_tokens=False).ids
+        return self._spec.unknown_token_id not in ids
 
     def _written_out(self, kind: str, text: str, error: type[UserError]) -> str:
         """`text`, or what the bundle has for a word in it."""

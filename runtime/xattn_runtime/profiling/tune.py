@@ -96,6 +96,8 @@ def tune_bundle(
         raise UserError(f"--goal: expected one of {', '.join(_FIGURES)}, found {goal}")
     if not providers:
         raise UserError("--provider: expected at least one, found none")
+    if not 0 < time_budget_s < math.inf:
+        raise UserError(f"time budget: expected a finite number above 0, found {time_budget_s:g}")
     forms = _forms([bundle, *also])
     plain = ProfileCombination(next(iter(forms)), providers[0], default_threads(), 1)
     combinations = _combinations(plain, forms, providers)

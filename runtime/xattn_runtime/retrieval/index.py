@@ -260,6 +260,8 @@ def _not_written(path: Path, error: OSError) -> OutputError:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header, and where the embeddings begin."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for who writes into it
+        raise ValueError("no regular file")
     with path.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise ValueError("another kind of file")

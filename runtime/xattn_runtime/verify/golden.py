@@ -90,8 +90,11 @@ class VerificationReport:
             "wholes": [asdict(whole) | {"passed": whole.passed} for whole in self.wholes],
         }
 
-    def raise_if_failed(self) -> None:
-        """VerificationError that names the first case that failed and by how much, or the graph of the whole model."""
+    def raise_if_failed(self, advice: str = "try another provider, or export the bundle again") -> None:
+        """VerificationError that names the first case that failed and by how much, or the graph of the whole model.
+
+        advice: what to do, which depends on who asks.
+        """
         failed = [case.measure for case in self.cases if not case.passed]
         if failed:
             worst = failed[0]
@@ -102,13 +105,13 @@ class VerificationReport:
             raise VerificationError(
                 f"{self.bundle}: {len(failed)} of {len(self.cases)} golden cases failed on {self.provider}: "
                 f"{worst.image}: expected a relative difference of at most {self.tolerance:.3g}{next(texts)}, "
-                f"found {worst.relative_rms:.3g}{next(texts)}; try another provider, or export the bundle again"
+                f"found {worst.relative_rms:.3g}{next(texts)}; {advice}"
             )
         for whole in self.wholes:
             if not whole.passed:
                 raise VerificationError(
                     f"{self.bundle}: {whole.role}: expected on {self.provider} what the bundle's graphs give one by "
-                    f"one, found {whole.difference}; try another provider, or export the bundle again"
+                    f"one, found {whole.difference}; {advice}"
                 )
 
 

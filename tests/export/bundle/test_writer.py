@@ -9,7 +9,7 @@ import pytest
 
 from xattn_export.bundle.writer import StagedBundle, check_output, staged_bundle
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.errors import OutputError
+from xattn_runtime.errors import BundleError, OutputError
 
 
 def copy_into(staged: StagedBundle, bundle: Path) -> None:
@@ -165,3 +165,11 @@ def test_a_folder_of_another_program_is_not_overwritten(tmp_path, content):
     (tmp_path / "extension" / "manifest.json").write_text(content)
     with pytest.raises(OutputError, match="expected a bundle to overwrite, found something else"):
         check_output(tmp_path / "extension", overwrite=True)
+
+
+def test_what_is_said_of_a_bundle_names_the_one_that_was_to_be_written(tmp_path):
+    output = tmp_path / "new.xattn"
+    with pytest.raises(BundleError) as caught, staged_bundle(output, overwrite=False) as staged:
+        raise BundleError(f"{staged.folder / 'manifest.json'}: labels: expected other names, found 'yes'")
+    assert str(caught.value) == f"{output / 'manifest.json'}: labels: expected other names, found 'yes'"
+    assert not list(tmp_path.iterdir())

@@ -104,3 +104,33 @@ def test_a_folder_without_config_is_named_as_what_it_is(kind: str, tmp_path: Pat
     with pytest.raises(CheckpointError) as caught:
         family_of(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}: expected the folder of a checkpoint, {message}")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.json", "vocab.txt"]
+)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
+            "a Git LFS pointer in place of the file;",
+        ),
+        ("/annex/objects/SHA256E-s9--ab", "a git-annex pointer in place of the file; run `git annex get`"),
+        ("<!DOCTYPE html>\n<html><title>Sign in</title>", "a web page (HTML) in place of the file"),
+    ],
+    ids=["LFS", "annex", "page"],
+)
+def test_a_pointer_in_place_of_a_file_is_named(name: str, content: str, message: str, tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"architectures": ["BlipForConditionalGeneration"], "model_type": "blip"})
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        family_of(folder)
+    assert str(caught.value).startswith(f"{folder / name}: expected a file of a checkpoint, found {message}")
+
+
+def test_a_link_of_git_annex_is_named(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, {"architectures": ["BlipForConditionalGeneration"], "model_type": "blip"})
+    (folder / "model.safetensors").symlink_to("../../.git/annex/objects/a/b/SHA256E-s9--ab")
+    with pytest.raises(CheckpointError, match=r"model.safetensors: expected a file of a checkpoint, found a git-annex"):
+        family_of(folder)

@@ -19,7 +19,7 @@ from xattn_export.quantize.modes import table
 from xattn_export.quantize.modes.fp32 import FP32
 from xattn_export.quantize.modes.int8 import INT8
 from xattn_runtime.bundle.folder import open_bundle
-from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.verify.golden import verify_bundle
 
 SPACE = Space(
@@ -198,6 +198,11 @@ def test_a_journal_of_another_search_is_begun_anew(tmp_path):
     first.add(Measured({"a": "int8"}, 1, 0, 1, 1, 1))
     assert len(Journal.open(tmp_path / "a.xattn", {"source": "1"}).known) == 1
     assert not Journal.open(tmp_path / "a.xattn", {"source": "2"}).known
+    own = tmp_path / ".b.xattn.search.jsonl"
+    own.write_bytes(b"my notes \xff")
+    with pytest.raises(OutputError, match=r"search\.jsonl: expected the measurements of a search, found another file"):
+        Journal.open(tmp_path / "b.xattn", {"source": "1"})
+    assert own.read_bytes() == b"my notes \xff"
 
 
 def test_the_command(exported, tmp_path):

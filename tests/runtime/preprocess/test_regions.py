@@ -53,7 +53,8 @@ def test_every_floating_point_layout(dtype: str, save: Callable[..., None], orde
     features = np.array(values["features"], dtype=dtype, order=order)
     data = _npz(save, features=features, boxes=values["boxes"], names=np.array(["cat", "dog", "cup"]))
     (tmp_path / "regions.npz").write_bytes(data)
-    for given in (data, tmp_path / "regions.npz", str(tmp_path / "regions.npz"), values | {"features": features}):
+    path = tmp_path / "regions.npz"
+    for given in (data, path, str(path), io.BytesIO(data), values | {"features": features}):
         found = READER(given)
         assert list(found) == ["visual_features", "visual_boxes"]
         assert all(each.dtype == np.float32 and each.flags.c_contiguous for each in found.values())
@@ -75,6 +76,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "empty": (b"", "found a file that starts with b''"),
     "picture": (b"\xff\xd8\xff\xe0", r"an .npz with features \[regions, 6\] and boxes \[regions, 4\], found a file"),
     "no zip": (b"PK\x03\x04 and then nothing", "expected a whole .npz, found a damaged one"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer in place of the file; run"),
     "cut": (_npz(**dict[str, Any](_values()))[:-40], "expected a whole .npz, found a damaged one"),
     "no features": (_npz(boxes=_values()["boxes"]), "expected an array 'features' .*, found none"),
     "no boxes": ({"features": _values()["features"]}, r"expected an array 'boxes' \[regions, 4\], found none"),

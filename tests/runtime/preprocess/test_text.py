@@ -66,11 +66,15 @@ def test_a_known_mark_is_no_known_word(tmp_path: Path, text: str) -> None:
     assert codec.encode_question("zebra cat?").unknown_words == ("zebra",)
 
 
-def test_marks_alone_are_read_by_a_tokenizer_that_can_spell_everything(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.BPE({"?": 0, "!": 1}, []))
+@pytest.mark.parametrize("unknown", [None, 256])
+def test_marks_alone_are_read_by_a_tokenizer_that_can_spell_everything(tmp_path: Path, unknown: int | None) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: number for number, character in enumerate([*alphabet, "<unk>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    spec = TokenizerSpec("tokenizer.json", unknown_token_id=None, max_tokens=6)
-    assert TextCodec(tmp_path / "tokenizer.json", spec).encode_question("?!").ids == (0, 1)
+    spec = TokenizerSpec("tokenizer.json", unknown_token_id=unknown, max_tokens=6)
+    assert TextCodec(tmp_path / "tokenizer.json", spec).encode_question("?!").ids == (vocabulary["?"], vocabulary["!"])
 
 
 def test_special_tokens_of_the_file_count_and_are_not_words(caption_bundle: Path, tmp_path: Path) -> None:

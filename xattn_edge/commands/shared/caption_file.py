@@ -9,6 +9,7 @@ import codecs
 import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ def _opened(path: Path) -> Iterator[FileIO]:
             "name another"
         ) from error
     with stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OutputError(
+                f"{path}: expected a regular file, which can be resumed, found a device or pipe; name a file, or - for "
+                "standard output"
+            )
         yield stream
 
 

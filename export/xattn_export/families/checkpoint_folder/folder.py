@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,7 @@ from xattn_export.families.checkpoint_folder.weights.merging import merge_into_m
 from xattn_export.families.checkpoint_folder.weights.quantized import refuse_quantized
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
-from xattn_runtime.json_reader import one_line
+from xattn_runtime.json_reader import one_line, show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +33,9 @@ __all__ = ["generation_file", "license_of", "load_model", "name_of"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
+_CHANNELS = 3
+# How a configuration class of Transformers says that a value is of the wrong type.
+_OF_FIELD = re.compile(r"Field '([^']+)' expected (.+?), got .*\(value: (.+)\)")
 _NO_LICENSE = "NOASSERTION"
 # Of the hub's words for licences those whose SPDX identifier is not the same in capitals or as written.
 _SPDX = {
@@ -99,6 +102,7 @@ def load_model(
             missing, too many, or of other shapes than those of the configuration.
     """
     refuse_quantized(folder)
+    _check_stated(folder / "config.json", read_json(folder / "config.json"))
     with quiet_transformers():
         config = _config(folder, model_class)
         weights = find_weights(folder)
@@ -139,10 +143,33 @@ def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:
 
 
 def _unbuildable(folder: Path, model_class: type[PreTrainedModel], error: Exception) -> CheckpointError:
+    path, advice = folder / "config.json", "copy the file again from where the weights are from"
+    if stated := _OF_FIELD.search(one_line(error)):
+        return CheckpointError(f"{path}: {stated[1]}: expected {stated[2]}, found {stated[3]}; {advice}")
     return CheckpointError(
-        f"{folder / 'config.json'}: expected the configuration of a {model_class.__name__}, found: "
-        f"{type(error).__name__}: {one_line(error)[:300]}; copy the file again from where the weights are from"
+        f"{path}: expected the configuration of a {model_class.__name__}, found: "
+        f"{type(error).__name__}: {one_line(error)[:300]}; {advice}"
     )
+
+
+def _check_stated(path: Path, config: Mapping[str, Any]) -> None:
+    """CheckpointError for labels that are not named by number, and for images of other than three channels."""
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict) or not all(
+        re.fullmatch(r"\d{1,9}", number) and isinstance(name, str) for number, name in labels.items()
+    ):
+        raise CheckpointError(
+            f'{path}: id2label: expected names by number, as in {{"0": "yes"}}, found {show(labels)}; mend it, or copy '
+            "the file again from where the weights are from"
+        )
+    parts = [("", config), *((f"{key}.", part) for key, part in config.items() if isinstance(part, dict))]
+    for before, part in parts:
+        for key in ("num_channels", "in_channels"):
+            if part.get(key) not in (None, _CHANNELS):
+                raise CheckpointError(
+                    f"{path}: {before}{key}: expected {_CHANNELS}, found {show(part[key])}; models of greyscale or "
+                    "other images cannot be exported yet: train it on images of three channels"
+                )
 
 
 def _skeleton(folder: Path, model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:

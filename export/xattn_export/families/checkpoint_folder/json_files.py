@@ -6,11 +6,30 @@ import json
 from pathlib import Path
 from typing import Any
 
-from xattn_runtime.brought_files import marked_encoding
+from xattn_runtime.brought_files import marked_encoding, placeholder_of
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 
-__all__ = ["read_json", "read_present_json"]
+__all__ = ["read_json", "read_present_json", "refuse_placeholders"]
+
+_SUFFIXES = (".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".txt")
+_HEAD_BYTES = 1024
+
+
+def refuse_placeholders(folder: Path) -> None:
+    """CheckpointError for what a clone without large files, or a failed download, has in place of a file."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix in _SUFFIXES)
+    except OSError:  # no folder, or one that cannot be read: whoever needs its files says so
+        return
+    for path in files:
+        try:
+            with path.open("rb") as stream:
+                head = stream.read(_HEAD_BYTES)
+        except OSError:  # a link of git-annex leads nowhere
+            head = str(path.readlink()).encode() if path.is_symlink() else b""
+        if (found := placeholder_of(head)) is not None:
+            raise CheckpointError(f"{path}: expected a file of a checkpoint, found {found}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

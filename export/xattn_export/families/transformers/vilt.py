@@ -28,6 +28,7 @@ from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.vision.vilt import ViltAnswerGraph, ViltCanvas, ViltPatchGraph
+from xattn_export.families.transformers.answer_labels import answer_labels
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.steps import Normalize, PadZeros, Rescale, ResizeToMultiple, Step
 
@@ -45,6 +46,7 @@ def _open(folder: Path) -> Source:
 
     model, weights = load_model(folder, ViltForQuestionAnswering)
     config, steps = model.config, image_steps_of(folder)
+    labels = answer_labels(folder, config.num_labels)
     resize = _resize(folder, steps)
     canvas = _canvas(folder, config, steps, resize)
 
@@ -60,7 +62,7 @@ def _open(folder: Path) -> Source:
         weights=weights,
         roles=(_image_role(model, canvas, resize), _answer_role(model, canvas)),
         tokenizer=source_tokenizer(folder, config.max_position_embeddings, writes=False),
-        reference=Chooses(steps, tuple(config.id2label[number] for number in range(config.num_labels)), answer_logits),
+        reference=Chooses(steps, labels, answer_logits),
         golden_inputs=_golden_inputs(),
     )
 

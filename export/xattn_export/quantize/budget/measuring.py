@@ -26,7 +26,7 @@ from xattn_export.quantize.calibration.examples import Example, Examples, SomeEx
 from xattn_export.quantize.modes.table import searched_modes
 from xattn_export.quantize.plans import make_plans
 from xattn_runtime.bundle.folder import MANIFEST_FILE, Bundle, file_digest, open_bundle
-from xattn_runtime.errors import UserError, XattnError
+from xattn_runtime.errors import OutputError, UserError, XattnError
 from xattn_runtime.files import atomic_write, sync
 from xattn_runtime.loader import load
 from xattn_runtime.profiling.measure.peak_memory import peak_memory_bytes
@@ -35,6 +35,7 @@ from xattn_runtime.tasks import Task
 
 __all__ = ["Bench", "Journal", "Scores", "Split", "relative_loss", "search_identity"]
 
+_HEAD = '{"search": '
 _TIMED = 12
 _CALIBRATED = 32
 # Other programs disturb single answers of a millisecond, so that each is measured several times while that is quick.
@@ -78,11 +79,18 @@ class Journal:
 
     @classmethod
     def open(cls, output: Path, identity: Mapping[str, Any]) -> Journal:
-        """The journal of this search, to resume where it was killed; a journal of another search is begun anew."""
+        """The journal of this search, to resume where it was killed; a journal of another search is begun anew.
+
+        Raises OutputError where another file has its place.
+        """
         path = output.resolve().parent / f".{output.name}.search.jsonl"
         head = json.dumps({"search": identity}, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         if lines[:1] != [head]:
+            if lines and not lines[0].startswith(_HEAD):
+                raise OutputError(
+                    f"{path}: expected the measurements of a search, found another file; move it elsewhere"
+                )
             atomic_write(path, head + "\n")
             return cls(path)
         known = {}

@@ -187,9 +187,10 @@ def _out_of_page_cache(folder: Path) -> None:
     """Ask the system to forget the files, so that loading reads them from the disk."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with contextlib.suppress(OSError):  # a folder that cannot be seen, which opening it says better
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write(line: dict[str, Any]) -> None:

@@ -136,3 +136,12 @@ def test_lines_on_standard_output(invoke, caption_bundle, image):
 def test_standard_streams_that_make_no_sense(invoke, caption_bundle, image, arguments):
     result = invoke("caption", image, "-b", caption_bundle, *arguments)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_cannot_be_resumed_is_refused(invoke, caption_bundle, image, tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    output = tmp_path / "pipe" if kind == "pipe" else "/dev/full"
+    result = invoke("caption", image, "-b", caption_bundle, "-o", output)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "found a device or pipe; name a file, or - for standard output" in result.stderr

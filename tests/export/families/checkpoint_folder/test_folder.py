@@ -264,7 +264,11 @@ BAD: dict[str, tuple[Damage, str]] = {
     ),
     "a width in words": (
         lambda f: configure(f, text_config={"hidden_size": "wide"}),
-        "config.json: expected the configuration of a BlipForConditionalGeneration, found: ",
+        "config.json: hidden_size: expected int, found 'wide'; copy the file again from where the weights are from",
+    ),
+    "images of one channel": (
+        lambda f: configure(f, vision_config={"num_channels": 1}),
+        "config.json: vision_config.num_channels: expected 3, found 1; models of greyscale or other images cannot be",
     ),
     "half a config.json": (
         lambda f: (f / "config.json").write_text('{"model_type": "bl'),

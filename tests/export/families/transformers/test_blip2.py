@@ -257,9 +257,12 @@ def _changed(folder: Path, target: Path, **values: Any) -> Path:
     [
         ({"text": {"model_type": "llama"}}, r"text_config.model_type: expected opt or t5, found 'llama'"),
         ({"text": {"model_type": ["opt"]}}, r"text_config.model_type: expected opt or t5, found \['opt'\]"),
-        ({"text_config": [1]}, "expected the configuration of a Blip2ForConditionalGeneration, found"),
+        ({"text_config": [1]}, r"config.json: text_config: expected dict, found \[1\]; copy the file again"),
         ({"text": {"word_embed_proj_dim": 16}}, r"word_embed_proj_dim: expected hidden_size, which is 32, found 16"),
-        ({"image_token_index": None}, r"image_token_index: expected a token, one of 272, found None"),
+        (
+            {"image_token_index": None},
+            r"config.json: image_token_index: expected .* found none; write \"image_token_index\": 266, the id",
+        ),
         ({"image_token_index": 272}, r"image_token_index: expected a token, one of 272, found 272"),
         ({"image_token_index": 271}, r"expected a tokenizer with the token 271, .* '<image>' would be 266"),
         ({"image_token_index": 30}, r"expected a special token with the id 30, as config.json says, found ';'"),

@@ -163,7 +163,11 @@ def _write_labels(*names: str) -> Callable[[Path], object]:
     ("settings", "prepare", "message"),
     [
         ({"id2label": None, "label2id": None}, None, "expected names for the model's 5 answers, in id2label of"),
-        ({"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}, None, "found none; write labels.txt into the"),
+        (
+            {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}},
+            None,
+            "5 answers, found none for 2; add it, or write",
+        ),
         (
             {"id2label": {i: f"LABEL_{i}" for i in range(5)}, "label2id": {f"LABEL_{i}": i for i in range(5)}},
             None,

@@ -1,5 +1,8 @@
 """ViLT as Transformers computes it, whatever the shape of the picture."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcesso
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of, randomize, save_folder
 from xattn_export import export_checkpoint
 from xattn_export.families.layers.vision.vilt import ViltCanvas, ViltPatchGraph
+from xattn_export.families.table import family_of
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.loader import load
 from xattn_runtime.tasks import VqaTask
@@ -60,6 +64,54 @@ def task(folder: Path, place: Path) -> VqaTask:
     loaded = load(place / "vilt.xattn", threads=1)
     assert isinstance(loaded, VqaTask)
     return loaded
+
+
+NAMES: list[tuple[object, str | None, str]] = [
+    (
+        {"0": "yes", "1": "no", "2": "red", "3": "yes", "4": "two"},
+        None,
+        "found 'yes' for 0 and 3; rename one, or write",
+    ),
+    (
+        {"0": "yes", "1": "no", "2": "red", "3": "green", "5": "two"},
+        None,
+        "found none for 4; add it, or write labels.txt",
+    ),
+    ({"0": "yes", "1": "no", "2": "", "3": "green", "4": "two"}, None, "found none for 2; add it, or write labels.txt"),
+    (
+        {str(number): f"LABEL_{number}" for number in range(5)},
+        None,
+        "expected names for the model's 5 answers, in id2l",
+    ),
+    ({"yes": 0, "no": 1}, None, "id2label: expected names by number, as in"),
+    (["yes", "no"], None, "config.json: id2label: expected "),
+    (dict(enumerate(LABELS)), "yes\nno\nred\nred\ntwo\n", "labels.txt: expected 5 different names, one a line"),
+]
+
+
+@pytest.mark.parametrize(("stated", "file", "message"), NAMES, ids=[message[:30] for *_, message in NAMES])
+def test_answers_without_names_of_their_own(
+    folder: Path, tmp_path: Path, stated: object, file: str | None, message: str
+) -> None:
+    """Told in the name of the file that holds them, before anything is exported."""
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"id2label": stated, "label2id": None}))
+    if file is not None:
+        (copy / "labels.txt").write_text(file)
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        family_of(copy).open(copy)
+    assert str(caught.value).startswith(str(copy))
+
+
+def test_fewer_names_than_the_weights_have_answers(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"id2label": {"0": "yes", "1": "no"}, "label2id": None}))
+    with pytest.raises(
+        CheckpointError, match=r"the shape \[2.*, found \[5.*unless the number of names in id2label is to be 5"
+    ):
+        family_of(copy).open(copy)
 
 
 def _pictures() -> list[Image.Image]:

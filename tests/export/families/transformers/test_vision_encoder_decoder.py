@@ -299,7 +299,11 @@ def test_parts_that_there_is_no_graph_for(tmp_path: Path, changes: dict[str, Any
     ("name", "settings", "message"),
     [
         ("swin-bert", {"window_size": 7}, r"encoder\.window_size: expected at most 5, .*, found 7"),
-        ("vit-gpt2", {"num_channels": 1}, r"encoder\.num_channels: expected 3, found 1"),
+        (
+            "vit-gpt2",
+            {"num_channels": 1},
+            r"encoder\.num_channels: expected 3, found 1; models of greyscale",
+        ),
     ],
 )
 def test_encoders_that_no_graph_can_be_made_of(

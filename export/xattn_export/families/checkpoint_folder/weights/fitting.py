@@ -15,6 +15,8 @@ from xattn_runtime.errors import CheckpointError
 
 __all__ = ["check_loaded", "fit_names"]
 
+# Keys that say how many rows a table or a classifier has, which people change.
+_COUNT = re.compile("vocab|label")
 _UNMERGED = re.compile(r"\.lora_(embedding_)?[AB]\b")
 
 
@@ -75,7 +77,9 @@ def _mismatch(
     unless = ""
     if len(actual) == len(expected):
         axes = [axis for axis, (one, other) in enumerate(zip(actual, expected, strict=True)) if one != other]
-        stating = [key for key in _stating(config, expected[0]) if "vocab" in key] if axes == [0] else []
+        stating = (
+            [key for key in _stating(config, expected[0]) if "vocab" in key or "label" in key] if axes == [0] else []
+        )
         unless = f", unless {stating[0]} is to be {actual[0]}" if stating else ""
     return CheckpointError(
         f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(actual)}; "
@@ -86,7 +90,9 @@ def _mismatch(
 def _stating(config: Mapping[str, Any], value: int, before: str = "") -> Iterator[str]:
     """The keys of a configuration that have this value."""
     for key, stated in config.items():
-        if isinstance(stated, dict):
+        if key == "id2label" and isinstance(stated, dict) and len(stated) == value:
+            yield f"{before}the number of names in id2label"
+        elif isinstance(stated, dict):
             yield from _stating(stated, value, f"{before}{key}.")
         elif stated == value and not isinstance(stated, bool):
             yield f"{before}{key}"

@@ -19,8 +19,6 @@ from xattn_runtime.errors import CheckpointError
 
 __all__ = ["ENCODERS", "check_encoder", "image_size_px"]
 
-_CHANNELS = 3
-
 
 class VitEncoder(nn.Module):
     """Image `[batch, 3, height, width]` to tokens `[batch, special + patches, width]`, normalised.
@@ -212,8 +210,6 @@ def check_encoder(path: Path, config: Any) -> None:
     Raises:
         CheckpointError: names the key of `path`, and its value.
     """
-    if config.num_channels != _CHANNELS:
-        raise CheckpointError(f"{path}: encoder.num_channels: expected {_CHANNELS}, found {config.num_channels}")
     if config.model_type != "swin":
         return
     grid = _swin_grid(config)

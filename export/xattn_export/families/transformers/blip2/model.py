@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from xattn_export.families.base import Family, Generates, Role, Source
@@ -20,6 +21,7 @@ from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.tokenizer import tokenizer_json_of
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.vision.blip import BlipVisionEncoder
 from xattn_export.families.layers.vision.qformer import QFormer
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BLIP2"]
 
+_IMAGE = "<image>"
 _LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration], Language]] = MappingProxyType(
     {"opt": opt_language, "t5": t5_language}
 )
@@ -57,6 +60,7 @@ def _open(task: TaskName, folder: Path) -> Source:
     from transformers import Blip2ForConditionalGeneration
 
     language_of = _LANGUAGES[_text_model(folder)]
+    _check_image_token(folder)
     model, weights = load_model(folder, Blip2ForConditionalGeneration)
     side_px = int(model.config.vision_config.image_size)
     language = language_of(folder, model)
@@ -77,6 +81,20 @@ def _image_tokens_role(model: Blip2ForConditionalGeneration, side_px: int) -> Ro
         return (model.get_image_features(pixel_values).pooler_output,)
 
     return image_encoder_role(Blip2ImageGraph(model), reference, (side_px, side_px), ("image_tokens",))
+
+
+def _check_image_token(folder: Path) -> None:
+    """CheckpointError that says what to write, where config.json does not say which token stands for the image."""
+    path = folder / "config.json"
+    if read_json(path).get("image_token_index") is not None:
+        return
+    tokenizer = Tokenizer.from_str(tokenizer_json_of(folder))
+    token_id = tokenizer.token_to_id(_IMAGE)
+    number = tokenizer.get_vocab_size() if token_id is None else token_id
+    raise CheckpointError(
+        f"{path}: image_token_index: expected the id of the token {_IMAGE}, found none; write "
+        f'"image_token_index": {number}, the id that {_IMAGE} has in the tokenizer or gets as its next token'
+    )
 
 
 def _text_model(folder: Path) -> str:

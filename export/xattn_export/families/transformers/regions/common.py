@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,11 +18,8 @@ from torch.nn import functional as F
 
 from xattn_export.families.base import GoldenInput, Role, TensorSpec
 from xattn_export.families.base.standard_roles import classifier_role, image_token_specs, text_specs
-from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.common import attend, fuse_linears, places
-from xattn_runtime.brought_files import decoded_text
-from xattn_runtime.errors import CheckpointError
 from xattn_runtime.preprocess.regions import RegionSpec
 
 __all__ = [
@@ -32,14 +28,12 @@ __all__ = [
     "TextTokens",
     "answer_role",
     "full_mask",
-    "labels_of",
     "region_inputs",
     "region_role",
 ]
 
 _COUNTS = (7, 12, 3, 9)
 _SEED = 12
-_FILE = "labels.txt"
 
 
 class TextTokens(nn.Module):
@@ -120,36 +114,6 @@ def answer_role(
 
     inputs = (*text_specs(vocabulary, fewest=fewest), *image_token_specs("regions", width))
     return classifier_role(module, reference, inputs, longest)
-
-
-def labels_of(folder: Path, config: Any, answers: int) -> tuple[str, ...]:
-    """The answers by name: of labels.txt in the folder, a name a line, or else of config.json's `id2label`.
-
-    Raises:
-        CheckpointError: neither has as many names as the model has answers; a name that only numbers its answer, which
-            is what Transformers makes up where it was told none, is no name.
-    """
-    path = folder / _FILE
-    if path.is_file():
-        try:
-            names = tuple(line.strip() for line in decoded_text(path.read_bytes()).splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: expected text in UTF-8, a name a line, found: {error}") from error
-        if len(names) != answers or not all(names) or len(set(names)) != answers:
-            raise CheckpointError(
-                f"{path}: expected {answers} different names, one a line in the order of the model's answers, found "
-                f"{len(names)} lines, {len(set(names) - {''})} of them different names"
-            )
-        return names
-    stated = read_json(folder / "config.json").get("id2label")
-    names = tuple(str(config.id2label.get(number)) for number in range(answers)) if stated else ()
-    made_up = all(name == f"LABEL_{number}" for number, name in enumerate(names))
-    if made_up or len(stated or ()) != answers or len(set(names)) != answers:
-        raise CheckpointError(
-            f"{folder}: expected names for the model's {answers} answers, in id2label of config.json or in {_FILE}, "
-            f"found none; write {_FILE} into the folder, a name a line in the order of the answers"
-        )
-    return names
 
 
 def region_inputs(regions: RegionSpec) -> tuple[GoldenInput, ...]:

@@ -23,13 +23,13 @@ from xattn_export.families.checkpoint_folder.folder import (
 )
 from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.layers.common import attend, fuse_linears, padding_mask
+from xattn_export.families.transformers.answer_labels import answer_labels
 from xattn_export.families.transformers.regions.common import (
     RegionLayer,
     SelfAttention,
     TextTokens,
     answer_role,
     full_mask,
-    labels_of,
     region_inputs,
     region_role,
 )
@@ -140,7 +140,7 @@ def _open(folder: Path) -> Source:
             ),
         ),
         tokenizer=source_tokenizer(folder, config.max_position_embeddings, writes=False),
-        reference=ChoosesOverRegions(regions, labels_of(folder, config, config.num_qa_labels), answer),
+        reference=ChoosesOverRegions(regions, answer_labels(folder, config.num_qa_labels), answer),
         golden_inputs=region_inputs(regions),
     )
 
