@@ -130,13 +130,18 @@ class ImageReader:
         """The image as it is now, to be read more than once; ImageError where it cannot be read."""
         return image if self._takes_regions else hold_image(image, _HELD_BYTES) or image
 
-    def take(self, image: ImageInput) -> Taken:
+    def take(self, image: ImageInput, *, is_listed: bool = False) -> Taken:
         """The image as it is now, whatever becomes of its file, its buffer or its object, for `prepare` in a thread.
 
+        is_listed: it is one of a list, in which nothing becomes of it meanwhile: what takes long is left to the thread.
         ImageError where it cannot be used.
         """
-        if self._takes_regions or (held := hold_image(image, _HELD_BYTES)) is None:
+        if is_listed and isinstance(image, str | os.PathLike):
+            return image
+        if self._takes_regions:
             return self.prepare(image)
+        if (held := hold_image(image, _HELD_BYTES, decodes=not is_listed)) is None:
+            return image if is_listed else self.prepare(image)
         if isinstance(held.content, bytes) and len(held.content) > _HELD_BYTES:
             return self.prepare(held)
         return held

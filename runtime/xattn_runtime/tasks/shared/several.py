@@ -31,14 +31,13 @@ def image_work(
     reader: ImageReader, images: object, compute: Callable[[Sequence[ReadyImage]], Sequence[_Result]]
 ) -> ImageWork[Any, Any, ReadyImage, _Result]:
     """The work on each of `images`: taken as it is, prepared by `reader`, computed; encoded ones as they are."""
-    # Nobody is called between two images of a list, so that its files may as well be read in threads.
-    is_list = isinstance(images, list | tuple)
+    is_listed = isinstance(images, list | tuple)
 
     def take(image: ImageInput | EncodedImage) -> Taken | ReadyImage:
-        if isinstance(image, EncodedImage) or (is_list and isinstance(image, str | os.PathLike)):
+        if isinstance(image, EncodedImage):
             return image
         try:
-            return reader.take(image)
+            return reader.take(image, is_listed=is_listed)
         except ImageError as error:
             return error
 
