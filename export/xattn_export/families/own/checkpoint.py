@@ -113,7 +113,8 @@ def image_steps(checkpoint: Checkpoint[Model]) -> tuple[Step, ...]:
     try:
         return parse_steps([ObjectReader(dict(step), file) for step in checkpoint.image_preprocessing], file)
     except (BundleError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: image_preprocessing: {error}") from error
+        reason = str(error).removeprefix(f"{file}: ")
+        raise CheckpointError(f"{file}: image_preprocessing: {reason}") from error
 
 
 def source_tokenizer(checkpoint: Checkpoint[Model], max_tokens: int) -> SourceTokenizer:

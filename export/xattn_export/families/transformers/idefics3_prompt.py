@@ -7,7 +7,7 @@ An image is written as its tiles, row by row, and then the whole; each is a numb
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def tokenizer_with_images(
         caption_template=text.template.replace("{question}", INSTRUCTION),
         image_layout=text.layout,
     )
-    written = SourceTokenizer(tokenizer.json, spec)
+    written = replace(tokenizer, spec=spec)
     _check_text(folder, text, written, pipeline, config)
     return written
 
@@ -107,7 +107,7 @@ def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
             f"makes of a tile, found {show(stated)}; the two must agree"
         )
     fake, image, whole = marks
-    template = question_template_of(folder, settings.get("chat_template"), tokenizer.apply_chat_template, image)
+    template = question_template_of(folder, _chat_template(settings, tokenizer), tokenizer.apply_chat_template, image)
 
     def ids(question: str, rows: int, columns: int) -> list[int]:
         text = template.replace("{image}", write(rows, columns)).replace("{question}", question)
@@ -128,6 +128,14 @@ def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
         before_whole="\n" if tiled else "",
     )
     return ProcessorText(template, layout, ids, grid)
+
+
+def _chat_template(settings: Mapping[str, Any], tokenizer: Any) -> object:
+    """The processor's, or else the tokenizer's, of tokenizer_config.json; of several the one called `default`."""
+    for stated in (settings.get("chat_template"), getattr(tokenizer, "chat_template", None)):
+        if template := stated.get("default") if isinstance(stated, dict) else stated:
+            return template
+    return None
 
 
 def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, pipeline: Pipeline, config: Any) -> None:

@@ -76,14 +76,28 @@ def test_the_marks_that_a_tokenizer_names_are_those_of_smolvlm_alone(folder):
     assert whole == f"<fake_token_around_image>{expected}{{tokens}}<fake_token_around_image>"
 
 
-def test_files_as_older_versions_wrote_them(folder):
+@pytest.mark.parametrize(
+    ("file", "template"),
+    [
+        ("chat_template.json", CHAT_TEMPLATE),
+        ("tokenizer_config.json", CHAT_TEMPLATE),
+        (
+            "tokenizer_config.json",
+            [{"name": "rag", "template": "no"}, {"name": "default", "template": CHAT_TEMPLATE}],
+        ),
+    ],
+    ids=["a file of its own", "the tokenizer's", "one of the tokenizer's"],
+)
+def test_files_as_older_versions_wrote_them(folder, file, template):
     new = processor_text(folder, 4, tiled=True)
     settings = json.loads((folder / "processor_config.json").read_text())
     pictures = settings.pop("image_processor") | {"processor_class": settings.pop("processor_class")}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     (folder / "processor_config.json").write_text(json.dumps(settings))
     (folder / "chat_template.jinja").unlink()
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    path = folder / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | {"chat_template": template}))
     old = processor_text(folder, 4, tiled=True)
     assert (old.template, old.layout) == (new.template, new.layout)
     assert old.ids("what?", 2, 3) == new.ids("what?", 2, 3)
