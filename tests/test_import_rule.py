@@ -22,6 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "xattn_runtime.version",
     ),
     ("xattn_runtime.json_reader", "xattn_runtime.files", "xattn_runtime.brought_files", "xattn_runtime.progress"),
+    ("xattn_runtime.arguments",),
     ("xattn_runtime.preprocess",),
     ("xattn_runtime.bundle",),
     ("xattn_runtime.execution",),

@@ -221,7 +221,8 @@ def _open_folder(folder: Path, task: TaskName | None) -> Source:
         raise CheckpointError(
             f"{folder}: name: expected lower-case letters, digits, '.', '_' and '-', found {source.name!r}"
         )
-    return source
+    limits = [spec.limit for role in source.roles for spec in role.inputs if spec.values == "token_ids"]
+    return replace(source, tokenizer=source.tokenizer.refusing_from(min(limits))) if limits else source
 
 
 @dataclass(frozen=True)

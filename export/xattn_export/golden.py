@@ -86,6 +86,10 @@ class _Texts:
     source: Source
     codec: TextCodec
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, by the original's own tokenizer where there is one."""
+        return (self.source.tokenizer.decode or self.codec.decode)(ids)
+
     def is_known(self, text: str) -> bool:
         """Whether the model knows every word of `text`."""
         try:
@@ -184,7 +188,7 @@ def _generated(
         else:
             ids = texts.codec.encode_question(question, special_tokens=special, grid=grid).ids
         output = reference.generate(pixels, ids)
-        text = texts.codec.decode(output.token_ids) if output.steady else None
+        text = texts.decode(output.token_ids) if output.steady else None
         yield _Computed({"logits": output.logits}, least_lead(output.logits), text, question, output.token_ids)
 
 

@@ -38,10 +38,22 @@ __all__ = [
 ]
 
 
+_MOST_CHARACTERS, _MOST_BEGUN = 2000, 1500
+
+
 class XattnError(Exception):
     """Root of the hierarchy. `exit_code` is what the command line ends with."""
 
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        """The message on one line, without control characters, and no longer than somebody reads."""
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+        if len(text) > _MOST_CHARACTERS:
+            text = f"{text[:_MOST_BEGUN]} … {text[_MOST_BEGUN - _MOST_CHARACTERS :]}"
+        return text
 
 
 class VerificationError(XattnError):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Literal, overload
 
+from xattn_runtime.arguments import text
 from xattn_runtime.bundle.folder import Bundle, open_bundle
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.providers import RESOLVED_ON_DEVICE
 from xattn_runtime.execution.session import SessionSettings
+from xattn_runtime.json_reader import show
 from xattn_runtime.tasks import CaptionTask, RetrievalTask, SentimentTask, Task, VqaTask, open_task
 
 __all__ = ["load"]
@@ -57,9 +60,10 @@ def load(bundle: _Place, provider: _Provider = "cpu", threads: int | None = None
     Raises BundleError, for a bundle of another task too, ProviderError or DependencyError.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if task not in (None, opened.manifest.task):
-        raise BundleError(f"{opened.path}: expected a bundle for {task}, found one for {opened.manifest.task}")
-    if provider in RESOLVED_ON_DEVICE:
+    if task is not None and text("task", task) != opened.manifest.task:
+        wanted = task if task in TASKS else show(task)
+        raise BundleError(f"{opened.path}: expected a bundle for {wanted}, found one for {opened.manifest.task}")
+    if isinstance(provider, str) and provider in RESOLVED_ON_DEVICE:
         from xattn_runtime.verify.golden import chosen_settings
 
         provider = chosen_settings(provider, threads, opened)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from xattn_runtime.arguments import path_text, text
 from xattn_runtime.brought_files import is_system_file, placeholder_of
 from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
@@ -88,10 +89,10 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, manifest, stamps=_check_files(folder, manifest))
 
 
-def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
-    """The manifest written in `text`; BundleError where it is no JSON or no manifest. `file` stands in the errors."""
+def parse_manifest_json(document: bytes, file: str = MANIFEST_FILE) -> Manifest:
+    """The manifest in `document`; BundleError where it is no JSON or no manifest. `file` stands in the errors."""
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = json.loads(document, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(
             f"{file}: expected a JSON document, found {one_line(error)}; copy the bundle again"
@@ -102,7 +103,7 @@ def parse_manifest_json(text: bytes, file: str = MANIFEST_FILE) -> Manifest:
 def default_bundle(task: TaskName) -> Path:
     """Folder of the bundle for `task` that came with this package; BundleError where there is none."""
     names = {name: spec.default_bundle for name, spec in TASKS.items() if spec.default_bundle is not None}
-    if task not in names:
+    if text("default bundle", task, error=BundleError) not in names:
         raise BundleError(f"default bundle: expected a task of {', '.join(sorted(names))}, found {show(task)}")
     folder = _defaults() / names[task]
     if not (folder / MANIFEST_FILE).is_file():
@@ -120,9 +121,10 @@ def shipped_bundles() -> dict[str, Path]:
 
 def bundle_path(path: str | os.PathLike[str]) -> Path:
     """`path`; or, where nothing lies there, the folder of the bundle of that name that came with this package."""
-    if os.fspath(path) == "":
+    named = path_text("bundle", path, "a folder or the name of a bundle", error=BundleError)
+    if not named:
         raise BundleError("bundle: expected a folder or the name of a bundle, found an empty path; name one")
-    folder = Path(path)
+    folder = Path(named)
     if os.path.lexists(folder):
         return folder
     return shipped_bundles().get(str(folder).removesuffix(".xattn"), folder)

@@ -129,9 +129,11 @@ class HeldFile:
 
     def __del__(self) -> None:
         """Close it."""
-        with contextlib.suppress(AttributeError, OSError):
+        try:
             if self._found() is not None:
                 os.close(self._descriptor)
+        except (AttributeError, OSError, TypeError):  # never opened; or the interpreter ends, and modules are gone
+            return
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
+from xattn_runtime.arguments import text, whole_number
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import ProviderError
 from xattn_runtime.execution.device_profile import read_device_profile
@@ -34,6 +35,7 @@ def session_settings(
     if isinstance(provider, SessionSettings):
         return provider
     checked_threads(threads)
+    text("provider", provider, error=ProviderError)
     if provider in RESOLVED_ON_DEVICE:
         raise ProviderError(
             f"provider: expected the name of one provider, found {provider}, which chooses among them; open the bundle "
@@ -57,6 +59,7 @@ def tuned_settings(requested: RequestedProvider, threads: int | None, bundle: Bu
 def checked_threads(threads: int | None) -> int:
     """`threads`, or by default the cores, at most 4; ProviderError below 1, and above what any device has use for."""
     most = max(_MOST_THREADS, os.cpu_count() or 1)
-    if threads is not None and not 1 <= threads <= most:
-        raise ProviderError(f"threads: expected 1 to {most}, found {threads}; leave it out for one a core, at most 4")
-    return default_threads() if threads is None else threads
+    if threads is None:
+        return default_threads()
+    advice = "leave it out for one a core, at most 4"
+    return whole_number("threads", threads, 1, most, advice=advice, error=ProviderError)

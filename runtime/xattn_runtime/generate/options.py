@@ -9,11 +9,12 @@ from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
+from xattn_runtime.arguments import choice, found, text
 from xattn_runtime.bundle.decoding import Decoding, EarlyStopping
 from xattn_runtime.errors import UserError
 from xattn_runtime.json_reader import show
 
-__all__ = ["MOST_SAMPLES", "DecodingOptions", "Sampling", "Stop"]
+__all__ = ["MOST_SAMPLES", "DecodingOptions", "Sampling", "Stop", "decoding_options"]
 
 Stop = Callable[[Sequence[int]], bool]
 """Whether generated token ids, prompt not counted, say enough."""
@@ -21,7 +22,7 @@ Stop = Callable[[Sequence[int]], bool]
 MOST_SAMPLES = 64
 _OF_BEAMS = ("length_penalty", "early_stopping")
 # `Decoding.for_call` takes these.
-_OF_A_CALL = frozenset({"beams", "max_new_tokens"})
+_OF_A_CALL = ("beams", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,21 @@ class DecodingOptions:
             object.__setattr__(self, "stop", tuple(self.stop))
 
     @cached_property
+    def checked(self) -> DecodingOptions:
+        """The same in Python's own numbers and texts; UserError for a value of another kind."""
+        values = {name: _of_kind(name, getattr(self, name)) for name in _RANGES if getattr(self, name) is not None}
+        if self.n_best is None:
+            raise UserError(f"n_best: expected {_RANGES['n_best'][1]}, found None")
+        if self.early_stopping is not None:
+            values["early_stopping"] = choice("early_stopping", self.early_stopping, (True, False, "never"))
+        if self.prefix is not None:
+            values["prefix"] = text("prefix", self.prefix)
+        if not isinstance(self.stop, tuple) or not all(isinstance(word, str) and word for word in self.stop):
+            raise UserError(f"stop: expected texts that are not empty, found {found(self.stop)}")
+        values["stop"] = tuple(text("stop", word) for word in self.stop)
+        return DecodingOptions(**values)
+
+    @cached_property
     def sampling(self) -> Sampling | None:
         """How tokens are drawn; None where none are."""
         chosen = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) is not None}
@@ -87,22 +103,25 @@ class DecodingOptions:
     def with_shortcuts(self, beams: int | None, max_new_tokens: int | None) -> DecodingOptions:
         """These and two that calls take by themselves as well; UserError where both are set and differ."""
         if beams is None and max_new_tokens is None:
-            return self
+            return self.checked
         shortcuts = {"beams": beams, "max_new_tokens": max_new_tokens}
-        for name, value in shortcuts.items():
-            known = getattr(self, name)
-            if value is not None and known is not None and known != value:
+        chosen = {name: _of_kind(name, value) for name, value in shortcuts.items() if value is not None}
+        for name, value in chosen.items():
+            known = getattr(self.checked, name)
+            if known is not None and known != value:
                 raise UserError(f"{name}: expected one number, found {show(value)} and, in the options, {show(known)}")
-        chosen: dict[str, Any] = {name: value for name, value in shortcuts.items() if value is not None}
-        return replace(self, **chosen)
+        return replace(self.checked, **chosen)
 
     def apply_to(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
         """The settings of one call: `decoding`, a bundle's, as these options change it, with a prompt.
 
         Raises UserError for a value out of range, a prompt that leaves no room, and options that contradict each other.
         """
+        return self.checked._applied_to(decoding, prompt_ids)
+
+    def _applied_to(self, decoding: Decoding, prompt_ids: Sequence[int]) -> Decoding:
         beams = 1 if self.sampling is not None else self.beams
-        settings = self._checked(decoding).for_call(
+        settings = self._changing(decoding).for_call(
             prompt_ids=prompt_ids, beams=beams, max_new_tokens=self.max_new_tokens
         )
         if self.min_new_tokens is not None and self.min_new_tokens > settings.max_new_tokens:
@@ -110,9 +129,10 @@ class DecodingOptions:
                 f"min_new_tokens: expected at most {settings.max_new_tokens}, the most there may be, found "
                 f"{self.min_new_tokens}"
             )
+        _check_penalty(settings)
         return settings
 
-    def _checked(self, decoding: Decoding) -> Decoding:
+    def _changing(self, decoding: Decoding) -> Decoding:
         self._check_ranges()
         draws = self.sampling is not None
         if draws and self.beams is not None and self.beams > 1:
@@ -127,20 +147,54 @@ class DecodingOptions:
                 f"n_best: expected at most the {beams} of beams, found {show(self.n_best)}; ask for more beams, or for "
                 "a temperature"
             )
-        names = {field.name for field in fields(self)} & {field.name for field in fields(decoding)} - _OF_A_CALL
+        names = {field.name for field in fields(self)} & {field.name for field in fields(decoding)} - {*_OF_A_CALL}
         changed: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if draws:
             changed["beams"] = 1
         return replace(decoding, **changed) if changed else decoding
 
     def _check_ranges(self) -> None:
-        for name, (kind, expected, is_right) in _RANGES.items():
+        for name, (_, expected, is_right) in _RANGES.items():
             value = getattr(self, name)
-            is_number = isinstance(value, kind)
-            if value is not None and not (is_number and is_right(value)):
-                raise UserError(f"{name}: expected {expected if is_number else _KINDS[kind]}, found {show(value)}")
-        if isinstance(self.stop, str) or not all(isinstance(word, str) and word for word in self.stop):
-            raise UserError(f"stop: expected texts that are not empty, found {show(self.stop)}")
+            if value is not None and not is_right(value):
+                raise UserError(f"{name}: expected {expected}, found {show(value)}")
+
+
+_AS_BUNDLED = DecodingOptions()
+
+
+def decoding_options(
+    options: DecodingOptions | None, beams: int | None = None, max_new_tokens: int | None = None
+) -> DecodingOptions:
+    """What a call was asked for, by its options and the two that it takes by themselves; UserError as these raise."""
+    if options is None:
+        options = _AS_BUNDLED
+    elif not isinstance(options, DecodingOptions):
+        raise UserError(f"options: expected DecodingOptions, such as DecodingOptions(beams=4), found {found(options)}")
+    return options.with_shortcuts(beams, max_new_tokens)
+
+
+def _of_kind(name: str, value: object) -> Any:
+    """The number `value` of the option `name` as Python's own."""
+    kind, expected, _ = _RANGES[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UserError(f"{name}: expected {_KINDS[kind]}, found {found(value)}")
+    try:
+        return int(value) if kind is Integral else float(value)  # type: ignore[call-overload, arg-type]
+    except OverflowError as error:  # an int above all floats
+        raise UserError(f"{name}: expected {expected}, found {show(value)}") from error
+
+
+def _check_penalty(decoding: Decoding) -> None:
+    """UserError where a score over the length to this power is no number that float32 has."""
+    if decoding.beams == 1 or decoding.max_new_tokens == 1:
+        return
+    most = _MOST_POWER / math.log10(decoding.max_new_tokens)
+    if abs(decoding.length_penalty) > most:
+        raise UserError(
+            f"length_penalty: expected {-most:.1f} to {most:.1f} for texts of up to {decoding.max_new_tokens} tokens, "
+            f"found {decoding.length_penalty:g}"
+        )
 
 
 def _above_zero(value: float) -> bool:
@@ -155,13 +209,15 @@ def _checked_by_the_call(value: float) -> bool:
     return True  # `Decoding.for_call` knows the bundle's limits
 
 
+# Powers of ten; float32 has those up to 38.
+_MOST_POWER = 30
 _KINDS: Mapping[type, str] = {Integral: "a whole number", Real: "a number"}
 _RANGES: Mapping[str, tuple[type, str, Callable[[float], bool]]] = {
     "beams": (Integral, "1 or more", _checked_by_the_call),
     "max_new_tokens": (Integral, "1 or more", _checked_by_the_call),
     "min_new_tokens": (Integral, "0 or more", _not_negative),
     "length_penalty": (Real, "a number", math.isfinite),
-    "repetition_penalty": (Real, "a number above 0", _above_zero),
+    "repetition_penalty": (Real, "a number above 0, from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30),
     "no_repeat_ngram_size": (Integral, "0 or more", _not_negative),
     "temperature": (Real, "a number above 0; leave it out for the best tokens", _above_zero),
     "top_k": (Integral, "0, all tokens, or more", _not_negative),

@@ -16,6 +16,9 @@ from xattn_runtime.generate.processors import Scores
 __all__ = ["Sampler", "probabilities"]
 
 
+_COLDEST = 1e-300
+
+
 class Sampler:
     """Draws for a batch, a token a row at a time."""
 
@@ -41,7 +44,11 @@ class Sampler:
 
 def probabilities(scores: Scores, sampling: Sampling) -> NDArray[np.float64]:
     """What tokens are drawn with, `[rows, vocabulary]`: 0 for those that the limits leave out."""
-    logits = scores.astype(np.float64) / sampling.temperature
+    logits = scores.astype(np.float64)
+    if sampling.temperature < _COLDEST:  # else what is divided becomes infinite, the best one too
+        logits -= logits.max(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        logits /= sampling.temperature
     if 0 < sampling.top_k < logits.shape[1]:
         least = np.partition(logits, -sampling.top_k, axis=1)[:, -sampling.top_k, None]
         logits = np.where(logits < least, -np.inf, logits)

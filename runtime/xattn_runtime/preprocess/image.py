@@ -106,16 +106,20 @@ def open_image(image: ImageInput | HeldImage) -> Image.Image:
             _broken(name, error)
 
 
-def hold_image(image: ImageInput, most_bytes: int) -> HeldImage | None:
+def hold_image(image: ImageInput, most_bytes: int, *, decodes: bool = True) -> HeldImage | None:
     """The image as it is now, to be opened later; None for pixels that would take more than `most_bytes`.
 
+    decodes: also a Pillow image that is not decoded yet; else None for it.
     Raises ImageError where it cannot be read.
     """
     name, data = image_name(image), _content(image)
     if data is not None:
         return HeldImage(name, data)
     sides = image.shape[:2] if isinstance(image, np.ndarray) else getattr(image, "size", ())
-    if math.prod(sides) * _BYTES_OF_A_PIXEL > most_bytes:
+    if not isinstance(sides, tuple):  # no image, which opening it says
+        sides = ()
+    is_decoded = not getattr(image, "tile", None)
+    if math.prod(sides) * _BYTES_OF_A_PIXEL > most_bytes or not (is_decoded or decodes):
         return None
     opened = open_image(image)
     return HeldImage(name, opened.copy() if opened is image else opened)

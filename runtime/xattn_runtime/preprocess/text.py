@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from xattn_runtime import arguments
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid, ImageLayout, TokenizerSpec
@@ -51,9 +52,10 @@ class TextCodec:
             raise BundleError(
                 f"{path}: expected a tokenizer of the tokenizers library, found: {one_line(error)}"
             ) from error
-        # The file must not do what the runtime does itself.
+        # The file must not do what the runtime does itself, and cannot say how special tokens in a text are read.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = spec.split_special_tokens
         self._spec = spec
         if spec.unknown_token_id is not None and self._tokenizer.id_to_token(spec.unknown_token_id) is None:
             raise BundleError(f"{path}: expected an unknown token with the id {spec.unknown_token_id}, found none")
@@ -104,7 +106,7 @@ class TextCodec:
         return self._plain_ids("answers", answer)
 
     def _plain_ids(self, kind: str, value: str) -> tuple[int, ...]:
-        text = _checked(kind, value, UserError)
+        text = self._checked(kind, value, UserError)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         barred = (self._spec.unknown_token_id, self._image_token_id)
         ids = zip(encoding.ids, encoding.offsets, strict=True)
@@ -114,6 +116,11 @@ class TextCodec:
                 f"it knows words like {', '.join(self._known_words())}"
             )
         return tuple(encoding.ids)
+
+    def ids_of(self, texts: Sequence[str], *, special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of texts as they are: in no template, neither stripped nor checked."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens and surrounding blanks left out."""
@@ -132,7 +139,7 @@ class TextCodec:
         grid: Grid,
         error: type[UserError],
     ) -> EncodedQuestion:
-        text = self._written_out(kind, _checked(kind, value, error), error)
+        text = self._written_out(kind, self._checked(kind, value, error), error)
         before, after = (self._with_image(part, grid) for part in template)
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
@@ -154,6 +161,21 @@ class TextCodec:
                 f"it knows words like {', '.join(self._known_words())}"
             )
         return EncodedQuestion(tuple(encoding.ids), tuple(dict.fromkeys(unknown)))
+
+    def _checked(self, kind: str, value: str, error: type[UserError]) -> str:
+        """`value` without the blanks around it; `error` where it is no text that this tokenizer can read."""
+        text = _checked(kind, value, error)
+        if self._spec.decodes_only:
+            raise error(
+                f"{kind}: expected none, since the tokenizer of this model can write texts but read none, found "
+                f"{show(text)}; leave it out"
+            )
+        if refused := next((word for word in self._spec.refused_words if word in text), None):
+            raise error(
+                f"{kind}: expected a text without the special token {show(refused)}, found {show(text)}; write it in "
+                "other words"
+            )
+        return text
 
     def _spells_everything(self) -> bool:
         """Whether the tokenizer has tokens for every text, as one of bytes has."""
@@ -213,8 +235,7 @@ def _is_punctuation(word: str) -> bool:
 
 
 def _checked(kind: str, value: str, error: type[UserError]) -> str:
-    if not isinstance(value, str):
-        raise error(f"{kind}: expected text, found {show(value)}")
+    arguments.text(kind, value, error=error)
     if len(value) > QUESTION_LIMIT_CHARACTERS:
         raise error(
             f"{kind}: expected at most {QUESTION_LIMIT_CHARACTERS:,} characters, found {len(value):,}; "

@@ -83,6 +83,10 @@ class TokenizerSpec:
         where it is left as long as it is.
     image_layout: how the image is written in the place of `{image}`, which all three templates then have; None where it
         does not stand in the text.
+    split_special_tokens: read a special token that a text spells out as any other word.
+    decodes_only: it can write texts, and read none; no text may be put to the model then.
+    refused_words: special tokens that must not stand in a text, since the original tokenizer reads what is beside them
+        in a way of its own.
     """
 
     file: str
@@ -96,6 +100,9 @@ class TokenizerSpec:
     pad_to: int | None = None
     pad_token_id: int = 0
     image_layout: ImageLayout | None = None
+    split_special_tokens: bool = False
+    decodes_only: bool = False
+    refused_words: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
@@ -103,6 +110,8 @@ class TokenizerSpec:
         neutral = {"unknown_token_id": None, **{field.name: field.default for field in fields(self)[3:]}}
         values["prompts"] = None if self.prompts is None else dict(self.prompts)
         stated = {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
+        if self.refused_words:
+            stated["refused_words"] = list(self.refused_words)
         return stated if self.image_layout is None else stated | {"image_layout": self.image_layout.to_dict()}
 
 
@@ -114,7 +123,7 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         file=reader.path("file"),
         unknown_token_id=reader.integer("unknown_token_id") if "unknown_token_id" in reader else None,
         max_tokens=reader.integer("max_tokens", minimum=1),
-        clean_up_spaces=reader.boolean("clean_up_spaces") if "clean_up_spaces" in reader else False,
+        clean_up_spaces=_flag(reader, "clean_up_spaces"),
         question_template=_template(reader, "question_template", "{question}", *places),
         prompt_template=_template(reader, "prompt_template", "{prompt}", *places),
         caption_template=_template(reader, "caption_template", *places),
@@ -122,11 +131,21 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         pad_to=reader.integer("pad_to", minimum=1) if "pad_to" in reader else None,
         pad_token_id=reader.integer("pad_token_id") if "pad_token_id" in reader else 0,
         image_layout=layout,
+        split_special_tokens=_flag(reader, "split_special_tokens"),
+        decodes_only=_flag(reader, "decodes_only"),
+        refused_words=reader.texts("refused_words") if "refused_words" in reader else (),
     )
     reader.finish()
+    if spec.decodes_only and (spec.caption_template or layout is not None):
+        reader.fail("decodes_only", "false, since the model is given a text with every image", True)
     if spec.pad_to is not None and spec.pad_to < spec.max_tokens:
         reader.fail("pad_to", f"at least max_tokens, which is {spec.max_tokens}", spec.pad_to)
     return spec
+
+
+def _flag(reader: ObjectReader, key: str) -> bool:
+    """Whether it is true; it is not where it is left out."""
+    return reader.boolean(key) if key in reader else False
 
 
 def _template(reader: ObjectReader, key: str, *places: str) -> str:

@@ -35,6 +35,7 @@ _SUBFORMAT, _OF_A_TAG = 24, bytes.fromhex("000000001000800000aa00389b71")
 _IN_DS64 = 0xFFFFFFFF
 # Programs that write into a pipe state a size near the largest that there is, and never come back to correct it.
 _LEAST_UNKNOWN = 0x7FFF0000
+_MOST_SHOWN = 1000
 _MOST_CHUNKS = 10_000
 _PIPE_LIMIT_BYTES = 64 * 2**20
 _CODES = {
@@ -228,4 +229,4 @@ def _printable(text: bytes) -> str:
 
 
 def _shown(name: str) -> str:
-    return name if name.isprintable() else show(name)
+    return name if name.isprintable() and len(name) <= _MOST_SHOWN else show(name)

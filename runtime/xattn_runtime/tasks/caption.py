@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import choice, whole_number
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase
@@ -21,7 +22,7 @@ from xattn_runtime.errors import BundleError, ImageError, UserError
 from xattn_runtime.execution.session import SessionSettings, Tensor
 from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.greedy import GreedyStep, greedy_steps
-from xattn_runtime.generate.options import DecodingOptions, Stop
+from xattn_runtime.generate.options import DecodingOptions, Stop, decoding_options
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.preprocess.text import TextCodec
@@ -150,13 +151,13 @@ class CaptionTask(Closable, Task):
         They are the best, or drawn where `options` say so. It may be stopped at any token.
         Raises as `caption` does, before the first token; UserError also for beams, and for several texts.
         """
-        options = options or DecodingOptions()
+        options = decoding_options(options)
         for name, value in (("beams", options.beams or 1), ("n_best", options.n_best)):
             if value > 1:
                 raise UserError(f"{name}: expected 1, as what is streamed cannot be taken back, found {value}")
         options = options.with_shortcuts(1, None)
         settings = self._call_settings(WHOLE, prompt, options)
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        encoded = self._images.encoded(image)
         if encoded.grid != WHOLE:
             settings = self._call_settings(encoded.grid, prompt, options)
         return self._streamed(encoded, settings, options)
@@ -195,10 +196,10 @@ class CaptionTask(Closable, Task):
         """
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
-        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
+        options = decoding_options(options, beams, max_new_tokens)
         if not known:
             self._call_settings(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        encoded = self._images.encoded(image)
         decode_began = time.perf_counter()
         best, text = self._generate([encoded], prompt, options)[0]
         timing = CaptionTiming(
@@ -260,11 +261,10 @@ class CaptionTask(Closable, Task):
         Raises UserError as `caption` does, before the first image is opened.
         """
         running = self._running()  # as `while_open` does, which knows no overloads
-        options = (options or _AS_BUNDLED).with_shortcuts(beams, max_new_tokens)
+        options = decoding_options(options, beams, max_new_tokens)
         running._call_settings(WHOLE, prompt, options)
-        for name, value in (("batch", batch), ("at_once", at_once)):
-            if value < 1:
-                raise UserError(f"{name}: expected at least 1, found {value}")
+        batch, at_once = whole_number("batch", batch, 1), whole_number("at_once", at_once, 1)
+        choice("errors", errors, ("raise", "return"))
         captions = running._caption_batches(several_images(images), prompt, options, batch, at_once)
         return captions if errors == "return" else _raised(captions)
 
@@ -309,7 +309,7 @@ class CaptionTask(Closable, Task):
 
         Raises as `caption` does, and UserError for a bundle without the graph.
         """
-        options = options or DecodingOptions()
+        options = decoding_options(options)
         settings = self._call_settings(WHOLE, prompt, options)
         attender = Attender(self.bundle, self._attention)
         held = self._images.hold(image)

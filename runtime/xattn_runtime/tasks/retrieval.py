@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import float_array, text, whole_number
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase, Similarity
 from xattn_runtime.errors import BundleError, QuestionError, UserError
@@ -113,7 +114,9 @@ class RetrievalTask(Closable, Task):
         return self._reranker is not None
 
     @while_open
-    def rerank(self, text: str, images: Iterable[ImageInput], cosines: Sequence[float]) -> NDArray[np.float32]:
+    def rerank(
+        self, text: str, images: Iterable[ImageInput | EncodedImage], cosines: Sequence[float]
+    ) -> NDArray[np.float32]:
         """Scores of images for a text, float32 `[images]`: the logit of their match and that of their cosine, added.
 
         Raises:
@@ -122,7 +125,7 @@ class RetrievalTask(Closable, Task):
             UserError: the bundle has no graph for it.
         """
         reranker, text_inputs = self._reranker_inputs([self._codec.encode_question(text, kind="text").ids])
-        scores = self._similarity.scale * np.asarray(cosines, dtype=np.float32)
+        scores = self._similarity.scale * float_array("cosines", cosines, "[images]", 1)
         matches = [
             reranker.run(["match"], {**text_inputs, **_seen(encoded)})[0][0, 0]
             for encoded in self._images.encode_many(several_images(images))
@@ -152,7 +155,7 @@ class RetrievalTask(Closable, Task):
         return self._reranker, {"text_tokens": tokens, "attention_mask": inputs["attention_mask"]}
 
     @while_open
-    def embed_images(self, images: Iterable[ImageInput]) -> Embeddings:
+    def embed_images(self, images: Iterable[ImageInput | EncodedImage]) -> Embeddings:
         """Embeddings of images, each as it is when it is given; ImageError where one cannot be used.
 
         UserError for one image in place of several.
@@ -181,7 +184,7 @@ class RetrievalTask(Closable, Task):
         labels = self._checked_labels(labels, template)
         began = time.perf_counter()
         known = isinstance(image, EncodedImage)
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        encoded = self._images.encoded(image)
         labels_began = time.perf_counter()
         texts = self._embed_texts([template.replace("{label}", label) for label in labels], "label")
         matches = self.rank(encoded.tensors[_IMAGE_OUTPUT][0], texts, top_k=len(labels))
@@ -202,7 +205,7 @@ class RetrievalTask(Closable, Task):
                 f"{self.bundle.path}: expected a model that states probabilities, such as CLIP or SigLIP, found one "
                 "that only compares; use `xattn-edge retrieve`"
             )
-        if template.count("{label}") != 1:
+        if text("template", template).count("{label}") != 1:
             raise UserError(f"template: expected a text with {{label}} in it once, found {show(template)}")
         stripped = [label.strip() for label in several_texts(labels, "labels")]
         if len(stripped) < (fewest := 2 if kind == "softmax" else 1):
@@ -229,9 +232,14 @@ class RetrievalTask(Closable, Task):
 
         Raises UserError for a `top_k` below 1.
         """
-        if top_k < 1:
-            raise UserError(f"top_k: expected at least 1, found {show(top_k)}")
-        cosines = np.asarray(candidates, dtype=np.float32).reshape(len(candidates), len(query)) @ query
+        top_k = whole_number("top_k", top_k, 1)
+        query = float_array("query", query, "[width]", 1)
+        if isinstance(candidates, list | tuple) and not candidates:
+            return ()
+        rows = float_array("candidates", candidates, "[candidates, width]", 2)
+        if rows.shape[1] != len(query):
+            raise UserError(f"candidates: expected {len(query)} numbers each, as in query, found {rows.shape[1]}")
+        cosines = rows @ query
         probabilities = _probabilities(cosines, self._similarity)
         order = np.argsort(-cosines, kind="stable")[:top_k]
         return tuple(

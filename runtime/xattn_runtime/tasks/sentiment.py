@@ -6,7 +6,7 @@ It joins preprocessing, tokenizer and the one graph of a bundle, and knows nothi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import found
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, UserError
@@ -108,7 +109,7 @@ class Utterance:
         has = {
             "text": self.text is not None,
             "speech": self.audio is not None or self.log_mel is not None,
-            "frames": self.frames is not None and (not isinstance(self.frames, Sized) or len(self.frames) > 0),
+            "frames": self.frames is not None and not (isinstance(self.frames, list | tuple) and not self.frames),
         }
         return tuple(name for name, is_known in has.items() if is_known)
 
@@ -130,6 +131,8 @@ class UtteranceReader:
             UserError: nothing at all.
             QuestionError, AudioError, ImageError: a part that cannot be used.
         """
+        if not isinstance(utterance, Utterance):
+            raise UserError(f"utterance: expected an Utterance, found {found(utterance)}")
         if not utterance.modalities:
             raise UserError("expected a text, speech or frames, found none of them; give one at least")
         ids, unknown = padded([[0]]), _NO_WORDS

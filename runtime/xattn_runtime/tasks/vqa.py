@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import whole_number
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import GoldenCase
 from xattn_runtime.errors import BundleError, UserError
 from xattn_runtime.execution.session import SessionSettings
 from xattn_runtime.execution.settings import session_settings
-from xattn_runtime.generate.options import DecodingOptions
+from xattn_runtime.generate.options import DecodingOptions, decoding_options
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
@@ -124,7 +125,7 @@ class VqaTask(Closable, Task):
         began = time.perf_counter()
         encoded_question = self._encode(question)  # what is wrong with it shows before the image is encoded
         known = isinstance(image, EncodedImage)
-        encoded = image if isinstance(image, EncodedImage) else self.encode(image)
+        encoded = self._images.encoded(image)
         answer_began = time.perf_counter()
         if encoded.grid != WHOLE:
             encoded_question = self._encode(question, encoded.grid)
@@ -264,7 +265,7 @@ class VqaTask(Closable, Task):
             new: dict[str | int, Taken] = {}
             for key, image in zip(keys[part], images[part], strict=True):
                 if isinstance(image, EncodedImage):
-                    encoded[key] = image
+                    encoded[key] = self._images.encoded(image)
                 elif key not in encoded:
                     new[key] = image
             encoded |= zip(new, self._images.encode_many(list(new.values())), strict=True)
@@ -283,12 +284,15 @@ def _answer(reply: Reply, question: EncodedQuestion, timing: AnswerTiming) -> An
 def _request(
     top_k: int, beams: int | None, answers: Sequence[str] | None, options: DecodingOptions | None
 ) -> AnswerRequest:
-    if top_k < 1:
-        raise UserError(f"top_k: expected at least 1, found {show(top_k)}")
-    if isinstance(answers, str) or (answers is not None and not answers):
+    top_k, decoding = whole_number("top_k", top_k, 1), decoding_options(options, beams)
+    if answers is None:
+        return AnswerRequest(top_k, None, decoding)
+    if isinstance(answers, str):
         raise UserError(f"answers: expected a list of them, found {show(answers)}")
-    if answers is not None and len(set(answers)) < len(answers):
-        twice = next(answer for answer in answers if list(answers).count(answer) > 1)
+    listed = tuple(several_texts(answers, "answers"))
+    if not listed:
+        raise UserError("answers: expected a list of them, found an empty one")
+    if len(set(listed)) < len(listed):
+        twice = next(answer for answer in listed if listed.count(answer) > 1)
         raise UserError(f"answers: expected each once, found {show(twice)} twice; remove one")
-    decoding = (options or DecodingOptions()).with_shortcuts(beams, None)
-    return AnswerRequest(top_k, None if answers is None else tuple(answers), decoding)
+    return AnswerRequest(top_k, listed, decoding)

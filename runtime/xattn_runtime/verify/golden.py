@@ -133,7 +133,7 @@ def verify_bundle(
 
 def chosen_settings(provider: str | SessionSettings, threads: int | None, bundle: Bundle) -> SessionSettings:
     """As `session_settings`; `auto` and `arm` become the first provider with the golden outputs of `bundle`."""
-    if isinstance(provider, SessionSettings) or provider not in RESOLVED_ON_DEVICE:
+    if not isinstance(provider, str) or provider not in RESOLVED_ON_DEVICE:
         return session_settings(provider, threads, bundle)
     count = checked_threads(threads)
 

@@ -129,7 +129,7 @@ def test_threads(caption_bundle: Path) -> None:
     assert 1 <= default_threads() <= 4
     assert load(caption_bundle).settings.threads == default_threads()
     assert load(caption_bundle, threads=2).settings.threads == 2
-    with pytest.raises(ProviderError, match="threads: expected at least 1, found 0"):
+    with pytest.raises(ProviderError, match=r"threads: expected 1 to [0-9]+, found 0"):
         load(caption_bundle, threads=0)
 
 

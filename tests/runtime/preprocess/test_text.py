@@ -175,6 +175,32 @@ def test_cleaning_up_takes_blanks_before_punctuation_and_contractions(tmp_path: 
     assert clean.decode(ids) == "it's a cat, isn't it? they've'no'dog."
 
 
+def test_special_tokens_that_a_text_spells_out(caption_bundle: Path) -> None:
+    path = caption_bundle / "tokenizer.json"
+    start = Tokenizer.from_file(str(path)).token_to_id("[START]")
+    assert start in TextCodec(path, SPEC).encode_question("the [START] cat").ids
+    assert start not in TextCodec(path, replace(SPEC, split_special_tokens=True)).encode_question("[START] cat").ids
+    refusing = TextCodec(path, replace(SPEC, refused_words=("[START]",)))
+    with pytest.raises(QuestionError, match=r"without the special token '\[START\]', found 'the \[START\]"):
+        refusing.encode_question("the [START] cat")
+    assert refusing.encode_question("the cat").ids == TextCodec(path, SPEC).encode_question("the cat").ids
+
+
+def test_a_tokenizer_that_writes_texts_alone(caption_bundle: Path) -> None:
+    codec = TextCodec(caption_bundle / "tokenizer.json", replace(SPEC, unknown_token_id=None, decodes_only=True))
+    assert codec.encode_prompt() == ()
+    assert codec.decode([6, 9]) == "the cat"
+    for encode, kind in (
+        (codec.encode_prompt, "prompt"),
+        (codec.encode_prefix, "prefix"),
+        (codec.encode_answer, "answers"),
+    ):
+        with pytest.raises(
+            UserError, match=f"{kind}: expected none, since the tokenizer .*, found 'cat'; leave it out"
+        ):
+            encode("cat")
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -182,6 +208,12 @@ def test_cleaning_up_takes_blanks_before_punctuation_and_contractions(tmp_path: 
         ({"prompt_template": "{prompt}{prompt}"}, "prompt_template: expected a text with {prompt} in it once"),
         ({"clean_up_spaces": 1}, "clean_up_spaces: expected true or false, found 1"),
         ({"unknown_token_id": None}, "unknown_token_id: expected an integer"),
+        ({"split_special_tokens": "no"}, "split_special_tokens: expected true or false, found 'no'"),
+        ({"refused_words": []}, "refused_words: expected a list of different, non-empty strings"),
+        (
+            {"decodes_only": True, "caption_template": "a photo of"},
+            "decodes_only: expected false, since the model is given a text with every image, found True",
+        ),
     ],
 )
 def test_what_a_manifest_cannot_say_of_a_tokenizer(values: dict[str, object], message: str) -> None:
@@ -194,7 +226,8 @@ def test_a_tokenizer_of_the_manifest_reads_back_the_same() -> None:
     for spec in (
         TokenizerSpec("tokenizer.json", None, 4),
         TokenizerSpec("t.json", 1, 9, True, "Question: {question} Answer:", "User: {prompt}"),
+        TokenizerSpec("t.json", None, 9, split_special_tokens=True, decodes_only=True, refused_words=("</s>", "<s>")),
     ):
         values = spec.to_dict()
         assert read_tokenizer(ObjectReader(values, "manifest.json")) == spec
-        assert ("unknown_token_id" in values, len(values)) in {(False, 2), (True, 6)}
+        assert ("unknown_token_id" in values, len(values)) in {(False, 2), (True, 6), (False, 5)}

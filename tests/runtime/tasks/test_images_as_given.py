@@ -276,7 +276,7 @@ def test_an_idle_model_takes_what_there_is_and_a_busy_one_whole_batches(monkeypa
 
     def video() -> Iterator[int]:
         for number in range(12):
-            clock.sleep(0.03)
+            clock.sleep(0.1)
             if number == 1:
                 may.clear()
             elif number == 6:

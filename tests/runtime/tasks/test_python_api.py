@@ -168,11 +168,12 @@ def test_each_picture_gives_a_caption_or_its_error(captioner: CaptionTask, noise
 
 def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, noise: Noise) -> None:
     opened: list[int] = []
+    paths = [noise(seed) for seed in range(4)]
 
     def pictures() -> Any:
         for seed in range(40):
             opened.append(seed)
-            yield noise(seed % 4)
+            yield paths[seed % 4]
 
     found = captioner.caption_many(pictures(), batch=2, errors="return")
     next(found)

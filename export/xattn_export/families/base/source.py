@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,24 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class SourceTokenizer:
-    """json: the content of tokenizer.json. spec: how it is used, as in the manifest."""
+    """A tokenizer as a bundle holds it, and what is known of the one that it was made of.
+
+    json: the content of tokenizer.json. spec: how it is used, as in the manifest.
+    special: the special token of every place, such as `pad_token`, that has one.
+    decode: token ids → the text that the original's own library makes of them, special tokens left out; None where
+        there is no original but this file.
+    """
 
     json: str
     spec: TokenizerSpec
+    special: Mapping[str, str] = field(default_factory=dict)
+    decode: Callable[[Sequence[int]], str] | None = None
+
+    def refusing_from(self, token_id: int) -> SourceTokenizer:
+        """The same, but no text may spell out an added token of this id or a higher one, which the model lacks."""
+        words = [token["content"] for token in json.loads(self.json).get("added_tokens", ()) if token["id"] >= token_id]
+        refused = tuple(dict.fromkeys((*self.spec.refused_words, *words)))
+        return replace(self, spec=replace(self.spec, refused_words=refused))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ folder is opened, and never runs code that came with a model. It knows no archit
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from xattn_export.families.base import TOKENIZER_FILE, SourceTokenizer
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
-from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
 from xattn_export.families.checkpoint_folder.weights.adapter import read_adapter
 from xattn_export.families.checkpoint_folder.weights.base import TO_MERGE
 from xattn_export.families.checkpoint_folder.weights.files import find_weights, read_tensors
@@ -28,12 +25,11 @@ from xattn_export.families.checkpoint_folder.weights.quantized import refuse_qua
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
-from xattn_runtime.preprocess.tokenizer import TokenizerSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["generation_file", "license_of", "load_model", "name_of", "source_tokenizer"]
+__all__ = ["generation_file", "license_of", "load_model", "name_of"]
 
 _Model = TypeVar("_Model", bound="PreTrainedModel")
 
@@ -62,17 +58,6 @@ def name_of(folder: Path) -> str:
     repository = next((part for part in folder.parts if part.startswith("models--")), None)
     name = repository.rpartition("--")[2] if repository else folder.resolve().name
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("._-") or "model"
-
-
-def source_tokenizer(folder: Path, max_tokens: int) -> SourceTokenizer:
-    """The tokenizer in `folder`, for texts of up to `max_tokens` tokens that are put to the model as they are.
-
-    Raises:
-        CheckpointError: there is no tokenizer, or none that can be carried over.
-    """
-    content = tokenizer_json_of(folder)
-    spec = TokenizerSpec(TOKENIZER_FILE, _unknown_token_id(content), max_tokens, cleans_up_spaces(folder))
-    return SourceTokenizer(content, spec)
 
 
 def generation_file(folder: Path) -> Path:
@@ -143,18 +128,12 @@ def load_model(
             merge_into_model(model, adapter, tensors)
         _read_generation_config(folder, model)
     if prefix:
+        place = folder if adapter is None else weights.files[0].resolve().parent
         logging.getLogger("xattn_export").info(
-            f"{folder}: the weights are of a model that training wrapped: {prefix} is taken off their names"
+            f"{place}: the weights are of a model that training wrapped: {prefix} is taken off their names"
         )
     files = weights.files if adapter is None else (*weights.files, adapter.file)
     return model.eval().requires_grad_(False), files
-
-
-def _unknown_token_id(tokenizer_json: str) -> int | None:
-    """The id of the token for unknown words, where the tokenizer's model has one among its words."""
-    model = json.loads(tokenizer_json)["model"]
-    unknown, vocabulary = model.get("unk_token"), model.get("vocab")
-    return vocabulary.get(unknown) if isinstance(vocabulary, dict) else None
 
 
 def _config(folder: Path, model_class: type[PreTrainedModel]) -> Any:

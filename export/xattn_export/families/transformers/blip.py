@@ -25,10 +25,10 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.common import head, padding_mask
 from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
@@ -116,7 +116,7 @@ def _open_captioner(folder: Path) -> Source:
             _image_keys_role(model, decoder.bert, cross_names(layers)),
             _decoder_role(model, tokens),
         ),
-        tokenizer=source_tokenizer(folder, _most_tokens(model)),
+        tokenizer=source_tokenizer(folder, _most_tokens(model), reads=False),
         reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
         golden_inputs=few_images("caption"),
     )

@@ -21,8 +21,9 @@ from xattn_export.families.base.standard_roles import (
     reranker_role,
     text_encoder_role,
 )
-from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
+from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of
 from xattn_export.families.checkpoint_folder.images import image_steps
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.common import padding_mask
 from xattn_export.families.layers.text.bert import BertLayer, BertTextEmbeddings, cross_projections
@@ -107,7 +108,7 @@ def open_retriever(folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=_roles(model, side_px, longest),
-        tokenizer=source_tokenizer(folder, longest),
+        tokenizer=source_tokenizer(folder, longest, writes=False),
         reference=Embeds(
             image_steps(folder, side_px, side_px),
             Similarity("cosine"),

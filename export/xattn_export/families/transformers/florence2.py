@@ -24,11 +24,11 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
 from xattn_export.families.checkpoint_folder.images import image_steps_of
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.bart import BartEncoder, bart_decoder

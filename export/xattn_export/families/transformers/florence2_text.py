@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from xattn_export.families.base import SourceTokenizer
-from xattn_export.families.checkpoint_folder.tokenizer import special_token_of
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 
@@ -65,27 +64,25 @@ def tokenizer_with_prompts(folder: Path, tokenizer: SourceTokenizer) -> SourceTo
     """
     content = json.loads(tokenizer.json)
     content["post_processor"] = None
-    silent = {_word(folder, place) for place in _WITHOUT_TEXT}
+    words = {place: tokenizer.special.get(place, word) for place, word in _WITHOUT_TEXT.items()}
+    silent = set(words.values())
     for token in content["added_tokens"]:
         token["special"] = token["content"] in silent
     known = {token["content"] for token in content["added_tokens"]}
     for place in ("bos_token", "eos_token"):
-        if (word := _word(folder, place)) not in known:
+        if (word := words[place]) not in known:
             raise CheckpointError(f"{folder}: expected a tokenizer with {show(word)} as {place}, found none such")
     spec = replace(
         tokenizer.spec,
         prompts=PROMPTS,
-        question_template=_text_around(folder, "{question}"),
-        prompt_template=_text_around(folder, "{prompt}"),
-        caption_template=_text_around(folder, PROMPTS[_CAPTION]),
+        question_template=_text_around(words, "{question}"),
+        prompt_template=_text_around(words, "{prompt}"),
+        caption_template=_text_around(words, PROMPTS[_CAPTION]),
     )
-    return SourceTokenizer(json.dumps(content, ensure_ascii=False), spec)
+    # What the original leaves out of a text includes places, so its texts are not those that are wanted.
+    return replace(tokenizer, json=json.dumps(content, ensure_ascii=False), spec=spec, decode=None)
 
 
-def _text_around(folder: Path, text: str) -> str:
+def _text_around(words: Mapping[str, str], text: str) -> str:
     """`text` with the tokens that the processor writes before and after every one."""
-    return f"{_word(folder, 'bos_token')}{text}{_word(folder, 'eos_token')}"
-
-
-def _word(folder: Path, place: str) -> str:
-    return special_token_of(folder, place) or _WITHOUT_TEXT[place]
+    return f"{words['bos_token']}{text}{words['eos_token']}"

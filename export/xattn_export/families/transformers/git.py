@@ -25,10 +25,10 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.bert import BertTextEmbeddings
@@ -95,6 +95,7 @@ def _open(task: TaskName, folder: Path) -> Source:
         max_positions=model.config.max_position_embeddings,
     )
     image_tokens = _image_tokens(model)
+    most_tokens = model.config.max_position_embeddings - len(decoding.prompt_token_ids) - 1
 
     def generate(pixel_values: Tensor, prompt_ids: tuple[int, ...]) -> Generated:
         prompt = torch.tensor([[*decoding.prompt_token_ids, *prompt_ids]])
@@ -117,7 +118,7 @@ def _open(task: TaskName, folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(_prefix_role(model, side_px), _decoder_role(model)),
-        tokenizer=source_tokenizer(folder, model.config.max_position_embeddings - len(decoding.prompt_token_ids) - 1),
+        tokenizer=source_tokenizer(folder, most_tokens, reads=task == "vqa"),
         reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
         golden_inputs=few_images(task),
     )

@@ -72,7 +72,7 @@ def tokenizer_with_images(
         caption_template=text.template.replace("{question}", INSTRUCTION),
         image_layout=text.layout,
     )
-    written = SourceTokenizer(tokenizer.json, spec)
+    written = replace(tokenizer, spec=spec)
     _check_text(folder, text, written, pipeline, config)
     return written
 

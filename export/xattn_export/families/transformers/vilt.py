@@ -23,9 +23,9 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
 from xattn_export.families.checkpoint_folder.images import image_steps_of
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import question_images
 from xattn_export.families.layers.vision.vilt import ViltAnswerGraph, ViltCanvas, ViltPatchGraph
 from xattn_export.families.transformers.answer_labels import answer_labels
@@ -61,7 +61,7 @@ def _open(folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(_image_role(model, canvas, resize), _answer_role(model, canvas)),
-        tokenizer=source_tokenizer(folder, config.max_position_embeddings),
+        tokenizer=source_tokenizer(folder, config.max_position_embeddings, writes=False),
         reference=Chooses(steps, labels, answer_logits),
         golden_inputs=_golden_inputs(),
     )

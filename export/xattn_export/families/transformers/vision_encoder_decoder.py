@@ -25,11 +25,11 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.decoders import DECODERS, CrossDecoderGraph, CrossKeys, DecoderParts
@@ -105,7 +105,7 @@ def _open(folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(_image_keys_role(model, parts, size_px), _decoder_role(model, parts, size_px)),
-        tokenizer=source_tokenizer(folder, parts.longest),
+        tokenizer=source_tokenizer(folder, parts.longest, reads=False),
         reference=Generates(image_steps(folder, *size_px), decoding, generate),
         golden_inputs=few_images("caption"),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn_runtime.arguments import whole_number
 from xattn_runtime.bundle.contract import attention_names
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.bundle.manifest import ATTENTION_ROLE
@@ -52,8 +53,8 @@ class AttentionMap:
         """
         layers, heads = self.weights.shape[1:3]
         for name, value, count in (("layer", layer, layers), ("head", head, heads)):
-            if value is not None and not 0 <= value < count:
-                raise UserError(f"{name}: expected 0 to {count - 1}, found {value}")
+            if value is not None:
+                whole_number(name, value, 0, count - 1)
         chosen = self.weights if layer is None else self.weights[:, layer : layer + 1]
         chosen = chosen if head is None else chosen[:, :, head : head + 1]
         means: NDArray[np.float32] = chosen.mean(axis=(1, 2))

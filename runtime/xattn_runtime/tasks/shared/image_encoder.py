@@ -102,23 +102,36 @@ class ImageReader:
         self._check_inputs(shapes)
         self._check_tiles(bundle)
 
-    def encode(self, image: Taken) -> EncodedImage:
+    def encode(self, image: Taken | EncodedImage) -> EncodedImage:
         """One image; ImageError where it cannot be used."""
         return next(self.encode_many([image]))
 
-    def encode_many(self, images: Iterable[Taken]) -> Iterator[EncodedImage]:
-        """The images in order, several a run; the times are each image's share of its run.
+    def encoded(self, image: ImageInput | EncodedImage) -> EncodedImage:
+        """One image, or what it was encoded to before; ImageError where it cannot be used, or another model did so."""
+        if not isinstance(image, EncodedImage):
+            return self.encode(image)
+        self.check_own(image)
+        return image
+
+    def encode_many(self, images: Iterable[Taken | EncodedImage]) -> Iterator[EncodedImage]:
+        """The images in order, several a run; the times are each image's share of its run; encoded ones as they are.
 
         Each is read when `images` gives it, so that a buffer may be filled again for the next.
         ImageError where one cannot be used, before any of its run is encoded; it says which of several that is.
         """
         numbered = enumerate(images, 1)
         count = len(images) if isinstance(images, Sized) else None
-        while prepared := [self._prepare_of_several(*one, count) for one in islice(numbered, self._batch)]:
-            yield from self.encode_prepared(prepared)
+        while part := [self._prepare_of_several(*one, count) for one in islice(numbered, self._batch)]:
+            new = self.encode_prepared([image for image in part if isinstance(image, PreparedImage)])
+            yield from (image if isinstance(image, EncodedImage) else next(new) for image in part)
 
-    def _prepare_of_several(self, number: int, image: Taken, count: int | None) -> PreparedImage:
+    def _prepare_of_several(
+        self, number: int, image: Taken | EncodedImage, count: int | None
+    ) -> PreparedImage | EncodedImage:
         try:
+            if isinstance(image, EncodedImage):
+                self.check_own(image)
+                return image
             return self.prepare(image)
         except ImageError as error:
             if count == 1 or isinstance(image, str | os.PathLike):
@@ -130,13 +143,18 @@ class ImageReader:
         """The image as it is now, to be read more than once; ImageError where it cannot be read."""
         return image if self._takes_regions else hold_image(image, _HELD_BYTES) or image
 
-    def take(self, image: ImageInput) -> Taken:
+    def take(self, image: ImageInput, *, is_listed: bool = False) -> Taken:
         """The image as it is now, whatever becomes of its file, its buffer or its object, for `prepare` in a thread.
 
+        is_listed: it is one of a list, in which nothing becomes of it meanwhile: what takes long is left to the thread.
         ImageError where it cannot be used.
         """
-        if self._takes_regions or (held := hold_image(image, _HELD_BYTES)) is None:
+        if is_listed and isinstance(image, str | os.PathLike):
+            return image
+        if self._takes_regions:
             return self.prepare(image)
+        if (held := hold_image(image, _HELD_BYTES, decodes=not is_listed)) is None:
+            return image if is_listed else self.prepare(image)
         if isinstance(held.content, bytes) and len(held.content) > _HELD_BYTES:
             return self.prepare(held)
         return held
@@ -187,6 +205,16 @@ class ImageReader:
         grid = (tiles.rows, tiles.columns)
         return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
 
+    def check_own(self, image: EncodedImage) -> None:
+        """ImageError unless it has the outputs of this graph."""
+        expected = {name: shape[2 if self._tiles else 1 :] for name, shape in self.session.output_shapes.items()}
+        found = {name: tensor.shape[2 if self._tiles else 1 :] for name, tensor in image.tensors.items()}
+        if expected.keys() != found.keys() or not all(_fits(found[name], expected[name]) for name in expected):
+            raise ImageError(
+                f"image: expected one that this model encoded, to {_listed(expected)}, found one that another model "
+                f"encoded, to {_listed(found)}; encode it again"
+            )
+
     def _check_tiles(self, bundle: Bundle) -> None:
         """BundleError unless images that are cut become image tokens, written as such in the text, and no others."""
         layout = bundle.manifest.tokenizer.image_layout
@@ -213,6 +241,17 @@ class ImageReader:
                         f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
                         f"found {list(shape)}; export it again"
                     )
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:
+    return len(shape) == len(expected) and all(
+        not isinstance(axis, int) or axis == size for size, axis in zip(shape, expected, strict=True)
+    )
+
+
+def _listed(shapes: Mapping[str, Sequence[int | str | None]]) -> str:
+    name, shape = next(iter(shapes.items()))
+    return f"{name} {list(shape)}" + (f" and {len(shapes) - 1} more" if len(shapes) > 1 else "")
 
 
 def check_key_values(producer: GraphSession, consumer: GraphSession) -> None:

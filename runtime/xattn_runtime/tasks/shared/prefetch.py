@@ -25,7 +25,7 @@ _Result = TypeVar("_Result")
 _Part = TypeVar("_Part")
 
 # A source that takes longer for an image may have the model wait for it.
-_NOTICEABLE_S = 0.005
+_NOTICEABLE_S = 0.05
 # Waiting for an answer before the next image is asked for takes a third more time at most.
 _SLOWER_THAN_MODEL = 2.0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from xattn_runtime import arguments
 from xattn_runtime.errors import ImageError, UserError
 from xattn_runtime.json_reader import show
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, PreparedImage
@@ -31,21 +32,23 @@ def image_work(
     reader: ImageReader, images: object, compute: Callable[[Sequence[ReadyImage]], Sequence[_Result]]
 ) -> ImageWork[Any, Any, ReadyImage, _Result]:
     """The work on each of `images`: taken as it is, prepared by `reader`, computed; encoded ones as they are."""
-    # Nobody is called between two images of a list, so that its files may as well be read in threads.
-    is_list = isinstance(images, list | tuple)
+    is_listed = isinstance(images, list | tuple)
 
     def take(image: ImageInput | EncodedImage) -> Taken | ReadyImage:
-        if isinstance(image, EncodedImage) or (is_list and isinstance(image, str | os.PathLike)):
+        if isinstance(image, EncodedImage):
             return image
         try:
-            return reader.take(image)
+            return reader.take(image, is_listed=is_listed)
         except ImageError as error:
             return error
 
     def prepare(taken: Taken | ReadyImage) -> ReadyImage:
-        if isinstance(taken, EncodedImage | ImageError):
+        if isinstance(taken, ImageError):
             return taken
         try:
+            if isinstance(taken, EncodedImage):
+                reader.check_own(taken)
+                return taken
             return reader.prepare(taken)
         except ImageError as error:
             return error
@@ -68,12 +71,14 @@ def several_texts(texts: Iterable[str], name: str) -> list[str]:
     """`texts` as a list; UserError, which begins with `name`, where they are one text, or anything else."""
     if isinstance(texts, str | bytes):
         raise UserError(f"{name}: expected several in a list, found the text {show(texts)}; put it into a list")
-    if isinstance(texts, Mapping) or not isinstance(texts, Iterable):
+    is_number = isinstance(texts, np.ndarray) and texts.ndim == 0
+    if isinstance(texts, Mapping) or not isinstance(texts, Iterable) or is_number:
         raise UserError(f"{name}: expected several in a list, found {show(type(texts).__name__)}")
     listed = list(texts)
     for place, text in enumerate(listed, 1):
         if not isinstance(text, str):
             raise UserError(f"{name}: expected texts, found {show(text)} as number {place}")
+        arguments.text(name, text)
     return listed
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from xattn_export.families.checkpoint_folder.tokenizer import cleans_up_spaces, tokenizer_json_of
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer, tokenizer_json_of
 from xattn_runtime.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers")
@@ -128,7 +128,9 @@ def test_added_tokens_keep_their_ids(tmp_path: Path, source: str) -> None:
         _write_json(folder / source, settings | {"added_tokens_decoder": added})
     tokenizer = Tokenizer.from_str(tokenizer_json_of(folder))
     assert (tokenizer.token_to_id("[DEC]"), tokenizer.token_to_id("[ENC]")) == (size, size + 1)
-    assert tokenizer.decode([size, tokenizer.token_to_id("the") or 0, size + 1]) == "the"
+    ids = [size, tokenizer.token_to_id("the") or 0, size + 1]
+    expected = transformers.AutoTokenizer.from_pretrained(folder).decode(ids, skip_special_tokens=True)
+    assert tokenizer.decode(ids) == expected
 
 
 def test_a_sentencepiece_model_is_converted(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_cleaning_up(tmp_path: Path, settings: dict[str, Any], bpe: bool, expect
         if bpe
         else _wordpiece(tmp_path, **settings)
     )
-    assert cleans_up_spaces(folder) is expected
+    assert source_tokenizer(folder, 9).spec.clean_up_spaces is expected
 
 
 def _damaged(name: str, content: str) -> Callable[[Path], object]:
@@ -177,10 +179,27 @@ def _damaged(name: str, content: str) -> Callable[[Path], object]:
         (_damaged("tokenizer.json", "{}"), "tokenizer.json: expected a tokenizer, found: "),
         (_damaged("tokenizer_config.json", "{"), "tokenizer_config.json: expected readable JSON"),
         (_damaged("tokenizer_config.json", "[]"), "tokenizer_config.json: expected a JSON object, found []"),
-        (_damaged("tokenizer_config.json", '{"cls_token": 3}'), "expected the text of a special token, found 3"),
+        (
+            _damaged("tokenizer_config.json", '{"cls_token": 3}'),
+            "Special token cls_token has to be either str",
+        ),
         (_damaged("added_tokens.json", '{"[DEC]": 9999}'), "expected the added token '[DEC]' to have the id 9999"),
         (_damaged("vocab.txt", ""), "vocab.txt: expected a tokenizer, found: "),
         (_damaged("tokenizer_config.json", '{"tokenizer_class": "NoSuchTokenizer"}'), "expected a tokenizer"),
+        (
+            _damaged("tokenizer_config.json", '{"tokenizer_class": "RobertaTokenizer"}'),
+            "vocab.txt: expected a tokenizer, found: no vocab.json, merges.txt of the RobertaTokenizer that",
+        ),
+        (
+            _damaged(
+                "tokenizer_config.json", '{"tokenizer_class": "Its", "auto_map": {"AutoTokenizer": ["i.T", null]}}'
+            ),
+            "tokenizer_config.json: auto_map: expected a tokenizer of Transformers, found code of its own",
+        ),
+        (
+            _damaged("tokenizer_config.json", '{"tokenizer_class": "XLMTokenizer"}'),
+            "expected a tokenizer, found: ",
+        ),
     ],
 )
 def test_folders_without_a_usable_tokenizer(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from xattn_export.families.base import Family, Generates, Role, Source
 from xattn_export.families.base.standard_roles import image_encoder_role
 from xattn_export.families.checkpoint_folder.classes import transformers_family
-from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of, source_tokenizer
+from xattn_export.families.checkpoint_folder.folder import license_of, load_model, name_of
 from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.tokenizer import tokenizer_json_of
 from xattn_export.families.drawings import few_images
 from xattn_export.families.layers.vision.blip import BlipVisionEncoder
 from xattn_export.families.layers.vision.qformer import QFormer
@@ -87,7 +88,7 @@ def _check_image_token(folder: Path) -> None:
     path = folder / "config.json"
     if read_json(path).get("image_token_index") is not None:
         return
-    tokenizer = Tokenizer.from_str(source_tokenizer(folder, 1).json)
+    tokenizer = Tokenizer.from_str(tokenizer_json_of(folder))
     token_id = tokenizer.token_to_id(_IMAGE)
     number = tokenizer.get_vocab_size() if token_id is None else token_id
     raise CheckpointError(

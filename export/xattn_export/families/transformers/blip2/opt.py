@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from xattn_edge.attention.caches import pairs
-from xattn_export.families.base import Generated, Role, SourceTokenizer
+from xattn_export.families.base import Generated, Role
 from xattn_export.families.base.standard_roles import decoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text, with_image_token
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.layers.common import head
 from xattn_export.families.layers.text.opt import OptDecoderGraph
 from xattn_export.families.transformers.blip2.language import QUESTION, Language, text_token
@@ -79,7 +79,9 @@ def opt_language(folder: Path, model: Blip2ForConditionalGeneration) -> Language
         caption_template=f"{{image}}{token_text(tokenizer_json, begin, folder)}",
         image_layout=ImageLayout(token_text(tokenizer_json, placeholder, folder), queries, "{tokens}"),
     )
-    return Language((_decoder_role(model, placeholder),), SourceTokenizer(tokenizer_json, spec), decoding, generate)
+    return Language(
+        (_decoder_role(model, placeholder),), replace(tokenizer, json=tokenizer_json, spec=spec), decoding, generate
+    )
 
 
 def _decoder_role(model: Blip2ForConditionalGeneration, placeholder: int) -> Role:

@@ -17,9 +17,9 @@ from xattn_export.families.base import Generated, Role, TensorSpec
 from xattn_export.families.base.standard_roles import decoder_role, text_encoder_role
 from xattn_export.families.checkpoint_folder.caches import cross_presents, encoder_decoder_cache, presents
 from xattn_export.families.checkpoint_folder.decoding import decoding_of
-from xattn_export.families.checkpoint_folder.folder import source_tokenizer
 from xattn_export.families.checkpoint_folder.image_text import special_around, token_text
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.layers.common import fuse_linears, head
 from xattn_export.families.layers.text.decoders import CrossKeys
 from xattn_export.families.layers.text.prompt import PromptGraph, mask_with_image

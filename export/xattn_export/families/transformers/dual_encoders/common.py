@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn_export.families.base import Embeds, Role, Source
+from xattn_export.families.base import Embeds, Role, Source, SourceTokenizer
 from xattn_export.families.base.standard_roles import image_encoder_role, text_specs
-from xattn_export.families.checkpoint_folder.folder import license_of, name_of, source_tokenizer
+from xattn_export.families.checkpoint_folder.folder import license_of, name_of
 from xattn_export.families.checkpoint_folder.images import image_steps
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import captioned_images
 from xattn_export.families.layers.common import normalized
 from xattn_runtime.bundle.manifest import Similarity
@@ -55,21 +56,21 @@ def dual_encoder_source(
     text_features: nn.Module,
     similarity: Similarity,
     ends_with: int | None = None,
-    padded_with: int | None = None,
+    padded_with: Callable[[SourceTokenizer], int] | None = None,
 ) -> Source:
     """The source of a model with Transformers' `get_image_features` and `get_text_features`.
 
     Args:
         image_features, text_features: the same two, re-expressed for export.
         ends_with: the token that a text is pooled at.
-        padded_with: the token that fills every text up to the most that the model takes; None where texts are left as
-            long as they are.
+        padded_with: the tokenizer → the token that fills every text up to the most that the model takes; None where
+            texts are left as long as they are.
     """
     side_px = int(model.config.vision_config.image_size)
     text = model.config.text_config
-    tokenizer = source_tokenizer(folder, text.max_position_embeddings)
+    tokenizer = source_tokenizer(folder, text.max_position_embeddings, writes=False)
     if padded_with is not None:
-        spec = replace(tokenizer.spec, pad_to=text.max_position_embeddings, pad_token_id=padded_with)
+        spec = replace(tokenizer.spec, pad_to=text.max_position_embeddings, pad_token_id=padded_with(tokenizer))
         tokenizer = replace(tokenizer, spec=spec)
     embed_images = _embedder(model.get_image_features)
     embed_texts = _embedder(model.get_text_features)

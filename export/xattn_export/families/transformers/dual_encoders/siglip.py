@@ -7,17 +7,17 @@ The fixed-resolution models of SigLIP 2 are of the same architecture. https://ar
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from xattn_export.families.base import Source
+from xattn_export.families.base import Source, SourceTokenizer
 from xattn_export.families.checkpoint_folder.classes import transformers_family
 from xattn_export.families.checkpoint_folder.folder import load_model
 from xattn_export.families.checkpoint_folder.json_files import read_json
-from xattn_export.families.checkpoint_folder.tokenizer import special_token_of, tokenizer_json_of
 from xattn_export.families.layers.clip import ClipLayer
 from xattn_export.families.layers.common import attend, for_each_image, padding_mask
 from xattn_export.families.layers.text.clip import ClipTextEncoder
@@ -105,11 +105,11 @@ def _open(folder: Path) -> Source:
         text_features=SiglipTextFeatures(model),
         similarity=Similarity("sigmoid", scale=float(model.logit_scale.exp()), bias=float(model.logit_bias)),
         # It was trained on texts that are all of this length, and sees their padding.
-        padded_with=_pad_token_id(folder, model),
+        padded_with=partial(_pad_token_id, folder, model),
     )
 
 
-def _pad_token_id(folder: Path, model: SiglipModel) -> int:
+def _pad_token_id(folder: Path, model: SiglipModel, tokenizer: SourceTokenizer) -> int:
     """The id of the token that fills texts up on the right, which the model must know."""
     path = folder / "tokenizer_config.json"
     settings = read_json(path)
@@ -117,8 +117,8 @@ def _pad_token_id(folder: Path, model: SiglipModel) -> int:
     usual = "left" if settings.get("tokenizer_class") == "Siglip2Tokenizer" else "right"
     if (side := settings.get("padding_side", usual)) != "right":
         raise CheckpointError(f"{path}: padding_side: expected right, as SigLIP was trained with, found {show(side)}")
-    word = special_token_of(folder, "pad_token")
-    token_id = Tokenizer.from_str(tokenizer_json_of(folder)).token_to_id(word) if word is not None else None
+    word = tokenizer.special.get("pad_token")
+    token_id = Tokenizer.from_str(tokenizer.json).token_to_id(word) if word is not None else None
     if token_id is None or token_id >= model.config.text_config.vocab_size:
         raise CheckpointError(
             f"{folder}: expected a tokenizer with a padding token, which the model is given to the full length, found "

@@ -20,8 +20,8 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.layers.common import attend, fuse_linears, padding_mask
 from xattn_export.families.transformers.answer_labels import answer_labels
 from xattn_export.families.transformers.regions.common import (
@@ -139,7 +139,7 @@ def _open(folder: Path) -> Source:
                 longest=config.max_position_embeddings,
             ),
         ),
-        tokenizer=source_tokenizer(folder, config.max_position_embeddings),
+        tokenizer=source_tokenizer(folder, config.max_position_embeddings, writes=False),
         reference=ChoosesOverRegions(regions, answer_labels(folder, config.num_qa_labels), answer),
         golden_inputs=region_inputs(regions),
     )

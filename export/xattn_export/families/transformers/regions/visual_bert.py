@@ -20,8 +20,8 @@ from xattn_export.families.checkpoint_folder.folder import (
     license_of,
     load_model,
     name_of,
-    source_tokenizer,
 )
+from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.layers.common import padding_mask
 from xattn_export.families.transformers.answer_labels import answer_labels
 from xattn_export.families.transformers.regions.common import (
@@ -115,7 +115,7 @@ def _open(folder: Path) -> Source:
                 fewest=_AFTER_ANSWER,
             ),
         ),
-        tokenizer=source_tokenizer(folder, config.max_position_embeddings),
+        tokenizer=source_tokenizer(folder, config.max_position_embeddings, writes=False),
         reference=ChoosesOverRegions(regions, answer_labels(folder, config.num_labels), answer),
         golden_inputs=region_inputs(regions),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,17 @@ def _canonical(charsmap: bytes, lower_case: bool) -> list[Any]:
         normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
         normalizers.Replace(Regex(r"\s+"), " "),
         normalizers.Strip(),
-        *([normalizers.Precompiled(charsmap)] if charsmap else []),
+        *([*_composed(), normalizers.Precompiled(charsmap)] if charsmap else []),
         normalizers.Replace(Regex(" {2,}"), " "),
         normalizers.Strip(left=False),
     ]
+
+
+def _composed() -> list[Any]:
+    """Characters of several code points, which a map of characters is asked for only where they are short."""
+    halves = (chr(code) + mark for code in range(0xFF66, 0xFF9E) for mark in "\uff9e\uff9f")
+    wholes = ((half, unicodedata.normalize("NFKC", half)) for half in halves)
+    return [normalizers.NFC(), *(normalizers.Replace(half, whole) for half, whole in wholes if len(whole) == 1)]
 
 
 def _read(path: Path) -> Any:
