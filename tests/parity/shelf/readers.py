@@ -1,4 +1,4 @@
-"""TrOCR on the shelf: readers of the VisionEncoderDecoder kind."""
+"""TrOCR and an OCR of Japanese on the shelf: readers of the VisionEncoderDecoder kind."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import VisionEncoderDecoderModel
+from transformers import BertJapaneseTokenizer, VisionEncoderDecoderModel
 
 from tests.parity.shelf.captioners import HALF, VIT, encoder_decoder_truth
 from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
+from tests.parity.shelf.truths import Generates
 from tests.parity.shelf.vocabularies import ROBERTA_WORDS, put_bytes, put_sentencepiece
 
 __all__ = ["READERS"]
@@ -183,6 +184,54 @@ def _put_roberta_again(folder: Path) -> None:
     put_bytes(folder, ROBERTA_WORDS, fast=True)
 
 
+_JAPANESE = [chr(code) for code in range(0x3041, 0x3097)] + list("漫画文字読取日本語東京")
+
+
+def _manga(folder: Path) -> None:
+    """Its tokenizer takes texts apart with a library of its own, and puts them together with vocab.txt alone."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_JAPANESE, *(f"##{letter}" for letter in _JAPANESE)]
+    text = {
+        "add_cross_attention": True, "architectures": ["BertForMaskedLM"], "attention_probs_dropout_prob": 0.1,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 32, "initializer_range": 0.02,
+        "intermediate_size": 64, "is_decoder": True, "layer_norm_eps": 1e-12, "max_length": 40,
+        "max_position_embeddings": 64, "model_type": "bert", "num_attention_heads": 4, "num_hidden_layers": 2,
+        "pad_token_id": 0, "position_embedding_type": "absolute", "type_vocab_size": 2, "use_cache": True,
+        "vocab_size": len(words),
+    }  # fmt: skip
+    special = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
+    put_json(
+        folder,
+        config={
+            "architectures": ["VisionEncoderDecoderModel"], "decoder": written_out("4.12.5", **text),
+            "decoder_start_token_id": 2, "early_stopping": True,
+            "encoder": written_out("4.12.5", architectures=["ViTForImageClassification"], **VIT),
+            "eos_token_id": 3, "is_encoder_decoder": True, "length_penalty": 2.0, "max_length": 40,
+            "model_type": "vision-encoder-decoder", "no_repeat_ngram_size": 3, "num_beams": 4, "pad_token_id": 0,
+            "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": None,
+            "vocab_size": len(words),
+        },
+        preprocessor_config={
+            "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor", **HALF,
+            "resample": 2, "size": 32,
+        },
+        tokenizer_config={
+            "do_lower_case": False, "do_word_tokenize": True, "do_subword_tokenize": True,
+            "word_tokenizer_type": "mecab", "subword_tokenizer_type": "character", "never_split": None,
+            "mecab_kwargs": {"mecab_dic": "unidic_lite"}, **special, "unk_token": "[UNK]",
+            "tokenizer_class": "BertJapaneseTokenizer",
+        },
+        special_tokens_map={**special, "unk_token": "[UNK]"},
+    )  # fmt: skip
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    numbers = {"decoder.bert.embeddings.position_ids": torch.arange(64)[None]}
+    _put(folder, seed=8, pickled=True, more=numbers)
+
+
+def _manga_truth(folder: Path) -> Generates:
+    """Decoding needs no splitter of words, which is a library of its own."""
+    return encoder_decoder_truth(folder, BertJapaneseTokenizer.from_pretrained(folder, do_word_tokenize=False))
+
+
 _CONVERSION = "adaptations of convert_trocr_unilm_to_pytorch.py of huggingface/transformers"
 READERS = (
     Published(
@@ -246,5 +295,14 @@ READERS = (
         encoder_decoder_truth,
         found="NielsRogge/Transformers-Tutorials: TrOCR",
         assumed="what does not concern decoding, as in trocr-base-printed",
+    ),
+    Published(
+        "kha-white/manga-ocr-base",
+        "4.12",
+        _manga,
+        _manga_truth,
+        found="kha-white/manga-ocr: manga_ocr_dev/training/get_model.py",
+        assumed="settings of the images",
+        is_quick=True,
     ),
 )
