@@ -88,9 +88,10 @@ def _open(task: TaskName, folder: Path) -> Source:
     model, weights = load_model(folder, GitForCausalLM)
     _refuse_video(folder, model)
     side_px = int(model.config.vision_config.image_size)
+    # A decoder alone begins with `bos_token_id`, whatever `decoder_start_token_id` says.
     decoding = decoding_of(
         generation_file(folder),
-        model.generation_config.to_dict(),
+        {**model.generation_config.to_dict(), "decoder_start_token_id": None},
         vocabulary=model.config.vocab_size,
         max_positions=model.config.max_position_embeddings,
     )

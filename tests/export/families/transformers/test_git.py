@@ -1,5 +1,6 @@
 """GIT as Transformers computes it: logits, captions, prompts and answers, from the picture on."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from transformers import BertTokenizer, CLIPImageProcessor, GitConfig, GitForCau
 
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of, randomize, save_folder
 from xattn_export import export_checkpoint
+from xattn_export.families.base import Generates
 from xattn_export.families.checkpoint_folder.reference import generated
+from xattn_export.families.table import family_of
 from xattn_runtime.bundle.folder import open_bundle
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.execution.session import open_session
@@ -203,3 +206,15 @@ def test_what_it_cannot_do(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="num_image_with_embedding: expected none, or 1, found 6"):
         export_checkpoint(video, tmp_path / "out.xattn")
     assert not (tmp_path / "out.xattn").exists()
+
+
+def test_a_text_begins_as_generate_begins_it(place: Path) -> None:
+    """With `bos_token_id`, whatever a folder says of the start of a decoder behind an encoder."""
+    folder = _folder(place / "git-start", 32)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"decoder_start_token_id": 7}))
+    pixel_values = processor_of(folder)(images=noise_pictures(1), return_tensors="pt").pixel_values
+    ids = GitForCausalLM.from_pretrained(folder).eval().generate(pixel_values=pixel_values, max_new_tokens=3)
+    reference = family_of(folder).open(folder).reference
+    assert isinstance(reference, Generates)
+    assert reference.decoding.prompt_token_ids == (int(ids[0, 0]),)
