@@ -36,6 +36,7 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "token_healing": (lambda value: value is not False, "false"),
     "is_assistant": (lambda value: value is not False, "false"),
     "use_mtp": (lambda value: value is not False, "false"),
+    "cache_implementation": (lambda value: value == "quantized", "a cache that is not quantized"),
     **dict.fromkeys(
         (
             "assistant_early_exit",
@@ -91,7 +92,7 @@ def decoding_of(
         values["pad_token_id"] = pad_token_id
     try:
         reader = ObjectReader(values, str(path))
-        decoding = _within(reader, _decoding(reader, prompt_token_ids, max_positions), vocabulary)
+        decoding = _within(reader, _decoding(reader, prompt_token_ids, max_positions, vocabulary), vocabulary)
     except BundleError as error:
         raise CheckpointError(str(error)) from error
     if decoding.max_new_tokens < 1:
@@ -100,8 +101,10 @@ def decoding_of(
     return decoding
 
 
-def _decoding(reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int) -> Decoding:
-    prompt = _start(reader) if prompt_token_ids is None else tuple(prompt_token_ids)
+def _decoding(
+    reader: ObjectReader, prompt_token_ids: Sequence[int] | None, positions: int, vocabulary: int
+) -> Decoding:
+    prompt = _start(reader, vocabulary) if prompt_token_ids is None else tuple(prompt_token_ids)
     ends = _ids(reader, "eos_token_id")
     if not ends:
         reader.fail("eos_token_id", "a token that ends what is generated", list(ends))
@@ -155,9 +158,12 @@ def _named(reader: ObjectReader, key: str) -> tuple[int, ...]:
     return _bad_tokens(reader) if key == "bad_words_ids" else _ids(reader, key)
 
 
-def _start(reader: ObjectReader) -> tuple[int, ...]:
+def _start(reader: ObjectReader, vocabulary: int) -> tuple[int, ...]:
     key = "decoder_start_token_id" if "decoder_start_token_id" in reader else "bos_token_id"
-    return (reader.integer(key),)
+    token_id = reader.integer(key)
+    if token_id >= vocabulary:
+        reader.fail(key, f"a token of the model's, below {vocabulary}", token_id)
+    return (token_id,)
 
 
 def _limits(reader: ObjectReader, prompt_length: int) -> tuple[int, int | None]:

@@ -84,6 +84,11 @@ def test_tokens_that_the_model_sets_itself() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     (
+        {"decoder_start_token_id": 90},
+        "decoder_start_token_id: expected a token of the model's, below 90, found 90",
+    ),
+    ({"cache_implementation": "quantized"}, "cache_implementation: expected a cache that is not quantized"),
+    (
         {"do_sample": True},
         "do_sample: expected false, since what is supported is greedy decoding and beam search, found",
     ),
