@@ -114,10 +114,10 @@ def captioning(task: CaptionTask, rounds: int, count: int, kind: str, side_px: i
 
     variants: dict[str, Run] = {
         "caption": lambda: task.caption(one),
-        "two": lambda: list(task.caption_many([one, other])),
+        "two": lambda: list(task.caption_each([one, other], errors="raise")),
         "encode": lambda: task.encode(one),
         "decode": lambda: task.caption(encoded),
-        "decode two": lambda: list(task.caption_many([encoded, mirrored])),
+        "decode two": lambda: list(task.caption_each([encoded, mirrored], errors="raise")),
         "steps": steps,
         "both": both,
         "greedy": lambda: task.caption(one, options=fixed),

@@ -72,8 +72,8 @@ def captions(model: CaptionTask) -> None:
         for data in (stream, BytesIO(), bytearray(), memoryview(b"")):
             assert_type(model.caption(data), Caption)
     assert_type(model.encode(PATH), EncodedImage)
-    assert_type(model.caption_many([PATH, "other.png"], batch=4), Iterator[Caption])
-    assert_type(model.caption_many([PATH], errors="return"), Iterator[Caption | ImageError])
+    assert_type(model.caption_each([PATH, "other.png"], batch=4, errors="raise"), Iterator[Caption])
+    assert_type(model.caption_each([PATH], errors="return"), Iterator[Caption | ImageError])
     assert_type(model.stream(PATH, prompt="a picture of"), Iterator[StreamedToken])
 
 

@@ -19,6 +19,7 @@ A message names what, where, expected and found, and what to do; it never holds 
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -48,7 +49,7 @@ class XattnError(Exception):
 
     def __str__(self) -> str:
         """The message on one line, without control characters, and no longer than somebody reads."""
-        text = super().__str__()
+        text = re.sub(r"\s*[\r\n]\s*", " ", super().__str__().strip())
         if not text.isprintable():
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
         if len(text) > _MOST_CHARACTERS:

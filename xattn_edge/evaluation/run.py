@@ -227,7 +227,7 @@ def _evaluate_captions(
         references: list[str] = []
         while batch := list(islice(samples, _IMAGES_PER_BATCH)):
             pixels = [sample.pixels for sample in batch]
-            captions += [caption.text for caption in task.caption_many(pixels, batch=_IMAGES_PER_BATCH)]
+            captions += [caption.text for caption in task.caption_each(pixels, batch=_IMAGES_PER_BATCH, errors="raise")]
             references += [sample.caption for sample in batch]
             done += len(batch)
             progress(f"captioning {part}", done / sum(sizes.values()))

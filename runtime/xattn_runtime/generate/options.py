@@ -217,7 +217,7 @@ _RANGES: Mapping[str, tuple[type, str, Callable[[float], bool]]] = {
     "max_new_tokens": (Integral, "1 or more", _checked_by_the_call),
     "min_new_tokens": (Integral, "0 or more", _not_negative),
     "length_penalty": (Real, "a number", math.isfinite),
-    "repetition_penalty": (Real, "a number above 0, from 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30),
+    "repetition_penalty": (Real, "a number, 1e-30 to 1e30", lambda value: 1e-30 <= value <= 1e30),
     "no_repeat_ngram_size": (Integral, "0 or more", _not_negative),
     "temperature": (Real, "a number above 0; leave it out for the best tokens", _above_zero),
     "top_k": (Integral, "0, all tokens, or more", _not_negative),

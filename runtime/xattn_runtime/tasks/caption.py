@@ -211,7 +211,7 @@ class CaptionTask(Closable, Task):
         return _caption(best, text, timing)
 
     @overload
-    def caption_many(
+    def caption_each(
         self,
         images: Iterable[ImageInput | EncodedImage],
         prompt: str | None = None,
@@ -221,11 +221,11 @@ class CaptionTask(Closable, Task):
         *,
         batch: int = 8,
         at_once: int = 1,
-        errors: Literal["raise"] = "raise",
+        errors: Literal["raise"],
     ) -> Iterator[Caption]: ...
 
     @overload
-    def caption_many(
+    def caption_each(
         self,
         images: Iterable[ImageInput | EncodedImage],
         prompt: str | None = None,
@@ -235,10 +235,10 @@ class CaptionTask(Closable, Task):
         *,
         batch: int = 8,
         at_once: int = 1,
-        errors: Literal["return"],
+        errors: Literal["return"] = "return",
     ) -> Iterator[Caption | ImageError]: ...
 
-    def caption_many(
+    def caption_each(
         self,
         images: Iterable[ImageInput | EncodedImage],
         prompt: str | None = None,
@@ -248,7 +248,7 @@ class CaptionTask(Closable, Task):
         *,
         batch: int = 8,
         at_once: int = 1,
-        errors: Literal["raise", "return"] = "raise",
+        errors: Literal["raise", "return"] = "return",
     ) -> Iterator[Caption] | Iterator[Caption | ImageError]:
         """The captions of many images, in order; each one's times are its share of its batch. See `caption`.
 
@@ -256,8 +256,8 @@ class CaptionTask(Closable, Task):
             meanwhile.
         at_once: batches that the model works on at the same time; as many as there are cores is fastest for a small
             model that was loaded with `threads=1`.
-        errors: `raise` the ImageError of an image that cannot be used, in its place; or `return` it there, and continue
-            with the next image.
+        errors: `return` the ImageError of an image that cannot be used, in its place, and continue with the next image;
+            or `raise` it there.
         Raises UserError as `caption` does, before the first image is opened.
         """
         running = self._running()  # as `while_open` does, which knows no overloads

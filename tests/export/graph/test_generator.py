@@ -20,7 +20,7 @@ from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Graph, Manifest, Precision
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.providers import resolve_provider
-from xattn_runtime.execution.session import SessionSettings, open_session
+from xattn_runtime.execution.session import HeldGraph, SessionSettings, open_session
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.greedy import greedy
 from xattn_runtime.generate.loop import GreedyLoop
@@ -82,10 +82,10 @@ def test_the_decoder_is_loaded_when_it_is_needed(bundle: Bundle, noise: Callable
     """Plain greedy decoding never needs it; beams, penalties and steps do."""
     task, decoders = load(bundle, task="caption"), lambda: task._generator._decoder
     plain = task.caption(noise(1))
-    list(task.caption_many([noise(1), noise(2)], max_new_tokens=3))
-    assert decoders() is None
+    list(task.caption_each([noise(1), noise(2)], max_new_tokens=3, errors="raise"))
+    assert isinstance(decoders(), HeldGraph)
     steps = [int(step.token_ids[0]) for step in task.steps(task.encode(noise(1)))]
-    assert decoders() is not None
+    assert not isinstance(decoders(), HeldGraph)
     assert tuple(steps[: len(plain.token_ids)]) == plain.token_ids
 
 

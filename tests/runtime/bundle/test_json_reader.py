@@ -132,7 +132,7 @@ def test_a_batch_and_steps_and_logits(task: CaptionTask, noise: Callable[[int], 
     paths = [noise(seed) for seed in range(5)]
     for prompt in (None, "<is>"):
         alone = [task.caption(path, prompt=prompt).token_ids for path in paths]
-        assert [found.token_ids for found in task.caption_many(paths, prompt=prompt)] == alone
+        assert [found.token_ids for found in task.caption_each(paths, prompt=prompt, errors="raise")] == alone
     encoded = task.encode(paths[0])
     caption = task.caption(encoded)
     steps = [int(step.token_ids[0]) for step in task.steps(encoded)]

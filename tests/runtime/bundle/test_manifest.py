@@ -90,7 +90,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda d: d["preprocessing"]["image"][1].update(op="crop"), "preprocessing.image[1].op: expected one of flatten"),
     (lambda d: d["preprocessing"]["image"][0].update(background=[0, 0, 256]), "image[0].background: expected a list"),
     (lambda d: d["preprocessing"]["image"][0].update(background=[0, 0]), "image[0].background: expected 3 integers"),
-    (lambda d: d["preprocessing"]["image"][2].update(filter="box"), "image[2].filter: expected one of nearest"),
+    (lambda d: d["preprocessing"]["image"][2].update(filter="area"), "image[2].filter: expected one of nearest"),
     (
         lambda d: d["preprocessing"]["image"][2].update(width_px=10**6),
         "image[2].width_px: expected at most 8192",

@@ -162,7 +162,7 @@ def test_captions_are_the_references(
     captioner: CaptionTask, noise: Callable[[int], Path], prompt: str | None, ids: list[int]
 ) -> None:
     pictures = [noise(seed) for seed in range(6)]
-    found = list(captioner.caption_many(pictures, prompt))
+    found = list(captioner.caption_each(pictures, prompt, errors="raise"))
     for picture, caption in zip(pictures, found, strict=True):
         image_tokens = captioner.encode(picture).tensors["image_tokens"]
         assert image_tokens.shape == (1, TOKENS, WIDTH)

@@ -95,7 +95,7 @@ def test_tiles_are_encoded_one_after_the_other(captioner: CaptionTask) -> None:
 def test_captions_of_pictures_that_are_cut_in_other_ways(captioner: CaptionTask) -> None:
     grids = [(1, 2), (2, 2), (2, 1), (1, 2), (2, 1)]
     pictures = [picture_of(grid, seed) for seed, grid in enumerate(grids)]
-    found = list(captioner.caption_many(pictures))
+    found = list(captioner.caption_each(pictures, errors="raise"))
     for picture, grid, caption in zip(pictures, grids, found, strict=True):
         encoded = captioner.encode(picture)
         prompt = [12, *written(grid), 11]
@@ -126,7 +126,7 @@ def test_a_wrong_question_shows_before_the_picture_is_opened(answerer: VqaTask) 
 
 def test_rows_with_a_long_prompt_run_a_few_at_a_time(captioner: CaptionTask, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [picture_of((1, 2), seed) for seed in range(5)]
-    together = [caption.token_ids for caption in captioner.caption_many(pictures)]
+    together = [caption.token_ids for caption in captioner.caption_each(pictures, errors="raise")]
     batches, plain = [], greedy_search
 
     def counting(decoder: Any, image: Any, *others: Any) -> Any:
@@ -135,7 +135,7 @@ def test_rows_with_a_long_prompt_run_a_few_at_a_time(captioner: CaptionTask, mon
 
     monkeypatch.setattr(search, "greedy", counting)
     monkeypatch.setattr(search, "_MOST_PROMPT_TOKENS", 60)
-    assert [caption.token_ids for caption in captioner.caption_many(pictures)] == together
+    assert [caption.token_ids for caption in captioner.caption_each(pictures, errors="raise")] == together
     assert batches == [2, 2, 1]
 
 

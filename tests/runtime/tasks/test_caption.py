@@ -59,16 +59,16 @@ def test_timing(task: CaptionTask, noise: Callable[[int], Path]) -> None:
 
 def test_a_batch_gives_what_each_picture_gives_alone(task: CaptionTask, noise: Callable[[int], Path]) -> None:
     paths = [noise(seed) for seed in range(20)]
-    together = list(task.caption_many(paths))
+    together = list(task.caption_each(paths, errors="raise"))
     assert [caption.token_ids for caption in together] == [task.caption(path).token_ids for path in paths]
     assert [caption.text for caption in together] == [task.caption(path).text for path in paths]
-    assert list(task.caption_many([])) == []
+    assert list(task.caption_each([], errors="raise")) == []
 
 
 def test_the_limit(task: CaptionTask, noise: Callable[[int], Path]) -> None:
     paths = [noise(seed) for seed in range(6)]
     assert all(len(task.caption(path, max_new_tokens=2).token_ids) <= 2 for path in paths)
-    assert max(len(caption.token_ids) for caption in task.caption_many(paths, max_new_tokens=2)) == 2
+    assert max(len(caption.token_ids) for caption in task.caption_each(paths, max_new_tokens=2, errors="raise")) == 2
     for limit in (0, -1, 13):
         with pytest.raises(UserError, match=f"max_new_tokens: expected 1 to 12, this bundle's limit, found {limit}"):
             task.caption(paths[0], max_new_tokens=limit)
@@ -88,7 +88,8 @@ def test_a_caption_goes_on_from_a_prompt(
         changed += caption.token_ids != task.caption(noise(seed)).token_ids
     assert changed
     assert (
-        next(task.caption_many([noise(0)], prompt="the red")).token_ids == task.caption(noise(0), "the red").token_ids
+        next(task.caption_each([noise(0)], prompt="the red", errors="raise")).token_ids
+        == task.caption(noise(0), "the red").token_ids
     )
 
 

@@ -24,7 +24,7 @@ Call = Callable[[Any], object]
 CALLS: dict[str, tuple[str, Call]] = {
     "caption": ("caption", lambda task: task.caption(IMAGE).text),
     "beams": ("caption", lambda task: task.caption(IMAGE, beams=2).text),
-    "many": ("caption", lambda task: [one.text for one in task.caption_many([IMAGE] * 20, at_once=2)]),
+    "many": ("caption", lambda task: [one.text for one in task.caption_each([IMAGE] * 20, at_once=2, errors="raise")]),
     "stream": ("caption", lambda task: [token.text for token in task.stream(IMAGE)]),
     "heat map": ("caption", lambda task: task.attention(IMAGE).words),
     "question": ("vqa", lambda task: task.ask(IMAGE, QUESTION).answer),
@@ -85,7 +85,7 @@ def test_a_running_call_finishes_and_later_ones_are_refused(
 
 
 @pytest.mark.parametrize(
-    "begin", [lambda task: task.stream(IMAGE), lambda task: task.caption_many([IMAGE] * 9, batch=2)]
+    "begin", [lambda task: task.stream(IMAGE), lambda task: task.caption_each([IMAGE] * 9, batch=2, errors="raise")]
 )
 def test_closing_in_a_loop_over_what_it_gives_lets_the_loop_end(begin: Callable[[CaptionTask], Iterator[Any]]) -> None:
     with load(default_bundle("caption"), task="caption") as task:
@@ -111,7 +111,10 @@ def test_an_iterator_that_was_not_begun_is_a_running_call() -> None:
 def test_what_is_let_go_half_way_frees_the_model(begun: bool) -> None:
     task = load(default_bundle("caption"), task="caption")
     session = weakref.ref(task._images.session)
-    iterators: list[Iterator[Any]] = [task.stream(IMAGE), task.caption_many([IMAGE] * 40, batch=2, at_once=2)]
+    iterators: list[Iterator[Any]] = [
+        task.stream(IMAGE),
+        task.caption_each([IMAGE] * 40, batch=2, at_once=2, errors="raise"),
+    ]
     if begun:
         assert all(next(iterator) for iterator in iterators)
     task.close()

@@ -57,7 +57,7 @@ child(lambda: None, sys.exit)
 child(lambda: (model.close(), gc.collect()), sys.exit)
 child(let_go, sys.exit)
 child(load_again, sys.exit)
-child(lambda: print(len(list(model.caption_many([image] * 40, at_once=2)))), sys.exit)
+child(lambda: print(len(list(model.caption_each([image] * 40, at_once=2)))), sys.exit)
 child(lambda: (use(), child(use)), sys.exit)
 use()
 model.caption(image, beams=2)
@@ -79,7 +79,7 @@ child(rest, sys.exit)
 rest()
 """,
     "images that were begun": """
-many = model.caption_many([image] * 40, batch=2, at_once=2)
+many = model.caption_each([image] * 40, batch=2, at_once=2)
 next(many)
 def rest():
     try:

@@ -111,7 +111,7 @@ def test_captions_of_what_is_used_again(
     right = [captioner.caption(path).token_ids for path in paths]
     assert len(set(right)) > 5
     for batch, at_once in ((1, 1), (3, 2), (8, 1)):
-        found = captioner.caption_many(source(paths), batch=batch, at_once=at_once)
+        found = captioner.caption_each(source(paths), batch=batch, at_once=at_once, errors="raise")
         assert [one.token_ids for one in found] == right
 
 
@@ -131,7 +131,9 @@ def test_arrays_in_one_array_are_images_of_their_own(
 ) -> None:
     paths = [noise(seed) for seed in range(6)]
     arrays = np.stack([_array(path) for path in paths])
-    assert [one.text for one in captioner.caption_many(arrays)] == [captioner.caption(path).text for path in paths]
+    assert [one.text for one in captioner.caption_each(arrays, errors="raise")] == [
+        captioner.caption(path).text for path in paths
+    ]
     assert np.allclose(retriever.embed_images(arrays), retriever.embed_images(paths), atol=1e-5)
     answers = answerer.ask_many(arrays, ["dog"] * 6)
     assert [answer.top for answer in answers] == [one.top for one in answerer.ask_many(paths, ["dog"] * 6)]
@@ -153,14 +155,14 @@ def test_one_image_that_pillow_has_not_decoded_yet(image_format: str, captioner:
         assert all(np.array_equal(np.asarray(one), right) for one in opened)
     text = captioner.caption(Image.open(io.BytesIO(data))).text
     image = Image.open(io.BytesIO(data))
-    assert [one.text for one in captioner.caption_many([image] * 8, batch=2)] == [text] * 8
+    assert [one.text for one in captioner.caption_each([image] * 8, batch=2, errors="raise")] == [text] * 8
 
 
 def test_an_image_that_is_changed_when_its_caption_is_there(captioner: CaptionTask, noise: Noise) -> None:
     images = [Image.open(noise(seed)).convert("RGB") for seed in range(12)]
     right = [captioner.caption(image).text for image in images]
     found = []
-    for image, caption in zip(images, captioner.caption_many(images, batch=2), strict=True):
+    for image, caption in zip(images, captioner.caption_each(images, batch=2, errors="raise"), strict=True):
         found.append(caption.text)
         image.paste((0, 0, 0), (0, 0, *image.size))
     assert found == right
@@ -185,8 +187,8 @@ def test_one_image_in_place_of_several_is_refused(
     one: Any, captioner: CaptionTask, answerer: VqaTask, retriever: RetrievalTask, rater: SentimentTask
 ) -> None:
     for call in (
-        lambda: captioner.caption_many(one),
-        lambda: captioner.caption_many(one, errors="return"),
+        lambda: captioner.caption_each(one, errors="raise"),
+        lambda: captioner.caption_each(one),
         lambda: answerer.ask_many(one, ["dog"]),
         lambda: retriever.embed_images(one),
         lambda: retriever.rerank("a dog", one, [0.1]),
@@ -293,7 +295,7 @@ def test_a_list_is_computed_in_whole_batches() -> None:
     parts = []
     work = _work(lambda part: (parts.append(len(part)), part)[1])
     assert list(compute_each(list(range(20)), work, 8, 2)) == list(range(20))
-    assert parts == [8, 8, 4]
+    assert sorted(parts) == [4, 8, 8]  # two at once, in any order
 
 
 def test_what_a_source_raises_comes_after_the_answers_before_it(captioner: CaptionTask, noise: Noise) -> None:
@@ -302,7 +304,7 @@ def test_what_a_source_raises_comes_after_the_answers_before_it(captioner: Capti
         yield noise(1)
         raise RuntimeError("the camera is gone")
 
-    found = captioner.caption_many(source())
+    found = captioner.caption_each(source(), errors="raise")
     assert [next(found).text for _ in range(2)] == [captioner.caption(noise(seed)).text for seed in range(2)]
     with pytest.raises(RuntimeError, match="the camera is gone"):
         next(found)
@@ -311,5 +313,5 @@ def test_what_a_source_raises_comes_after_the_answers_before_it(captioner: Capti
 
 def test_an_unusable_image_of_a_generator_is_returned_in_its_place(captioner: CaptionTask, noise: Noise) -> None:
     images: Iterator[Any] = iter([noise(0), io.BytesIO(b"no image"), np.zeros((3, 3)), noise(1)])
-    found = list(captioner.caption_many(images, errors="return"))
+    found = list(captioner.caption_each(images))
     assert [isinstance(one, ImageError) for one in found] == [False, True, True, False]

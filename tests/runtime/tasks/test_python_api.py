@@ -44,18 +44,18 @@ def test_a_list_of_images_in_every_form(captioner: CaptionTask, noise: Noise) ->
         np.asarray(Image.open(path)),
         captioner.encode(path),
     ]
-    found = list(captioner.caption_many(forms))
+    found = list(captioner.caption_each(forms, errors="raise"))
     assert {caption.token_ids for caption in found} == {captioner.caption(path).token_ids}
     assert found[-1].timing_ms.encode == found[-1].timing_ms.preprocess == 0
-    assert list(captioner.caption_many([])) == []
+    assert list(captioner.caption_each([], errors="raise")) == []
 
 
 def test_a_bad_image_among_others_is_named(captioner: CaptionTask, noise: Noise, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"^image 2: image given as bytes: expected an image"):
-        list(captioner.caption_many([noise(0), b"", noise(1)]))
+        list(captioner.caption_each([noise(0), b"", noise(1)], errors="raise"))
     with pytest.raises(ImageError, match=f"^image 2: {tmp_path / 'none.png'}: expected an image, found no such file"):
-        list(captioner.caption_many([noise(0), tmp_path / "none.png"]))
-    assert len(list(captioner.caption_many([noise(0), noise(1)]))) == 2
+        list(captioner.caption_each([noise(0), tmp_path / "none.png"], errors="raise"))
+    assert len(list(captioner.caption_each([noise(0), noise(1)], errors="raise"))) == 2
 
 
 def test_streamed_tokens_are_the_caption(captioner: CaptionTask, noise: Noise) -> None:
@@ -112,7 +112,7 @@ def test_many_threads_at_once_get_what_one_gets(captioner: CaptionTask, answerer
             lambda path=path: captioner.caption(path, options=searched).token_ids,
             lambda path=path: captioner.caption(path, options=sampled).token_ids,
             lambda path=path: tuple(token.token_id for token in captioner.stream(path)),
-            lambda path=path: tuple(one.token_ids for one in captioner.caption_many(paths)),
+            lambda path=path: tuple(one.token_ids for one in captioner.caption_each(paths, errors="raise")),
             *(lambda path=path, asked=asked: answerer.ask(path, asked).answer for asked in QUESTIONS),
         ]
     alone = [call() for call in calls]
@@ -152,18 +152,18 @@ def test_each_picture_gives_a_caption_or_its_error(captioner: CaptionTask, noise
     images: list[Any] = [noise(0), tmp_path / "bad.png", noise(1).read_bytes(), tmp_path / "none.png"]
     images += map(noise, range(2, 30))
     for batch in (1, 2, 8, 100):
-        found = list(captioner.caption_many(iter(images), batch=batch, errors="return"))
+        found = list(captioner.caption_each(iter(images), batch=batch))
         assert [isinstance(one, ImageError) for one in found] == [place in (1, 3) for place in range(len(images))]
         texts = [one.text for one in found if not isinstance(one, ImageError)]
         assert texts == [captioner.caption(noise(seed)).text for seed in range(30)]
-    side_by_side = list(captioner.caption_many(images, batch=2, at_once=3, errors="return"))
+    side_by_side = list(captioner.caption_each(images, batch=2, at_once=3))
     assert [getattr(one, "text", str(one)) for one in side_by_side] == [getattr(one, "text", str(one)) for one in found]
-    assert list(captioner.caption_many([])) == []
-    assert all(isinstance(one, ImageError) for one in captioner.caption_many([b""] * 9, batch=2, errors="return"))
+    assert list(captioner.caption_each([], errors="raise")) == []
+    assert all(isinstance(one, ImageError) for one in captioner.caption_each([b""] * 9, batch=2))
     with pytest.raises(UserError, match="max_new_tokens"):
-        captioner.caption_many(images, max_new_tokens=0)
+        captioner.caption_each(images, max_new_tokens=0, errors="raise")
     with pytest.raises(UserError, match="at_once: expected at least 1, found 0"):
-        captioner.caption_many(images, at_once=0)
+        captioner.caption_each(images, at_once=0, errors="raise")
 
 
 def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, noise: Noise) -> None:
@@ -175,7 +175,7 @@ def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, n
             opened.append(seed)
             yield paths[seed % 4]
 
-    found = captioner.caption_many(pictures(), batch=2, errors="return")
+    found = captioner.caption_each(pictures(), batch=2)
     next(found)
     assert 2 < len(opened) < 12
     found.close()  # type: ignore[attr-defined]

@@ -119,7 +119,7 @@ def caption_to_file(
         with console.progress() as progress:
             progress("captioning", before / len(images))
             paths = [image.path for image in waiting]
-            captions = task.caption_many(
+            captions = task.caption_each(
                 paths, prompt, options=options, batch=batches.size, at_once=batches.at_once, errors="return"
             )
             for number, (image, result) in enumerate(zip(waiting, captions, strict=True), 1):

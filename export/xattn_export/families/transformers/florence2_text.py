@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from tokenizers import Tokenizer
+
 from xattn_export.families.base import SourceTokenizer
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -60,18 +62,20 @@ def tokenizer_with_prompts(folder: Path, tokenizer: SourceTokenizer) -> SourceTo
     It puts nothing around a text by itself, and keeps places in the image when it decodes.
 
     Raises:
-        CheckpointError: it lacks a token that the processor writes.
+        CheckpointError: it does not write one token before a text and one after it, as the processor needs.
     """
+    around = Tokenizer.from_str(tokenizer.json).encode("").tokens
+    if len(around) != 2:
+        raise CheckpointError(
+            f"{folder}: expected a tokenizer that writes a token before a text and one after it, found {show(around)}"
+        )
     content = json.loads(tokenizer.json)
     content["post_processor"] = None
     words = {place: tokenizer.special.get(place, word) for place, word in _WITHOUT_TEXT.items()}
+    words |= dict(zip(("bos_token", "eos_token"), around, strict=True))
     silent = set(words.values())
     for token in content["added_tokens"]:
         token["special"] = token["content"] in silent
-    known = {token["content"] for token in content["added_tokens"]}
-    for place in ("bos_token", "eos_token"):
-        if (word := words[place]) not in known:
-            raise CheckpointError(f"{folder}: expected a tokenizer with {show(word)} as {place}, found none such")
     spec = replace(
         tokenizer.spec,
         prompts=PROMPTS,

@@ -35,6 +35,7 @@ from xattn_export.families.layers.text.bert import BertTextEmbeddings
 from xattn_export.families.layers.text.git import GitImageTokens, GitLayer
 from xattn_runtime.bundle.contract import prefix_names
 from xattn_runtime.bundle.manifest import TaskName
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _open(task: TaskName, folder: Path) -> Source:
         license=license_of(folder),
         weights=weights,
         roles=(_prefix_role(model, side_px), _decoder_role(model)),
-        tokenizer=source_tokenizer(folder, most_tokens, reads=task == "vqa"),
+        tokenizer=source_tokenizer(folder, most_tokens, reads=TASKS[task].text_key is not None),
         reference=Generates(image_steps(folder, side_px, side_px), decoding, generate),
         golden_inputs=few_images(task),
     )

@@ -99,7 +99,7 @@ def test_a_stream_prints_what_the_caption_is(invoke, caption_bundle, noise):
         (("--top-p", "0"), "error: top_p: expected above 0, at most 1, found 0.0"),
         (("--min-p", "1.5"), "error: min_p: expected 0 to 1, found 1.5"),
         (("--length-penalty", "2"), "error: length_penalty: expected 2 beams or more to choose among, found 1"),
-        (("--repetition-penalty", "0"), "error: repetition_penalty: expected a number above 0, found 0.0"),
+        (("--repetition-penalty", "0"), "error: repetition_penalty: expected a number, 1e-30 to 1e30, found 0.0"),
         (("--min-new-tokens", "9", "--max-new-tokens", "4"), "error: min_new_tokens: expected at most 4"),
         (("--max-new-tokens", "0"), "error: Invalid value for '--max-new-tokens': 0"),
         (("--stop", ""), "error: stop: expected texts that are not empty"),
@@ -151,7 +151,7 @@ def test_answers_are_chosen_among_those_given(invoke, vqa_bundle, picture, tmp_p
         ),
         ("yes,yes", "error: answers: expected each once, found 'yes' twice; remove one"),
         ("none.txt", "error: answers: expected a file or a list, found no file none.txt; check the path"),
-        (",", "error: answers: expected a list of them, found []"),
+        (",", "error: answers: expected a list of them, found an empty one"),
         (" ", "error: answers: expected a file or a list, found nothing"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import Florence2ForConditionalGeneration
+from transformers import AutoTokenizer, Florence2ForConditionalGeneration
 from typer.testing import CliRunner
 
 from tests.export.families.conftest import noise_pictures, processor_of
@@ -19,6 +19,7 @@ from tests.parity.parity import generated_agreement, logits_error, pixel_error
 from tests.support.slow import slow_after
 from xattn_edge.commands.app import app
 from xattn_export import export_checkpoint
+from xattn_export.families.table import family_of
 from xattn_export.families.transformers import florence2_text
 from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import Bundle, open_bundle
@@ -170,7 +171,7 @@ def test_captions_of_a_batch(made, files):
     assert isinstance(task, CaptionTask)
     for prompt in (None, "<OCR>"):
         alone = [task.caption(file, prompt=prompt).token_ids for file in files[:4]]
-        assert [found.token_ids for found in task.caption_many(files[:4], prompt=prompt)] == alone
+        assert [found.token_ids for found in task.caption_each(files[:4], prompt=prompt, errors="raise")] == alone
     steps = [int(step.token_ids[0]) for step in task.steps(task.encode(files[0]))]
     greedy = task.caption(files[0], beams=1).token_ids
     assert tuple(steps[: len(greedy)]) == greedy
@@ -306,5 +307,15 @@ def test_a_tokenizer_without_the_tokens_around_a_text(made, tmp_path):
     shutil.copytree(made("captions")[0], folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<end>"}))
-    with pytest.raises(CheckpointError, match="expected a tokenizer with '<end>' as eos_token, found none such"):
-        export_checkpoint(folder, tmp_path / "out.xattn")
+    # Transformers makes it a token of its own, and writes around a text what tokenizer.json says all the same.
+    spec = family_of(folder).open(folder).tokenizer.spec
+    ids = AutoTokenizer.from_pretrained(folder)("", add_special_tokens=True).input_ids
+    around = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(ids)
+    assert spec.question_template == "{question}".join(around) == "<s>{question}</s>"
+
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    with pytest.raises(
+        CheckpointError, match=r"expected a tokenizer that writes a token before a text and one after it"
+    ):
+        family_of(folder).open(folder)

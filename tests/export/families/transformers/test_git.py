@@ -189,7 +189,7 @@ def test_a_batch_of_pictures_and_questions(answerer: VqaTask, captioner: Caption
     alone = [answerer.ask(*pair).token_ids for pair in zip(pictures, questions, strict=True)]
     assert [answer.token_ids for answer in answerer.ask_many(pictures, questions)] == alone
     one_by_one = [captioner.caption(picture, beams=2).token_ids for picture in pictures]
-    assert [caption.token_ids for caption in captioner.caption_many(pictures, beams=2)] == one_by_one
+    assert [caption.token_ids for caption in captioner.caption_each(pictures, beams=2, errors="raise")] == one_by_one
 
 
 def test_from_a_file_on_the_disk(captioner: CaptionTask, model: Any, processor: Any, tmp_path: Path) -> None:

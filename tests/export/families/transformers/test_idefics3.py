@@ -223,7 +223,7 @@ def test_pictures_of_all_shapes_together_as_alone(models, files):
     captioner = load(models("idefics3")[1])
     assert isinstance(captioner, CaptionTask)
     alone = [captioner.caption(file, beams=2).token_ids for file in files[:5]]
-    assert [caption.token_ids for caption in captioner.caption_many(files[:5], beams=2)] == alone
+    assert [caption.token_ids for caption in captioner.caption_each(files[:5], beams=2, errors="raise")] == alone
     assert captioner.caption(files[0], prompt=QUESTIONS[0]).token_ids != alone[0]
 
 
