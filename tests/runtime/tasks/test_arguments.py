@@ -254,7 +254,7 @@ def test_an_encoded_image_may_stand_wherever_images_are_listed(tasks: dict[str, 
 
 
 def test_errors_are_one_line_that_can_be_read() -> None:
-    assert str(UserError("a\nb\tc\x1b[0m")) == "a\\nb\\tc\\x1b[0m"
+    assert str(UserError("a\nb\tc\x1b[0m")) == "a b\\tc\\x1b[0m"
     text = str(UserError("x" * 100_000 + "; the end"))
     assert text.endswith("; the end")
     assert len(text) < 2100
