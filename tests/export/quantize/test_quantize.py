@@ -106,7 +106,7 @@ def changed_all(monkeypatch, error):
 
 
 def test_near_ties_compare_logits_alone(exported, tmp_path, monkeypatch):
-    changed_all(monkeypatch, 5.0)
+    changed_all(monkeypatch, 0.5)
     report = quantize_bundle(exported["lstm"], tmp_path / "small.xattn")
     cases = open_bundle(tmp_path / "small.xattn").manifest.golden.cases
     assert report.golden_cases == len(report.near_ties) == len(cases) and not report.dropped_cases
