@@ -21,8 +21,9 @@ FAMILIES = Path(__file__).resolve().parents[3] / "docs" / "families.md"
 def test_a_bundle_of_the_folder_gives_what_transformers_gives(published: Published, tmp_path: Path) -> None:
     folder = tmp_path / published.name.rpartition("/")[2]
     published.write(folder)
-    export_checkpoint(folder, tmp_path / "bundle.xattn", task=published.task, command="shelf")
-    published.truth(folder).compare(load(tmp_path / "bundle.xattn"), images(), tmp_path)
+    bundle = tmp_path / "bundle.xattn"
+    export_checkpoint(folder, bundle, task=published.task, command="shelf", whole=published.is_quick)
+    published.truth(folder).compare(load(bundle), images(), tmp_path)
 
 
 def test_the_table_of_the_documents_is_that_of_the_shelf() -> None:
