@@ -68,6 +68,7 @@ def test_the_report(checkpoints, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.xattn"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("export_anew")
 def test_exporting_again_gives_the_same_bytes(exported, checkpoints, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")

@@ -128,6 +128,7 @@ def test_batches_are_what_their_pictures_are_alone(exported):
     assert ids.shape[1] == max(one[1].shape[1] for one in alone)
 
 
+@pytest.mark.slow
 def test_questions_as_ids_and_as_strings(checkpoints, tmp_path):
     export_checkpoint(checkpoints["transformer"], tmp_path / "vqa.xattn")
     task = load(tmp_path / "vqa.xattn")

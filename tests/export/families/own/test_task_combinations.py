@@ -16,6 +16,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_the_whole_way(script, tmp_path):
     combination = ("retrieval", "graph", "cosine", "none", "patches", "transformer")
     assert combination in set(script.combinations(script.TASKS))

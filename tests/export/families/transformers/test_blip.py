@@ -95,6 +95,7 @@ def test_pixels(blip, name):
     assert pixel_error(bundle, reference, noise_pictures(20)) < 1e-6
 
 
+@pytest.mark.slow
 def test_embeddings(blip, files):
     _, bundle, embed = blip("embeddings")
     texts = [QUESTIONS[number % 3] for number in range(len(files))]

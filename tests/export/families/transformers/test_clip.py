@@ -87,6 +87,7 @@ def test_embeddings_and_probabilities_are_those_of_transformers(
     _check(task, folder, files)
 
 
+@pytest.mark.slow
 def test_configurations_that_state_no_true_end_token(place: Path, files: list[Path]) -> None:
     folder, bundle = _folder(place / "clip-old", eos_token_id=2, activation="gelu"), place / "old.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed")
