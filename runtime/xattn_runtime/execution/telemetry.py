@@ -17,7 +17,7 @@ def disable_telemetry() -> bool:
     """Turn it off for this process and those that it starts; call it before onnxruntime is imported.
 
     From 1.32 on it otherwise writes a device id below the home folder and looks up a host in the network. Returns
-    whether this call turned it off: a value that the environment has already is left as it is.
+    whether this call switched it off: a value that the environment has already is left as it is.
     """
     if os.environ.get(TELEMETRY_VARIABLE):
         return False

@@ -24,7 +24,7 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _METADATA = (*_TEXTS, b"iCCP")
 # Deflate grows data 1,032 times at most: what is smaller than this stays within the 1 MiB that Pillow allows a text.
 _SMALL_BYTES = 1000
-# Texts in which programs write how the image is to be turned; of these as much is read as any camera writes.
+# Texts in which programs write how the image is to be rotated; of these as much is read as any camera writes.
 _ORIENTATION = (b"XML:com.adobe.xmp", b"Raw profile type exif")
 _ORIENTATION_LIMIT_BYTES = 8 * 2**20
 # Pillow keeps texts among its own notes on an image, so that a text of one of these names would pass for one of them.
@@ -42,7 +42,7 @@ class _Chunk(NamedTuple):
 def without_metadata(data: bytes) -> bytes:
     """The PNG without large texts and colour profile: Pillow takes a sound file that has them for damaged.
 
-    What says how the image is to be turned stays, and so does everything else, damage included.
+    What says how the image is to be rotated stays, and so does everything else, damage included.
     """
     kept: list[memoryview | bytes] = []
     view, at = memoryview(data), 0
