@@ -118,7 +118,7 @@ def _opt(folder: Path) -> None:
         "torch_dtype": "float16", "vocab_size": image_token + 8, "word_embed_proj_dim": 32,
     }  # fmt: skip
     special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}
-    added = {1: token("<pad>", normalized=True), 2: token("</s>", normalized=True), image_token: "<image>"}
+    ends = {1: token("<pad>", normalized=True), 2: token("</s>", normalized=True)}
     put_json(
         folder,
         config=_config(text, image_token, decoder_only=True),
@@ -132,7 +132,7 @@ def _opt(folder: Path) -> None:
         added_tokens={"<image>": image_token},
         tokenizer_config={
             "add_bos_token": True, "add_prefix_space": False,
-            "added_tokens_decoder": added_tokens(added),
+            "added_tokens_decoder": added_tokens({**ends, image_token: "<image>"}),
             "clean_up_tokenization_spaces": True, **special, "errors": "replace", "model_max_length": 1000000000000,
             "processor_class": "Blip2Processor", "tokenizer_class": "GPT2Tokenizer",
         },

@@ -75,7 +75,7 @@ def _put_clip_config(folder: Path, version: str, text: dict[str, Any], vision: d
     )  # fmt: skip
 
 
-def _openai(folder: Path, *, seed: int, patch_px: int, repeated: bool = False, **names: str) -> None:
+def _openai(folder: Path, *, seed: int, patch_px: int, names: dict[str, str], repeated: bool = False) -> None:
     """The end of a text is stated as 2, and read as the largest id; sides of images are numbers.
 
     names: what tokenizer_config.json says of itself; that of the first model says no class.
@@ -226,7 +226,7 @@ DUALS = (
     Published(
         "openai/clip-vit-base-patch32",
         "4.16",
-        lambda folder: _openai(folder, seed=3, patch_px=16, name_or_path="./clip_ViT_B_32/"),
+        lambda folder: _openai(folder, seed=3, patch_px=16, names={"name_or_path": "./clip_ViT_B_32/"}),
         _truth(),
         found=Found(Origin.OWN, Origin.NONE, Origin.USUAL, Origin.OWN),
         places="whaler404/Hf-Learn, OpenMeshLab/MeshXL",
@@ -234,7 +234,7 @@ DUALS = (
     Published(
         "openai/clip-vit-base-patch16",
         "4.16",
-        lambda folder: _openai(folder, seed=4, patch_px=8, **_CLIP_NAMES),
+        lambda folder: _openai(folder, seed=4, patch_px=8, names=_CLIP_NAMES),
         _truth(),
         found=Found(Origin.TWIN, Origin.NONE, Origin.USUAL, Origin.USUAL),
         places="whaler404/Hf-Learn: clip-vit-base-patch32",
@@ -242,7 +242,7 @@ DUALS = (
     Published(
         "openai/clip-vit-large-patch14",
         "4.16",
-        lambda folder: _openai(folder, seed=5, patch_px=8, repeated=True, **_CLIP_NAMES),
+        lambda folder: _openai(folder, seed=5, patch_px=8, names=_CLIP_NAMES, repeated=True),
         _truth(),
         found=Found(Origin.AGAIN, Origin.NONE, Origin.USUAL, Origin.AGAIN),
         places="LVtomatoJ/sd-scripts, Yee334/diffusion-project",
