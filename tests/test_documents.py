@@ -126,6 +126,13 @@ def test_a_page_opens_with_what_it_is_for(page):
     assert re.match(r"# \S", lines[0]) and not lines[1] and re.match(r"[\w*'\"]", lines[2]), name_of(page)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_is_merged(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    marks = [number for number, line in enumerate(lines, 1) if re.match(r"(<{7}|={7}|>{7})( |$)", line)]
+    assert not marks, f"{name_of(page)}: expected no marks of an unfinished merge, found some in the lines {marks}"
+
+
 MODULE = re.compile(r"\bxattn_(?:edge|export|runtime)(?:\.\w+)+")
 
 

@@ -291,6 +291,27 @@ def test_an_idle_model_takes_what_there_is_and_a_busy_one_whole_batches(monkeypa
     assert sum(parts) == 12
 
 
+def test_images_are_asked_for_while_the_model_works_but_not_all_of_them() -> None:
+    asked, is_ahead = [], threading.Event()
+
+    def images() -> Iterator[int]:
+        for number in range(40):
+            asked.append(number)
+            if number == 2:
+                is_ahead.set()
+            yield number
+
+    def compute(part: list[int]) -> list[int]:
+        assert is_ahead.wait(30), "no image of the next part was asked for while the model worked on the first"
+        return part
+
+    answers = compute_each(images(), _work(compute), 2, 1)
+    assert next(answers) == 0
+    assert 2 < len(asked) < 12
+    answers.close()  # type: ignore[attr-defined]
+    assert len(asked) < 12
+
+
 def test_a_list_is_computed_in_whole_batches() -> None:
     parts = []
     work = _work(lambda part: (parts.append(len(part)), part)[1])

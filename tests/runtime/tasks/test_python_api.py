@@ -166,22 +166,6 @@ def test_each_picture_gives_a_caption_or_its_error(captioner: CaptionTask, noise
         captioner.caption_each(images, at_once=0, errors="raise")
 
 
-def test_pictures_are_opened_ahead_but_not_all_at_once(captioner: CaptionTask, noise: Noise) -> None:
-    opened: list[int] = []
-    paths = [noise(seed) for seed in range(4)]
-
-    def pictures() -> Any:
-        for seed in range(40):
-            opened.append(seed)
-            yield paths[seed % 4]
-
-    found = captioner.caption_each(pictures(), batch=2)
-    next(found)
-    assert 2 < len(opened) < 12
-    found.close()  # type: ignore[attr-defined]
-    assert len(opened) < 12
-
-
 def test_the_other_tasks_answer_many_threads_and_close(noise: Noise) -> None:
     paths = [noise(seed) for seed in range(4)]
     with xattn_edge.load(xattn_edge.default_bundle("retrieval"), threads=1) as retriever:
