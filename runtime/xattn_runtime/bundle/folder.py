@@ -160,8 +160,14 @@ def _check_folder(folder: Path) -> None:
         raise BundleError(
             f"{folder}: expected a bundle folder, found a file; name the folder that holds {MANIFEST_FILE}"
         )
-    if not os.path.lexists(folder / MANIFEST_FILE):
-        raise BundleError(f"{folder}: expected a bundle, found no {MANIFEST_FILE} in this folder; check the path")
+    try:
+        (folder / MANIFEST_FILE).lstat()
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: expected a bundle, found no {MANIFEST_FILE} in this folder; check the path"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{folder}: expected a folder that can be read, found: {problem(error)}") from error
 
 
 def _read_manifest(path: Path) -> bytes:
