@@ -188,7 +188,7 @@ def _damaged(name: str, content: str) -> Callable[[Path], object]:
         *(
             (
                 _damaged("tokenizer_config.json", f'{{"tokenizer_class": "{name}"}}'),
-                f"tokenizer_class: expected a class of Transformers that reads vocab.txt, found '{name}'; name the class",
+                f"tokenizer_class: expected a class of Transformers that reads vocab.txt, found '{name}'; name",
             )
             for name in ("NoSuchTokenizer", "PreTrainedTokenizerFast")
         ),
