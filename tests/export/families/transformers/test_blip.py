@@ -175,6 +175,7 @@ def test_encode_once_ask_many(blip, files):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
 def test_a_caption_is_what_transformers_writes(blip, files):
     """Of all that `generate()` returns: this tokenizer has the token that it begins with for a word."""
     folder, bundle, reference = blip("captions")
