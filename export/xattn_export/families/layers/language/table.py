@@ -17,13 +17,21 @@ __all__ = ["LANGUAGE_MODELS", "check_language_model", "language_decoder"]
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
-_GEMMA = LayerKind(norm_offset=1.0)
 
 LANGUAGE_MODELS: Mapping[str, DecoderKind] = MappingProxyType(
     {
         "llama": DecoderKind(),
         "qwen2": DecoderKind(windows="by type"),
         "qwen3": DecoderKind(LayerKind(norms_queries=True), windows="by type"),
+        "gemma": DecoderKind(LayerKind(norm_offset=1.0)),
+        "gemma2": DecoderKind(LayerKind(norm_offset=1.0, norms_after=True, softcaps=True), windows="by type"),
+        "gemma3_text": DecoderKind(
+            LayerKind(norm_offset=1.0, norms_after=True, norms_queries=True), windows="by type", positions_by_type=True
+        ),
+        "granite": DecoderKind(),
+        "mistral": DecoderKind(windows="all"),
+        "phi3": DecoderKind(LayerKind(fused=True), windows="all", partly_rotated=True),
+        "smollm3": DecoderKind(windows="by type"),
         "qwen2_vl_text": DecoderKind(windows="by type", axes="three"),
         "qwen2_5_vl_text": DecoderKind(windows="by type", axes="three"),
         "qwen3_vl_text": DecoderKind(LayerKind(norms_queries=True), axes="three, interleaved"),

@@ -7,9 +7,16 @@ import pytest
 import torch
 from transformers import (
     DynamicCache,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
+    MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from tests.export.families.layers.language.language_models import (
@@ -33,6 +40,61 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen2, windows": (Qwen2Config, WINDOWED),
     "qwen3": (Qwen3Config, {"head_dim": 12, "attention_bias": True}),
     "qwen3, windows": (Qwen3Config, {"head_dim": 12, **WINDOWED}),
+    "gemma": (GemmaConfig, {"head_dim": 12, "num_key_value_heads": 1}),
+    "gemma2": (
+        Gemma2Config,
+        {
+            "head_dim": 12,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 1.5,
+        },
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        {
+            "head_dim": 12,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+            "rope_theta": 1e5,
+            "rope_local_base_freq": 1e3,
+        },
+    ),
+    "granite": (
+        GraniteConfig,
+        {
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+            "attention_bias": True,
+        },
+    ),
+    "mistral": (MistralConfig, {"sliding_window": 5}),
+    "mistral, no window": (MistralConfig, {"sliding_window": None}),
+    "phi3": (
+        Phi3Config,
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e3,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.0, 2.0, 3.0, 5.0],
+            },
+        },
+    ),
+    "phi3, windows": (Phi3Config, {"sliding_window": 6}),
+    "smollm3": (
+        SmolLM3Config,
+        {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 4},
+    ),
 }
 LONGEST = 90
 
@@ -55,7 +117,7 @@ def test_logits_and_caches_are_those_of_transformers(name: str) -> None:
         assert all(torch.allclose(found, of_layer, atol=2e-5) for found, of_layer in zip(past, kept, strict=True))
 
 
-@pytest.mark.parametrize("name", ["qwen3, windows"])
+@pytest.mark.parametrize("name", ["gemma2", "phi3"])
 @pytest.mark.slow
 def test_graphs_of_both_forms_of_attention_are_those_of_transformers(name: str) -> None:
     config_class, settings = MODELS[name]
