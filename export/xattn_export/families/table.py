@@ -19,6 +19,7 @@ from xattn_export.families.transformers.dual_encoders.siglip import SIGLIP
 from xattn_export.families.transformers.florence2 import FLORENCE2
 from xattn_export.families.transformers.git import GIT
 from xattn_export.families.transformers.idefics3 import IDEFICS3
+from xattn_export.families.transformers.qwen_vl.model import QWEN_VL
 from xattn_export.families.transformers.regions.lxmert import LXMERT
 from xattn_export.families.transformers.regions.visual_bert import VISUAL_BERT
 from xattn_export.families.transformers.vilt import VILT
@@ -35,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     *BLIP2,
     *GIT,
     *IDEFICS3,
+    *QWEN_VL,
     *VILT,
     VISION_ENCODER_DECODER,
     FLORENCE2,

@@ -24,7 +24,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model_type": "siglip2", "architectures": ["Siglip2Model"]}, "(the nearest that can: SigLIP, SiglipModel)"),
     ({"model_type": "chinese_clip"}, "CLIP, CLIPModel), found none, and model_type 'chinese_clip'"),
-    ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "can be exported, found 'Qwen2_5_VLFor"),
+    ({"architectures": ["MoonshineForAudio"]}, "can be exported, found 'MoonshineFor"),
     ({"model_type": 3, "architectures": {}}, "can be exported, found none, and model_type 3"),
     ({}, "can be exported, found none, and model_type None"),
     (

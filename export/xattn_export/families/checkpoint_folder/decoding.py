@@ -7,6 +7,7 @@ https://huggingface.co/docs/transformers/main_classes/text_generation
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from xattn_runtime.bundle.decoding import MOST_BEAMS, Decoding, EarlyStopping
 from xattn_runtime.errors import BundleError, CheckpointError
 from xattn_runtime.json_reader import ObjectReader, show
 
-__all__ = ["decoding_of"]
+__all__ = ["decoding_of", "settings_without_sampling"]
 
 _DEFAULT_NEW_TOKENS = 20
 _START = "decoder_start_token_id"
@@ -55,6 +56,22 @@ _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Keys that change what is generated, when they do, and what the runtime takes."""
+
+
+def settings_without_sampling(path: Path, model: Any) -> dict[str, Any]:
+    """The settings of a chat model's `generate()`, which often are to draw tokens: the best are taken instead.
+
+    What it is asked must have one answer to be compared; whoever wants tokens drawn asks for it at run time. `model`
+    goes by these settings from then on. `path`: of the file that states them, for the message.
+    """
+    settings = model.generation_config
+    if settings.do_sample:
+        logging.getLogger("xattn_export").info(
+            f"{path}: do_sample is true: the bundle takes the best token unless --temperature or the like asks to draw"
+        )
+        settings.update(do_sample=False, temperature=None, top_k=None, top_p=None, min_p=None, typical_p=None)
+    stated: dict[str, Any] = settings.to_dict()
+    return stated
 
 
 def decoding_of(

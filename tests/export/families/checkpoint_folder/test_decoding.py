@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import GenerationConfig
 
-from xattn_export.families.checkpoint_folder.decoding import decoding_of
+from xattn_export.families.checkpoint_folder.decoding import decoding_of, settings_without_sampling
 from xattn_runtime.bundle.decoding import Decoding, read_decoding
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.json_reader import ObjectReader
@@ -161,3 +163,14 @@ def test_a_prompt_leaves_as_much_as_generate_leaves_it() -> None:
     assert new.for_call(prompt_ids=(1, 2, 3, 4)).max_new_tokens == 13
     with pytest.raises(UserError, match="prompt: expected at most 14 tokens, found 15"):
         counted.for_call(prompt_ids=range(15))
+
+
+def test_a_chat_models_tokens_are_not_drawn(caplog: pytest.LogCaptureFixture) -> None:
+    model = SimpleNamespace(generation_config=GenerationConfig(do_sample=True, top_k=1, temperature=0.1, num_beams=2))
+    with caplog.at_level("INFO", "xattn_export"):
+        settings = settings_without_sampling(Path("generation_config.json"), model)
+    assert "generation_config.json: do_sample is true: the bundle takes the best token" in caplog.text
+    assert (settings["do_sample"], settings.get("temperature"), settings["num_beams"]) == (False, None, 2)
+    assert model.generation_config.do_sample is False
+    assert settings_without_sampling(Path("other.json"), model) == settings
+    assert "other.json" not in caplog.text

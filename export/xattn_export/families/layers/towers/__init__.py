@@ -1,0 +1,1 @@
+"""Towers: from Transformers' vision models to the tokens that a connector reads, of images of one size."""

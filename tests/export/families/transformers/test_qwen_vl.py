@@ -1,0 +1,150 @@
+"""Qwen2-VL and its kind as Transformers computes them, from an image file on, whatever its shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.parity.parity import agreement_of
+from tests.parity.qwen_vl import (
+    SMALL,
+    compare_generated,
+    inputs_of,
+    logits_error,
+    model_of,
+    processor_of,
+    save_qwen_vl,
+)
+from xattn_export import export_checkpoint
+from xattn_export.families.table import family_of
+from xattn_runtime.errors import CheckpointError
+from xattn_runtime.loader import load
+from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.tasks import CaptionTask, VqaTask
+
+TOLERANCE = 1e-4
+INSTRUCTION = "Can you describe this image?"
+QUESTIONS = ("What color is the circle?", "how many", "Yes or no: is it\nred, {or} <b>blue</b>? “¿qué?” 東京")
+# Width and height, from a point to a strip.
+SHAPES = ((64, 64), (100, 37), (7, 200), (1, 1), (37, 100))
+# Model type → task, form of attention.
+EXPORTS: dict[str, tuple[Any, Any]] = {
+    "qwen2_vl": ("caption", "standard"),
+    "qwen3_vl": ("vqa", "standard"),
+    "qwen2_5_vl": ("vqa", "decomposed"),
+}
+
+
+def images(seed: int = 0) -> list[Image.Image]:
+    generator = np.random.default_rng(seed)
+    sizes = [(height, width, 3) for width, height in SHAPES]
+    return [Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_qwen_vl(tmp_path_factory.mktemp("qwen") / "small", "qwen2_vl")
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_prompts_and_pixels_are_the_processors(model_type: str, tmp_path: Path) -> None:
+    folder = save_qwen_vl(tmp_path / "small", model_type)
+    source, processor = family_of(folder).open(folder), processor_of(folder)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(source.tokenizer.json, encoding="utf-8")
+    codec = TextCodec(path, source.tokenizer.spec)
+    pipeline = Pipeline(source.reference.in_manifest["image_steps"])
+    for number, image in enumerate(images()):
+        question = QUESTIONS[number % len(QUESTIONS)]
+        inputs = inputs_of(processor, image, question)
+        patches = pipeline.patches(image)
+        np.testing.assert_array_equal(patches.values, inputs.pixel_values.numpy())
+        grid = (patches.rows // 2, patches.columns // 2)
+        assert inputs.image_grid_thw.tolist() == [[1, patches.rows, patches.columns]]
+        expected = inputs.input_ids[0].tolist()
+        assert list(codec.encode_question(question, special_tokens=False, grid=grid).ids) == expected
+        assert list(codec.encode_prompt(question, grid)) == expected
+        assert list(codec.encode_prompt(None, grid)) == inputs_of(processor, image, INSTRUCTION).input_ids[0].tolist()
+
+
+def changed(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads((folder / name).read_text())
+    change(values)
+    (folder / name).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "error"),
+    [
+        ("preprocessor_config.json", {"patch_size": 8}, "patch_size: expected 4, as config.json says of the model"),
+        ("preprocessor_config.json", {"merge_size": 1}, "merge_size: expected 2, as config.json says"),
+        ("preprocessor_config.json", {"temporal_patch_size": 1}, "temporal_patch_size: expected 2"),
+        ("preprocessor_config.json", {"max_pixels": 63}, "size: expected a longest_edge, in pixels of area, from 256"),
+        ("preprocessor_config.json", {"max_pixels": "many"}, "max_pixels: expected a number of pixels from 1 to"),
+        ("preprocessor_config.json", {"do_resize": False}, "do_resize: expected true, since images are cut into whole"),
+        ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, "patch_size: expected 4"),
+        (
+            "chat_template.json",
+            {"chat_template": "{{ messages[0]['role'] }}"},
+            "expected one that writes <|image_pad|>",
+        ),
+        ("config.json", {"image_token_id": 7}, "with 7 for an image token, as config.json says"),
+        ("config.json", {"hidden_act": "tanh"}, "hidden_act: expected one of silu"),
+    ],
+)
+def test_a_folder_that_does_not_fit_together(folder: Path, file: str, change: dict[str, Any], error: str) -> None:
+    path, before = folder / file, (folder / file).read_text()
+    try:
+        changed(folder, file, lambda values: values.update(change))
+        with pytest.raises(CheckpointError) as caught:
+            family_of(folder).open(folder)
+    finally:
+        path.write_text(before)
+    assert error in str(caught.value)
+
+
+@pytest.fixture(scope="module", params=EXPORTS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a model and its bundle."""
+    place = tmp_path_factory.mktemp(request.param)
+    task, attention = EXPORTS[request.param]
+    folder = save_qwen_vl(place / "small", request.param)
+    export_checkpoint(folder, place / "small.xattn", task=task, attention=attention)
+    return folder, place / "small.xattn"
+
+
+@pytest.mark.slow
+def test_an_exported_model_is_the_original(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, bundle = exported
+    for number, image in enumerate(images(1)):
+        assert logits_error(bundle, folder, image, QUESTIONS[number % 3], prefill=5 * (number % 2)) <= TOLERANCE
+    processor, model = processor_of(folder), model_of(folder)
+    files = [tmp_path / f"{number}.png" for number in range(2 * len(SHAPES))]
+    for file, image in zip(files, [*images(2), *images(3)], strict=True):
+        image.save(file)
+    with load(bundle, threads=1) as task:
+        assert isinstance(task, CaptionTask | VqaTask)
+        question = INSTRUCTION if isinstance(task, CaptionTask) else QUESTIONS[0]
+        for beams in (1, 4):
+            compared = [compare_generated(task, processor, model, file, question, beams=beams) for file in files]
+            agreement = agreement_of(compared)
+            assert agreement.equal == agreement.compared >= len(files) - 1
+            assert agreement.different_texts > 2
+        alone = [task.caption(file) if isinstance(task, CaptionTask) else task.ask(file, question) for file in files]
+        together = (
+            list(task.caption_each(files, errors="raise"))
+            if isinstance(task, CaptionTask)
+            else task.ask_many(files, [question] * len(files))
+        )
+        assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+        if isinstance(task, CaptionTask):
+            for file, one in zip(files[:2], alone, strict=False):
+                streamed = [token.token_id for token in task.stream(file)]
+                assert tuple(streamed[: len(one.token_ids)]) == one.token_ids
