@@ -102,8 +102,21 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
     for length, past in dict.fromkeys(lengths):
         for batch in _BATCHES if past <= role.prefix + max(_SOME_PAST) else _BATCHES[:1]:
             others = {"context": _context(batch), "regions": _REGIONS - batch, "frames": length, "pictures": batch + 1}
-            sizes = {"batch": batch, "length": length, "past": past, **others}
-            yield {name: size for name, size in sizes.items() if name in symbols}
+            for frozen in _frozen(past) if "frozen" in symbols else (0,):
+                sizes = {
+                    "batch": batch,
+                    "length": length,
+                    "past": past - frozen,
+                    "frozen": frozen,
+                    "rows": batch,
+                    **others,
+                }
+                yield {name: size for name, size in sizes.items() if name in symbols}
+
+
+def _frozen(past: int) -> tuple[int, ...]:
+    """How much of a cache is frozen: all of it, and part of it where that is not all the same."""
+    return (past, past // 2) if past > 1 else (past,)
 
 
 def _context(batch: int) -> int:

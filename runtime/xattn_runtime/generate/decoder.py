@@ -8,11 +8,12 @@ again in Python. On a device with a memory of its own, greedy decoding leaves th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle.contract import cross_names, past_names, prefix_names, present_names
+from xattn_runtime.bundle.contract import cross_names, frozen_names, past_names, prefix_names, present_names
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.session import GraphSession, Tensor
 from xattn_runtime.generate.cache import Cache
@@ -43,7 +44,8 @@ class FirstStep:
         self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)
-        self._cache_axes = {name: _static_axes(session, name) for name in self._past_names}
+        self._frozen_names = frozen_names(session.layers("frozen"))
+        self._cache_axes = {name: self._static_axes(session, name) for name in self._past_names}
         self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
 
     def first_past(self, image: Mapping[str, Tensor]) -> Cache:
@@ -54,13 +56,28 @@ class FirstStep:
         if self._prefix_names[0] in image:
             names = zip(self._past_names, self._prefix_names, strict=True)
             return Cache({past: image[prefix] for past, prefix in names})
-        batch = _batch(image)
-        return Cache(
-            {
-                name: np.zeros((batch, heads, 0, width), dtype=self._cache_dtypes[name])
-                for name, (heads, width) in self._cache_axes.items()
-            }
-        )
+        empty = {name: self._empty(name, _batch(image)) for name in self._past_names}
+        return Cache(empty, dict(zip(self._frozen_names, empty.values(), strict=False)))
+
+    def _static_axes(self, session: GraphSession, name: str) -> tuple[int, int]:
+        """Heads of keys or values, and the width of a head."""
+        shape = session.input_shapes[name]
+        heads, width = shape[1], shape[2 if self._is_transposed(name) else 3]
+        if not isinstance(heads, int) or not isinstance(width, int):
+            raise BundleError(
+                f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
+                "export it again"
+            )
+        return heads, width
+
+    def _empty(self, name: str, batch: int) -> Tensor:
+        heads, width = self._cache_axes[name]
+        shape = (batch, heads, width, 0) if self._is_transposed(name) else (batch, heads, 0, width)
+        return np.zeros(shape, dtype=self._cache_dtypes[name])
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether it is the keys of a split cache."""
+        return bool(self._frozen_names) and "_key_" in name
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of `image` that every step is fed: cross keys and values or image tokens, if the decoder takes any."""
@@ -110,7 +127,7 @@ class DecoderStep(FirstStep):
         step. hold: whether the cache stays in the memory of the device, if it has one of its own.
         """
         results = self._run(self._greedy_names, input_ids, past, cross, hold)
-        return results[0], results[1], Cache(dict(zip(self._past_names, results[2:], strict=True)))
+        return results[0], results[1], self._after(past, results[2:])
 
     def logits(
         self,
@@ -122,7 +139,11 @@ class DecoderStep(FirstStep):
     ) -> tuple[NDArray[np.float32], Cache]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
         results = self._run(self._logits_names, input_ids, past, cross, hold)
-        return results[0], Cache(dict(zip(self._past_names, results[1:], strict=True)))
+        return results[0], self._after(past, results[1:])
+
+    def _after(self, past: Cache, present: Sequence[Tensor]) -> Cache:
+        """The cache after a step."""
+        return replace(past, tensors=dict(zip(self._past_names, present, strict=True)))
 
     def _run(
         self,
@@ -132,19 +153,8 @@ class DecoderStep(FirstStep):
         cross: Mapping[str, Tensor],
         hold: bool,
     ) -> list[Tensor]:
-        inputs = {"input_ids": input_ids, **past.tensors, **cross}
+        inputs = {"input_ids": input_ids, **past.inputs, **cross}
         return self._session.run(outputs, inputs, self._present_names if hold else ())
-
-
-def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:
-    shape = session.input_shapes[name]
-    heads, width = shape[1], shape[3]
-    if not isinstance(heads, int) or not isinstance(width, int):
-        raise BundleError(
-            f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
-            "export it again"
-        )
-    return heads, width
 
 
 def _batch(image: Mapping[str, Tensor]) -> int:
