@@ -67,6 +67,8 @@ _FEATURES = {"visual_features": TensorContract("tensor(float)", 3)}
 _BOXES = {"visual_boxes": TensorContract("tensor(float)", 3)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
 _IMAGE = {"image_tokens": TensorContract("tensor(float)", 3)}
+_PATCHES = {"patches": TensorContract("tensor(float)", 3), "grid": TensorContract("tensor(int64)", 1)}
+_GRIDS = {"image_grids": TensorContract("tensor(int64)", 3)}
 _IMAGE_TOKENS = {**_IMAGE, "image_mask": _IDS}
 _SPEECH = {"log_mel": TensorContract("tensor(float)", 3), "log_mel_mask": _IDS}
 _FRAMES = {"frame_values": TensorContract("tensor(float)", 5), "frame_mask": _IDS}
@@ -99,6 +101,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, {"image_embeddings": _MATRIX, **_IMAGE_TOKENS}),
         _Form(_PIXELS, _IMAGE),
         _Form(_PIXELS, _IMAGE_TOKENS),
+        _Form(_PATCHES, _IMAGE),
         _Form({**_FEATURES, **_BOXES}, _IMAGE_TOKENS),
         _Form(_FEATURES, _IMAGE_TOKENS),
     ),
@@ -116,11 +119,14 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past", "cross"), produces=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
     ),
     "generator": (
         _Form(_LOOP, _GENERATED, consumes=("past", "cross")),
         _Form(_LOOP, _GENERATED, consumes=("past",)),
         _Form({**_LOOP, **_IMAGE}, _GENERATED, consumes=("past",)),
+        _Form({**_LOOP, **_IMAGE, **_GRIDS}, _GENERATED, consumes=("past",)),
     ),
     "classifier": (
         _Form(_TEXT, _ANSWERS, consumes=("cross",)),

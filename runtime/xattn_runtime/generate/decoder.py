@@ -34,13 +34,13 @@ class FirstStep:
 
     A decoder attends to an image in one of three ways: by cross-attention, to keys and values that are fed at every
     step; as a prefix, whose keys and values its cache begins with; or in the text, where tokens of the prompt stand for
-    the image tokens, which are fed at every step.
+    the image tokens, which are fed at every step, and where positions follow the image's rows and columns its grid.
     """
 
     def __init__(self, session: GraphSession) -> None:
         """BundleError where an axis of the cache that must be static is not."""
         layers = session.layers("past")
-        image_tokens = [name for name in ("image_tokens",) if name in session.input_shapes]
+        image_tokens = [name for name in ("image_tokens", "image_grids") if name in session.input_shapes]
         self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
         self._past_names = past_names(layers)
         self._prefix_names = prefix_names(layers)

@@ -7,6 +7,7 @@ architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ __all__ = [
     "decoder_role",
     "image_encoder_role",
     "image_token_specs",
+    "patch_encoder_role",
     "reranker_role",
     "text_encoder_role",
     "text_specs",
@@ -50,6 +52,13 @@ def image_encoder_role(
     return Role("image_encoder", module, reference, (pixel_values,), tuple(outputs))
 
 
+def patch_encoder_role(module: nn.Module, reference: Reference, width: int) -> Role:
+    """Patches `[batch, patches, width]` of images of one grid, and its rows and columns, to `image_tokens`."""
+    patches = TensorSpec("patches", ("batch", "patches", width), "normal")
+    grid = TensorSpec("grid", (2,), "grid")
+    return Role("image_encoder", module, reference, (patches, grid), ("image_tokens",))
+
+
 def text_encoder_role(
     module: nn.Module,
     reference: Reference,
@@ -76,6 +85,7 @@ def decoder_role(
     prefix: int = 0,
     image_width: int = 0,
     placeholder: int | None = None,
+    has_grids: bool = False,
 ) -> Role:
     """A decoding step: new tokens after a cache, and the cross keys and values of every layer if `cross_heads`.
 
@@ -85,12 +95,16 @@ def decoder_role(
         prefix: image tokens that every cache begins with.
         image_width: of the image tokens that are an input of the step, if they are; `placeholder` is the token that
             stands for one in the text.
+        has_grids: whether positions follow the images' rows and columns, which are then an input of the step too.
     """
     cross = key_value_specs("cross", layers, cross_heads, cross_tokens, head_width) if cross_heads else ()
     image = (TensorSpec("image_tokens", ("batch", "context", image_width), "normal"),) if image_width else ()
+    grids = (TensorSpec("image_grids", ("batch", "images", 2), "grids"),) if has_grids else ()
+    ids = TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary)
     inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary, placeholder=placeholder),
+        replace(ids, placeholder=placeholder, in_runs=has_grids),
         *image,
+        *grids,
         *(TensorSpec(name, ("batch", kv_heads, "past", head_width), "normal") for name in past_names(layers)),
         *cross,
     )
