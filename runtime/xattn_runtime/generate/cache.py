@@ -54,8 +54,8 @@ class Cache:
         """The same, all of it frozen, where at least so many tokens are not; as it is where it is not split."""
         if not self._has_rows or not self.is_here:
             return self
-        name, tensor = next(iter(self.tensors.items()))
-        if tensor.shape[_axis(name)] < least:
+        key = next(tensor for name, tensor in self.tensors.items() if "_key_" in name)
+        if key.shape[_KEY_AXIS] < least:
             return self
         frozen = {
             name: _joined(name, tensor, self.tensors[_PAST + name.removeprefix(_FROZEN)])
@@ -78,7 +78,10 @@ def _joined(name: str, frozen: Tensor, past: Tensor) -> Tensor:
 
 
 def _no_tokens(name: str, tensor: Tensor) -> Tensor:
-    return tensor[..., :0] if _axis(name) == _KEY_AXIS else tensor[..., :0, :]
+    """Keys or values of none of the tokens; a state of fixed size as it is."""
+    if "_key_" in name:
+        return tensor[..., :0]
+    return tensor[..., :0, :] if "_value_" in name else tensor
 
 
 def _of_rows(tensors: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:

@@ -13,7 +13,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle.contract import cross_names, frozen_names, past_names, prefix_names, present_names
+from xattn_runtime.bundle.contract import (
+    cross_names,
+    frozen_names,
+    past_names,
+    prefix_names,
+    state_names,
+    states_of,
+)
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.session import GraphSession, Tensor
 from xattn_runtime.generate.cache import Cache
@@ -42,42 +49,34 @@ class FirstStep:
         layers = session.layers("past")
         image_tokens = [name for name in ("image_tokens", "image_grids") if name in session.input_shapes]
         self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
-        self._past_names = past_names(layers)
-        self._prefix_names = prefix_names(layers)
-        self._frozen_names = frozen_names(session.layers("frozen"))
-        self._cache_axes = {name: self._static_axes(session, name) for name in self._past_names}
+        names, states = past_names(layers), state_names("past", states_of("past", session.input_shapes))
+        self._past_names = [*names, *states]
+        self._prefix_of = dict(zip(names, prefix_names(layers), strict=True))
+        self._frozen_of = dict(zip(names, frozen_names(session.layers("frozen")), strict=False))
+        self._first_shapes = {
+            **{name: _first_keys(session, name, is_transposed=self._is_transposed(name)) for name in names},
+            **{name: _first_state(session, name) for name in states},
+        }
         self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
 
     def first_past(self, image: Mapping[str, Tensor]) -> Cache:
-        """The cache before the first step, `[batch, heads, past, head_width]` each, in the decoder's dtype.
+        """The cache before the first step, in the decoder's dtype.
 
-        `image` is what the image encoder gave: the cache begins with its prefix, or with nothing where it has none.
+        That is keys and values `[batch, heads, past, head_width]`, and `[batch, width, tokens]` of layers that keep a
+        state of fixed size. `image` is what the image encoder gave: the cache begins with its prefix, or with nothing
+        where it has none; states begin with zeros.
         """
-        if self._prefix_names[0] in image:
-            names = zip(self._past_names, self._prefix_names, strict=True)
-            return Cache({past: image[prefix] for past, prefix in names})
-        empty = {name: self._empty(name, _batch(image)) for name in self._past_names}
-        return Cache(empty, dict(zip(self._frozen_names, empty.values(), strict=False)))
-
-    def _static_axes(self, session: GraphSession, name: str) -> tuple[int, int]:
-        """Heads of keys or values, and the width of a head."""
-        shape = session.input_shapes[name]
-        heads, width = shape[1], shape[2 if self._is_transposed(name) else 3]
-        if not isinstance(heads, int) or not isinstance(width, int):
-            raise BundleError(
-                f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
-                "export it again"
-            )
-        return heads, width
-
-    def _empty(self, name: str, batch: int) -> Tensor:
-        heads, width = self._cache_axes[name]
-        shape = (batch, heads, width, 0) if self._is_transposed(name) else (batch, heads, 0, width)
-        return np.zeros(shape, dtype=self._cache_dtypes[name])
+        batch = _batch(image)
+        first = {
+            name: np.zeros((batch, *shape), dtype=self._cache_dtypes[name])
+            for name, shape in self._first_shapes.items()
+        }
+        prefix = {past: image[prefix] for past, prefix in self._prefix_of.items() if prefix in image}
+        return Cache(first | prefix, {frozen: first[past] for past, frozen in self._frozen_of.items()})
 
     def _is_transposed(self, name: str) -> bool:
         """Whether it is the keys of a split cache."""
-        return bool(self._frozen_names) and "_key_" in name
+        return "_key_" in name and name in self._frozen_of
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of `image` that every step is fed: cross keys and values or image tokens, if the decoder takes any."""
@@ -95,7 +94,7 @@ class DecoderStep(FirstStep):
         """BundleError where an axis of the cache that must be static is not."""
         super().__init__(session)
         self._session = session
-        self._present_names = present_names(session.layers("past"))
+        self._present_names = [name.replace("past_", "present_", 1) for name in self._past_names]
         self._greedy_names = ("next_token", "next_log_prob", *self._present_names)
         self._logits_names = ("logits", *self._present_names)
 
@@ -155,6 +154,30 @@ class DecoderStep(FirstStep):
     ) -> list[Tensor]:
         inputs = {"input_ids": input_ids, **past.inputs, **cross}
         return self._session.run(outputs, inputs, self._present_names if hold else ())
+
+
+def _first_keys(session: GraphSession, name: str, *, is_transposed: bool) -> tuple[int, int, int]:
+    """Heads, no token and head width; these two the other way round where it is transposed."""
+    shape = session.input_shapes[name]
+    heads, width = shape[1], shape[2 if is_transposed else 3]
+    if not isinstance(heads, int) or not isinstance(width, int):
+        raise BundleError(
+            f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
+            "export it again"
+        )
+    return (heads, width, 0) if is_transposed else (heads, 0, width)
+
+
+def _first_state(session: GraphSession, name: str) -> tuple[int, int]:
+    """Width and tokens."""
+    shape = session.input_shapes[name]
+    width, tokens = shape[1], shape[2]
+    if not isinstance(width, int) or not isinstance(tokens, int):
+        raise BundleError(
+            f"{session.path}: input {name}: expected a static width and number of tokens, found {show(list(shape))}; "
+            "export it again"
+        )
+    return width, tokens
 
 
 def _batch(image: Mapping[str, Tensor]) -> int:

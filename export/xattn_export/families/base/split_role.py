@@ -11,7 +11,8 @@ from xattn_export.families.base.roles import Role, Symbol, TensorSpec
 
 __all__ = ["can_split", "split_role"]
 
-_PAST, _FROZEN, _PRESENT = "past_", "frozen_", "present_"
+_PAST, _FROZEN = "past_", "frozen_"
+_CACHED, _GIVEN = ("past_key_", "past_value_"), ("present_key_", "present_value_")
 
 
 def can_split(role: Role) -> bool:
@@ -24,7 +25,7 @@ def split_role(role: Role) -> Role:
 
     The reference puts the two parts of the cache together, and gives of the longer cache what is not frozen.
     """
-    past = [spec for spec in role.inputs if spec.name.startswith(_PAST)]
+    past = [spec for spec in role.inputs if spec.name.startswith(_CACHED)]
     first = role.inputs.index(past[0])
     frozen = [replace(_turned(spec), name=_name_of_frozen(spec), shape=_frozen_shape(spec)) for spec in past]
     others = [_turned(spec) if spec in past else spec for spec in role.inputs]
@@ -57,7 +58,7 @@ def _turned(spec: TensorSpec) -> TensorSpec:
 
 
 def _whole(spec: TensorSpec, fed: dict[str, Tensor]) -> Tensor:
-    if not spec.name.startswith(_PAST):
+    if not spec.name.startswith(_CACHED):
         return fed[spec.name]
     is_key = "_key_" in spec.name
     whole = torch.cat((fed[_name_of_frozen(spec)], fed[spec.name]), 3 if is_key else 2)
@@ -65,7 +66,7 @@ def _whole(spec: TensorSpec, fed: dict[str, Tensor]) -> Tensor:
 
 
 def _recent(name: str, output: Tensor, frozen: int) -> Tensor:
-    if not name.startswith(_PRESENT):
+    if not name.startswith(_GIVEN):
         return output
     recent = output[:, :, frozen:]
     return (recent.transpose(2, 3) if "_key_" in name else recent).contiguous()

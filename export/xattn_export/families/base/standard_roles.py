@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from xattn_export.families.base.roles import Role, Symbol, TensorSpec, key_value_specs
-from xattn_runtime.bundle.contract import past_names, present_names
+from xattn_runtime.bundle.contract import past_names, present_names, state_names
 
 __all__ = [
     "classifier_role",
@@ -86,6 +86,7 @@ def decoder_role(
     image_width: int = 0,
     placeholder: int | None = None,
     has_grids: bool = False,
+    states: Sequence[tuple[int, int]] = (),
 ) -> Role:
     """A decoding step: new tokens after a cache, and the cross keys and values of every layer if `cross_heads`.
 
@@ -96,6 +97,8 @@ def decoder_role(
         image_width: of the image tokens that are an input of the step, if they are; `placeholder` is the token that
             stands for one in the text.
         has_grids: whether positions follow the images' rows and columns, which are then an input of the step too.
+        states: of every layer that convolves, beside `layers` that attend, the width of its state and of how many
+            tokens it is.
     """
     cross = key_value_specs("cross", layers, cross_heads, cross_tokens, head_width) if cross_heads else ()
     image = (TensorSpec("image_tokens", ("batch", "context", image_width), "normal"),) if image_width else ()
@@ -106,9 +109,13 @@ def decoder_role(
         *image,
         *grids,
         *(TensorSpec(name, ("batch", kv_heads, "past", head_width), "normal") for name in past_names(layers)),
+        *(
+            TensorSpec(name, ("batch", *shape), "normal")
+            for name, shape in zip(state_names("past", len(states)), states, strict=True)
+        ),
         *cross,
     )
-    outputs = ("logits", "next_token", "next_log_prob", *present_names(layers))
+    outputs = ("logits", "next_token", "next_log_prob", *present_names(layers), *state_names("present", len(states)))
     return Role("decoder", module, reference, inputs, outputs, longest, prefix=prefix)
 
 
