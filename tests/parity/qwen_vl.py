@@ -67,7 +67,7 @@ _TOWER = {
 _TEXT = {
     "hidden_size": 48,
     "intermediate_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "vocab_size": 400,
