@@ -49,7 +49,7 @@ class GridDecoderGraph(nn.Module):
         tokens, present = self.decoder(
             torch.where(here, image, words),
             cache,
-            grid_positions(input_ids, image_grids, self.placeholder, before),
+            position_ids=grid_positions(input_ids, image_grids, self.placeholder, before),
             added=[torch.where(here, features, 0.0) for features in added],
         )
         return *head(self.head(tokens[:, -1])), *flatten(present)
