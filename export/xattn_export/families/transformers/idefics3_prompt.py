@@ -22,7 +22,7 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.preprocess.tokenizer import ImageLayout
+from xattn_runtime.preprocess.tokenizer import ImageLayout, PromptImages
 
 __all__ = ["INSTRUCTION", "ProcessorText", "processor_text", "tokenizer_with_images"]
 
@@ -148,10 +148,11 @@ def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, p
     for number, (width, height) in enumerate(_SHAPES_PX):
         image = Image.new("RGB", (width, height))
         tiles = pipeline.tiles(image)
+        seen = PromptImages(((tiles.rows, tiles.columns),))
         with quiet_transformers():
             grid = text.grid(image)
         for question in (QUESTIONS[number % len(QUESTIONS)], INSTRUCTION):
-            ids = codec.encode_question(question, special_tokens=False, grid=(tiles.rows, tiles.columns)).ids
+            ids = codec.encode_question(question, special_tokens=False, images=seen).ids
             if list(ids) != text.ids(question, *grid):
                 raise CheckpointError(
                     f"{folder}: expected a processor whose prompts are texts beside each other, found one that writes "

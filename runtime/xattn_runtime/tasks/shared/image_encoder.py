@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +22,8 @@ from xattn_runtime.execution.session import GraphSession, SessionSettings, Tenso
 from xattn_runtime.preprocess.image import HeldImage, hold_image
 from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
-from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.preprocess.tokenizer import ONE_IMAGE, PromptImages
+from xattn_runtime.tasks.shared.kept import KeptPrompts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -54,17 +55,20 @@ _IMAGE_TOKENS = ("image_tokens", "image_mask")
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The output of the image encoder for an image, and what it cost.
+    """The output of the image encoder for an image, several of them or a video, and what it cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
         image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
-    grid: how the image was cut into tiles.
+    images: how it is written in a prompt: how each image was cut into tiles, and the times of a video.
+    prompts: what is kept of prompts about it, so that the next question costs its own words alone; None where nothing
+        is.
     """
 
     tensors: Mapping[str, Tensor]
     preprocess_ms: float
     encode_ms: float
-    grid: Grid = WHOLE
+    images: PromptImages = ONE_IMAGE
+    prompts: KeptPrompts | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class ImageReader:
     def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
         """What `prepare` gave, encoded as `encode_many` does."""
         if self._tiles is not None:
-            yield from (self._encode_tiles(image.inputs, image.preprocess_ms) for image in images)
+            yield from (self.encode_tiles(image.inputs, image.preprocess_ms) for image in images)
             return
         for start in range(0, len(images), self._batch):
             yield from self._encode_batch(images[start : start + self._batch])
@@ -192,7 +196,7 @@ class ImageReader:
             for row, image in enumerate(images)
         ]
 
-    def _encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
+    def encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
         """One image in tiles, a few a run, whose image tokens stand one after the other."""
         began = time.perf_counter()
         starts = range(0, len(tiles.pixels), _TILES_OF_A_RUN)
@@ -202,13 +206,15 @@ class ImageReader:
         ]
         tokens = np.concatenate(runs)
         joined = tokens.reshape(1, -1, tokens.shape[2])
-        grid = (tiles.rows, tiles.columns)
-        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
+        images = PromptImages(((tiles.rows, tiles.columns),))
+        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), images)
 
     def check_own(self, image: EncodedImage) -> None:
         """ImageError unless it has the outputs of this graph."""
-        expected = {name: shape[2 if self._tiles else 1 :] for name, shape in self.session.output_shapes.items()}
-        found = {name: tensor.shape[2 if self._tiles else 1 :] for name, tensor in image.tensors.items()}
+        # In a prompt, of one image or several, there are image tokens of any number.
+        first = 2 if self._tiles or len(image.images.grids) > 1 else 1
+        expected = {name: shape[first:] for name, shape in self.session.output_shapes.items()}
+        found = {name: tensor.shape[first:] for name, tensor in image.tensors.items()}
         if expected.keys() != found.keys() or not all(_fits(found[name], expected[name]) for name in expected):
             raise ImageError(
                 f"image: expected one that this model encoded, to {_listed(expected)}, found one that another model "

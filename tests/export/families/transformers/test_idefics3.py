@@ -173,14 +173,14 @@ def test_prompts_are_the_processors(models, name):
     for size in GRIDS:
         picture = noise_pictures(1)[0].resize(size)
         encoded = task.encode(picture)
-        seen.add(encoded.grid)
+        seen.add(encoded.images)
         for question in QUESTIONS:
             expected = inputs_of(processor, picture, question)
-            found = codec.encode_question(question, special_tokens=False, grid=encoded.grid).ids
+            found = codec.encode_question(question, special_tokens=False, images=encoded.images).ids
             assert list(found) == expected.input_ids[0].tolist()
-            assert codec.encode_prompt(question, encoded.grid) == found
+            assert codec.encode_prompt(question, encoded.images) == found
         asked = inputs_of(processor, picture, INSTRUCTION)
-        assert list(codec.encode_prompt(grid=encoded.grid)) == asked.input_ids[0].tolist()
+        assert list(codec.encode_prompt(images=encoded.images)) == asked.input_ids[0].tolist()
         placeholders = (asked.input_ids == processor.image_token_id).sum()
         assert encoded.tensors["image_tokens"].shape == (1, placeholders, 36)
     assert len(seen) == {"smolvlm": 3, "idefics3": 3, "uncut": 1}[name]
