@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.errors import UserError
 from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.options import Stop
 from xattn_runtime.generate.processors import log_softmax, processed, processors_at
@@ -79,7 +80,7 @@ def beam_search_best(
             f"beams: expected at most {logits.shape[1]}, the tokens of this model's vocabulary, found {decoding.beams}"
         )
     logits = np.repeat(logits, decoding.beams, axis=0)
-    cross, past = _repeated(cross, decoding.beams), _repeated(past, decoding.beams)
+    cross, past = _repeated(cross, decoding.beams), past.repeated(decoding.beams)
     running, finished = _start(prompt, decoding)
     improvable = np.ones((len(prompt), 1), dtype=np.bool_)
     for generated in range(1, decoding.max_new_tokens + 1):
@@ -186,13 +187,13 @@ def _repeated(tensors: Mapping[str, Tensor], beams: int) -> dict[str, Tensor]:
     return {name: np.repeat(tensor, beams, axis=0) for name, tensor in tensors.items()}
 
 
-def _reordered(past: dict[str, Tensor], origins: NDArray[np.int64]) -> dict[str, Tensor]:
+def _reordered(past: Cache, origins: NDArray[np.int64]) -> Cache:
     """The cache of every running beam, which is that of the beam it continues; `origins` `[batch, beams]`."""
     batch, beams = origins.shape
     rows = (origins + np.arange(batch)[:, None] * beams).reshape(-1)
     if (rows == np.arange(len(rows))).all():
         return past
-    return {name: tensor[rows] for name, tensor in past.items()}
+    return past.of_rows(rows.tolist())
 
 
 def _sequence(finished: _Beams, row: int, place: int, decoding: Decoding) -> Sequence:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xattn_runtime.bundle.contract import cross_names, past_names, prefix_names, present_names
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.session import GraphSession, Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.json_reader import show
 
 __all__ = ["DecoderStep", "FirstStep"]
@@ -45,7 +46,7 @@ class FirstStep:
         self._cache_axes = {name: _static_axes(session, name) for name in self._past_names}
         self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
 
-    def first_past(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def first_past(self, image: Mapping[str, Tensor]) -> Cache:
         """The cache before the first step, `[batch, heads, past, head_width]` each, in the decoder's dtype.
 
         `image` is what the image encoder gave: the cache begins with its prefix, or with nothing where it has none; or
@@ -54,12 +55,15 @@ class FirstStep:
         if self._past_names[0] in image:
             return {name: image[name] for name in self._past_names}
         if self._prefix_names[0] in image:
-            return {past: image[prefix] for past, prefix in zip(self._past_names, self._prefix_names, strict=True)}
+            names = zip(self._past_names, self._prefix_names, strict=True)
+            return Cache({past: image[prefix] for past, prefix in names})
         batch = _batch(image)
-        return {
-            name: np.zeros((batch, heads, 0, width), dtype=self._cache_dtypes[name])
-            for name, (heads, width) in self._cache_axes.items()
-        }
+        return Cache(
+            {
+                name: np.zeros((batch, heads, 0, width), dtype=self._cache_dtypes[name])
+                for name, (heads, width) in self._cache_axes.items()
+            }
+        )
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of `image` that every step is fed: cross keys and values or image tokens, if the decoder takes any."""
@@ -110,40 +114,40 @@ class DecoderStep(FirstStep):
     def next_token(
         self,
         input_ids: NDArray[np.int64],
-        past: Mapping[str, Tensor],
+        past: Cache,
         cross: Mapping[str, Tensor],
         *,
         hold: bool = False,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32], dict[str, Tensor]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], Cache]:
         """One step over `input_ids`, int64 `[batch, length]`: what the graph itself chooses for every row.
 
         That is the argmax, int64 `[batch]`, its natural log-probability, float32 `[batch]`, and the cache for the next
         step. hold: whether the cache stays in the memory of the device, if it has one of its own.
         """
         results = self._run(self._greedy_names, input_ids, past, cross, hold)
-        return results[0], results[1], dict(zip(self._past_names, results[2:], strict=True))
+        return results[0], results[1], Cache(dict(zip(self._past_names, results[2:], strict=True)))
 
     def logits(
         self,
         input_ids: NDArray[np.int64],
-        past: Mapping[str, Tensor],
+        past: Cache,
         cross: Mapping[str, Tensor],
         *,
         hold: bool = False,
-    ) -> tuple[NDArray[np.float32], dict[str, Tensor]]:
+    ) -> tuple[NDArray[np.float32], Cache]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
         results = self._run(self._logits_names, input_ids, past, cross, hold)
-        return results[0], dict(zip(self._past_names, results[1:], strict=True))
+        return results[0], Cache(dict(zip(self._past_names, results[1:], strict=True)))
 
     def _run(
         self,
         outputs: Sequence[str],
         input_ids: NDArray[np.int64],
-        past: Mapping[str, Tensor],
+        past: Cache,
         cross: Mapping[str, Tensor],
         hold: bool,
     ) -> list[Tensor]:
-        inputs = {"input_ids": input_ids, **past, **cross}
+        inputs = {"input_ids": input_ids, **past.tensors, **cross}
         return self._session.run(outputs, inputs, self._present_names if hold else ())
 
 

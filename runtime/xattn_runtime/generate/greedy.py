@@ -88,8 +88,8 @@ def greedy_steps(
         staying = [place for place, row in enumerate(rows.tolist()) if not ended[row]]
         if not staying:
             return
-        if 2 * len(staying) <= len(rows) and all(isinstance(value, np.ndarray) for value in past.values()):
-            past, cross = _of_rows(past, staying), _of_rows(cross, staying)
+        if 2 * len(staying) <= len(rows) and past.is_here:
+            past, cross = past.of_rows(staying), _of_rows(cross, staying)
             rows = rows[staying]
         input_ids = token_ids[rows, None]
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.processors import log_softmax
 
@@ -36,7 +37,7 @@ def log_likelihoods(
     for start in range(0, len(texts), _ROWS_OF_A_RUN):
         part = [(*ids, *ends) for ids in texts[start : start + _ROWS_OF_A_RUN]]
         totals[start : start + len(part)] = _of_part(
-            decoder, part, first, _repeated(past, part), _repeated(cross, part)
+            decoder, part, first, past.repeated(len(part)), _repeated(cross, part)
         )
     return totals
 
@@ -45,7 +46,7 @@ def _of_part(
     decoder: DecoderStep,
     texts: Sequence[Sequence[int]],
     logits: NDArray[np.float32],
-    past: dict[str, Tensor],
+    past: Cache,
     cross: Mapping[str, Tensor],
 ) -> NDArray[np.float64]:
     longest = max(len(ids) for ids in texts)

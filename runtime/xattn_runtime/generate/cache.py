@@ -1,0 +1,35 @@
+"""What a decoder keeps of the tokens that it has read, a row for every sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from xattn_runtime.execution.session import Tensor
+
+__all__ = ["Cache"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Tensors by the names of the decoder's inputs, rows along the first axis; what they hold, no caller knows.
+
+    On a device with a memory of its own they may be ONNX Runtime's OrtValues.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the tensors are arrays, which rows can be taken of."""
+        return all(isinstance(tensor, np.ndarray) for tensor in self.tensors.values())
+
+    def of_rows(self, rows: Sequence[int]) -> Cache:
+        """That of some of the rows, in their order."""
+        return Cache({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def repeated(self, times: int) -> Cache:
+        """Every row so many times, one after the other."""
+        return Cache({name: np.repeat(tensor, times, axis=0) for name, tensor in self.tensors.items()})
