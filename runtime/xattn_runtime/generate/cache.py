@@ -26,6 +26,20 @@ class Cache:
         """Whether the tensors are arrays, which rows can be taken of."""
         return all(isinstance(tensor, np.ndarray) for tensor in self.tensors.values())
 
+    @property
+    def size_bytes(self) -> int:
+        """What the tensors take."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+        return int(next(iter(self.tensors.values())).shape[2])
+
+    def begun(self, length: int) -> Cache:
+        """That of the first `length` tokens alone, in the memory of this computer."""
+        return Cache({name: _first(tensor, length) for name, tensor in self.tensors.items()})
+
     def of_rows(self, rows: Sequence[int]) -> Cache:
         """That of some of the rows, in their order."""
         return Cache({name: tensor[rows] for name, tensor in self.tensors.items()})
@@ -33,3 +47,9 @@ class Cache:
     def repeated(self, times: int) -> Cache:
         """Every row so many times, one after the other."""
         return Cache({name: np.repeat(tensor, times, axis=0) for name, tensor in self.tensors.items()})
+
+
+def _first(tensor: Tensor, length: int) -> Tensor:
+    """The first `length` tokens of `[rows, heads, tokens, width]`."""
+    value = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+    return value if value.shape[2] == length else np.ascontiguousarray(value[:, :, :length])

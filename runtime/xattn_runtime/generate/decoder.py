@@ -53,7 +53,7 @@ class FirstStep:
         it is what `with_past` gave.
         """
         if self._past_names[0] in image:
-            return {name: image[name] for name in self._past_names}
+            return Cache({name: image[name] for name in self._past_names})
         if self._prefix_names[0] in image:
             names = zip(self._past_names, self._prefix_names, strict=True)
             return Cache({past: image[prefix] for past, prefix in names})
@@ -73,17 +73,16 @@ class FirstStep:
         """`token_ids` for every image, int64 `[batch, length]`."""
         return np.array([token_ids] * _batch(image), dtype=np.int64)
 
-    def with_past(self, image: Mapping[str, Tensor], past: Mapping[str, Tensor], length: int) -> dict[str, Tensor]:
-        """`image` with the first `length` tokens of `past`, the cache of an earlier run, to which decoding adds.
+    def with_past(self, image: Mapping[str, Tensor], past: Cache) -> dict[str, Tensor]:
+        """`image` with the cache of an earlier run, which decoding continues.
 
         The prompt must begin with the tokens of that cache, the image's included.
         """
-        return {**image, **{name: _begun(past[name], length) for name in self._past_names}}
+        return {**image, **past.tensors}
 
     def unread(self, image: Mapping[str, Tensor], prompt: NDArray[np.int64]) -> NDArray[np.int64]:
         """What of `prompt` `[batch, length]` the first step is fed: that which is not in the cache already."""
-        first = self._past_names[0]
-        return prompt[:, image[first].shape[2] :] if first in image else prompt
+        return prompt[:, self.first_past(image).length :] if self._past_names[0] in image else prompt
 
 
 class DecoderStep(FirstStep):
@@ -160,12 +159,6 @@ def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:
             "export it again"
         )
     return heads, width
-
-
-def _begun(tensor: Tensor, length: int) -> Tensor:
-    """The first `length` tokens of a tensor of the cache, `[batch, heads, tokens, head_width]`, in this memory."""
-    value = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
-    return value if value.shape[2] == length else np.ascontiguousarray(value[:, :, :length])
 
 
 def _batch(image: Mapping[str, Tensor]) -> int:

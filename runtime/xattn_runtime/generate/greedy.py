@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.options import Stop
 from xattn_runtime.generate.processors import log_softmax, processed, processors_at
@@ -21,7 +22,7 @@ from xattn_runtime.generate.sequence import Sequence
 
 __all__ = ["GreedyStep", "Watch", "greedy", "greedy_steps"]
 
-Watch = Callable[[Mapping[str, Tensor]], None]
+Watch = Callable[[Cache], None]
 """Takes note of the cache after a step."""
 
 

@@ -76,9 +76,6 @@ class TextCodec:
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.
         """
-        layout = self._spec.image_layout
-        if layout is not None and len(images.grids) > 1 and images.clock is None and layout.between is None:
-            return EncodedQuestion(self.encode_chat((Turn("user", question),), images), ())
         video = None if images.clock is None else self._spec.video_layout
         template = tuple((self._spec.question_template if video is None else video.template).split("{question}"))
         encoded = self._encode(kind, question, template, special_tokens, images, QuestionError)
@@ -231,7 +228,7 @@ class TextCodec:
             return template
         if images.clock is not None:
             return template.replace("{video}", self._video(images))
-        return template.replace("{image}", (layout.between or "").join(layout.text(grid) for grid in images.grids))
+        return template.replace("{image}", layout.between.join(layout.text(grid) for grid in images.grids))
 
     def _video(self, images: PromptImages) -> str:
         """What is written for a video; UserError where the model takes none."""

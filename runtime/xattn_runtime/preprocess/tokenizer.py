@@ -50,7 +50,7 @@ class ImageLayout:
         where images are not cut.
     row_end, before_whole: what follows a row of tiles, and what stands before the whole image, which comes last.
     most_images: the most images that a prompt may have.
-    between: what is written between one image and the next; None where the chat template must be asked.
+    between: what is written between one image and the next.
     """
 
     token: str
@@ -60,7 +60,7 @@ class ImageLayout:
     row_end: str = ""
     before_whole: str = ""
     most_images: int = 1
-    between: str | None = None
+    between: str = ""
 
     def text(self, grid: Grid = WHOLE) -> str:
         """What is written for an image that is cut into a grid of tiles."""
@@ -78,7 +78,7 @@ class ImageLayout:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those of tiles where there are none."""
         values = asdict(self)
-        neutral: dict[str, object] = {"most_images": 1, "between": None}
+        neutral: dict[str, object] = {"most_images": 1, "between": ""}
         if self.tile is None:
             neutral |= {"tile": None, "row_end": "", "before_whole": ""}
         return {key: value for key, value in values.items() if key not in neutral or value != neutral[key]}
@@ -181,13 +181,10 @@ def _flag(reader: ObjectReader, key: str) -> bool:
 
 
 def _check_images(reader: ObjectReader, spec: TokenizerSpec) -> None:
-    """BundleError unless what is said of several images, of videos and of chats has an image to stand on."""
-    layout = spec.image_layout
+    """BundleError unless videos and conversations have images that stand in the text."""
     for key in ("video_layout", "chat"):
-        if getattr(spec, key) is not None and layout is None:
-            reader.fail(key, "none beside no image_layout", key)
-    if layout is not None and layout.most_images > 1 and layout.between is None and spec.chat is None:
-        reader.fail("image_layout", "what stands between images, or a chat, beside most_images", layout.most_images)
+        if getattr(spec, key) is not None and spec.image_layout is None:
+            reader.fail(key, "an image_layout beside it", None)
 
 
 def _template(reader: ObjectReader, key: str, *places: str) -> str:
@@ -215,7 +212,7 @@ def _layout(reader: ObjectReader) -> ImageLayout:
         row_end=reader.any_text("row_end") if tiled and "row_end" in reader else "",
         before_whole=reader.any_text("before_whole") if tiled and "before_whole" in reader else "",
         most_images=reader.integer("most_images", minimum=1) if "most_images" in reader else 1,
-        between=reader.any_text("between") if "between" in reader else None,
+        between=reader.any_text("between") if "between" in reader else "",
     )
     if layout.most_images > MOST_FRAMES:
         reader.fail("most_images", f"at most {MOST_FRAMES}", layout.most_images)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.errors import QuestionError, UserError
 from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.greedy import greedy_steps
 from xattn_runtime.generate.options import DecodingOptions, decoding_options
 from xattn_runtime.generate.sampling import Sampler
@@ -43,7 +44,7 @@ class _State:
 
     turns: tuple[Turn, ...]
     ids: tuple[int, ...] = ()
-    cache: Mapping[str, Tensor] | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Chat:
         common = _common(known.ids, ids[:-1])
         if known.cache is None or common < end:
             return parts.generator.begun(self._image, ids, end)
-        return parts.generator.decoder.with_past(self._image.tensors, known.cache, common)
+        return parts.generator.decoder.with_past(self._image.tensors, known.cache.begun(common))
 
     def _searched(self, turn: _Turn) -> Sequence[TokenSequence]:
         options = turn.options
@@ -163,9 +164,9 @@ class Chat:
         options, decoding = turn.options, turn.decoding
         sampler = None if options.sampling is None else Sampler(options.sampling, 1)
         text = TextStream(turn.text, decoding.end_token_ids, options.stop)
-        last_cache: list[Mapping[str, Tensor]] = []
+        last_cache: list[Cache] = []
 
-        def watch(cache: Mapping[str, Tensor]) -> None:
+        def watch(cache: Cache) -> None:
             last_cache[:] = [cache]
 
         steps = greedy_steps(
@@ -183,9 +184,7 @@ class Chat:
                 read = (*decoding.prompt_token_ids, *said[:-1])
                 self._add(turn, [one for one in said if one not in ends], read, last_cache[0])
 
-    def _add(
-        self, turn: _Turn, token_ids: Sequence[int], ids: tuple[int, ...], cache: Mapping[str, Tensor] | None
-    ) -> None:
+    def _add(self, turn: _Turn, token_ids: Sequence[int], ids: tuple[int, ...], cache: Cache | None) -> None:
         """Make question and answer a part of the conversation, unless another turn has become one meanwhile."""
         if self._state is turn.began:
             answer = Turn("assistant", before_stop(turn.text(token_ids), turn.options.stop))

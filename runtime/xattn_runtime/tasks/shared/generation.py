@@ -23,6 +23,7 @@ from xattn_runtime.execution.session import (
     hold_graph,
     open_session,
 )
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.loop import GreedyLoop
 from xattn_runtime.generate.options import Sampling, Stop
@@ -98,12 +99,12 @@ class TextGenerator:
         if image.prompts is None or not 0 < length < len(prompt_ids):
             return context
 
-        def compute() -> Mapping[str, Tensor]:
+        def compute() -> Cache:
             return self.read(context, ids)
 
-        return self.decoder.with_past(context, self._budget.cache(image.prompts, ids, compute), length)
+        return self.decoder.with_past(context, self._budget.cache(image.prompts, ids, compute))
 
-    def read(self, context: Mapping[str, Tensor], token_ids: Sequence[int]) -> Mapping[str, Tensor]:
+    def read(self, context: Mapping[str, Tensor], token_ids: Sequence[int]) -> Cache:
         """The cache after `token_ids`, which continue `context`."""
         decoder, prompt = self.decoder, self.decoder.prompt(context, token_ids)
         _, past = decoder.logits(prompt, decoder.first_past(context), decoder.cross(context))

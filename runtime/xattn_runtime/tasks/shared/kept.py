@@ -6,18 +6,16 @@ So a second question about an image pays for its own words alone. How a beginnin
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from weakref import ref
 
 from xattn_runtime.execution.forking import tell_after_fork
-from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 
 __all__ = ["KeptPrompts", "PromptBudget"]
 
 _MOST_OF_AN_IMAGE = 2
 _MOST_BYTES = 512 * 2**20
-
-_Cache = Mapping[str, Tensor]
 
 
 class KeptPrompts:
@@ -27,13 +25,13 @@ class KeptPrompts:
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[tuple[tuple[int, ...], _Cache], ...] = ()
+        self._kept: tuple[tuple[tuple[int, ...], Cache], ...] = ()
 
-    def find(self, ids: tuple[int, ...]) -> _Cache | None:
+    def find(self, ids: tuple[int, ...]) -> Cache | None:
         """The cache of just these token ids."""
         return next((cache for known, cache in self._kept if known == ids), None)
 
-    def keep(self, ids: tuple[int, ...], cache: _Cache) -> None:
+    def keep(self, ids: tuple[int, ...], cache: Cache) -> None:
         """Keep a cache; of more than a few, the oldest go."""
         others = [entry for entry in self._kept if entry[0] != ids]
         self._kept = ((ids, cache), *others[: _MOST_OF_AN_IMAGE - 1])
@@ -45,7 +43,7 @@ class KeptPrompts:
     @property
     def size_bytes(self) -> int:
         """What the caches take."""
-        return sum(tensor.nbytes for _, cache in self._kept for tensor in cache.values())
+        return sum(cache.size_bytes for _, cache in self._kept)
 
     def __reduce__(self) -> tuple[type[KeptPrompts], tuple[()]]:
         """A copy keeps nothing."""
@@ -65,7 +63,7 @@ class PromptBudget:
         """See `Inherited`: a thread that is not here may hold the lock."""
         self._lock = threading.Lock()
 
-    def cache(self, kept: KeptPrompts, ids: tuple[int, ...], compute: Callable[[], _Cache]) -> _Cache:
+    def cache(self, kept: KeptPrompts, ids: tuple[int, ...], compute: Callable[[], Cache]) -> Cache:
         """The cache of `ids` that is kept, or the one that `compute` returns, which then is."""
         if (cache := kept.find(ids)) is None:
             cache = compute()
