@@ -188,7 +188,8 @@ def _generated(
         else:
             ids = texts.codec.encode_question(question, special_tokens=special, images=images).ids
         output = reference.generate(pixels, ids)
-        text = texts.decode(output.token_ids) if output.steady else None
+        shown = reference.decoding.shown_prompt(is_followed=bool(ids) and not special)
+        text = texts.decode((*shown, *output.token_ids)) if output.steady else None
         yield _Computed({"logits": output.logits}, least_lead(output.logits), text, question, output.token_ids)
 
 

@@ -15,6 +15,7 @@ from xattn_export.graph.conformance import all_nodes
 from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
 from xattn_runtime.bundle.contract import past_names, prefix_names
+from xattn_runtime.bundle.decoding import NO_TOKEN
 from xattn_runtime.bundle.manifest import Decoding, Manifest
 
 __all__ = ["Composition", "compose", "new_composition"]
@@ -133,7 +134,7 @@ def _generate(
     fed_inputs = {
         "input_ids": prompt,
         "max_new_tokens": limit,
-        "end_token_ids": integers(request.end_token_ids),
+        "end_token_ids": integers(request.end_token_ids or NO_TOKEN),
         "pad_token_id": integers(request.pad_token_id),
     }
     past = [tensor.name for tensor in graph.input if tensor.name.startswith("past_")]

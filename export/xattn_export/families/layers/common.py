@@ -8,7 +8,7 @@ Only for export; torch computes them too. https://onnx.ai/onnx/operators/onnx__A
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from xattn_edge.attention import KeyValue, split_heads
 
 __all__ = [
+    "RmsNorm",
     "attend",
     "attend_heads",
     "attend_with_cache",
@@ -28,6 +29,20 @@ __all__ = [
     "padding_mask",
     "places",
 ]
+
+
+class RmsNorm(nn.Module):
+    """`x / sqrt(mean(x²) + epsilon) × weight`, over the last axis: written so that ONNX Runtime makes it one kernel."""
+
+    def __init__(self, norm: Any, offset: float = 0.0) -> None:
+        """`norm`: of Transformers, T5's or a Llama's; `offset`: added to its weight."""
+        super().__init__()
+        self.weight = nn.Parameter((norm.weight + offset).detach(), requires_grad=False) if offset else norm.weight
+        self.epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        size = torch.sqrt(tokens.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return tokens / size * self.weight
 
 
 def attend(
@@ -78,6 +93,7 @@ def attend_with_cache(
     kv_heads: int | None = None,
     mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, KeyValue]:
     """Attention of new tokens to those of the cache and to each other, and the longer cache.
 
@@ -87,6 +103,8 @@ def attend_with_cache(
         query, key, value: of the new tokens, as for `attend`.
         past: `[batch, kv_heads, past, head_width]` each; `past` may be 0.
         mask: as for `attend`, over `past + length` tokens.
+        softcap: scores become `tanh(score / softcap) × softcap` before they are masked; None for none. Torch's own
+            computation of the operator masks first: only the exported graph is right.
     """
     output, present_key, present_value, _ = torch.onnx.ops.attention(
         query,
@@ -99,6 +117,7 @@ def attend_with_cache(
         q_num_heads=heads,
         kv_num_heads=kv_heads or heads,
         scale=scale,
+        softcap=softcap or 0.0,
     )
     return output, KeyValue(present_key, present_value)
 

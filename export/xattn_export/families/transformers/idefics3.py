@@ -32,7 +32,7 @@ from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import row_images
 from xattn_export.families.layers.common import embed_with_image, head
-from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
+from xattn_export.families.layers.language.table import check_language_model, language_decoder
 from xattn_export.families.layers.vision.idefics3 import Idefics3ImageTokens
 from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images
 from xattn_runtime.bundle.manifest import TaskName
@@ -53,7 +53,7 @@ class Idefics3DecoderGraph(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.words = model.model.text_model.embed_tokens
-        self.decoder = LlamaDecoder(model.model.text_model)
+        self.decoder = language_decoder(model.model.text_model)
         self.head = model.lm_head
         self.placeholder = int(model.config.image_token_id)
 
@@ -70,7 +70,7 @@ def _open(task: TaskName, folder: Path) -> Source:
     config = read_json(folder / "config.json")
     model_class = getattr(transformers, cast(str, class_of(config, _CLASSES)))
     model, weights = load_model(folder, model_class, unused=(r"\.position_ids$", r"\.rotary_emb\.inv_freq$"))
-    check_llama(folder / "config.json", model.config.text_config)
+    check_language_model(folder / "config.json", model.config.text_config, only=("llama",))
     steps = image_steps_of(folder)
     pipeline = Pipeline(steps)
     side_px = pipeline.size_px[0]
