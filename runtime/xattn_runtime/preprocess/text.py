@@ -172,14 +172,19 @@ class TextCodec:
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
         count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, images, error)
+        begin, end = len(before), len(before) + len(text)
+        tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
+        if count > self._spec.max_tokens >= len(words) and len(images.grids) > 1:
+            raise error(
+                f"images: expected at most {self._spec.max_tokens} tokens beside theirs, found {count}, as much is "
+                f"written around {len(images.grids)} of them; ask about fewer, or smaller ones"
+            )
         if count > self._spec.max_tokens:
             raise error(
                 f"{kind}: expected at most {self._spec.max_tokens} tokens, found {count}: {show(text)}; "
                 "write it in fewer words"
             )
-        begin, end = len(before), len(before) + len(text)
-        tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
-        words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
         unknown = [word for token, word in words if token == self._spec.unknown_token_id]
         known = [word for token, word in words if token != self._spec.unknown_token_id]
         # Marks that a vocabulary has make no word of a text in another script.
