@@ -99,9 +99,7 @@ def test_a_question_about_a_video(task: VqaTask, noise: Noise) -> None:
     tokens = np.concatenate([image_tokens(task.encode(file)) for file in files])
     # The vocabulary knows neither numbers nor times.
     unknown = Tokenizer.from_file(str(task.bundle.root / "tokenizer.json")).encode
-    text = "what the two of 0:01:02 " + "".join(
-        f"cat {time} on {'<image>' * 4} on " for time in ("00:01", "01:02")
-    )
+    text = "what the two of 0:01:02 " + "".join(f"cat {time} on {'<image>' * 4} on " for time in ("00:01", "01:02"))
     expected = greedy(tokens, unknown(f"{text}dog red is", add_special_tokens=False).ids)
     video = Video(files, [1.9, 62])
     assert task.ask(video, "red").token_ids == expected == task.ask(task.encode(video), "red").token_ids
@@ -116,7 +114,7 @@ def test_the_next_question_costs_its_own_words(task: VqaTask, noise: Noise, fed:
         prompt = [*IMAGE, 12, *IMAGE, WHAT, *ids, IS]
         assert answer.token_ids == greedy(image_tokens(encoded), prompt)
         # All up to the last image token, with the first question alone; then the mark after it, and the question.
-        assert fed[: 2 - min(number, 1)] == [12][number:] + [1 + 2 + len(ids)]
+        assert fed[: 2 - min(number, 1)] == [*[12][number:], 1 + 2 + len(ids)]
         assert set(fed[2 - min(number, 1) :]) <= {1}
     anew = task.ask([noise(1), noise(2)], "cat", beams=4)
     assert task.ask(encoded, "cat", beams=4).token_ids == anew.token_ids
@@ -235,7 +233,9 @@ def bad_calls(task: VqaTask, noise: Noise) -> dict[str, Callable[[], object]]:
             [file] * 5, "cat"
         ),
         r"images: expected one or more, found none": lambda: task.chat([]),
-        r"video: expected at most 3 frames, found 4; leave some out": lambda: task.ask(Video([file] * 4, range(4)), "cat"),
+        r"video: expected at most 3 frames, found 4; leave some out": lambda: task.ask(
+            Video([file] * 4, range(4)), "cat"
+        ),
         r"video: expected a list of frames, one or more, found \[\]": lambda: task.encode(Video([], [])),
         r"image 2 of 2: expected one image, found several encoded as one": lambda: task.ask(
             [file, task.encode([file] * 2)], "cat"
@@ -262,12 +262,14 @@ def test_bad_input_is_one_line(task: VqaTask, noise: Noise, number: int) -> None
 
 def test_a_model_of_one_image_and_no_conversations(vqa_bundle: Path, noise: Noise) -> None:
     task = load(vqa_bundle, task="vqa")
-    assert task.ask([noise(1)], "the cat") .answer == task.ask(noise(1), "the cat").answer
-    with pytest.raises(UserError, match="^images: expected one, as this model takes in a question, found 2"):
+    assert task.ask([noise(1)], "the cat").answer == task.ask(noise(1), "the cat").answer
+    with pytest.raises(UserError, match=r"images: expected one, as this model takes in a question, found 2"):
         task.ask([noise(1)] * 2, "the cat")
-    with pytest.raises(UserError, match="^video: expected images, as this model takes no videos, found one"):
+    with pytest.raises(UserError, match=r"video: expected images, as this model takes no videos, found one"):
         task.ask(Video([noise(1)], [0]), "the cat")
-    with pytest.raises(UserError, match="expected a bundle of a model that holds conversations, found one that answers"):
+    with pytest.raises(
+        UserError, match="expected a bundle of a model that holds conversations, found one that answers"
+    ):
         task.chat(noise(1))
 
 

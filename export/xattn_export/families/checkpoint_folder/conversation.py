@@ -114,7 +114,7 @@ def _is_written_alike(
     kind: Any,
 ) -> bool:
     """Whether both write a conversation, the same; false where both refuse it."""
-    mark = spec.image if kind == "image" else spec.video
+    mark = str(spec.image if kind == "image" else spec.video)
     try:
         expected = render(
             messages_of(turns, images, kind), chat_template=template, tokenize=False, add_generation_prompt=True
@@ -124,7 +124,7 @@ def _is_written_alike(
     except Exception:  # a template may raise what it likes
         expected = None
     try:
-        found = ChatWriter(spec, str(folder)).text(turns, kind, [str(mark)] * images)
+        found = ChatWriter(spec, str(folder)).text(turns, kind, [mark] * images)
     except DependencyError:
         raise
     except UserError:

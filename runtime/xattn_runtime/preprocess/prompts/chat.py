@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from xattn_runtime.errors import BundleError, UserError
+from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import ObjectReader, one_line, show
 from xattn_runtime.preprocess.prompts.sandbox import MOST_CHARACTERS, TemplateFailure, compile_template, render
 
@@ -82,14 +82,14 @@ class ChatWriter:
         """The conversation up to where the answer begins, with `written`, what stands for each image or the video.
 
         These stand in the first turn of the user, before what is said.
-        Raises UserError where a turn has the mark of an image in it, or the template refuses the conversation.
+        Raises QuestionError where a turn has the mark of an image in it, UserError where the template refuses them.
         """
         mark = self.spec.image if visual == "image" else self.spec.video
         if mark is None:
             raise UserError(f"{self.place}: expected images, found a video, which this model takes none of")
         for turn in turns:
             if mark in turn.text:
-                raise UserError(
+                raise QuestionError(
                     f"{_NAMES[turn.role]}: expected no {show(mark)}, which stands for {_ARTICLES[visual]}, found it in "
                     f"{show(turn.text)}; write it in other words"
                 )
