@@ -16,7 +16,7 @@ from xattn_runtime.errors import BundleError, DependencyError, UserError
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.prompts import sandbox
 from xattn_runtime.preprocess.prompts.chat import ChatSpec, ChatWriter, Turn, read_chat
-from xattn_runtime.preprocess.prompts.sandbox import TemplateFailure, compile_template, render
+from xattn_runtime.preprocess.prompts.sandbox import TemplateFailure, compile_template
 from xattn_runtime.preprocess.prompts.video import Video, VideoClock, VideoLayout
 
 # Of the kinds that published models have: what each may do beyond putting texts beside each other.
@@ -142,7 +142,7 @@ def test_a_template_stays_within_its_bounds(template, found, monkeypatch):
     monkeypatch.setattr(sandbox, "_LONGEST_S", 0.2)
     tracing = sys.gettrace()
     with pytest.raises(TemplateFailure, match=found):
-        render(compile_template(template), {"messages": []})
+        compile_template(template).render({"messages": []})
     assert sys.gettrace() is tracing
 
 
@@ -154,7 +154,7 @@ def test_a_template_that_is_none():
 
 
 def test_time_is_this_computers():
-    assert render(compile_template("{{ strftime_now('%Y') }}"), {}) in map(str, range(2026, datetime.now().year + 1))
+    assert compile_template("{{ strftime_now('%Y') }}").render({}) in map(str, range(2026, datetime.now().year + 1))
 
 
 @pytest.mark.parametrize("version", [None, "3.1.5"])
@@ -204,7 +204,7 @@ def test_a_video_is_written_as_its_processor_writes_it(count, monkeypatch):
         (Video(["a.png"], []), "times: expected one for each of 1 frames, found 0"),
         (Video(["a.png"] * 2, [2, 1]), r"times: expected them in order, found \[2.0, 1.0\]"),
         (Video(["a.png"], [-1]), "times: expected 0 to 1,000,000 seconds, found -1"),
-        (Video(["a.png"], ["1"]), "times: expected 0 to 1,000,000 seconds, found '1'"),
+        (Video(["a.png"], ["1"]), "times: expected 0 to 1,000,000 seconds, found '1'"),  # type: ignore[list-item]
         (Video(["a.png"], 3), "times: expected a list of seconds, found 3"),  # type: ignore[arg-type]
         (Video(["a.png"], [float("nan")]), "times: expected 0 to 1,000,000 seconds, found nan"),
         (Video(["a.png"], [9], 8), "duration: expected at least 9, the time of the last frame, found 8"),

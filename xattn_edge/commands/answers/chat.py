@@ -52,8 +52,9 @@ def chat(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Talk about images: a question a line on standard input, an answer each.
+    """Talk about images, a question a line.
 
+    Questions come from standard input.
     The model sees all that was said before, and computes only what is new.
     It ends with the input: in a terminal, with Ctrl-D.
     For bundles of models that hold conversations, such as SmolVLM.

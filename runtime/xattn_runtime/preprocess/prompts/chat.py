@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import ObjectReader, one_line, show
-from xattn_runtime.preprocess.prompts.sandbox import MOST_CHARACTERS, TemplateFailure, compile_template, render
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from xattn_runtime.preprocess.prompts.sandbox import (
+    MOST_CHARACTERS,
+    SafeTemplate,
+    TemplateFailure,
+    compile_template,
+)
 
 __all__ = ["ChatSpec", "ChatWriter", "Turn", "read_chat"]
 
@@ -108,14 +110,14 @@ class ChatWriter:
         return first is None or not text.startswith(first)
 
     @cached_property
-    def _images(self) -> Template:
+    def _images(self) -> SafeTemplate:
         return self._compiled(self.spec.template)
 
     @cached_property
-    def _videos(self) -> Template:
+    def _videos(self) -> SafeTemplate:
         return self._compiled(self.spec.video_template or self.spec.template)
 
-    def _compiled(self, source: str) -> Template:
+    def _compiled(self, source: str) -> SafeTemplate:
         try:
             return compile_template(source)
         except TemplateFailure as failure:
@@ -123,11 +125,11 @@ class ChatWriter:
                 f"{self.place}: chat template: expected a template in Jinja, found: {_shown(failure)}; export it again"
             ) from failure
 
-    def _rendered(self, template: Template, messages: list[dict[str, Any]]) -> str:
+    def _rendered(self, template: SafeTemplate, messages: list[dict[str, Any]]) -> str:
         variables: dict[str, Any] = {"tools": None, "documents": None, "add_generation_prompt": True}
         variables = {**self.spec.tokens, **variables, "messages": messages}
         try:
-            return render(template, variables)
+            return template.render(variables)
         except TemplateFailure as failure:
             found = "one that calls for tools, which cannot be passed" if _calls_for_tools(template, variables) else ""
             raise UserError(
@@ -136,11 +138,11 @@ class ChatWriter:
             ) from failure
 
 
-def _calls_for_tools(template: Template, variables: Mapping[str, Any]) -> bool:
+def _calls_for_tools(template: SafeTemplate, variables: Mapping[str, Any]) -> bool:
     """Whether a template that has failed does not where it gets a tool."""
     tool = {"type": "function", "function": {"name": "tool", "description": "", "parameters": {}}}
     try:
-        return bool(render(template, {**variables, "tools": [tool]}))
+        return bool(template.render({**variables, "tools": [tool]}))
     except TemplateFailure:
         return False
 

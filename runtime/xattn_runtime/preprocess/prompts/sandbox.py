@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment, Template, nodes
     from jinja2.parser import Parser
 
-__all__ = ["MOST_CHARACTERS", "TemplateFailure", "compile_template", "render"]
+__all__ = ["MOST_CHARACTERS", "SafeTemplate", "TemplateFailure", "compile_template"]
 
 MOST_CHARACTERS = 65_536
 """Of a template."""
@@ -40,35 +41,40 @@ class TemplateFailure(Exception):
     """A template that cannot be compiled, fails, or goes beyond its bounds."""
 
 
-def compile_template(source: str) -> Template:
+@dataclass(frozen=True)
+class SafeTemplate:
+    """A compiled template."""
+
+    template: Template
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """What it writes; TemplateFailure where it fails, or takes too long or writes too much."""
+        pieces: list[str] = []
+        length = 0
+        try:
+            with _deadline(_LONGEST_S):
+                for piece in self.template.generate(dict(variables)):
+                    length += len(piece)
+                    if length > _LONGEST_TEXT:
+                        raise TemplateFailure(f"it writes more than {_LONGEST_TEXT:,} characters")
+                    pieces.append(piece)
+        except TemplateFailure:
+            raise
+        except Exception as error:  # a template may fail in any way
+            raise TemplateFailure(f"{type(error).__name__}: {error}") from error
+        return "".join(pieces)
+
+
+def compile_template(source: str) -> SafeTemplate:
     """The template, ready to render.
 
     Raises TemplateFailure where it is no template, DependencyError where jinja2 is missing or too old.
     """
     jinja2 = _jinja2()
     try:
-        template: Template = _environment().from_string(source)
+        return SafeTemplate(_environment().from_string(source))
     except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError) as error:
         raise TemplateFailure(f"{type(error).__name__}: {error}") from error
-    return template
-
-
-def render(template: Template, variables: Mapping[str, Any]) -> str:
-    """What `template` writes; TemplateFailure where it fails, or takes too long or writes too much."""
-    pieces: list[str] = []
-    length = 0
-    try:
-        with _deadline(_LONGEST_S):
-            for piece in template.generate(dict(variables)):
-                length += len(piece)
-                if length > _LONGEST_TEXT:
-                    raise TemplateFailure(f"it writes more than {_LONGEST_TEXT:,} characters")
-                pieces.append(piece)
-    except TemplateFailure:
-        raise
-    except Exception as error:  # a template may fail in any way
-        raise TemplateFailure(f"{type(error).__name__}: {error}") from error
-    return "".join(pieces)
 
 
 def _jinja2() -> Any:
