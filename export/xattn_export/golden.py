@@ -232,7 +232,12 @@ def _labelled(reference: Labels, reader: UtteranceReader, texts: _Texts, golden:
 
 
 def _pixels(pipeline: Pipeline, content: bytes) -> tuple[Tensor, PromptImages]:
-    """Pixel values `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`; and how the image was cut."""
+    """Pixel values as `Generates` has them, and how the image was cut."""
+    if pipeline.patch is not None:
+        patches, merge = pipeline.patches(content), pipeline.patch.merge
+        rows, columns = patches.rows // merge, patches.columns // merge
+        values = torch.from_numpy(patches.values).reshape(1, rows, columns, merge**2, -1)
+        return values, PromptImages(((rows, columns),))
     tiles = pipeline.tiles(content)
     values = torch.from_numpy(tiles.pixels)
     return values[None] if pipeline.tiled else values, PromptImages(((tiles.rows, tiles.columns),))

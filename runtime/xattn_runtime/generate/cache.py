@@ -11,6 +11,9 @@ from xattn_runtime.execution.session import Tensor
 
 __all__ = ["Cache"]
 
+_AXES_OF_KEYS = 4
+"""`[rows, heads, tokens, width]`; states of fixed size have fewer."""
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -33,12 +36,21 @@ class Cache:
 
     @property
     def length(self) -> int:
-        """How many tokens it holds."""
-        return int(next(iter(self.tensors.values())).shape[2])
+        """How many tokens it holds; of one that `is_here`."""
+        return next(int(tensor.shape[2]) for tensor in self.tensors.values() if tensor.ndim == _AXES_OF_KEYS)
 
-    def begun(self, length: int) -> Cache:
-        """That of the first `length` tokens alone, in the memory of this computer."""
-        return Cache({name: _first(tensor, length) for name, tensor in self.tensors.items()})
+    def here(self) -> Cache:
+        """The same in the memory of this computer."""
+        values = {name: _array(tensor) for name, tensor in self.tensors.items()}
+        return self if self.is_here else Cache(values)
+
+    def begun(self, length: int) -> Cache | None:
+        """That of the first `length` tokens alone; None where it keeps states, which hold the last tokens only."""
+        if length == self.length:
+            return self
+        if any(tensor.ndim != _AXES_OF_KEYS for tensor in self.tensors.values()):
+            return None
+        return Cache({name: np.ascontiguousarray(tensor[:, :, :length]) for name, tensor in self.tensors.items()})
 
     def of_rows(self, rows: Sequence[int]) -> Cache:
         """That of some of the rows, in their order."""
@@ -49,7 +61,5 @@ class Cache:
         return Cache({name: np.repeat(tensor, times, axis=0) for name, tensor in self.tensors.items()})
 
 
-def _first(tensor: Tensor, length: int) -> Tensor:
-    """The first `length` tokens of `[rows, heads, tokens, width]`."""
-    value = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
-    return value if value.shape[2] == length else np.ascontiguousarray(value[:, :, :length])
+def _array(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()

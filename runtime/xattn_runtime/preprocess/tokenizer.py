@@ -16,10 +16,10 @@ from xattn_runtime.preprocess.prompts.video import MOST_FRAMES, VideoClock, Vide
 __all__ = ["ONE_IMAGE", "WHOLE", "Grid", "ImageLayout", "PromptImages", "TokenizerSpec", "read_tokenizer"]
 
 Grid = tuple[int, int]
-"""Rows and columns of the tiles of an image."""
+"""Rows and columns of the tiles of an image, or of its image tokens where these follow from its shape."""
 
 WHOLE: Grid = (0, 0)
-"""Of an image that is not cut."""
+"""Of an image that is not cut, or whose shape is not known yet."""
 
 _MOST_IMAGE_TOKENS = 65536
 
@@ -44,27 +44,32 @@ class ImageLayout:
     """How an image is written in a text, for a decoder that reads image tokens among those of the text.
 
     token: what stands for one image token; the tokenizer has it as a token of its own.
-    tokens: how many image tokens an image has, or each of its tiles.
+    tokens: how many image tokens an image has, or each of its tiles; None where that follows from its shape.
     whole: what is written for an image, with `{tokens}` in the place of that many `token`s.
     tile: of an image that is cut, what is written for a tile, with `{row}` and `{column}`, counted from 1, too; None
         where images are not cut.
     row_end, before_whole: what follows a row of tiles, and what stands before the whole image, which comes last.
+    merge: where images come in patches, as many as their shape has: the side of the square of patches that becomes one
+        image token. None elsewhere.
     most_images: the most images that a prompt may have.
     between: what is written between one image and the next.
     """
 
     token: str
-    tokens: int
+    tokens: int | None
     whole: str
     tile: str | None = None
     row_end: str = ""
     before_whole: str = ""
+    merge: int | None = None
     most_images: int = 1
     between: str = ""
 
     def text(self, grid: Grid = WHOLE) -> str:
-        """What is written for an image that is cut into a grid of tiles."""
+        """What is written for an image of a grid of tiles, or of image tokens."""
         rows, columns = grid
+        if self.tokens is None:
+            return self.whole.replace("{tokens}", self.token * self.count(grid))
         cut = "".join(
             "".join(self._tile(row, column) for column in range(1, columns + 1)) + self.row_end
             for row in range(1, rows + 1)
@@ -72,23 +77,27 @@ class ImageLayout:
         return (cut and cut + self.before_whole) + self._with_tokens(self.whole)
 
     def count(self, grid: Grid = WHOLE) -> int:
-        """How many image tokens such an image has."""
-        return (grid[0] * grid[1] + 1) * self.tokens
+        """How many image tokens such an image has; one where its shape is not known."""
+        rows, columns = grid
+        return max(1, rows * columns) if self.tokens is None else (rows * columns + 1) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without those of tiles where there are none."""
-        values = asdict(self)
+        """As JSON values, without those that are neutral, and those of tiles or patches where there are none."""
         neutral: dict[str, object] = {"most_images": 1, "between": ""}
         if self.tile is None:
-            neutral |= {"tile": None, "row_end": "", "before_whole": ""}
-        return {key: value for key, value in values.items() if key not in neutral or value != neutral[key]}
+            neutral |= {"row_end": "", "before_whole": ""}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None and (key not in neutral or value != neutral[key])
+        }
 
     def _tile(self, row: int, column: int) -> str:
         tile = (self.tile or "").replace("{row}", str(row)).replace("{column}", str(column))
         return self._with_tokens(tile)
 
     def _with_tokens(self, text: str) -> str:
-        return text.replace("{tokens}", self.token * self.tokens)
+        return text.replace("{tokens}", self.token * (self.tokens or 0))
 
 
 @dataclass(frozen=True)
@@ -203,20 +212,23 @@ def _prompts(reader: ObjectReader) -> dict[str, str]:
 
 
 def _layout(reader: ObjectReader) -> ImageLayout:
-    tiled = "tile" in reader
+    tiled, merged = "tile" in reader, "merge" in reader
     layout = ImageLayout(
         token=reader.text("token"),
-        tokens=reader.integer("tokens", minimum=1),
+        tokens=None if merged else reader.integer("tokens", minimum=1),
         whole=reader.template("whole", "{tokens}"),
         tile=reader.template("tile", "{tokens}", "{row}", "{column}") if tiled else None,
         row_end=reader.any_text("row_end") if tiled and "row_end" in reader else "",
         before_whole=reader.any_text("before_whole") if tiled and "before_whole" in reader else "",
+        merge=reader.integer("merge", minimum=1) if merged else None,
         most_images=reader.integer("most_images", minimum=1) if "most_images" in reader else 1,
         between=reader.any_text("between") if "between" in reader else "",
     )
+    if tiled and merged:
+        reader.fail("merge", "none beside a tile, since an image is cut into patches or tiles", layout.merge)
     if layout.most_images > MOST_FRAMES:
         reader.fail("most_images", f"at most {MOST_FRAMES}", layout.most_images)
-    if layout.tokens > _MOST_IMAGE_TOKENS:
+    if layout.tokens is not None and layout.tokens > _MOST_IMAGE_TOKENS:
         reader.fail("tokens", f"at most {_MOST_IMAGE_TOKENS}", layout.tokens)
     reader.finish()
     return layout

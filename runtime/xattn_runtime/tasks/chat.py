@@ -140,9 +140,10 @@ class Chat:
         """What is decoded: the image, and the cache of all tokens that `ids` begin with and that are computed."""
         known, end = self._state, parts.codec.image_end(ids)
         common = _common(known.ids, ids[:-1])
-        if known.cache is None or common < end:
+        cache = None if known.cache is None or common < end else known.cache.begun(common)
+        if cache is None:
             return parts.generator.begun(self._image, ids, end)
-        return parts.generator.decoder.with_past(self._image.tensors, known.cache.begun(common))
+        return parts.generator.decoder.with_past(self._image.tensors, cache)
 
     def _searched(self, turn: _Turn) -> Sequence[TokenSequence]:
         options = turn.options
@@ -182,7 +183,7 @@ class Chat:
             if said:
                 ends = frozenset(decoding.end_token_ids)
                 read = (*decoding.prompt_token_ids, *said[:-1])
-                self._add(turn, [one for one in said if one not in ends], read, last_cache[0])
+                self._add(turn, [one for one in said if one not in ends], read, last_cache[0].here())
 
     def _add(self, turn: _Turn, token_ids: Sequence[int], ids: tuple[int, ...], cache: Cache | None) -> None:
         """Make question and answer a part of the conversation, unless another turn has become one meanwhile."""

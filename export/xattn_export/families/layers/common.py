@@ -25,8 +25,10 @@ __all__ = [
     "for_each_image",
     "fuse_linears",
     "head",
+    "image_places",
     "normalized",
     "padding_mask",
+    "placed_image",
     "places",
 ]
 
@@ -148,14 +150,26 @@ def embed_with_image(
     Returns:
         `[batch, length, width]`.
     """
-    batch, tokens, _ = image_tokens.shape
+    is_image = image_places(input_ids, placeholder, past)
+    return torch.where(is_image[..., None], placed_image(is_image, image_tokens), words(input_ids))
+
+
+def image_places(input_ids: Tensor, placeholder: int, past: int) -> Tensor:
+    """Where a prompt has image tokens, bool `[batch, length]`; nowhere after a cache of `past` tokens."""
     # A tensor, not a condition: one graph serves a prompt and what comes after it.
     is_prompt = torch.arange(past, past + 1, device=input_ids.device) == 0
-    is_image = (input_ids == placeholder) & is_prompt
+    return (input_ids == placeholder) & is_prompt
+
+
+def placed_image(is_image: Tensor, image_tokens: Tensor) -> Tensor:
+    """The n-th image token `[batch, tokens, width]` at the n-th place of a row of `is_image` `[batch, length]`.
+
+    What stands at the other places, `[batch, length, width]`, is of no use.
+    """
+    batch, tokens, _ = image_tokens.shape
     number = (is_image.long().cumsum(1) - 1).clamp(min=0)
-    rows = torch.arange(batch, device=input_ids.device)[:, None] * tokens
-    image = F.embedding(rows + number, image_tokens.flatten(0, 1))
-    return torch.where(is_image[..., None], image, words(input_ids))
+    rows = torch.arange(batch, device=is_image.device)[:, None] * tokens
+    return F.embedding(rows + number, image_tokens.flatten(0, 1))
 
 
 def head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

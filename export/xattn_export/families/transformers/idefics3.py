@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.attention.caches import flatten, pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
@@ -58,10 +58,9 @@ class Idefics3DecoderGraph(nn.Module):
         self.placeholder = int(model.config.image_token_id)
 
     def forward(self, input_ids: Tensor, image_tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        cache = pairs(past)
-        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, cache[0].key.shape[2])
-        tokens, present = self.decoder(tokens, cache)
-        return *head(self.head(tokens[:, -1])), *flatten(present)
+        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, past[0].shape[2])
+        tokens, present = self.decoder.step(tokens, past)
+        return *head(self.head(tokens[:, -1])), *present
 
 
 def _open(task: TaskName, folder: Path) -> Source:

@@ -7,7 +7,7 @@ An image is written as its tiles, row by row, and then the whole; each is a numb
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,12 @@ from typing import Any
 from PIL import Image
 
 from xattn_export.families.base import SourceTokenizer
-from xattn_export.families.checkpoint_folder.chat_prompt import QUESTIONS, question_template_of
+from xattn_export.families.checkpoint_folder.chat_prompt import (
+    INSTRUCTION,
+    QUESTIONS,
+    question_template_of,
+    stated_template,
+)
 from xattn_export.families.checkpoint_folder.conversation import (
     between_images,
     chat_of,
@@ -35,10 +40,7 @@ from xattn_runtime.preprocess.steps import Step, Tile
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import ImageLayout, PromptImages
 
-__all__ = ["INSTRUCTION", "ProcessorText", "processor_text", "tokenizer_with_images"]
-
-INSTRUCTION = "Can you describe this image?"
-"""What is asked for a caption: the question of SmolVLM's own documentation."""
+__all__ = ["ProcessorText", "processor_text", "tokenizer_with_images"]
 
 # Widths and heights of images that are cut in different ways, or not at all.
 _SHAPES_PX = ((1, 1), (64, 9), (9, 25), (30, 40))
@@ -132,7 +134,7 @@ def processor_text(folder: Path, tokens: int, steps: Sequence[Step], positions: 
             f"makes of a tile, found {show(stated)}; the two must agree"
         )
     fake, image, whole = marks
-    jinja, render = _chat_template(settings, tokenizer), tokenizer.apply_chat_template
+    jinja, render = stated_template(settings, tokenizer), tokenizer.apply_chat_template
     template = question_template_of(folder, jinja, render, image)
     video = video_of(folder, steps, tokenizer) if _is_smolvlm(folder, settings) else None
     as_video = None if video is None else (video.token, video.template)
@@ -165,14 +167,6 @@ def processor_text(folder: Path, tokens: int, steps: Sequence[Step], positions: 
         between=between or "",
     )
     return ProcessorText(template, layout, ids, grid, video, chat)
-
-
-def _chat_template(settings: Mapping[str, Any], tokenizer: Any) -> object:
-    """The processor's, or else the tokenizer's, of tokenizer_config.json; of several the one called `default`."""
-    for stated in (settings.get("chat_template"), getattr(tokenizer, "chat_template", None)):
-        if template := stated.get("default") if isinstance(stated, dict) else stated:
-            return template
-    return None
 
 
 def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, pipeline: Pipeline, config: Any) -> None:

@@ -29,6 +29,7 @@ LANGUAGE_MODELS: Mapping[str, DecoderKind] = MappingProxyType(
             LayerKind(norm_offset=1.0, norms_after=True, norms_queries=True), windows="by type", positions_by_type=True
         ),
         "granite": DecoderKind(),
+        "lfm2": DecoderKind(LayerKind(norms_queries=True), convolves=True),
         "mistral": DecoderKind(windows="all"),
         "phi3": DecoderKind(LayerKind(fused=True), windows="all", partly_rotated=True),
         "smollm3": DecoderKind(windows="by type"),
@@ -64,6 +65,10 @@ def check_language_model(
     types = set(config.layer_types) if kind.windows == "by type" or kind.positions_by_type else set()
     if others := types - set(_LAYER_TYPES):
         refuse("layer_types", " and ".join(_LAYER_TYPES), sorted(others))
+    if kind.convolves and "full_attention" not in config.layer_types:
+        refuse("layer_types", "full_attention for some layer", sorted(set(config.layer_types)))
+    if kind.convolves and config.conv_L_cache < 2:
+        refuse("conv_L_cache", "a kernel of 2 tokens or more", config.conv_L_cache)
     for layer_type in sorted(types) if kind.positions_by_type else ("",):
         scheme = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
         name = f"rope_parameters.{layer_type}" if layer_type else "rope_parameters"
@@ -72,7 +77,7 @@ def check_language_model(
         if not kind.partly_rotated and scheme.get("partial_rotary_factor", 1.0) != 1.0:
             refuse(f"{name}.partial_rotary_factor", "1, or none", scheme["partial_rotary_factor"])
     activation = "hidden_activation" if hasattr(config, "hidden_activation") else "hidden_act"
-    if getattr(config, activation) not in _ACTIVATIONS:
+    if not kind.convolves and getattr(config, activation) not in _ACTIVATIONS:
         refuse(activation, f"one of {', '.join(_ACTIVATIONS)}", getattr(config, activation))
     if getattr(config, "use_bidirectional_attention", False):
         refuse("use_bidirectional_attention", "false", config.use_bidirectional_attention)

@@ -4,19 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.export.families.conftest import randomize
-from xattn_edge.attention import KeyValue
-from xattn_edge.attention.caches import flatten, pairs
 from xattn_export.families.base import Role
 from xattn_export.families.base.standard_roles import decoder_role
-from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
+from xattn_export.families.checkpoint_folder.caches import cache_with_states, presents_with_states
 from xattn_export.families.layers.common import head
+from xattn_export.families.layers.language.decoder import LanguageDecoder
 from xattn_export.families.layers.language.head import LanguageHead
 from xattn_export.families.layers.language.table import language_decoder
 
-__all__ = ["VOCABULARY", "StepGraph", "empty_cache", "role_of", "tiny_model"]
+__all__ = ["SIZES", "VOCABULARY", "StepGraph", "first_cache", "role_of", "tiny_model"]
 
 VOCABULARY = 41
 SIZES = {
@@ -54,33 +53,32 @@ class StepGraph(nn.Module):
         )
 
     def forward(self, input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        tokens, present = self.decoder(self.words(input_ids), pairs(past))
-        return *head(self.head(tokens[:, -1])), *flatten(present)
+        tokens, present = self.decoder.step(self.words(input_ids), past)
+        return *head(self.head(tokens[:, -1])), *present
 
 
-def empty_cache(model: Any, batch: int) -> list[KeyValue]:
-    """Keys and values of no token."""
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    empty = torch.zeros(batch, config.num_key_value_heads, 0, width)
-    return [KeyValue(empty, empty)] * config.num_hidden_layers
+def first_cache(decoder: LanguageDecoder, config: Any, batch: int) -> list[Tensor]:
+    """Keys and values of no token, and states of zeros."""
+    empty = torch.zeros(batch, config.num_key_value_heads, 0, decoder.head_width)
+    return [empty] * (2 * decoder.attention_layers) + [torch.zeros(batch, *shape) for shape in decoder.states]
 
 
 def role_of(model: Any, longest: int) -> Role:
     """The step of `model`, with Transformers' own model as its reference."""
 
     def reference(input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        cache: DynamicCache = dynamic_cache(pairs(past))
+        cache = cache_with_states(past, model.config)
         output = model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return *head(output.logits[:, -1]), *dynamic_presents(cache)
+        return *head(output.logits[:, -1]), *presents_with_states(cache)
 
-    cache = empty_cache(model, 1)
+    graph = StepGraph(model)
     return decoder_role(
-        StepGraph(model),
+        graph,
         reference,
         vocabulary=VOCABULARY,
-        layers=len(cache),
-        kv_heads=cache[0].key.shape[1],
-        head_width=cache[0].key.shape[3],
+        layers=graph.decoder.attention_layers,
+        kv_heads=model.config.num_key_value_heads,
+        head_width=graph.decoder.head_width,
         longest=longest,
+        states=graph.decoder.states,
     )

@@ -1,16 +1,18 @@
 """Language models beside Transformers' own: logits and caches, after caches of several lengths."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import (
-    DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GraniteConfig,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -22,12 +24,12 @@ from transformers import (
 from tests.export.families.layers.language.language_models import (
     VOCABULARY,
     StepGraph,
-    empty_cache,
+    first_cache,
     role_of,
     tiny_model,
 )
-from xattn_edge.attention.caches import flatten
 from xattn_export.decompose import decompose_attention
+from xattn_export.families.checkpoint_folder.caches import cache_with_states, presents_with_states
 from xattn_export.families.layers.language.table import check_language_model
 from xattn_export.parity import check_parity
 from xattn_export.to_onnx import export_role
@@ -73,6 +75,11 @@ MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "lfm2": (Lfm2Config, {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}),
+    "lfm2, biases": (
+        Lfm2Config,
+        {"layer_types": ["full_attention", "conv"], "conv_bias": True, "conv_L_cache": 4, "tie_word_embeddings": False},
+    ),
     "mistral": (MistralConfig, {"sliding_window": 5}),
     "mistral, no window": (MistralConfig, {"sliding_window": None}),
     "phi3": (
@@ -105,19 +112,20 @@ def test_logits_and_caches_are_those_of_transformers(name: str) -> None:
     config_class, settings = MODELS[name]
     model = tiny_model(config_class, **settings)
     check_language_model(Path("config.json"), model.config)
-    graph, cache = StepGraph(model), DynamicCache()
+    graph = StepGraph(model)
+    past: Sequence[Tensor] = first_cache(graph.decoder, model.config, 2)
+    cache = cache_with_states(past, model.config)
     ids = torch.randint(0, VOCABULARY, (2, LONGEST), generator=torch.Generator().manual_seed(3))
-    past = flatten(empty_cache(model, 2))
     for start, end in ((0, 80), (80, 81), (81, 88), (88, LONGEST)):
         expected = model(ids[:, start:end], past_key_values=cache, use_cache=True).logits[:, -1]
         logits, _, _, *past = graph(ids[:, start:end], *past)
         assert expected.std() > 0.1
         assert torch.allclose(logits, expected, atol=1e-5 * float(expected.abs().max()))
-        kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        kept = presents_with_states(cache)
         assert all(torch.allclose(found, of_layer, atol=2e-5) for found, of_layer in zip(past, kept, strict=True))
 
 
-@pytest.mark.parametrize("name", ["gemma2", "phi3"])
+@pytest.mark.parametrize("name", ["gemma2", "phi3", "lfm2"])
 @pytest.mark.slow
 def test_graphs_of_both_forms_of_attention_are_those_of_transformers(name: str) -> None:
     config_class, settings = MODELS[name]

@@ -1,5 +1,6 @@
 """Tokens that see those after them, beside the models of Transformers that let them: PaliGemma, Gemma 3."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from tests.export.families.conftest import randomize
-from tests.export.families.layers.language.language_models import SIZES, VOCABULARY, empty_cache
+from tests.export.families.layers.language.language_models import SIZES, VOCABULARY, first_cache
 from xattn_export.families.layers.language.masks import Blocks, blocks_of_prompt, blocks_of_runs
 from xattn_export.families.layers.language.table import language_decoder
 
@@ -42,13 +43,14 @@ def _model(model_class: Any, config_class: Any, text_class: Any, **settings: Any
 def _compare(model: Any, ids: Tensor, types: Tensor, blocks: Blocks, after: Blocks) -> None:
     """A prompt with these types of tokens, and what follows it, token by token like the text it is."""
     cache, text = DynamicCache(), model.language_model
-    decoder, past = language_decoder(text), empty_cache(text, ids.shape[0])
+    decoder = language_decoder(text)
+    past: Sequence[Tensor] = first_cache(decoder, text.config, ids.shape[0])
     for part, part_types, part_blocks in (
         (ids[:, :PROMPT], types, blocks),
         (ids[:, PROMPT:], torch.full_like(ids[:, PROMPT:], 0 if after.in_window else 1), after),
     ):
         expected = model(part, token_type_ids=part_types, past_key_values=cache, use_cache=True).last_hidden_state
-        found, past = decoder(text.embed_tokens(part), past, blocks=part_blocks)
+        found, past = decoder.step(text.embed_tokens(part), past, blocks=part_blocks)
         assert expected.std() > 0.5
         assert torch.allclose(found, expected, atol=5e-5)
 
