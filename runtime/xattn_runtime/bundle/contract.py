@@ -16,6 +16,7 @@ __all__ = [
     "TensorContract",
     "attention_names",
     "cross_names",
+    "frozen_names",
     "image_names",
     "key_value_names",
     "layers_of",
@@ -118,7 +119,11 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past", "cross"), produces=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past",), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past", "cross"), produces=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
     ),
     "generator": (
         _Form(_LOOP, _GENERATED, consumes=("past", "cross")),
@@ -167,6 +172,14 @@ def image_names(layers: int) -> list[str]:
 def prefix_names(layers: int) -> list[str]:
     """Keys and values of the image that a decoder's cache begins with: `prefix_key_0`, `prefix_value_0`, …"""
     return key_value_names("prefix", layers)
+
+
+def frozen_names(layers: int) -> list[str]:
+    """The part of a split cache that no step changes: `frozen_key_0`, `frozen_value_0`, …, as `past_names`.
+
+    Keys of a split cache are transposed, those of `past` and `present` too: `[batch, heads, head_width, tokens]`.
+    """
+    return key_value_names("frozen", layers)
 
 
 def past_names(layers: int) -> list[str]:

@@ -26,6 +26,10 @@ Watch = Callable[[Cache], None]
 """Takes note of the cache after a step."""
 
 
+# Of a split cache, the tokens that each step copies: with as many, that costs less than what a step does anyway.
+_MOST_UNSETTLED = 64
+
+
 class GreedyStep(NamedTuple):
     """One token for every row.
 
@@ -83,6 +87,7 @@ def greedy_steps(
         if watch is not None:
             watch(past)
         yield GreedyStep(token_ids, log_probs, ended)
+        past = past.settled(_MOST_UNSETTLED if length > prompt_length else 1)
         if True not in ended:
             input_ids = token_ids[:, None]
             continue
