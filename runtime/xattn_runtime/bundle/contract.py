@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
+    "ROLES",
     "RoleContract",
     "TensorContract",
     "attention_names",
@@ -152,6 +153,9 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({**_IMAGES, **_QUESTIONS}, {**_CHOSEN, **_TEXTS}),
     ),
 }
+
+ROLES = tuple(_FORMS)
+"""Every role that a graph of a bundle may have."""
 
 
 def key_value_names(series: str, layers: int) -> list[str]:
