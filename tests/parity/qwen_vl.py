@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +182,10 @@ def model_of(folder: Path) -> Any:
     return model
 
 
-def inputs_of(processor: Any, image: Image.Image, question: str) -> Any:
-    """What the processor makes of an image and a question, as the documentation has it."""
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+def inputs_of(processor: Any, images: Image.Image | Sequence[Image.Image], question: str) -> Any:
+    """What the processor makes of an image, or several, and a question, as the documentation has it."""
+    listed = [images] if isinstance(images, Image.Image) else images
+    content = [*({"type": "image", "image": image} for image in listed), {"type": "text", "text": question}]
     return processor.apply_chat_template(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,

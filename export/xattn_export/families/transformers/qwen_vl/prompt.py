@@ -17,11 +17,13 @@ from xattn_export.families.checkpoint_folder.chat_prompt import (
     question_template_of,
     stated_template,
 )
+from xattn_export.families.checkpoint_folder.conversation import between_images
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.prompts.video import MOST_FRAMES
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.preprocess.tokenizer import ImageLayout
+from xattn_runtime.preprocess.tokenizer import ImageLayout, PromptImages
 
 __all__ = ["tokenizer_with_patches"]
 
@@ -55,8 +57,19 @@ def tokenizer_with_patches(folder: Path, tokenizer: SourceTokenizer, merge: int,
             "save it into this folder with save_pretrained"
         ) from error
     token = getattr(original, "image_token", "<|image_pad|>")
-    template = question_template_of(folder, stated_template(settings, original), original.apply_chat_template, token)
-    layout, template = _layout(template, token, merge)
+    jinja, render = stated_template(settings, original), original.apply_chat_template
+    template = question_template_of(folder, jinja, render, token)
+    start, end = _marks(template)
+    template = template.replace(f"{start}{{image}}{end}", "{image}")
+    between = between_images(str(jinja), render, f"{start}{token}{end}")
+    layout = ImageLayout(
+        token,
+        None,
+        f"{start}{{tokens}}{end}",
+        merge=merge,
+        most_images=1 if between is None else MOST_FRAMES,
+        between=between or "",
+    )
     spec = replace(
         tokenizer.spec,
         question_template=template,
@@ -69,13 +82,12 @@ def tokenizer_with_patches(folder: Path, tokenizer: SourceTokenizer, merge: int,
     return written
 
 
-def _layout(template: str, token: str, merge: int) -> tuple[ImageLayout, str]:
-    """What is written for an image, with the marks around it, and the template without these."""
+def _marks(template: str) -> tuple[str, str]:
+    """The special tokens that stand around an image."""
     before, after = template.split("{image}")
     start = before[before.rfind("<|") :] if before.endswith("|>") else ""
     end = after[: after.find("|>") + 2] if after.startswith("<|") else ""
-    layout = ImageLayout(token, None, f"{start}{{tokens}}{end}", merge=merge)
-    return layout, template.replace(f"{start}{{image}}{end}", "{image}")
+    return start, end
 
 
 def _check_text(folder: Path, original: Any, tokenizer: SourceTokenizer, layout: ImageLayout, config: Any) -> None:
@@ -85,20 +97,20 @@ def _check_text(folder: Path, original: Any, tokenizer: SourceTokenizer, layout:
         path = Path(place) / tokenizer.spec.file
         path.write_text(tokenizer.json, encoding="utf-8")
         codec = TextCodec(path, replace(tokenizer.spec, unknown_token_id=None, max_tokens=_NO_LIMIT))
-    for number, grid in enumerate(_GRIDS):
+    several = _GRIDS[: layout.most_images]
+    for number, grids in enumerate((*((grid,) for grid in _GRIDS), several)):
         for question in (QUESTIONS[number % len(QUESTIONS)], INSTRUCTION):
-            ids = codec.encode_question(question, special_tokens=False, grid=grid).ids
-            text = tokenizer.spec.question_template.replace("{image}", layout.text(grid)).replace(
-                "{question}", question
-            )
+            ids = codec.encode_question(question, special_tokens=False, images=PromptImages(grids)).ids
+            images, count = layout.between.join(map(layout.text, grids)), sum(map(layout.count, grids))
+            text = tokenizer.spec.question_template.replace("{image}", images).replace("{question}", question)
             if list(ids) != original(text).input_ids:
                 raise CheckpointError(
                     f"{folder}: expected a tokenizer that reads a prompt as its tokens are written, found one that "
                     f"reads {show(question)} beside an image otherwise; it cannot be carried over"
                 )
-            if max(ids) >= words or ids.count(placeholder) != layout.count(grid):
+            if max(ids) >= words or ids.count(placeholder) != count:
                 raise CheckpointError(
                     f"{folder}: expected tokens below {words} with {placeholder} for an image token, as config.json "
                     f"says, found tokens up to {max(ids)}, and {placeholder} {ids.count(placeholder)} times for "
-                    f"{layout.count(grid)}; config.json and the tokenizer are not of one model"
+                    f"{count}; config.json and the tokenizer are not of one model"
                 )

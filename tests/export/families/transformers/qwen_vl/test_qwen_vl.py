@@ -29,6 +29,7 @@ from xattn_runtime.errors import CheckpointError
 from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
+from xattn_runtime.preprocess.tokenizer import PromptImages
 from xattn_runtime.tasks import CaptionTask, VqaTask
 
 TOLERANCE = 1e-4
@@ -68,12 +69,22 @@ def test_prompts_and_pixels_are_the_processors(model_type: str, tmp_path: Path) 
         inputs = inputs_of(processor, image, question)
         patches = pipeline.patches(image)
         np.testing.assert_array_equal(patches.values, inputs.pixel_values.numpy())
-        grid = (patches.rows // 2, patches.columns // 2)
+        seen = PromptImages(((patches.rows // 2, patches.columns // 2),))
         assert inputs.image_grid_thw.tolist() == [[1, patches.rows, patches.columns]]
         expected = inputs.input_ids[0].tolist()
-        assert list(codec.encode_question(question, special_tokens=False, grid=grid).ids) == expected
-        assert list(codec.encode_prompt(question, grid)) == expected
-        assert list(codec.encode_prompt(None, grid)) == inputs_of(processor, image, INSTRUCTION).input_ids[0].tolist()
+        assert list(codec.encode_question(question, special_tokens=False, images=seen).ids) == expected
+        assert list(codec.encode_prompt(question, seen)) == expected
+        assert list(codec.encode_prompt(None, seen)) == inputs_of(processor, image, INSTRUCTION).input_ids[0].tolist()
+
+
+def test_a_prompt_of_several_images_is_the_processors(folder: Path, tmp_path: Path) -> None:
+    source, processor = family_of(folder).open(folder), processor_of(folder)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(source.tokenizer.json, encoding="utf-8")
+    inputs = inputs_of(processor, images()[:3], QUESTIONS[0])
+    seen = PromptImages(tuple((rows // 2, columns // 2) for _, rows, columns in inputs.image_grid_thw.tolist()))
+    found = TextCodec(path, source.tokenizer.spec).encode_question(QUESTIONS[0], special_tokens=False, images=seen)
+    assert list(found.ids) == inputs.input_ids[0].tolist()
 
 
 @pytest.mark.parametrize("model_type", SMALL)
@@ -156,6 +167,13 @@ def test_an_exported_model_is_the_original(exported: tuple[Path, Path], tmp_path
             agreement = agreement_of(compared)
             assert agreement.equal == agreement.compared >= len(files) - 1
             assert agreement.different_texts > 2
+        if isinstance(task, VqaTask):
+            with Image.open(files[0]) as first, Image.open(files[1]) as second:
+                inputs = inputs_of(processor, [first, second], question)
+            ids = model.generate(**inputs)[0, inputs.input_ids.shape[1] :].tolist()
+            found = task.ask([files[0], files[1]], question).token_ids
+            assert found == tuple(ids[: len(found)])
+            assert len(found) == len(ids) or ids[len(found)] in model.generation_config.eos_token_id
         alone = [task.caption(file) if isinstance(task, CaptionTask) else task.ask(file, question) for file in files]
         together = (
             list(task.caption_each(files, errors="raise"))
