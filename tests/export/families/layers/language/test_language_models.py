@@ -43,6 +43,7 @@ from xattn_runtime.errors import CheckpointError
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}),
+    "llama, dynamic": (LlamaConfig, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 1e3}}),
     "qwen2": (Qwen2Config, {}),
     "qwen2, windows": (Qwen2Config, WINDOWED),
     "qwen3": (Qwen3Config, {"head_dim": 12, "attention_bias": True}),
