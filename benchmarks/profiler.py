@@ -64,7 +64,7 @@ def compare_with_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
     task = load(bundle, task="caption")
     session = open_session(task.bundle, "image_encoder", task.settings)
     image = task.bundle.file(task.bundle.manifest.golden.cases[0].image)
-    inputs = {"pixel_values": task._images._prepare(image)["pixel_values"][None]}
+    inputs = {"pixel_values": task._images.prepare(image).inputs["pixel_values"][None]}
     outputs = list(session.output_shapes)
     times: dict[str, list[float]] = {name: [] for name in ("encode", "total", "bare", "plain")}
     works: list[Callable[[], dict[str, float]]] = [

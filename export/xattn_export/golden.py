@@ -188,7 +188,8 @@ def _generated(
         else:
             ids = texts.codec.encode_question(question, special_tokens=special, grid=grid).ids
         output = reference.generate(pixels, ids)
-        text = texts.decode(output.token_ids) if output.steady else None
+        shown = reference.decoding.shown_prompt(is_followed=bool(ids) and not special)
+        text = texts.decode((*shown, *output.token_ids)) if output.steady else None
         yield _Computed({"logits": output.logits}, least_lead(output.logits), text, question, output.token_ids)
 
 
@@ -231,7 +232,11 @@ def _labelled(reference: Labels, reader: UtteranceReader, texts: _Texts, golden:
 
 
 def _pixels(pipeline: Pipeline, content: bytes) -> tuple[Tensor, Grid]:
-    """Pixel values `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`; and how the image was cut."""
+    """Pixel values as `Generates` has them, and how the image was cut."""
+    if pipeline.patch is not None:
+        patches, merge = pipeline.patches(content), pipeline.patch.merge
+        rows, columns = patches.rows // merge, patches.columns // merge
+        return torch.from_numpy(patches.values).reshape(1, rows, columns, merge**2, -1), (rows, columns)
     tiles = pipeline.tiles(content)
     values = torch.from_numpy(tiles.pixels)
     return values[None] if pipeline.tiled else values, (tiles.rows, tiles.columns)

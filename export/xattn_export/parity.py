@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ _SOME_LENGTHS = (1, 2, 7)
 _PROMPT = 5
 _CONTEXT = 3
 _REGIONS = 8
+# Of an image: few, oblong, and as many as windows of attention have and some more.
+_PATCHES = (24, 4, 60, 324)
+_IMAGES = 2
 _SEED = 7
 _SEVERITY_FATAL = 4
 
@@ -100,8 +104,12 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
     else:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
-        for batch in _BATCHES if past <= role.prefix + max(_SOME_PAST) else _BATCHES[:1]:
-            others = {"context": _context(batch), "regions": _REGIONS - batch, "frames": length, "pictures": batch + 1}
+        for batch, patches in product(
+            _BATCHES if past <= role.prefix + max(_SOME_PAST) else _BATCHES[:1],
+            _PATCHES if "patches" in symbols else _PATCHES[:1],
+        ):
+            image = {"context": _context(batch), "regions": _REGIONS - batch, "patches": patches, "images": _IMAGES}
+            others = {**image, "frames": length, "pictures": batch + 1}
             sizes = {"batch": batch, "length": length, "past": past, **others}
             yield {name: size for name, size in sizes.items() if name in symbols}
 

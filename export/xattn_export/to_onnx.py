@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -43,7 +44,11 @@ _EXAMPLE_SIZES: Mapping[str, int] = {
     "regions": 4,
     "frames": 22,
     "pictures": 4,
+    "patches": 24,
+    "images": 2,
 }
+# The side of the square of patches that every tower merges to one token.
+_MERGE = 2
 _SEED = 20
 _ELEMENT_TYPES = {"tensor(float)": onnx.TensorProto.FLOAT, "tensor(int64)": onnx.TensorProto.INT64}
 
@@ -127,13 +132,19 @@ def example_tensor(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.
     batch are of one size after the other.
     """
     shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
+    if spec.values == "grid":
+        return torch.tensor(_grid(sizes["patches"], _MERGE))
+    if spec.values == "grids":
+        return torch.tensor([_grids(row, sizes) for row in range(shape[0])])
     if spec.values == "token_ids":
         ids = torch.randint(0, spec.limit, shape, generator=generator)
         if spec.ends_with is not None:
             ids[:, -1] = spec.ends_with
-        return (
-            ids if spec.placeholder is None else _with_placeholders(ids, spec.placeholder, sizes["context"], generator)
-        )
+        if spec.placeholder is None:
+            return ids
+        if spec.in_runs:
+            return _with_runs(ids, spec.placeholder, sizes)
+        return _with_placeholders(ids, spec.placeholder, sizes["context"], generator)
     if spec.values == "mask":
         batch, length = shape
         lengths = torch.tensor([max(spec.fewest, length - row * max(1, length // 3)) for row in range(batch)])
@@ -150,6 +161,39 @@ def _with_placeholders(ids: Tensor, placeholder: int, count: int, generator: tor
     for row in ids if count <= ids.shape[1] else ():
         row[torch.randperm(len(row), generator=generator)[:count]] = placeholder
     return ids
+
+
+def _with_runs(ids: Tensor, placeholder: int, sizes: Mapping[str, int]) -> Tensor:
+    """`ids` with `placeholder` for the image tokens of every image of `_grids`, a token before each run."""
+    ids = torch.where(ids == placeholder, 0 if placeholder else 1, ids)
+    for number, row in enumerate(ids):
+        runs = [rows * columns for rows, columns in _grids(number, sizes) if rows]
+        if sum(runs) + len(runs) <= len(row):
+            place = 0
+            for run in runs:
+                row[place + 1 : place + 1 + run] = placeholder
+                place += 1 + run
+    return ids
+
+
+def _grids(row: int, sizes: Mapping[str, int]) -> list[list[int]]:
+    """Rows and columns of the images in a row of a batch, `context` image tokens in all: of one image or of several.
+
+    Of the same number others lie the other way round. A row of fewer images than there may be has zeros for the rest.
+    """
+    images, tokens = sizes["images"], sizes["context"]
+    first = 0 if row % 2 == 0 or tokens < images else images - 1
+    grid = _grid(tokens - first, 1)
+    grids = [[1, 1]] * first + [grid if row % 4 < 2 else grid[::-1]]
+    return grids + [[0, 0]] * (images - len(grids))
+
+
+def _grid(count: int, multiple: int) -> list[int]:
+    """Rows and columns of `count` places, as near to a square as may be, multiples of `multiple` where they can be."""
+    fitting = [rows for rows in range(1, math.isqrt(count) + 1) if count % rows == 0]
+    even = [rows for rows in fitting if rows % multiple == 0 and count // rows % multiple == 0]
+    rows = (even or fitting)[-1]
+    return [rows, count // rows]
 
 
 def _dynamic_shapes(role: Role) -> tuple[object, ...]:

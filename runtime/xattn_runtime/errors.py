@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose, with the exit code of the command line.
+"""Every error that this package raises on purpose, with its exit code; what those of the system mean to a user.
 
 XattnError                  ours, or a check that failed: exit code 1
 ├── VerificationError       golden inputs came out differently
@@ -19,6 +19,7 @@ A message names what, where, expected and found, and what to do; it never holds 
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import ClassVar
 
@@ -36,10 +37,26 @@ __all__ = [
     "UserError",
     "VerificationError",
     "XattnError",
+    "advice_on",
+    "problem",
 ]
 
 
 _MOST_CHARACTERS, _MOST_BEGUN = 2000, 1500
+# What to do where the system refuses a file, and that is the user's affair.
+_ADVICE = {
+    errno.EACCES: "check its permissions and those of its folder",
+    errno.EDQUOT: "free some space or name another place",
+    errno.EEXIST: "name another place",
+    errno.EISDIR: "name a file",
+    errno.ELOOP: "check the links in it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "free some space or name another place",
+    errno.ENOTDIR: "check the path",
+    errno.EPERM: "check its permissions and those of its folder",
+    errno.EROFS: "name another place",
+}
 
 
 class XattnError(Exception):
@@ -105,3 +122,16 @@ class OutputError(UserError):
 
 class DependencyError(UserError):
     """A package that is needed is not installed."""
+
+
+def advice_on(error: OSError) -> str | None:
+    """What to do about a file that the system refuses; None where that is no affair of the user's."""
+    return _ADVICE.get(error.errno or 0)
+
+
+def problem(error: Exception) -> str:
+    """Why a file cannot be used, as the system says it but without its name, and what to do about it."""
+    reason, advice = "", "check the path"
+    if isinstance(error, OSError):
+        reason, advice = error.strerror or "", advice_on(error) or advice
+    return f"{reason or ' '.join(str(error).split()) or type(error).__name__}; {advice}"

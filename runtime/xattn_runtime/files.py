@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from xattn_runtime.errors import OutputError
+from xattn_runtime.errors import OutputError, problem
 
 __all__ = [
     "MARK",
@@ -45,14 +45,6 @@ _NAME_BYTES = 255  # the longest name of most file systems
 _SUFFIX_BYTES = len(".4194304-01234567.partial")  # of the highest process id
 # What a file system says that has no way to bring a file to the disk at once; what was written stays written.
 _CANNOT_SYNC = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-_ADVICE = {
-    errno.EACCES: "check the permissions of its folder",
-    errno.EDQUOT: "free some space or name another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOSPC: "free some space or name another place",
-    errno.EPERM: "check the permissions of its folder",
-    errno.EROFS: "name another place",
-}
 
 
 def atomic_write(path: Path, content: bytes | str, *, beside: Path | None = None) -> None:
@@ -163,9 +155,7 @@ def is_leftover(name: str) -> bool:
 
 def not_written(path: Path, error: OSError) -> OutputError:
     """The error for a `path` that cannot be written."""
-    advice = _ADVICE.get(error.errno or 0, "check the path")
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    return OutputError(f"{path}: cannot be written: {reason}; {advice}")
+    return OutputError(f"{path}: cannot be written: {problem(error)}")
 
 
 def _temporary(path: Path, kind: str = _PARTIAL) -> Path:

@@ -189,7 +189,11 @@ def test_what_cannot_be_written_is_said_before_the_work(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "advice"),
-    [(errno.ENOSPC, "free some space"), (errno.EACCES, "check the permissions"), (errno.EIO, "check the path")],
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EACCES, "check its permissions and those of its folder"),
+        (errno.EIO, "check the path"),
+    ],
 )
 def test_advice_follows_the_reason(number, advice):
     error = files.not_written(Path("a.xattn"), OSError(number, os.strerror(number)))

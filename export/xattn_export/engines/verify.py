@@ -196,7 +196,7 @@ def _is_tie(task: Task, golden: TaskInput, expected: tuple[int, ...], actual: tu
     decoding = task.bundle.manifest.decoding
     if decoding is None:
         return False
-    end = decoding.end_token_ids[0]
+    end = (*decoding.end_token_ids, decoding.pad_token_id)[0]
     pairs = list(zip_longest(expected, actual, fillvalue=end))
     first = next(number for number, pair in enumerate(pairs) if pair[0] != pair[1])
     row = task.token_logits(golden, expected[:first])[-1]

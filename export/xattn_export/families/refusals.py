@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,8 @@ def unknown_architecture(path: Path, config: Mapping[str, Any], families: Sequen
     of_type = [name for name, family in classes.items() if model_type and family.classes[name] == model_type]
     if stated is None and of_type:
         return CheckpointError(
-            f"{path}: architectures: expected the class of the model, found none; write "
-            f'"architectures": ["{of_type[0]}"]{"".join(f" or [{other!r}]" for other in of_type[1:])}, whichever the '
-            "weights are of"
+            f'{path}: architectures: expected the class of the model, found none; write "architectures": '
+            f"{' or '.join(json.dumps([name]) for name in of_type)}, whichever the weights are of"
         )
     found = show(stated) if stated else f"none, and model_type {show(model_type)}"
     near = _nearest_class(stated, model_type, of_type, classes)

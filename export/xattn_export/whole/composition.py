@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from xattn_export.graph.conformance import all_nodes
 from xattn_export.graph.editing import Constants, GraphWriter, Names
 from xattn_export.whole.pixels import write_pixels
-from xattn_runtime.bundle.contract import past_names, prefix_names
+from xattn_runtime.bundle.contract import layers_of, past_names, prefix_names
+from xattn_runtime.bundle.decoding import NO_TOKEN
 from xattn_runtime.bundle.manifest import Decoding, Manifest
 
 __all__ = ["Composition", "compose", "new_composition"]
@@ -133,20 +134,18 @@ def _generate(
     fed_inputs = {
         "input_ids": prompt,
         "max_new_tokens": limit,
-        "end_token_ids": integers(request.end_token_ids),
+        "end_token_ids": integers(request.end_token_ids or NO_TOKEN),
         "pad_token_id": integers(request.pad_token_id),
     }
-    past = [tensor.name for tensor in graph.input if tensor.name.startswith("past_")]
-    prefix = dict(zip(past_names(len(past) // 2), prefix_names(len(past) // 2), strict=True))
+    layers = layers_of("past", (tensor.name for tensor in graph.input))
+    prefix = dict(zip(past_names(layers), prefix_names(layers), strict=True))
     for tensor in graph.input:
         if tensor.name in image:
             fed_inputs[tensor.name] = image[tensor.name]
-        elif tensor.name in prefix:
-            heads, width = (tensor.type.tensor_type.shape.dim[axis].dim_value for axis in (1, 3))
-            if begun := image.get(prefix[tensor.name]):
-                fed_inputs[tensor.name] = _of_any_length(writer, begun, batch)
-            else:
-                fed_inputs[tensor.name] = _empty(writer, batch, heads, width, tensor.type.tensor_type.elem_type)
+        elif begun := image.get(prefix.get(tensor.name, "")):
+            fed_inputs[tensor.name] = _of_any_length(writer, begun, batch)
+        elif tensor.name.startswith("past_"):
+            fed_inputs[tensor.name] = _first(writer, batch, tensor)
     results = _joined(composition, graph, "decode", fed_inputs)
     for name, element in (("token_ids", TensorProto.INT64), ("log_probs", TensorProto.FLOAT)):
         writer.publish(results[name], name)
@@ -180,9 +179,11 @@ def _of_any_length(writer: GraphWriter, cache: str, batch: str) -> str:
     return writer.op("Slice", cache, integers([0]), end, integers([2]))
 
 
-def _empty(writer: GraphWriter, batch: str, heads: int, width: int, element: int) -> str:
-    """A cache of no tokens, `[batch, heads, 0, width]` of the ONNX type `element`."""
-    shape = writer.op("Concat", batch, writer.constants.integers([heads, 0, width]), axis=0)
+def _first(writer: GraphWriter, batch: str, past: ValueInfoProto) -> str:
+    """What a decoder keeps before its first step: keys and values of no tokens, or a state of zeros."""
+    sizes = [axis.dim_value for axis in past.type.tensor_type.shape.dim[1:]]  # 0 of the axis that grows
+    shape = writer.op("Concat", batch, writer.constants.integers(sizes), axis=0)
+    element = past.type.tensor_type.elem_type
     return writer.op("ConstantOfShape", shape, value=helper.make_tensor("value", element, [1], [0]))
 
 

@@ -155,7 +155,9 @@ def _with_words(
         question = write_question(writer, "questions", vocabulary)
     compose(composition, manifest, graphs, prompt_ids, question)
     if texts is not None:
-        strings = write_texts(writer, "token_ids", texts)
+        is_followed = "text_encoder" not in graphs and (question is not None or bool(prompt_ids))
+        shown = () if manifest.decoding is None else manifest.decoding.shown_prompt(is_followed=is_followed)
+        strings = write_texts(writer, "token_ids", texts, shown)
     else:
         strings = write_labels(writer, "answer_ids", manifest.labels or ())
     writer.publish(strings, "texts")

@@ -70,8 +70,13 @@ def _difference(codec: TextCodec, texts: TokenTexts) -> str | None:
     return None
 
 
-def write_texts(writer: GraphWriter, token_ids: str, texts: TokenTexts) -> str:
-    """Strings `[batch]` of int64 `[batch, steps]`."""
+def write_texts(writer: GraphWriter, token_ids: str, texts: TokenTexts, shown_ids: Sequence[int] = ()) -> str:
+    """Strings `[batch]` of int64 `[batch, steps]`; each begins with the text of `shown_ids`."""
+    if begun := [token_id for token_id in shown_ids if texts.has_text[token_id]]:
+        batch = writer.op("Shape", token_ids, start=0, end=1)
+        size = writer.op("Concat", batch, writer.constants.integers([len(begun)]), axis=0)
+        shown = writer.op("Expand", writer.constants.integers(np.array([begun])), size)
+        token_ids = writer.op("Concat", shown, token_ids, axis=1)
     first, later = (
         writer.op("Gather", writer.constants.tensor(np.array(table, dtype=object)), token_ids)
         for table in (texts.first, texts.later)

@@ -23,6 +23,8 @@ __all__ = [
     "prefix_names",
     "present_names",
     "role_contract",
+    "state_names",
+    "states_of",
 ]
 
 
@@ -58,6 +60,7 @@ class _Form:
 
 
 _KEY_VALUE = TensorContract("tensor(float)", 4, ("tensor(float16)", "tensor(int8)"))
+_STATE = TensorContract("tensor(float)", 3)
 _MATRIX = TensorContract("tensor(float)", 2)
 _IDS = TensorContract("tensor(int64)", 2)
 
@@ -66,6 +69,8 @@ _FEATURES = {"visual_features": TensorContract("tensor(float)", 3)}
 _BOXES = {"visual_boxes": TensorContract("tensor(float)", 3)}
 _TEXT = {"input_ids": _IDS, "attention_mask": _IDS}
 _IMAGE = {"image_tokens": TensorContract("tensor(float)", 3)}
+_PATCHES = {"patches": TensorContract("tensor(float)", 3), "grid": TensorContract("tensor(int64)", 1)}
+_GRIDS = {"image_grids": TensorContract("tensor(int64)", 3)}
 _IMAGE_TOKENS = {**_IMAGE, "image_mask": _IDS}
 _SPEECH = {"log_mel": TensorContract("tensor(float)", 3), "log_mel_mask": _IDS}
 _FRAMES = {"frame_values": TensorContract("tensor(float)", 5), "frame_mask": _IDS}
@@ -98,6 +103,7 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form(_PIXELS, {"image_embeddings": _MATRIX, **_IMAGE_TOKENS}),
         _Form(_PIXELS, _IMAGE),
         _Form(_PIXELS, _IMAGE_TOKENS),
+        _Form(_PATCHES, _IMAGE),
         _Form({**_FEATURES, **_BOXES}, _IMAGE_TOKENS),
         _Form(_FEATURES, _IMAGE_TOKENS),
     ),
@@ -112,11 +118,13 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past", "cross"), produces=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past",), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("past",), produces=("present",)),
     ),
     "generator": (
         _Form(_LOOP, _GENERATED, consumes=("past", "cross")),
         _Form(_LOOP, _GENERATED, consumes=("past",)),
         _Form({**_LOOP, **_IMAGE}, _GENERATED, consumes=("past",)),
+        _Form({**_LOOP, **_IMAGE, **_GRIDS}, _GENERATED, consumes=("past",)),
     ),
     "classifier": (
         _Form(_TEXT, _ANSWERS, consumes=("cross",)),
@@ -171,6 +179,11 @@ def present_names(layers: int) -> list[str]:
     return key_value_names("present", layers)
 
 
+def state_names(series: str, layers: int) -> list[str]:
+    """What layers that convolve keep before a step, `past`, or after it, `present`: `past_conv_0`, `past_conv_1`, …"""
+    return [f"{series}_conv_{layer}" for layer in range(layers)]
+
+
 def attention_names(outputs: Collection[str]) -> list[str]:
     """Attention weights, a tensor a layer, of as many layers as there are among `outputs`, at least one."""
     return [f"attention_{layer}" for layer in range(max(1, sum(name.startswith("attention_") for name in outputs)))]
@@ -181,11 +194,16 @@ def layers_of(series: str, names: Iterable[str]) -> int:
     return sum(name.startswith(f"{series}_key_") for name in names)
 
 
+def states_of(series: str, names: Iterable[str]) -> int:
+    """How many layers of `series` keep a state of fixed size; as `layers_of` counts keys."""
+    return sum(name.startswith(f"{series}_conv_") for name in names)
+
+
 def role_contract(role: str, inputs: Collection[str], outputs: Collection[str]) -> RoleContract:
     """Inputs and outputs of a graph of `role`: of all forms of the role the one nearest to the names that it has.
 
     A series of keys and values has as many layers as the graph has keys of it, at least one; `present` has as many as
-    `past`.
+    `past`, and as many states of fixed size as `past` has.
     """
     contracts = [_contract(form, inputs, outputs) for form in _FORMS[role]]
     return min(
@@ -200,11 +218,14 @@ def _contract(form: _Form, inputs: Collection[str], outputs: Collection[str]) ->
 
     weights = attention_names(outputs) if form.produces_weights else []
     past = present_names(max(1, layers_of("past", inputs)))
+    states = states_of("past", inputs) if "past" in form.consumes else 0
+    last_states = state_names("present", states if "present" in form.produces else 0)
     return RoleContract(
-        {**form.inputs, **tensors(form.consumes, inputs)},
+        {**form.inputs, **tensors(form.consumes, inputs), **dict.fromkeys(state_names("past", states), _STATE)},
         {
             **form.outputs,
             **tensors(form.produces, past if "present" in form.produces else outputs),
+            **dict.fromkeys(last_states, _STATE),
             **dict.fromkeys(weights, TensorContract("tensor(float)", 4)),
         },
     )

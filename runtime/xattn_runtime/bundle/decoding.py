@@ -14,11 +14,14 @@ from typing import Any, Literal
 from xattn_runtime.errors import UserError
 from xattn_runtime.json_reader import ObjectReader, show
 
-__all__ = ["MOST_BEAMS", "Decoding", "EarlyStopping", "read_decoding"]
+__all__ = ["MOST_BEAMS", "NO_TOKEN", "Decoding", "EarlyStopping", "read_decoding"]
 
 EarlyStopping = bool | Literal["never"]
 
 MOST_BEAMS = 64
+
+# What the loop in a graph is given for the tokens that end a sequence where there are none.
+NO_TOKEN = (-1,)
 
 # All other settings change scores.
 _SEARCH_AND_LIMITS = frozenset({
@@ -32,7 +35,7 @@ class Decoding:
     """Settings of greedy (`beams` 1) and beam search; all but the first four have neutral defaults.
 
     prompt_token_ids: what the decoder is fed first; none where a text comes with every call.
-    end_token_ids: each of them ends a sequence.
+    end_token_ids: each of them ends a sequence; without any all have the most tokens.
     pad_token_id: what the decoder is fed for a row that has ended.
     max_new_tokens: the most tokens to generate, an end token included.
     max_length: the most tokens of prompt and generated text together, where the model's settings limit that.
@@ -82,6 +85,10 @@ class Decoding:
         settings_of_scores = (field for field in fields(self) if field.name not in _SEARCH_AND_LIMITS)
         return self.beams == 1 and all(getattr(self, field.name) == field.default for field in settings_of_scores)
 
+    def shown_prompt(self, *, is_followed: bool) -> tuple[int, ...]:
+        """Whose text a generated text begins with: `prompt_token_ids`, unless another prompt follows them."""
+        return () if is_followed else self.prompt_token_ids
+
     def for_call(
         self, *, prompt_ids: Sequence[int] = (), beams: int | None = None, max_new_tokens: int | None = None
     ) -> Decoding:
@@ -125,7 +132,7 @@ def read_decoding(reader: ObjectReader, *, needs_prompt: bool = True) -> Decodin
     """
     decoding = Decoding(
         prompt_token_ids=_prompt(reader, needs_prompt),
-        end_token_ids=_some_ids(reader, "end_token_ids"),
+        end_token_ids=reader.integers("end_token_ids"),
         pad_token_id=reader.integer("pad_token_id"),
         max_new_tokens=reader.integer("max_new_tokens", minimum=1),
         max_length=_integer_or_none(reader, "max_length", minimum=1),
@@ -157,13 +164,9 @@ def read_decoding(reader: ObjectReader, *, needs_prompt: bool = True) -> Decodin
 def _prompt(reader: ObjectReader, is_needed: bool) -> tuple[int, ...]:
     if "start_token_id" in reader and "prompt_token_ids" not in reader:
         return (reader.integer("start_token_id"),)
-    return _some_ids(reader, "prompt_token_ids") if is_needed else reader.integers("prompt_token_ids")
-
-
-def _some_ids(reader: ObjectReader, key: str) -> tuple[int, ...]:
-    ids = reader.integers(key)
-    if not ids:
-        reader.fail(key, "at least one token id", [])
+    ids = reader.integers("prompt_token_ids")
+    if is_needed and not ids:
+        reader.fail("prompt_token_ids", "at least one token id", [])
     return ids
 
 

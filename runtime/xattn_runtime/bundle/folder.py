@@ -18,8 +18,9 @@ from xattn_runtime.brought_files import is_system_file, placeholder_of
 from xattn_runtime.bundle.held_files import FileStamp, HeldFile, stamp_of
 from xattn_runtime.bundle.manifest import FileEntry, Manifest, TaskName, parse
 from xattn_runtime.bundle.task_table import TASKS
-from xattn_runtime.errors import BundleError
+from xattn_runtime.errors import BundleError, problem
 from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.preprocess.formats import remote_or_inline
 
 __all__ = [
     "MANIFEST_FILE",
@@ -143,16 +144,30 @@ def file_digest(path: str | os.PathLike[str]) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    if not os.path.lexists(folder):
-        names = ", ".join(shipped_bundles())
-        advice = f", or name one that came with this package: {names}" if names else ""
-        raise BundleError(f"{folder}: expected a bundle folder, found nothing; check the path{advice}")
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        if remote_or_inline(str(folder)) is not None:
+            found = "a URL; download it first, and name its folder"
+        else:
+            names = ", ".join(shipped_bundles())
+            advice = f", or name one that came with this package: {names}" if names else ""
+            found = f"nothing; check the path{advice}"
+        raise BundleError(f"{folder}: expected a bundle folder, found {found}") from None
+    except OSError as error:
+        raise BundleError(f"{folder}: expected a bundle folder, found: {problem(error)}") from error
     if not folder.is_dir():
         raise BundleError(
             f"{folder}: expected a bundle folder, found a file; name the folder that holds {MANIFEST_FILE}"
         )
-    if not os.path.lexists(folder / MANIFEST_FILE):
-        raise BundleError(f"{folder}: expected a bundle, found no {MANIFEST_FILE} in this folder; check the path")
+    try:
+        (folder / MANIFEST_FILE).lstat()
+    except FileNotFoundError:
+        raise BundleError(
+            f"{folder}: expected a bundle, found no {MANIFEST_FILE} in this folder; check the path"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"{folder}: expected a folder that can be read, found: {problem(error)}") from error
 
 
 def _read_manifest(path: Path) -> bytes:
@@ -251,4 +266,4 @@ def _check_regular(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: OSError) -> NoReturn:
-    raise BundleError(f"{path}: expected a readable file, found {one_line(error)}; check its permissions") from error
+    raise BundleError(f"{path}: expected a readable file, found: {problem(error)}") from error

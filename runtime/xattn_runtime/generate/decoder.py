@@ -12,7 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.bundle.contract import cross_names, past_names, prefix_names, present_names
+from xattn_runtime.bundle.contract import (
+    cross_names,
+    past_names,
+    prefix_names,
+    state_names,
+    states_of,
+)
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.session import GraphSession, Tensor
 from xattn_runtime.generate.cache import Cache
@@ -33,33 +39,37 @@ class FirstStep:
 
     A decoder attends to an image in one of three ways: by cross-attention, to keys and values that are fed at every
     step; as a prefix, whose keys and values its cache begins with; or in the text, where tokens of the prompt stand for
-    the image tokens, which are fed at every step.
+    the image tokens, which are fed at every step, and where positions follow the image's rows and columns its grid.
     """
 
     def __init__(self, session: GraphSession) -> None:
         """BundleError where an axis of the cache that must be static is not."""
         layers = session.layers("past")
-        image_tokens = [name for name in ("image_tokens",) if name in session.input_shapes]
+        image_tokens = [name for name in ("image_tokens", "image_grids") if name in session.input_shapes]
         self._fed_names = [*cross_names(session.layers("cross")), *image_tokens]
-        self._past_names = past_names(layers)
-        self._prefix_names = prefix_names(layers)
-        self._cache_axes = {name: _static_axes(session, name) for name in self._past_names}
+        names, states = past_names(layers), state_names("past", states_of("past", session.input_shapes))
+        self._past_names = [*names, *states]
+        self._prefix_of = dict(zip(names, prefix_names(layers), strict=True))
+        self._first_shapes = {
+            **{name: _first_keys(session, name) for name in names},
+            **{name: _first_state(session, name) for name in states},
+        }
         self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
 
     def first_past(self, image: Mapping[str, Tensor]) -> Cache:
-        """The cache before the first step, `[batch, heads, past, head_width]` each, in the decoder's dtype.
+        """The cache before the first step, in the decoder's dtype.
 
-        `image` is what the image encoder gave: the cache begins with its prefix, or with nothing where it has none.
+        That is keys and values `[batch, heads, past, head_width]`, and `[batch, width, tokens]` of layers that keep a
+        state of fixed size. `image` is what the image encoder gave: the cache begins with its prefix, or with nothing
+        where it has none; states begin with zeros.
         """
-        if self._prefix_names[0] in image:
-            names = zip(self._past_names, self._prefix_names, strict=True)
-            return Cache({past: image[prefix] for past, prefix in names})
         batch = _batch(image)
+        first = {
+            name: np.zeros((batch, *shape), dtype=self._cache_dtypes[name])
+            for name, shape in self._first_shapes.items()
+        }
         return Cache(
-            {
-                name: np.zeros((batch, heads, 0, width), dtype=self._cache_dtypes[name])
-                for name, (heads, width) in self._cache_axes.items()
-            }
+            first | {past: image[prefix] for past, prefix in self._prefix_of.items() if prefix in image},
         )
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +88,7 @@ class DecoderStep(FirstStep):
         """BundleError where an axis of the cache that must be static is not."""
         super().__init__(session)
         self._session = session
-        self._present_names = present_names(session.layers("past"))
+        self._present_names = [name.replace("past_", "present_", 1) for name in self._past_names]
         self._greedy_names = ("next_token", "next_log_prob", *self._present_names)
         self._logits_names = ("logits", *self._present_names)
 
@@ -136,7 +146,8 @@ class DecoderStep(FirstStep):
         return self._session.run(outputs, inputs, self._present_names if hold else ())
 
 
-def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:
+def _first_keys(session: GraphSession, name: str) -> tuple[int, int, int]:
+    """Heads, no token and head width."""
     shape = session.input_shapes[name]
     heads, width = shape[1], shape[3]
     if not isinstance(heads, int) or not isinstance(width, int):
@@ -144,7 +155,19 @@ def _static_axes(session: GraphSession, name: str) -> tuple[int, int]:
             f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
             "export it again"
         )
-    return heads, width
+    return heads, 0, width
+
+
+def _first_state(session: GraphSession, name: str) -> tuple[int, int]:
+    """Width and tokens."""
+    shape = session.input_shapes[name]
+    width, tokens = shape[1], shape[2]
+    if not isinstance(width, int) or not isinstance(tokens, int):
+        raise BundleError(
+            f"{session.path}: input {name}: expected a static width and number of tokens, found {show(list(shape))}; "
+            "export it again"
+        )
+    return width, tokens
 
 
 def _batch(image: Mapping[str, Tensor]) -> int:

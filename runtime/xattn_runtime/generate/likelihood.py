@@ -26,7 +26,8 @@ def log_likelihoods(
 ) -> NDArray[np.float64]:
     """Natural log-probability of each of `texts`, token ids that stand after the prompt, float64 `[texts]`.
 
-    That the text ends there is a part of it: the first of `decoding.end_token_ids` is counted as its last token.
+    That the text ends there is a part of it: the first of `decoding.end_token_ids` is counted as its last token,
+    where there is one.
     `image` holds what the encoder gave for one image, `[1, …]` each. The scores are the model's own, unprocessed.
     """
     cross = decoder.cross(image)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from xattn_runtime.bundle.decoding import Decoding
+from xattn_runtime.bundle.decoding import NO_TOKEN, Decoding
 from xattn_runtime.execution.session import GraphSession, Tensor
 from xattn_runtime.generate.decoder import FirstStep
 from xattn_runtime.generate.sequence import Sequence, sequences_of
@@ -30,7 +30,7 @@ class GreedyLoop(FirstStep):
         inputs = {
             "input_ids": self.prompt(image, decoding.prompt_token_ids),
             "max_new_tokens": np.array(decoding.max_new_tokens),
-            "end_token_ids": np.array(decoding.end_token_ids),
+            "end_token_ids": np.array(decoding.end_token_ids or NO_TOKEN),
             "pad_token_id": np.array(decoding.pad_token_id),
         }
         ids, log_probs = self._session.run(

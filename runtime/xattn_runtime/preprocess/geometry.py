@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 
 __all__ = [
+    "MOST_OBLONG",
     "Size",
     "Window",
+    "area_size",
     "centre_window",
     "longest_edge_size",
     "multiple_size",
@@ -22,6 +24,9 @@ __all__ = [
 
 Size = tuple[int, int]
 """Height and width, pixels."""
+
+MOST_OBLONG = 200
+"""How many times the shorter side the longer may be, where `area_size` is to be taken of it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,24 @@ def whole_tiles_size(size: Size, side_px: int) -> Size:
         height = round_up(height, side_px)
         width = round_up(int(height * aspect), side_px)
     return max(height, side_px), max(width, side_px)
+
+
+def area_size(size: Size, fewest_px: int, most_px: int, multiple_px: int) -> Size:
+    """Both sides to the nearest multiples; or in proportion, to as many pixels in all as `fewest_px` and `most_px` say.
+
+    `smart_resize` in image_processing_pil_qwen2_vl.py, with its float64 and its rounding of halves to even.
+    """
+    height, width = size
+    near = [round(side / multiple_px) * multiple_px for side in size]
+    if near[0] * near[1] > most_px:
+        shrink = math.sqrt((height * width) / most_px)
+        down = [max(multiple_px, math.floor(side / shrink / multiple_px) * multiple_px) for side in size]
+        return down[0], down[1]
+    if near[0] * near[1] < fewest_px:
+        grow = math.sqrt(fewest_px / (height * width))
+        up = [math.ceil(side * grow / multiple_px) * multiple_px for side in size]
+        return up[0], up[1]
+    return near[0], near[1]
 
 
 def centre_window(size: Size, crop: Size) -> Window:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.brought_files import placeholder_of
-from xattn_runtime.errors import ImageError
+from xattn_runtime.errors import ImageError, UserError, problem
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.formats import FORMATS, HEAD_BYTES, ImageFormat, described, format_of, remote_or_inline
 from xattn_runtime.preprocess.pixel_modes import to_rgb
@@ -132,7 +132,7 @@ def image_name(image: ImageInput | HeldImage) -> str:
     if isinstance(image, HeldImage):
         return image.name
     if isinstance(image, str | os.PathLike):
-        name = os.fspath(image)
+        name = os.fsdecode(image) or show("")
         name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
         return name if name.isprintable() else show(name)
     if isinstance(image, Image.Image):
@@ -162,8 +162,9 @@ def _open(image: ImageInput | HeldImage) -> tuple[str, Image.Image]:
         return name, image
     if isinstance(image, np.ndarray):
         return name, _from_array(name, image)
+    advice = "; give one image, or all to a method for several" if isinstance(image, list | tuple) else ""
     raise ImageError(
-        f"image: expected a path, bytes, a Pillow image or a uint8 array, found {show(type(image).__name__)}"
+        f"image: expected a path, bytes, a Pillow image or a uint8 array, found {show(type(image).__name__)}{advice}"
     )
 
 
@@ -176,7 +177,7 @@ def _content(image: ImageInput | HeldImage) -> bytes | None:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, str | os.PathLike):
-        return _read(image_name(image), image)
+        return _read(image_name(image), os.fsdecode(image))
     if isinstance(image, Image.Image):
         return _not_as_pillow_reads_it(image)
     return None if isinstance(image, np.ndarray) or not hasattr(image, "read") else read_open_file(image)
@@ -209,8 +210,10 @@ def _from_array(name: str, array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _read(name: str, path: str | os.PathLike[str]) -> bytes:
+def _read(name: str, path: str) -> bytes:
     """The file's bytes, after checking what it is and how large."""
+    if not path:
+        raise ImageError("image: expected a path, found an empty text; was a variable not set?")
     try:
         status = Path(path).stat()
         if stat.S_ISDIR(status.st_mode):
@@ -221,17 +224,16 @@ def _read(name: str, path: str | os.PathLike[str]) -> bytes:
             _too_large(name, status.st_size)
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
-        if (found := remote_or_inline(os.fspath(path))) is not None:
+        if (found := remote_or_inline(path)) is not None:
             url = name if "://" in name else name.replace(":/", "://", 1)  # a Path keeps one of the two
             shown = url if len(url) <= _LONGEST_SHOWN else f"{url[:_LONGEST_SHOWN]}…"
             raise ImageError(f"{shown}: expected a path, bytes or an open file, found {found}") from None
         if isinstance(error, FileNotFoundError):
             raise ImageError(f"{name}: expected an image, found {_nothing_at(path)}") from None
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise ImageError(f"{name}: expected a readable image, found: {reason}; check the path") from error
+        raise ImageError(f"{name}: expected a readable image, found: {problem(error)}") from error
 
 
-def _nothing_at(path: str | os.PathLike[str]) -> str:
+def _nothing_at(path: str) -> str:
     with suppress(OSError, ValueError):
         target = str(Path(path).readlink())
         if (found := placeholder_of(os.fsencode(target))) is not None:
@@ -240,12 +242,13 @@ def _nothing_at(path: str | os.PathLike[str]) -> str:
     return "no such file; check the path"
 
 
-def read_open_file(stream: BinaryIO) -> bytes:
+def read_open_file(
+    stream: BinaryIO, name: str = "image given as an open file", error_type: type[UserError] = ImageError
+) -> bytes:
     """What an open file holds from where it stands, and at most one byte more than may be; it is put back there.
 
-    Raises ImageError where it gives no bytes.
+    Raises an error of `error_type`, which begins with `name`, where it gives no bytes.
     """
-    name = "image given as an open file"
     try:
         with _BY_ONE_THREAD.of(stream):
             at = _place(stream)
@@ -253,16 +256,18 @@ def read_open_file(stream: BinaryIO) -> bytes:
             if at is not None:
                 stream.seek(at)
     except (OSError, ValueError, TypeError) as error:
-        raise ImageError(
+        raise error_type(
             f"{name}: expected one that can be read in binary, found: {one_line(error)}; open it with 'rb'"
         ) from error
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise ImageError(
+        raise error_type(
             f"{name}: expected one that gives bytes, found one that gives {show(type(data).__name__)}; open it "
             "with 'rb'"
         )
     if at and not data:
-        raise ImageError(f"{name}: expected an image, found the end of the file at byte {at}; rewind it with seek(0)")
+        raise error_type(
+            f"{name}: expected what it holds, found the end of the file at byte {at}; rewind it with seek(0)"
+        )
     return bytes(data)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import ImageError
-from xattn_runtime.preprocess.geometry import Size, Window, centre_window
+from xattn_runtime.preprocess.geometry import MOST_OBLONG, Size, Window, centre_window
 from xattn_runtime.preprocess.image import PIXEL_LIMIT, HeldImage, image_name, open_image
 from xattn_runtime.preprocess.padding import resize_on_square
 from xattn_runtime.preprocess.steps import (
@@ -30,8 +30,10 @@ from xattn_runtime.preprocess.steps import (
     Pad,
     PadToSquare,
     PadZeros,
+    Patches,
     Rescale,
     ResizeStep,
+    ResizeToArea,
     Step,
     Tile,
     output_size_px,
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     ImageFunction = Callable[[Image.Image], Image.Image]
 
-__all__ = ["Pipeline", "Tiles"]
+__all__ = ["PatchValues", "Pipeline", "Tiles"]
 
 _CANVAS_PIXEL_LIMIT = 2 * PIXEL_LIMIT
 # Of an image that is laid on a square larger than that: it is resized as if it were (padding.py), to a side that is
@@ -52,6 +54,7 @@ _CANVAS_PIXEL_LIMIT = 2 * PIXEL_LIMIT
 _LONGEST_SIDE_PX = 2**17
 _LEAST_SHRINKING = 4
 _UINT8_VALUES = 256
+_OF_VALUES = Rescale | Normalize | PadZeros | Patches
 _WIDEST_FILTER = 3
 
 
@@ -67,11 +70,21 @@ class Tiles:
     columns: int
 
 
+@dataclass(frozen=True)
+class PatchValues:
+    """An image in patches: float32 `[rows × columns, values]`, in the order of the step `Patches`."""
+
+    values: NDArray[np.float32]
+    rows: int
+    columns: int
+
+
 class Pipeline:
     """The compiled steps of one bundle; call it with an image.
 
-    size_px: height and width of the result (of each tile).
+    size_px: height and width of the result (of each tile or patch).
     tiled: whether an image gives tiles, as many as fit its shape.
+    patch: the step that cuts an image into patches, as many as it measures, if there is one.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -79,7 +92,8 @@ class Pipeline:
         self.size_px = output_size_px(steps)
         at = next(i for i, step in enumerate(steps) if isinstance(step, Rescale))
         self._tile = next((step for step in steps if isinstance(step, Tile)), None)
-        self._steps = _compile([step for step in steps[:at] if not isinstance(step, Rescale | Normalize | PadZeros)])
+        self.patch = next((step for step in steps if isinstance(step, Patches)), None)
+        self._steps = _compile([step for step in steps[:at] if not isinstance(step, _OF_VALUES)])
         self._values = _value_table([step for step in steps[at:] if isinstance(step, Rescale | Normalize)])
 
     @property
@@ -89,10 +103,27 @@ class Pipeline:
     def __call__(self, image: ImageInput | HeldImage) -> NDArray[np.float32]:
         """Pixel values, float32, contiguous: `[3, height, width]`, or `[tiles, 3, height, width]` where it is tiled.
 
-        ImageError where the image cannot be used.
+        Or patches, as `patches` gives them. ImageError where the image cannot be used.
         """
+        if self.patch is not None:
+            return self.patches(image).values
         pixels = self.tiles(image).pixels
         return pixels if self.tiled else pixels[0]
+
+    def patches(self, image: ImageInput | HeldImage) -> PatchValues:
+        """The image as patches and how many there are along its sides; only where the steps end in patches."""
+        if self.patch is None:
+            raise TypeError("these steps cut no patches")
+        opened = self._prepared(image)
+        side, merge, frames = self.patch.side_px, self.patch.merge, self.patch.frames
+        rows, columns = opened.height // side, opened.width // side
+        pixels = np.asarray(opened).reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+        # Looked up where they come to lie: a large image is in memory once as values.
+        values = np.empty((rows // merge, columns // merge, merge, merge, 3, frames, side, side), np.float32)
+        for channel, table in enumerate(self._values):
+            band = pixels[..., channel].transpose(0, 3, 1, 4, 2, 5)
+            values[:, :, :, :, channel] = table[band][:, :, :, :, None]
+        return PatchValues(values.reshape(rows * columns, self.patch.width), rows, columns)
 
     def tiles(self, image: ImageInput | HeldImage) -> Tiles:
         """The image as tiles and how it was cut; one tile where the steps cut none."""
@@ -105,10 +136,10 @@ class Pipeline:
     def seen(self, image: ImageInput | HeldImage) -> NDArray[np.uint8]:
         """The image before its values are scaled, as the model sees it: uint8 `[height, width, 3]` of `size_px`.
 
-        ImageError where it cannot be used. Of one that is cut into tiles it is the whole, before that.
+        ImageError where it cannot be used. Of one that is cut into tiles or patches it is the whole, before that.
         """
         opened = self._prepared(image)
-        if self.tiled:
+        if self.tiled or self.patch is not None:
             return np.asarray(opened)
         canvas = np.zeros((*self.size_px, 3), np.uint8)
         canvas[: opened.height, : opened.width] = np.asarray(opened)
@@ -169,6 +200,12 @@ def _apply(image: Image.Image, step: ImageStep) -> Image.Image:
             return _lay(image, (step.height_px, step.width_px), step.background, centred=centred)
         case CenterCrop():
             return _crop(image, step)
+        case ResizeToArea() if max(image.size) > MOST_OBLONG * min(image.size):
+            longer, shorter = max(image.size), min(image.size)
+            raise ImageError(
+                f"{image.width} × {image.height} pixels: expected a longer side of at most {MOST_OBLONG} times the "
+                f"shorter one, found {longer / shorter:.4g} times; crop it"
+            )
         case _:
             return _resize(image, step.size_of(_size(image)), step.filter)
 

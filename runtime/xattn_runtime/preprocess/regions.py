@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.brought_files import placeholder_of
-from xattn_runtime.errors import ImageError
+from xattn_runtime.errors import ImageError, problem
 from xattn_runtime.json_reader import ObjectReader, one_line, show
 from xattn_runtime.preprocess.formats import HEAD_BYTES
 from xattn_runtime.preprocess.image import read_open_file
@@ -98,12 +98,12 @@ class RegionReader:
             name = "regions given as bytes"
             return name, self._unpack(name, bytes(regions))
         if isinstance(regions, str | os.PathLike):
-            path = os.fspath(regions)
+            path = os.fsdecode(regions)
             name = path if path.isprintable() else show(path)
             return name, self._unpack(name, _read(name, Path(path)))
         if hasattr(regions, "read"):
             name = "regions given as an open file"
-            return name, self._unpack(name, read_open_file(cast(BinaryIO, regions)))
+            return name, self._unpack(name, read_open_file(cast(BinaryIO, regions), name))
         raise ImageError(
             "regions: expected the path of an .npz, its bytes, or a mapping of arrays, as this model takes no image, "
             f"found {show(type(regions).__name__)}"
@@ -153,7 +153,7 @@ def _read(name: str, path: Path) -> bytes:
     except FileNotFoundError:
         raise ImageError(f"{name}: expected an .npz of region features, found no such file; check the path") from None
     except (OSError, ValueError) as error:
-        raise ImageError(f"{name}: expected a readable file, found: {one_line(error)}; check the path") from error
+        raise ImageError(f"{name}: expected a readable file, found: {problem(error)}") from error
 
 
 def _array(where: str, data: bytes) -> NDArray[Any]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from numbers import Integral
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.errors import AudioError
 from xattn_runtime.json_reader import ObjectReader, show
-from xattn_runtime.preprocess.wav import open_wav
+from xattn_runtime.preprocess.wav import WavInput, open_wav
 
 __all__ = ["AudioInput", "MelSpec", "log_mel", "mel_filters", "read_audio", "read_mel_spec"]
 
@@ -111,8 +112,8 @@ def _check(samples: NDArray[np.floating], rate_hz: int, spec: MelSpec) -> None:
         raise AudioError("audio: expected finite samples, found some that are not numbers or infinite")
 
 
-AudioInput = str | os.PathLike[str] | bytes | tuple[NDArray[np.floating], int]
-"""A WAV file or its bytes, or samples `[samples]` from -1 to 1 and how many of them make a second."""
+AudioInput = WavInput | tuple[NDArray[np.floating], int]
+"""A WAV file, or samples `[samples]` from -1 to 1 and how many of them make a second."""
 
 
 def read_audio(audio: AudioInput, spec: MelSpec) -> tuple[NDArray[np.floating], int]:
@@ -122,8 +123,8 @@ def read_audio(audio: AudioInput, spec: MelSpec) -> tuple[NDArray[np.floating], 
         AudioError: no such file, another kind of file or more channels; something else in place of samples and a rate;
             names what was found.
     """
-    if isinstance(audio, str | os.PathLike | bytes):
-        with open_wav(audio) as file:
+    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(audio, "read"):
+        with open_wav(cast(WavInput, audio)) as file:
             if file.channels != 1:
                 raise AudioError(f"{file.name}: expected one channel, found {file.channels}; mix the channels into one")
             _check_clip(file.name, file.rate_hz, file.samples, spec)

@@ -15,6 +15,7 @@ from xattn_runtime.errors import BundleError
 from xattn_runtime.json_reader import ObjectReader
 from xattn_runtime.preprocess.geometry import (
     Size,
+    area_size,
     longest_edge_size,
     multiple_size,
     round_up,
@@ -34,11 +35,13 @@ __all__ = [
     "Pad",
     "PadToSquare",
     "PadZeros",
+    "Patches",
     "Rescale",
     "Resize",
     "ResizeLongestEdge",
     "ResizeShortestEdge",
     "ResizeStep",
+    "ResizeToArea",
     "ResizeToMultiple",
     "Step",
     "Tile",
@@ -52,6 +55,8 @@ Filter = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Position = Literal["center", "top_left"]
 FILTERS: tuple[Filter, ...] = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 LARGEST_SIDE_PX = 8192
+_LARGEST_AREA_PX = LARGEST_SIDE_PX**2
+_MOST_FRAMES_OF_A_PATCH = 8
 _POSITIONS: tuple[Position, ...] = ("center", "top_left")
 
 
@@ -153,6 +158,21 @@ class ResizeToMultiple:
 
 
 @dataclass(frozen=True)
+class ResizeToArea:
+    """To multiples of `multiple_px` near the image's own sides, `fewest_px` to `most_px` pixels in all."""
+
+    op: ClassVar[str] = "resize_to_area"
+    fewest_px: int
+    most_px: int
+    multiple_px: int
+    filter: Filter
+
+    def size_of(self, size: Size) -> Size:
+        """See `geometry.area_size`."""
+        return area_size(size, self.fewest_px, self.most_px, self.multiple_px)
+
+
+@dataclass(frozen=True)
 class Tile:
     """Up to whole tiles of `side_px`, cut row by row, then the whole image as one tile; a single tile stays alone."""
 
@@ -191,16 +211,38 @@ class PadZeros:
     width_px: int
 
 
-ResizeStep = Resize | ResizeShortestEdge | ResizeLongestEdge | ResizeToMultiple
+@dataclass(frozen=True)
+class Patches:
+    """Squares of `side_px`, each a row of values: channel by channel, `frames` times the same, row by row.
+
+    Those of a square of `merge` × `merge` follow each other row by row, and so do these squares.
+    """
+
+    op: ClassVar[str] = "patches"
+    side_px: int
+    merge: int = 1
+    frames: int = 1
+
+    @property
+    def width(self) -> int:
+        """How many values a patch has."""
+        return 3 * self.frames * self.side_px**2
+
+
+ResizeStep = Resize | ResizeShortestEdge | ResizeLongestEdge | ResizeToMultiple | ResizeToArea
 ImageStep = Flatten | PadToSquare | Pad | CenterCrop | ResizeStep | Tile
-Step = ImageStep | Rescale | Normalize | PadZeros
+Step = ImageStep | Rescale | Normalize | PadZeros | Patches
 
 
 class _Extent(NamedTuple):
-    """What is known of an image's size before there is one: exact, or at most that; None for no bound."""
+    """What is known of an image's size before there is one: exact, or at most that; None for no bound.
+
+    multiple_px: what both sides are multiples of.
+    """
 
     most: Size | None
     exact: bool
+    multiple_px: int = 1
 
 
 def step_to_dict(step: Step) -> dict[str, object]:
@@ -222,30 +264,31 @@ def parse_steps(readers: Sequence[ObjectReader], file: str) -> tuple[Step, ...]:
 
 
 def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
-    """Height and width of the result (of each tile, where it ends in tiles), the same for every image.
+    """Height and width of the result (of each tile or patch, where it ends in those), the same for every image.
 
     Raises BundleError where the order cannot work: `flatten` comes first and once; then pads, crops and resizes in any
     order, `tile` only as the last of them; then exactly one `rescale`, any number of `normalize`, and at most one
-    `pad_zeros`, the last, never after `tile`. And where the size depends on the image, or may pass that of a pad.
+    `pad_zeros` or `patches`, the last, never after `tile`. And where the size depends on the image, or may pass that of
+    a pad, or is not whole squares of patches.
     """
     at = next((i for i, step in enumerate(steps) if isinstance(step, Rescale)), len(steps))
     images, numbers = steps[:at], steps[at + 1 :]
     kinds = [type(step) for step in images]
     in_order = (
         kinds[:1] == [Flatten]
-        and not any(issubclass(kind, Flatten | Normalize | PadZeros) for kind in kinds[1:])
+        and not any(issubclass(kind, Flatten | Normalize | PadZeros | Patches) for kind in kinds[1:])
         and Tile not in kinds[:-1]
         and at < len(steps)
         and all(isinstance(step, Normalize) for step in numbers[:-1])
-        and all(isinstance(step, Normalize | PadZeros) for step in numbers[-1:])
-        and not (Tile in kinds and any(isinstance(step, PadZeros) for step in numbers))
+        and all(isinstance(step, Normalize | PadZeros | Patches) for step in numbers[-1:])
+        and not (Tile in kinds and any(isinstance(step, PadZeros | Patches) for step in numbers))
     )
     where = f"{file}: preprocessing.image"
     order = " → ".join(step.op for step in steps) or "no step"
     if not in_order:
         raise BundleError(
-            f"{where}: expected flatten → pads, crops and resizes, [tile] last → rescale → [normalize] → [pad_zeros], "
-            f"found {order}; export the bundle again"
+            f"{where}: expected flatten → pads, crops and resizes, [tile] last → rescale → [normalize] → [pad_zeros or "
+            f"patches], found {order}; export the bundle again"
         )
     extent = _Extent(None, exact=False)
     for step in (*images[1:], *numbers):
@@ -253,7 +296,7 @@ def output_size_px(steps: Sequence[Step], file: str = "manifest.json") -> Size:
     if extent.most is None or not extent.exact:
         raise BundleError(
             f"{where}: expected flatten → steps that give every image the same size (resize, center_crop, pad or "
-            f"tile) → rescale, found {order}; export the bundle again"
+            f"tile) → rescale, or patches at the end, found {order}; export the bundle again"
         )
     return extent.most
 
@@ -273,6 +316,10 @@ def _extent_after(step: Step, before: _Extent, where: str) -> _Extent:
             return _Extent((step.height_px, step.width_px), exact=True)
         case Tile():
             return _Extent((step.side_px, step.side_px), exact=True)
+        case Patches():
+            return _extent_of_patches(step, before, where)
+        case ResizeToArea():
+            return _Extent(None, exact=False, multiple_px=step.multiple_px)
         case PadToSquare() | ResizeShortestEdge() | ResizeLongestEdge() | ResizeToMultiple() if before.exact:
             return _Extent(step.size_of(cast(Size, before.most)), exact=True)
         case PadToSquare():
@@ -287,6 +334,17 @@ def _extent_after(step: Step, before: _Extent, where: str) -> _Extent:
             return _Extent(None, exact=False)
         case _:
             return before
+
+
+def _extent_of_patches(step: Patches, before: _Extent, where: str) -> _Extent:
+    square = step.side_px * step.merge
+    sides = before.most if before.most is not None and before.exact else (before.multiple_px,)
+    if any(side % square for side in sides):
+        raise BundleError(
+            f"{where}: patches: expected images of sides that are multiples of {square} pixels, found multiples of "
+            f"{' and '.join(map(str, sides))}; resize to such, as resize_to_area does"
+        )
+    return _Extent((step.side_px, step.side_px), exact=True)
 
 
 def _parse_step(reader: ObjectReader) -> Step:
@@ -319,6 +377,23 @@ def _resize_to_multiple(reader: ObjectReader) -> ResizeToMultiple:
     return ResizeToMultiple(shortest_px, longest_px, multiple_px, _filter(reader))
 
 
+def _resize_to_area(reader: ObjectReader) -> ResizeToArea:
+    fewest_px, most_px = reader.integer("fewest_px", minimum=1), reader.integer("most_px", minimum=1)
+    multiple_px = _side_px(reader, "multiple_px")
+    if not max(multiple_px**2, fewest_px) <= most_px <= _LARGEST_AREA_PX:
+        least = max(multiple_px**2, fewest_px)
+        reader.fail("most_px", f"fewest_px and multiple_px² at least, {least} to {_LARGEST_AREA_PX}", most_px)
+    return ResizeToArea(fewest_px, most_px, multiple_px, _filter(reader))
+
+
+def _patches(reader: ObjectReader) -> Patches:
+    merge = _side_px(reader, "merge") if "merge" in reader else 1
+    frames = reader.integer("frames", minimum=1) if "frames" in reader else 1
+    if frames > _MOST_FRAMES_OF_A_PATCH:
+        reader.fail("frames", f"at most {_MOST_FRAMES_OF_A_PATCH}", frames)
+    return Patches(_side_px(reader, "side_px"), merge, frames)
+
+
 def _pad(reader: ObjectReader) -> Pad:
     position = cast(Position, reader.text("position", choices=_POSITIONS))
     return Pad(*_sides_px(reader), _color(reader), position)
@@ -341,10 +416,12 @@ _PARSERS: Mapping[str, Callable[[ObjectReader], Step]] = MappingProxyType(
         ResizeShortestEdge.op: _resize_shortest_edge,
         ResizeLongestEdge.op: _resize_longest_edge,
         ResizeToMultiple.op: _resize_to_multiple,
+        ResizeToArea.op: _resize_to_area,
         Tile.op: lambda reader: Tile(_side_px(reader, "side_px"), _filter(reader)),
         Rescale.op: lambda reader: Rescale(reader.positive("factor")),
         Normalize.op: _normalize,
         PadZeros.op: lambda reader: PadZeros(*_sides_px(reader)),
+        Patches.op: _patches,
     }
 )
 

@@ -213,9 +213,9 @@ class TextCodec:
     def _read_image_token(self, path: str | os.PathLike[str], layout: ImageLayout) -> int | None:
         token_id: int | None = self._tokenizer.token_to_id(layout.token)
         count = self.encode_prompt().count(token_id) if token_id is not None else 0
-        if count != layout.tokens:
+        if count != layout.count():
             raise BundleError(
-                f"{path}: expected {layout.tokens} times the token {show(layout.token)} in the text of an image, "
+                f"{path}: expected {layout.count()} times the token {show(layout.token)} in the text of an image, "
                 f"found it {count} times; export the bundle again"
             )
         return token_id

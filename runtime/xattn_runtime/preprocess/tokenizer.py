@@ -14,10 +14,10 @@ from xattn_runtime.json_reader import ObjectReader
 __all__ = ["WHOLE", "Grid", "ImageLayout", "TokenizerSpec", "read_tokenizer"]
 
 Grid = tuple[int, int]
-"""Rows and columns of the tiles of an image."""
+"""Rows and columns of the tiles of an image, or of its image tokens where these follow from its shape."""
 
 WHOLE: Grid = (0, 0)
-"""Of an image that is not cut."""
+"""Of an image that is not cut, or whose shape is not known yet."""
 
 _MOST_IMAGE_TOKENS = 65536
 
@@ -27,23 +27,28 @@ class ImageLayout:
     """How an image is written in a text, for a decoder that reads image tokens among those of the text.
 
     token: what stands for one image token; the tokenizer has it as a token of its own.
-    tokens: how many image tokens an image has, or each of its tiles.
+    tokens: how many image tokens an image has, or each of its tiles; None where that follows from its shape.
     whole: what is written for an image, with `{tokens}` in the place of that many `token`s.
     tile: of an image that is cut, what is written for a tile, with `{row}` and `{column}`, counted from 1, too; None
         where images are not cut.
     row_end, before_whole: what follows a row of tiles, and what stands before the whole image, which comes last.
+    merge: where images come in patches, as many as their shape has: the side of the square of patches that becomes one
+        image token. None elsewhere.
     """
 
     token: str
-    tokens: int
+    tokens: int | None
     whole: str
     tile: str | None = None
     row_end: str = ""
     before_whole: str = ""
+    merge: int | None = None
 
     def text(self, grid: Grid = WHOLE) -> str:
-        """What is written for an image that is cut into a grid of tiles."""
+        """What is written for an image of a grid of tiles, or of image tokens."""
         rows, columns = grid
+        if self.tokens is None:
+            return self.whole.replace("{tokens}", self.token * self.count(grid))
         cut = "".join(
             "".join(self._tile(row, column) for column in range(1, columns + 1)) + self.row_end
             for row in range(1, rows + 1)
@@ -51,20 +56,23 @@ class ImageLayout:
         return (cut and cut + self.before_whole) + self._with_tokens(self.whole)
 
     def count(self, grid: Grid = WHOLE) -> int:
-        """How many image tokens such an image has."""
-        return (grid[0] * grid[1] + 1) * self.tokens
+        """How many image tokens such an image has; one where its shape is not known."""
+        rows, columns = grid
+        return max(1, rows * columns) if self.tokens is None else (rows * columns + 1) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without those of tiles where there are none."""
-        values = asdict(self)
-        return values if self.tile is not None else {key: values[key] for key in ("token", "tokens", "whole")}
+        """As JSON values, without those of tiles or patches where there are none."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        if self.tile is None:
+            del values["row_end"], values["before_whole"]
+        return values
 
     def _tile(self, row: int, column: int) -> str:
         tile = (self.tile or "").replace("{row}", str(row)).replace("{column}", str(column))
         return self._with_tokens(tile)
 
     def _with_tokens(self, text: str) -> str:
-        return text.replace("{tokens}", self.token * self.tokens)
+        return text.replace("{tokens}", self.token * (self.tokens or 0))
 
 
 @dataclass(frozen=True)
@@ -168,16 +176,19 @@ def _prompts(reader: ObjectReader) -> dict[str, str]:
 
 
 def _layout(reader: ObjectReader) -> ImageLayout:
-    tiled = "tile" in reader
+    tiled, merged = "tile" in reader, "merge" in reader
     layout = ImageLayout(
         token=reader.text("token"),
-        tokens=reader.integer("tokens", minimum=1),
+        tokens=None if merged else reader.integer("tokens", minimum=1),
         whole=_template(reader, "whole", "{tokens}"),
         tile=_template(reader, "tile", "{tokens}", "{row}", "{column}") if tiled else None,
         row_end=_any_text(reader, "row_end") if tiled else "",
         before_whole=_any_text(reader, "before_whole") if tiled else "",
+        merge=reader.integer("merge", minimum=1) if merged else None,
     )
-    if layout.tokens > _MOST_IMAGE_TOKENS:
+    if tiled and merged:
+        reader.fail("merge", "none beside a tile, since an image is cut into patches or tiles", layout.merge)
+    if layout.tokens is not None and layout.tokens > _MOST_IMAGE_TOKENS:
         reader.fail("tokens", f"at most {_MOST_IMAGE_TOKENS}", layout.tokens)
     reader.finish()
     return layout

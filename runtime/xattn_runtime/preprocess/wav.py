@@ -18,12 +18,17 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn_runtime.errors import AudioError
-from xattn_runtime.json_reader import one_line, show
+from xattn_runtime.brought_files import placeholder_of
+from xattn_runtime.errors import AudioError, problem
+from xattn_runtime.json_reader import show
+from xattn_runtime.preprocess.formats import HEAD_BYTES, kind_of, remote_or_inline
+from xattn_runtime.preprocess.image import read_open_file
 
-__all__ = ["WavFile", "open_wav"]
+__all__ = ["WavFile", "WavInput", "open_wav"]
 
-_HEAD_BYTES = 16
+WavInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+"""A WAV file: its path, its bytes, or the file itself, open in binary."""
+
 _CHUNK = struct.Struct("<4sI")
 _FORMAT = struct.Struct("<HHIIHH")
 _RIFF = (b"RIFF", b"RF64", b"BW64")
@@ -42,24 +47,6 @@ _CODES = {
     2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "ADPCM", 0x31: "GSM", 0x50: "MPEG", 0x55: "MP3", 0x92: "AC-3",
     0xFF: "AAC", 0x160: "WMA", 0x161: "WMA", 0x162: "WMA", 0x163: "WMA", 0x2000: "AC-3",
 }  # fmt: skip
-_OTHERS = (
-    (0, b"RIFX", "a big-endian WAV file (RIFX)"),
-    (0, b"FFIR", "a big-endian WAV file (FFIR)"),
-    (0, b"fLaC", "a FLAC file"),
-    (0, b"OggS", "an Ogg file (Vorbis or Opus)"),
-    (0, b"ID3", "an MP3 file"),
-    (4, b"ftyp", "an MP4 or M4A file"),
-    (0, b"\x1aE\xdf\xa3", "a WebM or Matroska file"),
-    (0, b"FORM", "an AIFF file"),
-    (0, b".snd", "an AU file"),
-    (0, b"caff", "a CAF file"),
-    (0, b"riff", "a Wave64 file"),
-    (0, b"#!AMR", "an AMR file"),
-    (0, b"0&\xb2u", "a WMA file"),
-    (0, b"MThd", "a MIDI file"),
-    (0, b"version https://", "a Git LFS pointer, not the file itself"),
-    (0, b"<", "a text in HTML or XML"),
-)
 
 
 @dataclass(frozen=True)
@@ -114,18 +101,27 @@ def _decoded(data: bytes, format_: _Format) -> NDArray[np.float32]:
 
 
 @contextmanager
-def open_wav(source: str | os.PathLike[str] | bytes) -> Iterator[WavFile]:
-    """The WAV file at a path, or of these bytes.
+def open_wav(source: WavInput) -> Iterator[WavFile]:
+    """The WAV file at a path, of these bytes, or that is open in binary, from where it stands.
 
     Raises AudioError, one line, for anything missing, cut short, of another format or coding; it names what was found.
     """
-    name = "audio" if isinstance(source, bytes) else os.fspath(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        yield _read("audio", io.BytesIO(source))
+        return
+    if not isinstance(source, str | os.PathLike):
+        yield _read("audio", io.BytesIO(read_open_file(source, "audio", AudioError)))
+        return
+    name = os.fsdecode(source)
+    if not name:
+        raise AudioError("audio: expected a path, found an empty text; was a variable not set?")
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(name).open("rb") as file:
+        with Path(name).open("rb") as file:
             yield _read(name, _seekable(name, file))
     except (OSError, ValueError) as error:  # a ValueError for a path with NUL in it
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise AudioError(f"{_shown(name)}: expected a WAV file, found: {reason}; check the path") from error
+        found = remote_or_inline(name)
+        found = f": {problem(error)}" if found is None else f" {found}"
+        raise AudioError(f"{_shown(name)}: expected a WAV file, found{found}") from error
 
 
 def _seekable(name: str, file: BinaryIO) -> BinaryIO:
@@ -141,9 +137,9 @@ def _seekable(name: str, file: BinaryIO) -> BinaryIO:
 def _read(name: str, stream: BinaryIO) -> WavFile:
     end = stream.seek(0, os.SEEK_END)
     stream.seek(0)
-    head = stream.read(_HEAD_BYTES)
+    head = stream.read(HEAD_BYTES)
     if len(head) < 12 or head[:4] not in _RIFF or head[8:12] != b"WAVE":
-        raise AudioError(f"{_shown(name)}: expected a WAV file, found {_what(head, end)}; convert it to WAV")
+        raise AudioError(f"{_shown(name)}: expected a WAV file, found {_what(head, end)}")
     stated_end = int.from_bytes(head[4:8], "little") + 8
     stream.seek(12)
     format_: _Format | None = None
@@ -211,17 +207,15 @@ def _read_format(name: str, chunk: bytes) -> _Format:
 
 
 def _what(head: bytes, size: int) -> str:
-    """What a file is that is no WAV file, by its first bytes."""
+    """What a file is that is no WAV file, by its first bytes, and what to do."""
     if not size:
-        return "an empty file"
-    for place, begin, what in _OTHERS:
-        if head[place:].startswith(begin):
-            return what
-    if head[:4] in _RIFF and len(head) >= 12:
-        return f"a RIFF file of another kind ({_printable(head[8:12])})"
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        return "an MP3 or AAC file"
-    return f"a file of another kind, which begins with {_printable(head[:8])}"
+        return "an empty file; copy or record it again"
+    if (placeholder := placeholder_of(head)) is not None:
+        return placeholder
+    if head[:4] == _RIFF[0] and len(head) >= 12 and (kind := kind_of(head)) is None:
+        return f"a RIFF file of another kind ({_printable(head[8:12])}); convert it to WAV"
+    kind = kind_of(head) or f"a file of another kind, which begins with {_printable(head[:8])}"
+    return f"{kind}; convert it to WAV"
 
 
 def _printable(text: bytes) -> str:

@@ -7,16 +7,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import IO, Any, cast
 
 from xattn_runtime import errors
+from xattn_runtime.profiling.measure.child_process import environment, python_command
 
 __all__ = ["ProfileCombination", "WorkerProcess"]
 
@@ -53,7 +52,7 @@ class WorkerProcess:
     def __init__(self, combination: ProfileCombination, images: Sequence[str], time_limit_s: float) -> None:
         """Start it; `ready` is what it reports when the bundle is loaded."""
         self.combination, self._time_limit_s = combination, time_limit_s
-        command = [sys.executable, "-m", "xattn_runtime.profiling", f"--provider={combination.provider}"]
+        command = [*python_command("xattn_runtime.profiling"), f"--provider={combination.provider}"]
         command += [f"--batch={combination.batch}", *(f"--image={image}" for image in images)]
         command += [f"--threads={combination.threads}"] if combination.threads is not None else []
         command += [] if combination.spinning else ["--no-spinning"]
@@ -66,7 +65,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._complaints,
-            env=_environment(),
+            env=environment(),
             # Ctrl-C is the parent's to handle: it ends its workers itself.
             start_new_session=True,
         )
@@ -135,10 +134,3 @@ class WorkerProcess:
     @property
     def _what(self) -> str:
         return f"{self.combination.bundle} on {self.combination.provider}"
-
-
-def _environment() -> dict[str, str]:
-    """This environment, in which the worker finds this very package even where it is not installed."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

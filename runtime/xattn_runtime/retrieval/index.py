@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from xattn_runtime.bundle.folder import Bundle
-from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError
+from xattn_runtime.errors import ImageError, IndexFileError, OutputError, UserError, problem
 from xattn_runtime.files import atomic_file, check_writable
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.preprocess.image_files import IMAGE_SUFFIXES, image_files, is_image_file
@@ -97,6 +97,8 @@ def open_index(path: Path, bundle: Bundle) -> ImageIndex:
     Raises:
         IndexFileError: nothing there, another kind of file, a damaged one, or one that another bundle made.
     """
+    if not os.path.lexists(path):
+        raise IndexFileError(f"{path}: expected an index, found no such file; make it with --in, or check the path")
     try:
         header, start = _read_header(path)
         files = tuple(IndexedImage(str(name), int(size), int(time)) for name, size, time in header["files"])
@@ -186,7 +188,7 @@ def _list(folder: Path) -> tuple[list[IndexedImage], list[ImageError]]:
         try:
             status = path.stat()
         except OSError as error:
-            gone.append(ImageError(f"{path}: expected a readable image, found: {one_line(error)}; check the path"))
+            gone.append(ImageError(f"{path}: expected a readable image, found: {problem(error)}"))
         else:
             files.append(IndexedImage(path.name, status.st_size, status.st_mtime_ns))
     return files, gone
@@ -255,7 +257,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: expected a file that can be written, found {one_line(error)}")
+    return OutputError(f"{path}: expected a file that can be written, found: {problem(error)}")
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

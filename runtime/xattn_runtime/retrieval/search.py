@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from xattn_runtime.errors import DependencyError, UserError
+from xattn_runtime.errors import DependencyError, IndexFileError, UserError
 from xattn_runtime.files import atomic_file
 from xattn_runtime.json_reader import one_line, show
 from xattn_runtime.retrieval.match import Embedder, Embeddings, Match
@@ -47,6 +48,7 @@ def search_index(
     Raises:
         UserError: another search, or a `top_k` below 1.
         DependencyError: `approximate` without `usearch`.
+        IndexFileError: a file that is no graph lies where the graph is kept.
     """
     if search not in SEARCHES:
         raise UserError(f"search: expected one of {', '.join(SEARCHES)}, found {show(search)}")
@@ -86,15 +88,30 @@ def _graph(index: ImageIndex) -> Any:
         ) from error
     path = _graph_path(index.path)
     width = index.embeddings.shape[1]
-    if path.exists() and path.stat().st_mtime_ns >= index.path.stat().st_mtime_ns:
-        graph = usearch.Index.restore(str(path), view=True)
-        if graph is not None and (len(graph), graph.ndim) == (len(index.files), width):
-            return graph
+    kept = _kept(usearch, path)
+    is_young = kept is not None and path.stat().st_mtime_ns >= index.path.stat().st_mtime_ns
+    if is_young and (len(kept), kept.ndim) == (len(index.files), width):
+        return kept
     graph = usearch.Index(ndim=width, metric="ip", dtype="f16")
     for start, part in _parts(index.embeddings):
         graph.add(np.arange(start, start + len(part)), part)
     _save(graph, path)
     return graph
+
+
+def _kept(usearch: Any, path: Path) -> Any:
+    """The graph in the file `path`, or None where there is none; IndexFileError where the file is none of usearch's."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        if usearch.Index.metadata(str(path)) is not None:
+            return usearch.Index.restore(str(path), view=True)
+    except (OSError, RuntimeError, ValueError):  # no graph, or a damaged one
+        pass
+    raise IndexFileError(
+        f"{path}: expected the graph that approximate search keeps beside its index, found another file; move it away, "
+        "or use --search exact"
+    )
 
 
 def _save(graph: Any, path: Path) -> None:

@@ -107,10 +107,14 @@ class Caption:
 
 @dataclass(frozen=True)
 class _CallSettings:
-    """The settings of one call, and the prompt's ids where a text encoder reads it rather than the decoder."""
+    """The settings of one call, and the prompt's ids where a text encoder reads it rather than the decoder.
+
+    A text begins with what `shown_ids` and `prefix_ids` say.
+    """
 
     decoding: Decoding
     read_ids: tuple[int, ...]
+    shown_ids: tuple[int, ...]
     prefix_ids: tuple[int, ...]
     stop: Stop | None
 
@@ -168,7 +172,9 @@ class CaptionTask(Closable, Task):
         sampler = None if options.sampling is None else Sampler(options.sampling, 1)
         context = self._context(encoded.tensors, settings)
         text = TextStream(
-            lambda ids: self._codec.decode((*settings.prefix_ids, *ids)), settings.decoding.end_token_ids, options.stop
+            lambda ids: self._codec.decode((*settings.shown_ids, *settings.prefix_ids, *ids)),
+            settings.decoding.end_token_ids,
+            options.stop,
         )
         most = settings.decoding.max_new_tokens
         steps = greedy_steps(self._generator.decoder, context, settings.decoding, sampler, settings.stop)
@@ -409,11 +415,11 @@ class CaptionTask(Closable, Task):
             for row, sequences in zip(rows, best, strict=True):
                 if settings.prefix_ids:
                     sequences = tuple(one.after(settings.prefix_ids) for one in sequences)
-                generated[row] = sequences, tuple(self._text(one, options) for one in sequences)
+                generated[row] = sequences, tuple(self._text(one, settings, options) for one in sequences)
         return [generated[row] for row in range(len(encoded))]
 
-    def _text(self, sequence: TokenSequence, options: DecodingOptions) -> str:
-        return before_stop(self._codec.decode(sequence.token_ids), options.stop)
+    def _text(self, sequence: TokenSequence, settings: _CallSettings, options: DecodingOptions) -> str:
+        return before_stop(self._codec.decode((*settings.shown_ids, *sequence.token_ids)), options.stop)
 
     def _call_settings(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _CallSettings:
         ids = None if prompt is None else self._codec.encode_prompt(prompt, grid)
@@ -440,7 +446,9 @@ def _call_settings(
     prefix = () if options.prefix is None else codec.encode_prefix(options.prefix)
     read, fed = (ids, ()) if has_reader else ((), ids)
     decoding = options.apply_to(bundled, (*fed, *prefix))
-    return _CallSettings(decoding, read, prefix, stop_at(lambda ids: codec.decode((*prefix, *ids)), options.stop))
+    shown = bundled.shown_prompt(is_followed=bool(fed))
+    stop = stop_at(lambda ids: codec.decode((*shown, *prefix, *ids)), options.stop)
+    return _CallSettings(decoding, read, shown, prefix, stop)
 
 
 def _caption(best: Sequence[TokenSequence], texts: Sequence[str], timing: CaptionTiming) -> Caption:

@@ -97,6 +97,12 @@ class _Expected:
             self._answers[number] = self._task.answer(self.cases[number])
         return self._answers[number]
 
+    def shown_ids(self, number: int) -> tuple[int, ...]:
+        """Whose text the text for a case begins with."""
+        decoding, has_reader = self.bundle.manifest.decoding, "text_encoder" in self.bundle.manifest.graphs
+        is_followed = not has_reader and bool(self.cases[number].text or self.codec.encode_prompt())
+        return () if decoding is None else decoding.shown_prompt(is_followed=is_followed)
+
     def logits(self, number: int, token_ids: tuple[int, ...]) -> NDArray[np.float32]:
         """The logits along tokens, for a model that generates them: each token of the whole is judged by these."""
         key = (number, token_ids)
@@ -183,7 +189,7 @@ def _between_tokens(known: _Expected, number: int, outputs: Mapping[str, NDArray
         best = int(log_probs[place].argmax())
         if expected < log_probs[place, best] - tie:
             return f"the token {token_id} in place of {best} after the token ids {ids[:place]}"
-    return _between_texts(outputs, known.codec.decode(ids[:length]))
+    return _between_texts(outputs, known.codec.decode((*known.shown_ids(number), *ids[:length])))
 
 
 def _between_texts(outputs: Mapping[str, NDArray[Any]], text: str) -> str | None:

@@ -1,6 +1,8 @@
 """What a user can do wrong: each mistake is answered by one clear line, exit code 2, and nothing on standard output."""
 
+import errno
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -219,6 +221,9 @@ def test_an_empty_name_of_data_is_not_the_current_folder(invoke, tmp_path, monke
     ("arguments", "words"),
     [
         (("caption", "a.png", "--temperature", "nan"), "expected a finite number, found nan"),
+        (("caption", "a.png", "--threads", "2.5"), "expected a whole number of at least 1, found '2.5'"),
+        (("caption", "a.png", "--threads", "0"), "expected a whole number of at least 1, found '0'"),
+        (("caption", "a.png", "--temperature", "warm"), "expected a number, found 'warm'"),
         (("caption", "a.png", "--length-penalty", "-inf"), "expected a finite number, found -inf"),
         (("profile", "a.xattn", "--tolerance", "nan"), "expected a finite number, found nan"),
         (("tune", "a.xattn", "--time-budget", "inf"), "expected a finite number, found inf"),
@@ -254,6 +259,26 @@ def test_paths_that_cannot_be_used_do_not_keep_the_others_from_their_captions(
     assert lines.exit_code == 2
     entries = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [("caption" in entry) for entry in entries] == [False, False, False, True]
+
+
+def test_a_file_that_may_not_be_read_keeps_none_of_the_others_from_its_caption(
+    invoke, caption_bundle, picture, tmp_path, monkeypatch
+):
+    """A superuser may read everything, so the system's answer is played."""
+    locked, read = tmp_path / "locked.png", Path.read_bytes
+    locked.write_bytes(picture.read_bytes())
+
+    def refuse(path):
+        if path == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode, **options: Path(path) != locked)
+    result = invoke("caption", locked, picture, "-b", caption_bundle)
+    assert (result.exit_code, result.stdout.count("\n")) == (2, 1)
+    assert result.stdout.startswith(f"{picture}: ")
+    assert f"{locked}: expected a readable image, found: {os.strerror(errno.EACCES)}; check its perm" in result.stderr
 
 
 def test_links_that_lead_nowhere_do_not_keep_a_folder_from_being_searched(invoke, picture, tmp_path):

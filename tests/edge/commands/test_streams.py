@@ -65,6 +65,22 @@ def test_an_image_on_standard_input(caption_bundle, picture):
     assert results[0]["caption"] == results[1]["caption"]
 
 
+def test_an_image_to_profile_on_standard_input(vqa_bundle, picture):
+    arguments = ("profile", vqa_bundle, "--image", "-", "--runs", "1", "--json")
+    result = run(*arguments, input=picture.read_bytes())
+    assert (result.returncode, json.loads(result.stdout)["profiles"][0]["passes"]) == (0, 1)
+    result = run(*arguments, input=b"none")
+    assert (result.returncode, b"standard input: expected an image as PNG" in result.stderr) == (2, True)
+
+
+def test_a_graph_to_inspect_on_standard_input(vqa_bundle):
+    graph = vqa_bundle / "graphs" / "classifier.onnx"
+    piped, named = run("inspect", "-", "--json", input=graph.read_bytes()), run("inspect", graph, "--json")
+    assert piped.returncode == 0
+    (one,), (other,) = (json.loads(each.stdout)["graphs"].values() for each in (piped, named))
+    assert one == other
+
+
 def test_questions_and_answers_on_standard_input(vqa_bundle, picture):
     questions = "\ufeffwhat is the cat\n\nis the cat red\n".encode("utf-16")
     result = run("vqa", picture, "-", "-b", vqa_bundle, "--json", input=questions)

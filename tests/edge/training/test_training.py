@@ -5,13 +5,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.processes import children_of, processor_seconds, wait_until
 from tests.support.slow import slow_after
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_edge.models import load_checkpoint
@@ -169,11 +169,6 @@ def test_impossible_arguments(tmp_path, arguments, message):
     assert not (tmp_path / "new").exists()
 
 
-def _makes_batches(pid: int) -> bool:
-    """Whether a process has begun to train: batches are made by a child of its."""
-    return any(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -184,10 +179,9 @@ def test_a_killed_command_can_go_on(tmp_path, sent, code):
     command = [sys.executable, CHECKOUT / "cli.py", "train", "vqa", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not _makes_batches(process.pid):
-            time.sleep(0.1)
-        time.sleep(2)
+        wait_until(lambda: children_of(process.pid))  # which make the batches
+        began = processor_seconds(process.pid)
+        wait_until(lambda: processor_seconds(process.pid) > began + 1)  # several steps, however busy the machine is
         process.send_signal(sent)
         _, said = process.communicate(timeout=60)
     finally:

@@ -30,7 +30,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     (
         {"model_type": "blip"},
         'expected the class of the model, found none; write "architectures": ["BlipForConditionalGeneration"] or '
-        "['BlipForQuestionAnswering'] or ['BlipForImageTextRetrieval'], whichever the weights are of",
+        '["BlipForQuestionAnswering"] or ["BlipForImageTextRetrieval"], whichever the weights are of',
     ),
 ]
 TOLD_BY_TYPE = {

@@ -58,6 +58,7 @@ def pair(bundle: Bundle) -> tuple[GreedyLoop, DecoderStep]:
         replace(DECODING, max_new_tokens=1),
         replace(DECODING, end_token_ids=(3, 7, 9), pad_token_id=4),
         replace(DECODING, end_token_ids=(14,), max_new_tokens=6),
+        replace(DECODING, end_token_ids=(), max_new_tokens=6),
     ],
 )
 def test_one_run_gives_what_the_steps_give(

@@ -214,6 +214,10 @@ def test_words_are_proved_over_the_vocabulary(exported):
     found = graph.run(None, {"token_ids": np.array(rows)})[0].tolist()
     assert found == [codec.decode(row) for row in rows]
     assert len(set(found)) > vocabulary / 2
+    shown = vocabulary - 1, 0
+    graph = written(lambda writer: [write_texts(writer, "token_ids", texts, shown)], inputs, outputs)
+    found = graph.run(None, {"token_ids": np.array(rows)})[0].tolist()
+    assert found == [codec.decode((*shown, *row)) for row in rows]
 
 
 def test_why_there_are_no_words(exported):

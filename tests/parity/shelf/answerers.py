@@ -19,7 +19,15 @@ from transformers import (
 
 from tests.parity.shelf.blip import BERT
 from tests.parity.shelf.captioners import HALF
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model
+from tests.parity.shelf.published import (
+    Found,
+    Origin,
+    Published,
+    position_ids,
+    put_json,
+    put_weights,
+    random_model,
+)
 from tests.parity.shelf.truths import Chooses
 from tests.parity.shelf.vocabularies import BERT_WORDS, put_bert
 
@@ -78,8 +86,7 @@ def _visual_bert(folder: Path) -> None:
         },
     )  # fmt: skip
     model = random_model(folder, VisualBertForQuestionAnswering, seed=4)
-    numbers = {"visual_bert.embeddings.position_ids": torch.arange(40)[None]}
-    put_weights(folder, model, pickled=True, more=numbers)
+    put_weights(folder, model, pickled=True, more=position_ids({"visual_bert": 40}))
     put_bert(folder, fast=False)
     (folder / "labels.txt").write_text("\n".join(_ANSWERS) + "\n", encoding="utf-8")
 
@@ -89,13 +96,13 @@ def _lxmert(folder: Path) -> None:
     put_json(
         folder,
         config={
-            **_BERT, "architectures": ["LxmertForQuestionAnswering"], "attr_loss_weight": 6.67, "l_layers": 1,
-            "mode": "lxr", "model_type": "lxmert", "num_attr_labels": 400, "num_hidden_layers":
-            {"cross_encoder": 1, "language": 1, "vision": 1}, "num_object_labels": 1600,
-            "num_qa_labels": len(_ANSWERS), "obj_loss_weight": 6.67, "pad_token_id": 0, "r_layers": 1,
-            "task_mask_lm": True, "task_matched": True, "task_obj_predict": True, "task_qa": True,
-            "visual_attr_loss": True, "visual_feat_dim": _FEATURES, "visual_feat_loss": True,
-            "visual_loss_normalizer": 6.67, "visual_obj_loss": True, "visual_pos_dim": 4, "x_layers": 2,
+            **_BERT, "architectures": ["LxmertForQuestionAnswering"], "l_layers": 1,
+            "model_type": "lxmert", "num_attr_labels": 400,
+            "num_hidden_layers": {"cross_encoder": 1, "language": 1, "vision": 1}, "num_object_labels": 1600,
+            "num_qa_labels": len(_ANSWERS), "r_layers": 1, "task_mask_lm": True, "task_matched": True,
+            "task_obj_predict": True, "task_qa": True, "visual_attr_loss": True,
+            "visual_feat_dim": _FEATURES, "visual_feat_loss": True, "visual_loss_normalizer": 6.67,
+            "visual_obj_loss": True, "visual_pos_dim": 4, "x_layers": 2,
         },
     )  # fmt: skip
     put_weights(folder, random_model(folder, LxmertForQuestionAnswering, seed=5), pickled=True)
@@ -149,8 +156,8 @@ ANSWERERS = (
         "4.16",
         _vilt,
         _about_images,
-        found="huggingface/transformers: convert_vilt_original_to_pytorch.py",
-        assumed="what save_pretrained adds",
+        found=Found(Origin.PROGRAM, Origin.NONE, Origin.PROGRAM, Origin.USUAL),
+        places="huggingface/transformers: convert_vilt_original_to_pytorch.py",
         is_quick=True,
     ),
     Published(
@@ -158,15 +165,15 @@ ANSWERERS = (
         "4.6",
         _visual_bert,
         lambda folder: _about_regions(folder, VisualBertForQuestionAnswering),
-        found="huggingface/transformers: convert_visual_bert_original_pytorch_checkpoint_to_pytorch.py",
-        assumed="what save_pretrained adds; a tokenizer and names of the answers are put beside it",
+        found=Found(Origin.PROGRAM, Origin.NONE, Origin.NONE, Origin.USUAL),
+        places="huggingface/transformers: convert_visual_bert_original_pytorch_checkpoint_to_pytorch.py",
     ),
     Published(
         "unc-nlp/lxmert-vqa-uncased",
         "3.1",
         _lxmert,
         lambda folder: _about_regions(folder, LxmertForQuestionAnswering),
-        found="none of its own",
-        assumed="all of it; a tokenizer and names of the answers are put beside it",
+        found=Found(Origin.OWN, Origin.NONE, Origin.NONE, Origin.USUAL),
+        places="a public program that quotes config.json",
     ),
 )

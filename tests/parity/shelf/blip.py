@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,19 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
-from tests.parity.shelf.truths import TEXTS, Answer, Embeds, Generates, ended, generate
+from tests.parity.shelf.published import (
+    RESCALED,
+    Found,
+    Origin,
+    Published,
+    added_tokens,
+    position_ids,
+    put_json,
+    put_weights,
+    random_model,
+    written_out,
+)
+from tests.parity.shelf.truths import TEXTS, Answer, Embeds, Generates, Truth, answer_of, generate
 from tests.parity.shelf.vocabularies import BERT_WORDS, put_bert
 
 __all__ = ["BERT", "BLIPS", "CLIP_PIXELS"]
@@ -49,10 +61,7 @@ _PIXELS = {
     "do_normalize": True, "do_resize": True, **CLIP_PIXELS, "image_processor_type": "BlipImageProcessor",
     "processor_class": "BlipProcessor",
 }  # fmt: skip
-_LATER_PIXELS = {
-    **_PIXELS, "do_rescale": True, "resample": 3, "rescale_factor": 0.00392156862745098,
-    "size": {"height": 32, "width": 32},
-}  # fmt: skip
+_LATER_PIXELS = {**_PIXELS, **RESCALED, "resample": 3, "size": {"height": 32, "width": 32}}
 _SETTINGS = {
     **BERT, "do_basic_tokenize": True, "do_lower_case": True, "model_input_names": ["input_ids", "attention_mask"],
     "model_max_length": 512, "never_split": None, "processor_class": "BlipProcessor", "strip_accents": None,
@@ -82,8 +91,7 @@ def _put(folder: Path, model_class: Any, *, seed: int, version: str = "4.26.0.de
 def _put_blip_weights(folder: Path, model_class: Any, *, seed: int, pickled: bool) -> None:
     model = random_model(folder, model_class, seed=seed, gain=1.3)
     texts = [name for name in ("text_decoder.bert", "text_encoder") if hasattr(model, name.partition(".")[0])]
-    numbers = {f"{name}.embeddings.position_ids": torch.arange(64)[None] for name in texts}
-    put_weights(folder, model, pickled=pickled, more=numbers if pickled else None)
+    put_weights(folder, model, pickled=pickled, more=position_ids(dict.fromkeys(texts, 64)) if pickled else None)
 
 
 def _fine_tuned(folder: Path) -> None:
@@ -92,7 +100,6 @@ def _fine_tuned(folder: Path) -> None:
     small = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_hidden_layers", "projection_dim")
     text = {key: _TEXT[key] for key in sorted((*kept, *small, "vocab_size"))}
     vision = {key: value for key, value in _VISION.items() if key not in ("attention_dropout", "hidden_act")}
-    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     ids = {word: number for number, word in enumerate(BERT_WORDS)}
     put_json(
         folder,
@@ -108,7 +115,7 @@ def _fine_tuned(folder: Path) -> None:
         preprocessor_config={**_LATER_PIXELS, "do_convert_rgb": True},
         special_tokens_map=BERT,
         tokenizer_config={
-            "added_tokens_decoder": {str(ids[word]): {"content": word, **plain} for word in sorted(BERT.values())},
+            "added_tokens_decoder": added_tokens({ids[word]: word for word in BERT.values()}),
             "clean_up_tokenization_spaces": True, **_SETTINGS, "trust_remote_code": False,
         },
     )  # fmt: skip
@@ -122,8 +129,7 @@ def _captions(folder: Path) -> Generates:
 
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
         inputs = processor(images=picture, return_tensors="pt")
-        ids = ended(generate(model, beams, pixel_values=inputs.pixel_values), 1, [102])
-        return Answer(ids, processor.decode(list(ids), skip_special_tokens=True).strip())
+        return answer_of(processor, generate(model, beams, pixel_values=inputs.pixel_values), 1, [102])
 
     return Generates(answer)
 
@@ -133,8 +139,7 @@ def _answers(folder: Path) -> Generates:
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
 
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
-        ids = ended(generate(model, beams, **processor(picture, text, return_tensors="pt")), 1, [102])
-        return Answer(ids, processor.decode(list(ids), skip_special_tokens=True).strip())
+        return answer_of(processor, generate(model, beams, **processor(picture, text, return_tensors="pt")), 1, [102])
 
     return Generates(answer, asks=True)
 
@@ -159,15 +164,29 @@ def _matches(folder: Path) -> Embeds:
     return Embeds(embed, TEXTS, match)
 
 
-_AS_PUBLISHED = "botextractai/ai-image-captioning, vs7755/Image-Caption-Generator, YellowPerson792/ByteCaption"
-_TWIN = f"{_AS_PUBLISHED}, of blip-image-captioning-base"
+_PLACES = "botextractai/ai-image-captioning, vs7755/Image-Caption-Generator, YellowPerson792/ByteCaption"
+
+
+def _twin(name: str, model_class: Any, truth: Callable[[Path], Truth], **form: Any) -> Published:
+    """As blip-image-captioning-base but for the class, as far as is known."""
+    return Published(
+        f"Salesforce/{name}",
+        "4.26",
+        lambda folder: _put(folder, model_class, **form),
+        truth,
+        found=Found(Origin.TWIN, Origin.NONE, Origin.TWIN, Origin.TWIN),
+        places=f"{_PLACES}: blip-image-captioning-base",
+    )
+
+
 BLIPS = (
     Published(
         "Salesforce/blip-image-captioning-base",
         "4.26",
         lambda folder: _put(folder, BlipForConditionalGeneration, seed=3),
         _captions,
-        found=_AS_PUBLISHED,
+        found=Found(Origin.OWN, Origin.NONE, Origin.OWN, Origin.USUAL),
+        places=f"{_PLACES}, whaler404/Hf-Learn",
         is_quick=True,
     ),
     Published(
@@ -175,38 +194,18 @@ BLIPS = (
         "4.26",
         lambda folder: _put(folder, BlipForConditionalGeneration, seed=4, wide=True),
         _captions,
-        found="ngclara07/CM3070-Final-Project",
-        assumed="settings of images and tokenizer, as in blip-image-captioning-base",
+        found=Found(Origin.AGAIN, Origin.NONE, Origin.TWIN, Origin.TWIN),
+        places="ngclara07/CM3070-Final-Project",
     ),
     Published(
         "Salesforce/blip-image-captioning-base, fine-tuned",
         "4.36",
         _fine_tuned,
         _captions,
-        found="livingtonds/cpc",
+        found=Found(Origin.OWN, Origin.OWN, Origin.USUAL, Origin.USUAL),
+        places="livingtonds/cpc",
     ),
-    Published(
-        "Salesforce/blip-vqa-base",
-        "4.26",
-        lambda folder: _put(folder, BlipForQuestionAnswering, seed=3),
-        _answers,
-        found=_TWIN,
-        assumed="that it differs in its class alone",
-    ),
-    Published(
-        "Salesforce/blip-vqa-capfilt-large",
-        "4.26",
-        lambda folder: _put(folder, BlipForQuestionAnswering, seed=4, version="4.27.0.dev0"),
-        _answers,
-        found=_TWIN,
-        assumed="that it differs in its class alone",
-    ),
-    Published(
-        "Salesforce/blip-itm-base-coco",
-        "4.26",
-        lambda folder: _put(folder, BlipForImageTextRetrieval, seed=3),
-        _matches,
-        found=_TWIN,
-        assumed="that it differs in its class alone",
-    ),
+    _twin("blip-vqa-base", BlipForQuestionAnswering, _answers, seed=3),
+    _twin("blip-vqa-capfilt-large", BlipForQuestionAnswering, _answers, seed=4, version="4.27.0.dev0"),
+    _twin("blip-itm-base-coco", BlipForImageTextRetrieval, _matches, seed=3),
 )

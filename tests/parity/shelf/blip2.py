@@ -9,8 +9,18 @@ from typing import Any
 from transformers import AutoProcessor, Blip2ForConditionalGeneration, T5Tokenizer
 
 from tests.parity.shelf.blip import CLIP_PIXELS
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model
-from tests.parity.shelf.truths import Answer, Generates, ended, generate
+from tests.parity.shelf.published import (
+    RESCALED,
+    Found,
+    Origin,
+    Published,
+    added_tokens,
+    put_json,
+    put_weights,
+    random_model,
+    token,
+)
+from tests.parity.shelf.truths import Answer, Generates, answer_of, generate
 from tests.parity.shelf.vocabularies import OPT_WORDS, put_bytes
 
 __all__ = ["BLIP2S"]
@@ -26,11 +36,10 @@ _VISION = {
     "patch_size": 8, "projection_dim": 24,
 }  # fmt: skip
 _PIXELS = {
-    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, **CLIP_PIXELS,
+    "do_convert_rgb": True, "do_normalize": True, "do_resize": True, **CLIP_PIXELS, **RESCALED,
     "image_processor_type": "BlipImageProcessor", "processor_class": "Blip2Processor", "resample": 3,
-    "rescale_factor": 0.00392156862745098, "size": {"height": 32, "width": 32},
+    "size": {"height": 32, "width": 32},
 }  # fmt: skip
-_PLAIN = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
 
 
 def _config(text: dict[str, Any], image_token: int, *, decoder_only: bool) -> dict[str, Any]:
@@ -81,13 +90,11 @@ def _flan_t5(folder: Path) -> None:
         processor_config={"num_query_tokens": _QUERIES, "processor_class": "Blip2Processor"},
         special_tokens_map={
             "additional_special_tokens": extra,
-            **{place: {"content": word, **_PLAIN} for place, word in special.items()},
+            **{place: token(word) for place, word in special.items()},
         },
         tokenizer_config={
-            "added_tokens_decoder": {
-                str(number): {"content": word, **_PLAIN, "special": True} for number, word in sorted(added.items())
-            },
-            "additional_special_tokens": extra, "clean_up_tokenization_spaces": True, **special, "extra_ids": 100,
+            "added_tokens_decoder": added_tokens(added), "additional_special_tokens": extra,
+            "clean_up_tokenization_spaces": True, **special, "extra_ids": 100,
             "model_max_length": 512, "processor_class": "Blip2Processor", "sp_model_kwargs": {},
             "tokenizer_class": "T5Tokenizer",
         },
@@ -108,11 +115,10 @@ def _opt(folder: Path) -> None:
         "_name_or_path": "facebook/opt-2.7b", "activation_dropout": 0.0, "architectures": ["OPTForCausalLM"],
         "eos_token_id": OPT_WORDS.index("Ċ"), "ffn_dim": 64, "hidden_size": 32, "max_position_embeddings": 128,
         "model_type": "opt", "num_attention_heads": 4, "num_hidden_layers": 2, "prefix": "</s>",
-        "torch_dtype": "float32", "vocab_size": image_token + 8, "word_embed_proj_dim": 32,
+        "torch_dtype": "float16", "vocab_size": image_token + 8, "word_embed_proj_dim": 32,
     }  # fmt: skip
     special = {"bos_token": "</s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "</s>"}
-    word = {**_PLAIN, "normalized": True}
-    added = {1: ("<pad>", word), 2: ("</s>", word), image_token: ("<image>", _PLAIN)}
+    ends = {1: token("<pad>", normalized=True), 2: token("</s>", normalized=True)}
     put_json(
         folder,
         config=_config(text, image_token, decoder_only=True),
@@ -122,13 +128,11 @@ def _opt(folder: Path) -> None:
         },
         preprocessor_config=_PIXELS,
         processor_config={"num_query_tokens": _QUERIES, "processor_class": "Blip2Processor"},
-        special_tokens_map={place: {"content": name, **word} for place, name in special.items()},
+        special_tokens_map={place: token(name, normalized=True) for place, name in special.items()},
         added_tokens={"<image>": image_token},
         tokenizer_config={
             "add_bos_token": True, "add_prefix_space": False,
-            "added_tokens_decoder": {
-                str(number): {"content": name, **form, "special": True} for number, (name, form) in added.items()
-            },
+            "added_tokens_decoder": added_tokens({**ends, image_token: "<image>"}),
             "clean_up_tokenization_spaces": True, **special, "errors": "replace", "model_max_length": 1000000000000,
             "processor_class": "Blip2Processor", "tokenizer_class": "GPT2Tokenizer",
         },
@@ -151,8 +155,7 @@ def _truth(folder: Path, *, asks: bool) -> Generates:
             start = 1 if model.config.text_config.is_encoder_decoder else inputs["input_ids"].shape[1]
         else:
             start = _prompt_length(model, ids)
-        new = ended(ids, start, ends)
-        return Answer(new, processor.decode(list(new), skip_special_tokens=True).strip())
+        return answer_of(processor, ids, start, ends)
 
     return Generates(answer, asks=asks)
 
@@ -163,29 +166,22 @@ def _prompt_length(model: Any, ids: list[int]) -> int:
     return ids.count(image) + 1
 
 
-def _captions(folder: Path) -> Generates:
-    return _truth(folder, asks=False)
-
-
-def _answers(folder: Path) -> Generates:
-    return _truth(folder, asks=True)
-
-
 BLIP2S = (
     Published(
         "Salesforce/blip2-opt-2.7b",
         "4.47",
         _opt,
-        _captions,
-        found="huggingface/transformers: convert_blip_2_original_to_pytorch.py; HyZhenSzu/CloudComputer_Final",
-        assumed="settings of the tokenizer",
+        lambda folder: _truth(folder, asks=False),
+        found=Found(Origin.OWN, Origin.USUAL, Origin.PROGRAM, Origin.USUAL),
+        places="whaler404/Hf-Learn; huggingface/transformers: convert_blip_2_original_to_pytorch.py",
     ),
     Published(
         "Salesforce/blip2-flan-t5-xl",
         "4.47",
         _flan_t5,
-        _answers,
-        found="HyZhenSzu/CloudComputer_Final",
+        lambda folder: _truth(folder, asks=True),
+        found=Found(Origin.OWN, Origin.USUAL, Origin.PROGRAM, Origin.OWN),
+        places="HyZhenSzu/CloudComputer_Final; huggingface/transformers: convert_blip_2_original_to_pytorch.py",
         task="vqa",
     ),
 )

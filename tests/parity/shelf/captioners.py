@@ -9,11 +9,19 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
 from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEmbedding
 
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
-from tests.parity.shelf.truths import Answer, Generates, ended, generate
+from tests.parity.shelf.published import (
+    Found,
+    Origin,
+    Published,
+    put_json,
+    put_weights,
+    random_model,
+    written_out,
+)
+from tests.parity.shelf.truths import Answer, Generates, answer_of, generate
 from tests.parity.shelf.vocabularies import GPT2_WORDS, put_bytes
 
-__all__ = ["CAPTIONERS", "HALF", "VIT", "encoder_decoder_truth"]
+__all__ = ["CAPTIONERS", "HALF", "VIT", "VIT_PIXELS", "encoder_decoder_config", "encoder_decoder_truth"]
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 VIT = {
@@ -32,7 +40,7 @@ _GPT2 = {
     "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
 }  # fmt: skip
 _ENDS = {"bos_token_id": _END, "eos_token_id": _END, "decoder_start_token_id": _END, "pad_token_id": _END}
-_PIXELS = {
+VIT_PIXELS = {
     "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor", **HALF, "resample": 2,
     "size": 32,
 }  # fmt: skip
@@ -54,8 +62,7 @@ def encoder_decoder_truth(folder: Path, tokenizer: Any = None) -> Generates:
 
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
         pixel_values = processor(images=picture, return_tensors="pt").pixel_values
-        ids = ended(generate(model, beams, pixel_values=pixel_values), 1, ends)
-        return Answer(ids, words.decode(list(ids), skip_special_tokens=True).strip())
+        return answer_of(words, generate(model, beams, pixel_values=pixel_values), 1, ends)
 
     says_beams = (model.generation_config.num_beams or 1) > 1
     return Generates(answer, beams=(None, 1 if says_beams else 3))
@@ -78,12 +85,12 @@ def _put(folder: Path, *, seed: int) -> None:
     put_bytes(folder, GPT2_WORDS)
 
 
-def _config(version: str, decoder: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
-    text = {"add_cross_attention": True, "architectures": ["GPT2LMHeadModel"], "is_decoder": True, **_GPT2}
+def encoder_decoder_config(decoder: dict[str, Any], encoder: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    """config.json of a VisionEncoderDecoderModel with both parts written out."""
     return {
         "architectures": ["VisionEncoderDecoderModel"],
-        "decoder": written_out(version, **text, **(decoder or {})),
-        "encoder": written_out(version, architectures=["ViTModel"], **VIT),
+        "decoder": decoder,
+        "encoder": encoder,
         "is_encoder_decoder": True,
         "model_type": "vision-encoder-decoder",
         "tie_word_embeddings": False,
@@ -94,10 +101,12 @@ def _config(version: str, decoder: dict[str, Any] | None = None, **settings: Any
 
 
 def _nlpconnect(folder: Path) -> None:
+    text = {"add_cross_attention": True, "architectures": ["GPT2LMHeadModel"], "is_decoder": True, **_GPT2, **_ENDS}
+    image = written_out("4.15.0", architectures=["ViTModel"], **VIT)
     put_json(
         folder,
-        config=_config("4.15.0", _ENDS, _name_or_path="vit-gpt-pt", **_ENDS),
-        preprocessor_config=_PIXELS,
+        config=encoder_decoder_config(written_out("4.15.0", **text), image, _name_or_path="vit-gpt-pt", **_ENDS),
+        preprocessor_config=VIT_PIXELS,
         tokenizer_config={**_SETTINGS, "special_tokens_map_file": None, "name_or_path": "gpt2"},
         special_tokens_map={**_SPECIAL, "pad_token": _WORD},
     )
@@ -110,8 +119,8 @@ CAPTIONERS = (
         "4.15",
         _nlpconnect,
         encoder_decoder_truth,
-        found="JalajBaghwala/Image-to-caption-genrator",
-        assumed="settings of the tokenizer",
+        found=Found(Origin.OWN, Origin.NONE, Origin.OWN, Origin.USUAL),
+        places="JalajBaghwala/Image-to-caption-genrator",
         is_quick=True,
     ),
 )

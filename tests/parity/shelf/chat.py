@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.parity.shelf.captioners import HALF
-from tests.parity.shelf.published import Published, put_json
-from tests.parity.shelf.truths import Answer, Generates, ended, generate
+from tests.parity.shelf.published import RESCALED, Found, Origin, Published, put_json
+from tests.parity.shelf.truths import Answer, Generates, answer_of, generate
 from tests.parity.smolvlm import CHAT_TEMPLATE, inputs_of, model_of, processor_of, save_idefics3
 
 __all__ = ["CHATS"]
@@ -29,9 +29,9 @@ _WRITTEN_TEXT = {
     "use_resampler": False,
 }  # fmt: skip
 _PIXELS = {
-    "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True, "do_rescale": True,
-    "do_resize": True, **HALF, "max_image_size": {"longest_edge": 32}, "resample": 1,
-    "rescale_factor": 0.00392156862745098, "size": {"longest_edge": 96},
+    "do_convert_rgb": True, "do_image_splitting": True, "do_normalize": True, "do_pad": True,
+    "do_resize": True, **HALF, **RESCALED, "max_image_size": {"longest_edge": 32}, "resample": 1,
+    "size": {"longest_edge": 96},
 }  # fmt: skip
 _END, _AROUND, _IMAGE = "<end_of_utterance>", "<fake_token_around_image>", "<image>"
 
@@ -90,8 +90,7 @@ def _truth(folder: Path) -> Generates:
 
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
         inputs = inputs_of(processor, picture, text or "")
-        ids = ended(generate(model, beams, **inputs), inputs.input_ids.shape[1], ends)
-        return Answer(ids, processor.tokenizer.decode(list(ids), skip_special_tokens=True).strip())
+        return answer_of(processor.tokenizer, generate(model, beams, **inputs), inputs.input_ids.shape[1], ends)
 
     return Generates(answer, asks=True)
 
@@ -102,8 +101,8 @@ CHATS = (
         "4.47",
         lambda folder: _put(folder, smolvlm=True),
         _truth,
-        found="a test of a public port of SmolVLA, which quotes the files",
-        assumed="generation_config.json",
+        found=Found(Origin.OWN, Origin.USUAL, Origin.OWN, Origin.OWN),
+        places="a test of a public port of SmolVLA, which quotes the files",
         task="vqa",
     ),
     Published(
@@ -111,8 +110,8 @@ CHATS = (
         "4.47",
         lambda folder: _put(folder, smolvlm=False),
         _truth,
-        found="none of its own",
-        assumed="that it differs from SmolVLM2 in its classes alone",
+        found=Found(Origin.TWIN, Origin.TWIN, Origin.OWN, Origin.TWIN),
+        places="JohnSnowLabs/spark-nlp; the test of SmolVLM2",
         task="vqa",
     ),
 )

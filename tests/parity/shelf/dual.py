@@ -12,7 +12,19 @@ from transformers import AutoModel, AutoProcessor, CLIPModel, SiglipModel
 
 from tests.parity.shelf.blip import CLIP_PIXELS
 from tests.parity.shelf.captioners import HALF
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
+from tests.parity.shelf.published import (
+    RESCALED,
+    Found,
+    Origin,
+    Published,
+    added_tokens,
+    position_ids,
+    put_json,
+    put_weights,
+    random_model,
+    token,
+    written_out,
+)
 from tests.parity.shelf.truths import TEXTS, Embeds
 from tests.parity.shelf.vocabularies import CLIP_WORDS, put_clip, put_sentencepiece
 
@@ -28,15 +40,18 @@ _CLIP_TEXT = {
     **_TEXT, **_CLIP, "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": 77,
     "model_type": "clip_text_model", "pad_token_id": 1, "vocab_size": len(CLIP_WORDS),
 }  # fmt: skip
+_ENDS = {"bos_token_id": len(CLIP_WORDS) - 2, "eos_token_id": len(CLIP_WORDS) - 1}
+"""Ids of the tokens that begin and end a text, as the tokenizer has them."""
 _CLIP_VISION = {**_VISION, **_CLIP, "model_type": "clip_vision_model", "num_channels": 3}
 _TOP = {
     "architectures": ["CLIPModel"], "initializer_factor": 1.0, "logit_scale_init_value": 2.6592, "model_type": "clip",
     "projection_dim": 24, "torch_dtype": "float32",
 }  # fmt: skip
-_END = "<|endoftext|>"
-_WORD = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-_CLIP_SPECIAL = {place: {"content": _END, **_WORD} for place in ("eos_token", "unk_token")}
-_CLIP_SPECIAL |= {"bos_token": {"content": "<|startoftext|>", **_WORD}}
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_SPECIAL = {
+    place: token(word, normalized=True)
+    for place, word in (("eos_token", _END), ("unk_token", _END), ("bos_token", _START))
+}
 _CLIP_PIXELS = {"do_center_crop": True, "do_normalize": True, "do_resize": True, **CLIP_PIXELS, "resample": 3}
 
 
@@ -48,67 +63,65 @@ def _put_clip(folder: Path, *, seed: int, numbers: dict[str, torch.Tensor] | Non
     put_clip(folder, fast=fast)
 
 
-def _openai(folder: Path, *, seed: int, patch_px: int, repeated: bool = False) -> None:
-    """The end of a text is stated as 2, and read as the largest id; sides of images are numbers."""
-    stated = {"__type": "AddedToken"}
-    vision = {**_CLIP_VISION, "patch_size": patch_px}
-    short: dict[str, Any] | None = None
-    short_vision: dict[str, Any] | None = None
-    if repeated:  # stated a second time, in short, and what is not stated there is as by default: the ids, too
-        ends = {"bos_token_id": len(CLIP_WORDS) - 2, "eos_token_id": len(CLIP_WORDS) - 1}
-        short = {**_TEXT, **ends, "projection_dim": 24, "vocab_size": len(CLIP_WORDS)}
-        short_vision = {**_VISION, "patch_size": patch_px, "projection_dim": 24}
+def _put_clip_config(folder: Path, version: str, text: dict[str, Any], vision: dict[str, Any], **short: Any) -> None:
+    """Parts written out; `short` is what states them a second time."""
     put_json(
         folder,
         config={
-            **_TOP, "text_config": written_out("4.16.0", **_CLIP_TEXT), "text_config_dict": short,
-            "transformers_version": None, "vision_config": written_out("4.16.0", **vision),
-            "vision_config_dict": short_vision,
+            **_TOP, "text_config": written_out(version, **text), "text_config_dict": None,
+            "transformers_version": None, "vision_config": written_out(version, **vision),
+            "vision_config_dict": None, **short,
         },
+    )  # fmt: skip
+
+
+def _openai(folder: Path, *, seed: int, patch_px: int, names: dict[str, str], repeated: bool = False) -> None:
+    """The end of a text is stated as 2, and read as the largest id; sides of images are numbers.
+
+    names: what tokenizer_config.json says of itself; that of the first model says no class.
+    """
+    stated = {"__type": "AddedToken"}
+    vision = {**_CLIP_VISION, "patch_size": patch_px}
+    short: dict[str, Any] = {}
+    if repeated:  # stated a second time, in short, and what is not stated there is as by default: the ids, too
+        text = {**_TEXT, **_ENDS, "projection_dim": 24, "vocab_size": len(CLIP_WORDS)}
+        short_vision = {**_VISION, "patch_size": patch_px, "projection_dim": 24}
+        short = {"text_config_dict": text, "vision_config_dict": short_vision}
+    _put_clip_config(folder, "4.16.0", _CLIP_TEXT, vision, **short)
+    put_json(
+        folder,
         preprocessor_config={
             **_CLIP_PIXELS, "crop_size": 32, "feature_extractor_type": "CLIPFeatureExtractor", "size": 32,
         },
         special_tokens_map={**_CLIP_SPECIAL, "pad_token": _END},
         tokenizer_config={
             "add_prefix_space": False, **{place: {**word, **stated} for place, word in _CLIP_SPECIAL.items()},
-            "do_lower_case": True, "errors": "replace", "model_max_length": 77, "pad_token": _END,
-            "special_tokens_map_file": "./special_tokens_map.json", "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True, "errors": "replace", "model_max_length": 77, "pad_token": _END, **names,
         },
     )  # fmt: skip
     count = (32 // patch_px) ** 2 + 1
-    numbers = {
-        "text_model.embeddings.position_ids": torch.arange(77)[None],
-        "vision_model.embeddings.position_ids": torch.arange(count)[None],
-    }
-    _put_clip(folder, seed=seed, numbers=numbers)
+    _put_clip(folder, seed=seed, numbers=position_ids({"text_model": 77, "vision_model": count}))
 
 
 def _laion(folder: Path) -> None:
     """Another activation, and the right ids of the tokens that begin and end a text; padding has a word of its own."""
-    count = len(CLIP_WORDS)
     gelu = {"hidden_act": "gelu"}
-    ends = {"bos_token_id": count - 2, "eos_token_id": count - 1}
-    padding = CLIP_WORDS.index("!")
-    added = {padding: "!", count - 2: "<|startoftext|>", count - 1: _END}
+    _put_clip_config(folder, "4.24.0", {**_CLIP_TEXT, **gelu, **_ENDS}, {**_CLIP_VISION, **gelu})
+    words = {CLIP_WORDS.index("!"): "!", _ENDS["bos_token_id"]: _START, _ENDS["eos_token_id"]: _END}
     put_json(
         folder,
-        config={
-            **_TOP, "text_config": written_out("4.24.0", **{**_CLIP_TEXT, **gelu, **ends}), "text_config_dict": None,
-            "transformers_version": None, "vision_config": written_out("4.24.0", **{**_CLIP_VISION, **gelu}),
-            "vision_config_dict": None,
-        },
         preprocessor_config={
-            **_CLIP_PIXELS, "crop_size": {"height": 32, "width": 32}, "do_convert_rgb": True, "do_rescale": True,
+            **_CLIP_PIXELS, "crop_size": {"height": 32, "width": 32}, "do_convert_rgb": True, **RESCALED,
             "feature_extractor_type": "CLIPFeatureExtractor", "image_processor_type": "CLIPImageProcessor",
-            "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 32}, "use_square_size": False,
+            "size": {"shortest_edge": 32}, "use_square_size": False,
         },
         special_tokens_map={**_CLIP_SPECIAL, "pad_token": "!"},
         tokenizer_config={
             "add_prefix_space": False,
-            "added_tokens_decoder": {
-                str(number): {"content": word, **_WORD, "special": True} for number, word in sorted(added.items())
-            },
-            "bos_token": "<|startoftext|>", "clean_up_tokenization_spaces": True, "do_lower_case": True,
+            "added_tokens_decoder": added_tokens(
+                {number: token(word, normalized=True) for number, word in words.items()}
+            ),
+            "bos_token": _START, "clean_up_tokenization_spaces": True, "do_lower_case": True,
             "eos_token": _END, "errors": "replace", "model_max_length": 77, "pad_token": "!",
             "tokenizer_class": "CLIPTokenizer", "unk_token": _END,
         },
@@ -120,22 +133,14 @@ def _siglip(folder: Path, *, seed: int, resample: int, **vision: Any) -> None:
     """A sentencepiece model and nothing else for a tokenizer; what ends a text pads it too."""
     folder.mkdir()
     pieces = put_sentencepiece(folder, "spiece.model", bos_id=-1, eos_id=1, pad_id=0, unk_id=2)
-    end = {"content": "</s>", "lstrip": True, "normalized": False, "rstrip": True, "single_word": False}
-    unknown = {**end, "content": "<unk>"}
+    end, unknown = (token(word, lstrip=True, rstrip=True) for word in ("</s>", "<unk>"))
     put_json(
         folder,
-        config={
-            "architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip",
-            "text_config": {**_TEXT, "model_type": "siglip_text_model", "vocab_size": pieces, "projection_size": 32},
-            "torch_dtype": "float32", "transformers_version": "4.37.0.dev0",
-            "vision_config": {**_VISION, "hidden_size": 32, "model_type": "siglip_vision_model", **vision},
-        },
+        config=_siglip_config("4.37.0.dev0", {"vocab_size": pieces}, vision),
         preprocessor_config=_siglip_pixels(vision.get("image_size", 32), resample),
         special_tokens_map={"eos_token": end, "pad_token": end, "unk_token": unknown},
         tokenizer_config={
-            "added_tokens_decoder": {
-                "1": {**end, "special": True}, "2": {**unknown, "special": True},
-            },
+            "added_tokens_decoder": added_tokens({1: end, 2: unknown}),
             "additional_special_tokens": [], "clean_up_tokenization_spaces": True, "do_lower_case": True,
             "eos_token": "</s>", "model_input_names": ["input_ids"], "model_max_length": 64, "pad_token": "</s>",
             "processor_class": "SiglipProcessor", "sp_model_kwargs": {}, "tokenizer_class": "SiglipTokenizer",
@@ -145,11 +150,20 @@ def _siglip(folder: Path, *, seed: int, resample: int, **vision: Any) -> None:
     put_weights(folder, random_model(folder, SiglipModel, seed=seed))
 
 
+def _siglip_config(version: str, text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip",
+        "text_config": {**_TEXT, "model_type": "siglip_text_model", "projection_size": 32, **text},
+        "torch_dtype": "float32", "transformers_version": version,
+        "vision_config": {**_VISION, "hidden_size": 32, "model_type": "siglip_vision_model", **vision},
+    }  # fmt: skip
+
+
 def _siglip_pixels(side_px: int, resample: int) -> dict[str, Any]:
     return {
-        "do_normalize": True, "do_rescale": True, "do_resize": True, **HALF,
+        "do_normalize": True, "do_resize": True, **HALF, **RESCALED,
         "image_processor_type": "SiglipImageProcessor", "processor_class": "SiglipProcessor", "resample": resample,
-        "rescale_factor": 0.00392156862745098, "size": {"height": side_px, "width": side_px},
+        "size": {"height": side_px, "width": side_px},
     }  # fmt: skip
 
 
@@ -171,25 +185,15 @@ def _siglip2(folder: Path) -> None:
     tokenizer.add_special_tokens(words[:5])
     tokenizer.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    word = {**_WORD, "normalized": False}
+    text = {"hidden_act": "gelu_pytorch_tanh", "torch_dtype": "float32", "vocab_size": len(words)}
     put_json(
         folder,
-        config={
-            "architectures": ["SiglipModel"], "initializer_factor": 1.0, "model_type": "siglip",
-            "text_config": {
-                **_TEXT, "hidden_act": "gelu_pytorch_tanh", "model_type": "siglip_text_model", "projection_size": 32,
-                "vocab_size": len(words), "torch_dtype": "float32",
-            },
-            "torch_dtype": "float32", "transformers_version": "4.49.0.dev0",
-            "vision_config": {**_VISION, "hidden_size": 32, "model_type": "siglip_vision_model"},
-        },
+        config=_siglip_config("4.49.0.dev0", text, {}),
         preprocessor_config={**_siglip_pixels(32, 2), "do_convert_rgb": None},
-        special_tokens_map={place: {"content": name, **word} for place, name in special.items()},
+        special_tokens_map={place: token(name) for place, name in special.items()},
         tokenizer_config={
             "add_bos_token": False, "add_eos_token": True,
-            "added_tokens_decoder": {
-                str(number): {"content": name, **word, "special": True} for number, name in enumerate(words[:5])
-            },
+            "added_tokens_decoder": added_tokens(dict(enumerate(words[:5]))),
             "clean_up_tokenization_spaces": False, "do_lower_case": True, "extra_special_tokens": {},
             "model_input_names": ["input_ids"], "model_max_length": 64, "padding_side": "right",
             "processor_class": "SiglipProcessor", "sp_model_kwargs": {}, "spaces_between_special_tokens": False,
@@ -216,39 +220,40 @@ def _truth(**padding: Any) -> Callable[[Path], Embeds]:
     return open_folder
 
 
-_CLIP_FOUND = "LVtomatoJ/sd-scripts, rajmodi8905/RAG-Implementation"
+_CLIP_NAMES = {"special_tokens_map_file": "./special_tokens_map.json", "tokenizer_class": "CLIPTokenizer"}
+_SIGLIP = "huggingface/transformers: convert_siglip_to_hf.py"
 DUALS = (
     Published(
         "openai/clip-vit-base-patch32",
         "4.16",
-        lambda folder: _openai(folder, seed=3, patch_px=16),
+        lambda folder: _openai(folder, seed=3, patch_px=16, names={"name_or_path": "./clip_ViT_B_32/"}),
         _truth(),
-        found=_CLIP_FOUND,
-        assumed="the tokenizer's words as objects",
+        found=Found(Origin.OWN, Origin.NONE, Origin.USUAL, Origin.OWN),
+        places="whaler404/Hf-Learn, OpenMeshLab/MeshXL",
     ),
     Published(
         "openai/clip-vit-base-patch16",
         "4.16",
-        lambda folder: _openai(folder, seed=4, patch_px=8),
+        lambda folder: _openai(folder, seed=4, patch_px=8, names=_CLIP_NAMES),
         _truth(),
-        found=_CLIP_FOUND,
-        assumed="that it differs in its patches alone",
+        found=Found(Origin.TWIN, Origin.NONE, Origin.USUAL, Origin.USUAL),
+        places="whaler404/Hf-Learn: clip-vit-base-patch32",
     ),
     Published(
         "openai/clip-vit-large-patch14",
         "4.16",
-        lambda folder: _openai(folder, seed=5, patch_px=8, repeated=True),
+        lambda folder: _openai(folder, seed=5, patch_px=8, names=_CLIP_NAMES, repeated=True),
         _truth(),
-        found="LVtomatoJ/sd-scripts, Yee334/diffusion-project",
-        assumed="settings of the images, as in clip-vit-base-patch32",
+        found=Found(Origin.AGAIN, Origin.NONE, Origin.USUAL, Origin.AGAIN),
+        places="LVtomatoJ/sd-scripts, Yee334/diffusion-project",
     ),
     Published(
         "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         "4.24",
         _laion,
         _truth(),
-        found="bhuvanmdev/test, in a folder made from it",
-        assumed="the activation, and the ids of tokens",
+        found=Found(Origin.AGAIN, Origin.NONE, Origin.AGAIN, Origin.USUAL),
+        places="bhuvanmdev/test, in a folder made from it",
         is_quick=True,
     ),
     Published(
@@ -256,8 +261,8 @@ DUALS = (
         "4.37",
         lambda folder: _siglip(folder, seed=3, resample=3),
         _truth(padding="max_length"),
-        found="huggingface/transformers: convert_siglip_to_hf.py",
-        assumed="settings of images and tokenizer",
+        found=Found(Origin.PROGRAM, Origin.NONE, Origin.PROGRAM, Origin.PROGRAM),
+        places=_SIGLIP,
         is_quick=True,
     ),
     Published(
@@ -265,15 +270,15 @@ DUALS = (
         "4.37",
         lambda folder: _siglip(folder, seed=4, resample=3, image_size=28, patch_size=7, intermediate_size=67),
         _truth(padding="max_length"),
-        found="huggingface/transformers: convert_siglip_to_hf.py",
-        assumed="settings of images and tokenizer",
+        found=Found(Origin.OWN, Origin.NONE, Origin.PROGRAM, Origin.PROGRAM),
+        places=f"{_SIGLIP}; a public page that quotes config.json",
     ),
     Published(
         "google/siglip2-base-patch16-224",
         "4.49",
         _siglip2,
         _truth(padding="max_length", max_length=64),
-        found="none of its own",
-        assumed="all of it; settings of the tokenizer as Gemma's are",
+        found=Found(Origin.OWN, Origin.NONE, Origin.OWN, Origin.OWN),
+        places="tests of a public program that checks these files of revision 75de2d5",
     ),
 )

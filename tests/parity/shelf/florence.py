@@ -9,8 +9,8 @@ from typing import Any
 from transformers import AutoProcessor, Florence2ForConditionalGeneration
 
 from tests.parity.florence2 import DECODING, save_florence2
-from tests.parity.shelf.published import Published, put_json
-from tests.parity.shelf.truths import Answer, Generates, ended, generate
+from tests.parity.shelf.published import RESCALED, Found, Origin, Published, put_json
+from tests.parity.shelf.truths import Answer, Generates, answer_of, generate
 
 __all__ = ["FLORENCES"]
 
@@ -36,9 +36,9 @@ def _put(folder: Path) -> None:
         generation_config={**DECODING, "_from_model_config": True, "transformers_version": "4.56.0.dev0"},
         preprocessor_config={
             "crop_size": side, "do_center_crop": False, "do_convert_rgb": None, "do_normalize": True,
-            "do_rescale": True, "do_resize": True, "image_mean": [0.485, 0.456, 0.406],
+            "do_resize": True, "image_mean": [0.485, 0.456, 0.406],
             "image_processor_type": "CLIPImageProcessor", "image_seq_length": 65, "image_std": [0.229, 0.224, 0.225],
-            "processor_class": "Florence2Processor", "resample": 3, "rescale_factor": 0.00392156862745098, "size": side,
+            "processor_class": "Florence2Processor", "resample": 3, "size": side, **RESCALED,
         },
         processor_config={
             "image_seq_length": 65, "num_additional_image_tokens": 0,
@@ -53,7 +53,7 @@ def _truth(folder: Path) -> Generates:
 
     def answer(picture: Any, text: str | None, beams: int | None) -> Answer:
         ids = generate(model, beams, **processor(images=picture, text=text, return_tensors="pt"))
-        new = ended(ids, 1, [DECODING["eos_token_id"]])
+        new = answer_of(processor, ids, 1, [DECODING["eos_token_id"]]).token_ids
         kept = processor.decode(list(new), skip_special_tokens=False)  # places are words of their own
         return Answer(new, re.sub("<s>|</s>|<pad>|<unk>|<mask>", "", kept).strip())
 
@@ -66,8 +66,8 @@ FLORENCES = (
         "4.56",
         _put,
         _truth,
-        found="muhammadwaqas476074/Florence2-Changes, for the same model in the layout of its authors",
-        assumed="the names that Transformers' own layout has",
+        found=Found(Origin.AGAIN, Origin.USUAL, Origin.AGAIN, Origin.USUAL),
+        places="muhammadwaqas476074/Florence2-Changes, in the layout of the model's authors",
         task="caption",
     ),
 )

@@ -9,8 +9,18 @@ import torch
 from transformers import AutoProcessor, GitForCausalLM
 
 from tests.parity.shelf.blip import BERT, CLIP_PIXELS
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
-from tests.parity.shelf.truths import Answer, Generates, ended, generate
+from tests.parity.shelf.published import (
+    RESCALED,
+    Found,
+    Origin,
+    Published,
+    position_ids,
+    put_json,
+    put_weights,
+    random_model,
+    written_out,
+)
+from tests.parity.shelf.truths import Answer, Generates, answer_of, generate
 from tests.parity.shelf.vocabularies import BERT_WORDS, put_bert
 
 __all__ = ["GITS"]
@@ -43,9 +53,9 @@ def _put(folder: Path, *, seed: int, side_px: int, patch_px: int, wide: bool = F
         },
         preprocessor_config={
             "crop_size": {"height": side_px, "width": side_px}, "do_center_crop": True, "do_convert_rgb": True,
-            "do_normalize": True, "do_rescale": True, "do_resize": True, **CLIP_PIXELS,
+            "do_normalize": True, "do_resize": True, **CLIP_PIXELS, **RESCALED,
             "image_processor_type": "CLIPImageProcessor", "processor_class": "GitProcessor", "resample": 3,
-            "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": side_px},
+            "size": {"shortest_edge": side_px},
         },
         special_tokens_map=BERT,
         tokenizer_config={
@@ -58,11 +68,7 @@ def _put(folder: Path, *, seed: int, side_px: int, patch_px: int, wide: bool = F
     put_bert(folder)
     model = random_model(folder, GitForCausalLM, seed=seed, gain=1.3)
     count = (side_px // patch_px) ** 2 + 1
-    numbers = {
-        "git.embeddings.position_ids": torch.arange(96)[None],
-        "git.image_encoder.vision_model.embeddings.position_ids": torch.arange(count)[None],
-    }
-    put_weights(folder, model, pickled=True, more=numbers)
+    put_weights(folder, model, pickled=True, more=position_ids({"git": 96, "git.image_encoder.vision_model": count}))
 
 
 def _truth(folder: Path, *, asks: bool) -> Generates:
@@ -75,66 +81,27 @@ def _truth(folder: Path, *, asks: bool) -> Generates:
             words = processor(text=text, add_special_tokens=False).input_ids
             inputs["input_ids"] = torch.tensor([[processor.tokenizer.cls_token_id, *words]])
         start = 1 if text is None else inputs["input_ids"].shape[1]
-        ids = ended(generate(model, beams, **inputs), start, [102])
-        return Answer(ids, processor.decode(list(ids), skip_special_tokens=True).strip())
+        return answer_of(processor, generate(model, beams, **inputs), start, [102])
 
     return Generates(answer, asks=asks)
 
 
-def _captions(folder: Path) -> Generates:
-    return _truth(folder, asks=False)
+def _published(name: str, *, asks: bool = False, **form: Any) -> Published:
+    return Published(
+        f"microsoft/{name}",
+        "4.26",
+        lambda folder: _put(folder, **form),
+        lambda folder: _truth(folder, asks=asks),
+        found=Found(Origin.PROGRAM, Origin.USUAL, Origin.PROGRAM, Origin.PROGRAM),
+        places="huggingface/transformers: convert_git_to_pytorch.py",
+        task="vqa" if asks else "caption",
+    )
 
 
-def _answers(folder: Path) -> Generates:
-    return _truth(folder, asks=True)
-
-
-_FOUND = "huggingface/transformers: convert_git_to_pytorch.py"
-_ASSUMED = "what save_pretrained adds"
 GITS = (
-    Published(
-        "microsoft/git-base",
-        "4.26",
-        lambda folder: _put(folder, seed=3, side_px=32, patch_px=8),
-        _captions,
-        found=_FOUND,
-        assumed=_ASSUMED,
-        task="caption",
-    ),
-    Published(
-        "microsoft/git-base-coco",
-        "4.26",
-        lambda folder: _put(folder, seed=4, side_px=32, patch_px=8),
-        _captions,
-        found=_FOUND,
-        assumed=_ASSUMED,
-        task="caption",
-    ),
-    Published(
-        "microsoft/git-large-textcaps",
-        "4.26",
-        lambda folder: _put(folder, seed=5, side_px=28, patch_px=7, wide=True),
-        _captions,
-        found=_FOUND,
-        assumed=_ASSUMED,
-        task="caption",
-    ),
-    Published(
-        "microsoft/git-base-vqav2",
-        "4.26",
-        lambda folder: _put(folder, seed=6, side_px=40, patch_px=8),
-        _answers,
-        found=_FOUND,
-        assumed=_ASSUMED,
-        task="vqa",
-    ),
-    Published(
-        "microsoft/git-base-textvqa",
-        "4.26",
-        lambda folder: _put(folder, seed=7, side_px=40, patch_px=8),
-        _answers,
-        found=_FOUND,
-        assumed=_ASSUMED,
-        task="vqa",
-    ),
+    _published("git-base", seed=3, side_px=32, patch_px=8),
+    _published("git-base-coco", seed=4, side_px=32, patch_px=8),
+    _published("git-large-textcaps", seed=5, side_px=28, patch_px=7, wide=True),
+    _published("git-base-vqav2", asks=True, seed=6, side_px=40, patch_px=8),
+    _published("git-base-textvqa", asks=True, seed=7, side_px=40, patch_px=8),
 )

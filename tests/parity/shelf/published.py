@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,22 @@ from tests.parity.parity import randomize
 from tests.parity.shelf.truths import Truth
 from xattn_runtime.bundle.manifest import TaskName
 
-__all__ = ["Published", "put_json", "put_weights", "random_model", "written_out"]
+__all__ = [
+    "RESCALED",
+    "Found",
+    "Origin",
+    "Published",
+    "added_tokens",
+    "position_ids",
+    "put_json",
+    "put_weights",
+    "random_model",
+    "token",
+    "written_out",
+]
+
+RESCALED: Mapping[str, Any] = {"do_rescale": True, "rescale_factor": 0.00392156862745098}
+"""In every preprocessor_config.json since 4.26."""
 
 _WRITTEN_OUT: Mapping[str, Any] = {
     "_name_or_path": "",
@@ -72,6 +88,27 @@ _SINCE_4_26: Mapping[str, Any] = {
 }
 
 
+class Origin(StrEnum):
+    """Where the settings of a file were found."""
+
+    OWN = "its own"
+    AGAIN = "saved again"
+    PROGRAM = "a program"
+    TWIN = "a twin's"
+    USUAL = "usual"
+    NONE = "–"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the settings of each file of a folder were found; `–` is for a file that the folder lacks."""
+
+    config: Origin
+    generation: Origin
+    images: Origin
+    tokenizer: Origin
+
+
 @dataclass(frozen=True)
 class Published:
     """A published checkpoint whose folder form the shelf has, at a small size and with random weights.
@@ -81,8 +118,8 @@ class Published:
         saved_by: the version of Transformers that saved it.
         write: writes the folder.
         truth: what Transformers gives for the folder, read by its own classes.
-        found: the public repositories that hold its files, or settings of them, in words.
-        assumed: what is not found there, and is as that version writes it by default, in words.
+        found: where the settings of its files were found.
+        places: the public repositories that hold them, in words.
         task: to export it for, where that is not the family's own.
         is_quick: whether the tests that run by default take it too.
     """
@@ -91,8 +128,8 @@ class Published:
     saved_by: str
     write: Callable[[Path], None]
     truth: Callable[[Path], Truth]
-    found: str
-    assumed: str = ""
+    found: Found
+    places: str
     task: TaskName | None = None
     is_quick: bool = False
 
@@ -113,10 +150,27 @@ def put_json(folder: Path, **files: Mapping[str, Any]) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def token(content: str, **form: bool) -> dict[str, Any]:
+    """A token as tokenizer_config.json and special_tokens_map.json write it out; what is not in `form` is false."""
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    return {"content": content, **plain, **form}
+
+
+def added_tokens(words: Mapping[int, str | dict[str, Any]]) -> dict[str, Any]:
+    """`added_tokens_decoder` of tokenizer_config.json, by id: special tokens, each a word or what `token` gives."""
+    rows = ((number, token(word) if isinstance(word, str) else word) for number, word in sorted(words.items()))
+    return {str(number): {**row, "special": True} for number, row in rows}
+
+
+def position_ids(counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """The numbers of places that older files keep beside the weights: module → how many."""
+    return {f"{name}.embeddings.position_ids": torch.arange(count)[None] for name, count in counts.items()}
+
+
 def random_model(folder: Path, model_class: Any, *, seed: int = 3, gain: float = 1.0) -> Any:
     """A model of the folder's config.json with random weights that pass on values of the size that they get."""
     torch.manual_seed(seed)
-    model = model_class(model_class.config_class.from_pretrained(folder, local_files_only=True))
+    model = model_class(model_class.config_class.from_pretrained(folder, local_files_only=True)).float()
     randomize(model, seed, gain)
     return model.eval()
 

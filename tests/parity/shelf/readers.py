@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BertJapaneseTokenizer, VisionEncoderDecoderModel
 
-from tests.parity.shelf.captioners import HALF, VIT, encoder_decoder_truth
-from tests.parity.shelf.published import Published, put_json, put_weights, random_model, written_out
+from tests.parity.shelf.captioners import HALF, VIT, VIT_PIXELS, encoder_decoder_config, encoder_decoder_truth
+from tests.parity.shelf.published import (
+    RESCALED,
+    Found,
+    Origin,
+    Published,
+    added_tokens,
+    position_ids,
+    put_json,
+    put_weights,
+    random_model,
+    token,
+    written_out,
+)
 from tests.parity.shelf.truths import Generates
 from tests.parity.shelf.vocabularies import ROBERTA_WORDS, put_bytes, put_sentencepiece
 
@@ -34,7 +47,11 @@ _ROBERTA = {
     "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>",
     "cls_token": "<s>", "mask_token": "<mask>",
 }  # fmt: skip
-_MASK = {"content": "<mask>", "single_word": False, "lstrip": True, "rstrip": False, "normalized": True}
+_MASK = token("<mask>", lstrip=True, normalized=True)
+_BASE = {**VIT, "hidden_size": 24, "qkv_bias": False}
+"""The encoder of the base models, narrower than the decoder."""
+_TABLE = {"decoder.model.decoder.embed_positions._float_tensor": torch.zeros(1)}
+"""What older versions keep beside the weights of a decoder whose places are not learned."""
 _SAVED_AGAIN = {
     "_from_model_config": True, "bos_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 2, "pad_token_id": 1,
     "use_cache": False,
@@ -42,17 +59,8 @@ _SAVED_AGAIN = {
 
 
 def _config(version: str, decoder: dict[str, Any], encoder: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    return {
-        "architectures": ["VisionEncoderDecoderModel"],
-        "decoder": written_out(version, **{**_TROCR, "cross_attention_hidden_size": encoder["hidden_size"], **decoder}),
-        "encoder": written_out(version, **encoder),
-        "is_encoder_decoder": True,
-        "model_type": "vision-encoder-decoder",
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "transformers_version": None,
-        **settings,
-    }
+    text = {**_TROCR, "cross_attention_hidden_size": encoder["hidden_size"], **decoder}
+    return encoder_decoder_config(written_out(version, **text), written_out(version, **encoder), **settings)
 
 
 def _put(folder: Path, *, seed: int, **form: Any) -> None:
@@ -69,10 +77,7 @@ def _put_roberta(folder: Path, *, fast: bool) -> None:
     settings = {**_ROBERTA, "errors": "replace", "add_prefix_space": False, "trim_offsets": True}
     put_json(
         folder,
-        preprocessor_config={
-            "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor", **HALF,
-            "resample": 2, "size": 32,
-        },
+        preprocessor_config=VIT_PIXELS,
         tokenizer_config={**settings, "mask_token": "<mask>", "tokenizer_class": "RobertaTokenizer"},
         special_tokens_map={**_ROBERTA, "mask_token": _MASK},
     )  # fmt: skip
@@ -80,10 +85,9 @@ def _put_roberta(folder: Path, *, fast: bool) -> None:
 
 def _base_handwritten(folder: Path) -> None:
     """The head is the table of words by the decoder's settings, not by those at the top, and the file has it once."""
-    encoder = {**VIT, "hidden_size": 24, "qkv_bias": False}
     put_json(
         folder,
-        config=_config("4.12.0", _LEARNED, encoder),
+        config=_config("4.12.0", _LEARNED, _BASE),
         generation_config={**_SAVED_AGAIN, "transformers_version": "4.27.0.dev0"},
     )
     _put(folder, seed=3)
@@ -91,15 +95,14 @@ def _base_handwritten(folder: Path) -> None:
 
 
 def _base_printed(folder: Path) -> None:
-    encoder = {**VIT, "hidden_size": 24, "qkv_bias": False}
-    put_json(folder, config=_config("4.12.0", {**_LEARNED, "tie_word_embeddings": False}, encoder))
+    put_json(folder, config=_config("4.12.0", {**_LEARNED, "tie_word_embeddings": False}, _BASE))
     _put(folder, seed=4, pickled=True)
     _put_roberta(folder, fast=False)
 
 
 def _base_printed_fine_tuned(folder: Path) -> None:
     """Trained before settings of decoding had a file of their own."""
-    encoder = {**VIT, "hidden_size": 24, "qkv_bias": False, "encoder_stride": 16}
+    encoder = {**_BASE, "encoder_stride": 16}
     beams = {"early_stopping": True, "length_penalty": 2.0, "no_repeat_ngram_size": 3, "num_beams": 4}
     starts = {"decoder_start_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "vocab_size": len(ROBERTA_WORDS)}
     decoder = {**_LEARNED, "tie_word_embeddings": False}
@@ -108,20 +111,9 @@ def _base_printed_fine_tuned(folder: Path) -> None:
     _put_roberta(folder, fast=True)
 
 
-def _base_stage1(folder: Path) -> None:
-    encoder = {**VIT, "hidden_size": 24, "qkv_bias": False}
-    put_json(folder, config=_config("4.12.0", _SINUSOIDAL, encoder))
-    marker = {"decoder.model.decoder.embed_positions._float_tensor": torch.zeros(1)}
-    _put(folder, seed=5, pickled=True, more=marker)
-    _put_roberta(folder, fast=False)
-
-
-def _large_printed(folder: Path) -> None:
-    """The encoder is as wide as the decoder."""
-    encoder = {**VIT, "qkv_bias": False, "num_attention_heads": 8}
-    put_json(folder, config=_config("4.13.0", _SINUSOIDAL, encoder))
-    marker = {"decoder.model.decoder.embed_positions._float_tensor": torch.zeros(1)}
-    _put(folder, seed=6, pickled=True, more=marker)
+def _sinusoidal(folder: Path, version: str, encoder: dict[str, Any], *, seed: int) -> None:
+    put_json(folder, config=_config(version, _SINUSOIDAL, encoder))
+    _put(folder, seed=seed, pickled=True, more=_TABLE)
     _put_roberta(folder, fast=False)
 
 
@@ -149,17 +141,14 @@ def _small(folder: Path, *, seed: int, **settings: Any) -> None:
 
 def _fine_tuned(folder: Path) -> None:
     """config.json begins texts with `<s>`, generation_config.json with `</s>`."""
-    encoder = {**VIT, "hidden_size": 24, "qkv_bias": False, "encoder_stride": 16}
+    encoder = {**_BASE, "encoder_stride": 16}
     starts = {"decoder_start_token_id": 0, "pad_token_id": 1, "vocab_size": len(ROBERTA_WORDS)}
     config = _config("4.39.1", _LEARNED, encoder, _name_or_path="microsoft/trocr-base-handwritten", **starts)
-    pixels = {"do_normalize": True, "do_rescale": True, "do_resize": True, **HALF, "resample": 2}
+    pixels = {"do_normalize": True, "do_resize": True, **HALF, **RESCALED, "resample": 2}
     words = {**_ROBERTA, "add_prefix_space": False, "clean_up_tokenization_spaces": True, "errors": "replace"}
-    plain = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-    special: dict[str, dict[str, Any]] = {place: {"content": word, **plain} for place, word in _ROBERTA.items()}
-    special["mask_token"] = _MASK
-    ids = {word: number for number, word in enumerate(ROBERTA_WORDS)}
-    added = {str(ids[part["content"]]): {**part, "special": True} for part in special.values()}
-    _put_roberta_again(folder)
+    special = {place: token(word, normalized=True) for place, word in _ROBERTA.items()} | {"mask_token": _MASK}
+    folder.mkdir()
+    put_bytes(folder, ROBERTA_WORDS, fast=True)
     put_json(
         folder,
         config=config,
@@ -167,21 +156,19 @@ def _fine_tuned(folder: Path) -> None:
         preprocessor_config={
             "_valid_processor_keys": ["images", "do_resize", "size", "resample", "do_rescale", "return_tensors"],
             "image_processor_type": "ViTImageProcessor", "processor_class": "TrOCRProcessor",
-            "rescale_factor": 0.00392156862745098, "size": {"height": 32, "width": 32}, **pixels,
+            "size": {"height": 32, "width": 32}, **pixels,
         },
         tokenizer_config={
-            **words, "added_tokens_decoder": dict(sorted(added.items(), key=lambda row: int(row[0]))),
+            **words,
+            "added_tokens_decoder": added_tokens(
+                {ROBERTA_WORDS.index(part["content"]): part for part in special.values()}
+            ),
             "model_max_length": 512, "processor_class": "TrOCRProcessor", "tokenizer_class": "RobertaTokenizer",
             "trim_offsets": True,
         },
         special_tokens_map=special,
     )  # fmt: skip
     _put(folder, seed=7)
-
-
-def _put_roberta_again(folder: Path) -> None:
-    folder.mkdir()
-    put_bytes(folder, ROBERTA_WORDS, fast=True)
 
 
 _JAPANESE = [chr(code) for code in range(0x3041, 0x3097)] + list("漫画文字読取日本語東京")
@@ -201,19 +188,13 @@ def _manga(folder: Path) -> None:
     special = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
     put_json(
         folder,
-        config={
-            "architectures": ["VisionEncoderDecoderModel"], "decoder": written_out("4.12.5", **text),
-            "decoder_start_token_id": 2, "early_stopping": True,
-            "encoder": written_out("4.12.5", architectures=["ViTForImageClassification"], **VIT),
-            "eos_token_id": 3, "is_encoder_decoder": True, "length_penalty": 2.0, "max_length": 40,
-            "model_type": "vision-encoder-decoder", "no_repeat_ngram_size": 3, "num_beams": 4, "pad_token_id": 0,
-            "tie_word_embeddings": False, "torch_dtype": "float32", "transformers_version": None,
-            "vocab_size": len(words),
-        },
-        preprocessor_config={
-            "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViTFeatureExtractor", **HALF,
-            "resample": 2, "size": 32,
-        },
+        config=encoder_decoder_config(
+            written_out("4.12.5", **text),
+            written_out("4.12.5", architectures=["ViTForImageClassification"], **VIT),
+            decoder_start_token_id=2, early_stopping=True, eos_token_id=3, length_penalty=2.0, max_length=40,
+            no_repeat_ngram_size=3, num_beams=4, pad_token_id=0, vocab_size=len(words),
+        ),
+        preprocessor_config=VIT_PIXELS,
         tokenizer_config={
             "do_lower_case": False, "do_word_tokenize": True, "do_subword_tokenize": True,
             "word_tokenizer_type": "mecab", "subword_tokenizer_type": "character", "never_split": None,
@@ -223,8 +204,7 @@ def _manga(folder: Path) -> None:
         special_tokens_map={**special, "unk_token": "[UNK]"},
     )  # fmt: skip
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    numbers = {"decoder.bert.embeddings.position_ids": torch.arange(64)[None]}
-    _put(folder, seed=8, pickled=True, more=numbers)
+    _put(folder, seed=8, pickled=True, more=position_ids({"decoder.bert": 64}))
 
 
 def _manga_truth(folder: Path) -> Generates:
@@ -232,77 +212,77 @@ def _manga_truth(folder: Path) -> Generates:
     return encoder_decoder_truth(folder, BertJapaneseTokenizer.from_pretrained(folder, do_word_tokenize=False))
 
 
-_CONVERSION = "adaptations of convert_trocr_unilm_to_pytorch.py of huggingface/transformers"
+def _published(
+    name: str,
+    version: str,
+    write: Callable[[Path], None],
+    found: Found,
+    places: str,
+) -> Published:
+    return Published(f"microsoft/{name}", version, write, encoder_decoder_truth, found=found, places=places)
+
+
+_CONVERTED = (
+    Found(Origin.PROGRAM, Origin.NONE, Origin.PROGRAM, Origin.USUAL),
+    "adaptations of convert_trocr_unilm_to_pytorch.py of huggingface/transformers",
+)
 READERS = (
-    Published(
-        "microsoft/trocr-base-handwritten",
+    _published(
+        "trocr-base-handwritten",
         "4.12",
         _base_handwritten,
-        encoder_decoder_truth,
-        found="utsavrai/transformer-ocr, fine-tuned from it",
-        assumed="settings of the tokenizer",
+        Found(Origin.AGAIN, Origin.AGAIN, Origin.AGAIN, Origin.USUAL),
+        "utsavrai/transformer-ocr, fine-tuned from it",
     ),
-    Published(
-        "microsoft/trocr-base-printed",
+    _published(
+        "trocr-base-printed",
         "4.12",
         _base_printed,
-        encoder_decoder_truth,
-        found="Knightfall-Vader/LRS2.0, fine-tuned from it",
-        assumed="that there is no generation_config.json; settings of the tokenizer",
+        Found(Origin.AGAIN, Origin.NONE, Origin.TWIN, Origin.USUAL),
+        "Knightfall-Vader/LRS2.0, fine-tuned from it; utsavrai/transformer-ocr",
     ),
-    Published(
-        "microsoft/trocr-base-stage1",
-        "4.12",
-        _base_stage1,
-        encoder_decoder_truth,
-        found=_CONVERSION,
-        assumed="settings of the tokenizer",
-    ),
-    Published(
-        "microsoft/trocr-large-printed",
+    _published("trocr-base-stage1", "4.12", lambda folder: _sinusoidal(folder, "4.12.0", _BASE, seed=5), *_CONVERTED),
+    _published(  # the encoder is as wide as the decoder
+        "trocr-large-printed",
         "4.13",
-        _large_printed,
-        encoder_decoder_truth,
-        found=_CONVERSION,
-        assumed="settings of the tokenizer",
+        lambda folder: _sinusoidal(folder, "4.13.0", {**VIT, "qkv_bias": False, "num_attention_heads": 8}, seed=6),
+        *_CONVERTED,
     ),
-    Published(
-        "microsoft/trocr-small-printed",
+    _published(
+        "trocr-small-printed",
         "4.14",
         lambda folder: _small(folder, seed=3),
-        encoder_decoder_truth,
-        found="Shankar203/licence_plate_detection",
+        Found(Origin.AGAIN, Origin.NONE, Origin.AGAIN, Origin.AGAIN),
+        "Shankar203/licence_plate_detection",
     ),
-    Published(
-        "microsoft/trocr-small-handwritten",
+    _published(
+        "trocr-small-handwritten",
         "4.14",
         lambda folder: _small(folder, seed=4),
-        encoder_decoder_truth,
-        found="Shankar203/licence_plate_detection, of trocr-small-printed",
-        assumed="that it has the form of its twin",
+        Found(Origin.TWIN, Origin.NONE, Origin.TWIN, Origin.TWIN),
+        "Shankar203/licence_plate_detection: trocr-small-printed",
     ),
-    Published(
-        "microsoft/trocr-base-handwritten, fine-tuned",
+    _published(
+        "trocr-base-handwritten, fine-tuned",
         "4.39",
         _fine_tuned,
-        encoder_decoder_truth,
-        found="utsavrai/transformer-ocr",
+        Found(Origin.OWN, Origin.OWN, Origin.OWN, Origin.USUAL),
+        "utsavrai/transformer-ocr",
     ),
-    Published(
-        "microsoft/trocr-base-printed, fine-tuned",
+    _published(
+        "trocr-base-printed, fine-tuned",
         "4.24",
         _base_printed_fine_tuned,
-        encoder_decoder_truth,
-        found="NielsRogge/Transformers-Tutorials: TrOCR",
-        assumed="what does not concern decoding, as in trocr-base-printed",
+        Found(Origin.PROGRAM, Origin.NONE, Origin.TWIN, Origin.TWIN),
+        "NielsRogge/Transformers-Tutorials: TrOCR; those of trocr-base-printed",
     ),
     Published(
         "kha-white/manga-ocr-base",
         "4.12",
         _manga,
         _manga_truth,
-        found="kha-white/manga-ocr: manga_ocr_dev/training/get_model.py",
-        assumed="settings of the images",
+        found=Found(Origin.PROGRAM, Origin.NONE, Origin.TWIN, Origin.OWN),
+        places="kha-white/manga-ocr: manga_ocr_dev/training/get_model.py; deckyfx/manga-reader: docs/MANGAOCR.md",
         is_quick=True,
     ),
 )

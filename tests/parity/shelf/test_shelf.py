@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.parity.shelf.published import Published
-from tests.parity.shelf.shelf import SHELF, TABLE, row_of
+from tests.parity.shelf.shelf import SHELF, TABLE, row_of, seen
 from tests.parity.shelf.truths import images
 from xattn_export import export_checkpoint
 from xattn_runtime.loader import load
@@ -31,4 +31,5 @@ def test_the_table_of_the_documents_is_that_of_the_shelf() -> None:
     lines = FAMILIES.read_text(encoding="utf-8").splitlines()
     first = lines.index(TABLE[0])
     assert lines[first : lines.index("", first)] == [*TABLE, *map(row_of, SHELF)]
+    assert lines[first - 2] == seen()
     assert len({published.name for published in SHELF}) == len(SHELF)

@@ -26,7 +26,7 @@ __all__ = [
     "Embeds",
     "Generates",
     "Truth",
-    "ended",
+    "answer_of",
     "generate",
     "images",
 ]
@@ -155,10 +155,11 @@ def images() -> list[Image.Image]:
     ]
 
 
-def ended(ids: Sequence[int], start: int, ends: Collection[int]) -> tuple[int, ...]:
-    """Of generated ids those from `start` on and before the first that ends them."""
+def answer_of(words: Any, ids: Sequence[int], start: int, ends: Collection[int]) -> Answer:
+    """Of generated ids those from `start` on and before the first that ends them; `words` decodes them."""
     new = ids[start:]
-    return tuple(new[: next((place for place, token in enumerate(new) if token in ends), len(new))])
+    kept = tuple(new[: next((place for place, token in enumerate(new) if token in ends), len(new))])
+    return Answer(kept, words.decode(list(kept), skip_special_tokens=True).strip())
 
 
 def generate(model: Any, beams: int | None, **inputs: Any) -> list[int]:

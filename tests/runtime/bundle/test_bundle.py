@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -181,3 +182,21 @@ def test_large_files_are_checked_too(caption_copy: Path, monkeypatch: pytest.Mon
     with pytest.raises(BundleError, match="lists, found nothing"):
         (caption_copy / "graphs/decoder.onnx").unlink()
         open_bundle(caption_copy)
+
+
+@pytest.mark.parametrize("locked", ["m.xattn", "m.xattn/manifest.json"])
+def test_a_folder_that_may_not_be_entered_is_not_said_to_be_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: str
+) -> None:
+    """A superuser may enter every folder, so the system's answer is played."""
+    (tmp_path / "m.xattn").mkdir()
+    lstat = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:
+        if path == tmp_path / locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    with pytest.raises(BundleError, match=r"m\.xattn: expected a .*folder.*, found: .*; check its permissions"):
+        open_bundle(tmp_path / "m.xattn")

@@ -10,6 +10,8 @@ from xattn_runtime.bundle.contract import (
     prefix_names,
     present_names,
     role_contract,
+    state_names,
+    states_of,
 )
 
 PIXELS, TEXT, NEXT = ["pixel_values"], ["input_ids", "attention_mask"], ["logits", "next_token", "next_log_prob"]
@@ -30,6 +32,11 @@ PIXELS, TEXT, NEXT = ["pixel_values"], ["input_ids", "attention_mask"], ["logits
         ("decoder", ["input_ids", *past_names(3), *cross_names(1)], [*NEXT, *present_names(3)]),
         ("decoder", ["input_ids", *past_names(3)], [*NEXT, *present_names(3)]),
         ("decoder", ["input_ids", "image_tokens", *past_names(3)], [*NEXT, *present_names(3)]),
+        (
+            "decoder",
+            ["input_ids", "image_tokens", *past_names(2), *state_names("past", 3)],
+            [*NEXT, *present_names(2), *state_names("present", 3)],
+        ),
         ("classifier", [*TEXT, *cross_names(2)], ["logits", "probabilities"]),
     ],
 )
@@ -57,3 +64,14 @@ def test_presents_are_as_many_as_pasts() -> None:
 def test_layers_are_counted_by_their_keys() -> None:
     assert layers_of("past", [*past_names(4), *cross_names(2)]) == 4
     assert layers_of("prefix", past_names(4)) == 0
+    assert layers_of("past", state_names("past", 4)) == 0
+    assert states_of("past", [*past_names(4), *state_names("past", 3)]) == 3
+
+
+def test_states_after_a_step_are_as_many_as_before_it() -> None:
+    inputs = ["input_ids", *past_names(2), *state_names("past", 2)]
+    contract = role_contract("decoder", inputs, [*NEXT, *present_names(2), *state_names("present", 5)])
+    assert list(contract.outputs) == [*NEXT, *present_names(2), *state_names("present", 2)]
+    loop = role_contract("generator", [*inputs, "max_new_tokens"], ["token_ids", "log_probs"])
+    assert "past_conv_1" in loop.inputs
+    assert list(loop.outputs) == ["token_ids", "log_probs"]

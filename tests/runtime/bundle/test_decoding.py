@@ -22,7 +22,7 @@ def read(values: dict[str, Any]) -> Decoding:
     return read_decoding(ObjectReader(values, "manifest.json", "decoding"))
 
 
-@pytest.mark.parametrize("values", [FEWEST, MOST], ids=["fewest", "most"])
+@pytest.mark.parametrize("values", [FEWEST, FEWEST | {"end_token_ids": []}, MOST], ids=["fewest", "endless", "most"])
 def test_what_is_written_reads_back_the_same(values: dict[str, Any]) -> None:
     assert read(values).to_dict() == values
     assert all(getattr(read(values), name) is not None for name in values)

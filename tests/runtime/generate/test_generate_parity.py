@@ -210,6 +210,7 @@ def pairs() -> dict[str, Pair]:
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "several end tokens": ({"end_token_ids": (END, 7, 11)}, {"eos_token_id": [END, 7, 11]}),
+    "no token that ends": ({"end_token_ids": (), "min_length": 5}, {"eos_token_id": None, "min_length": 5}),
     "no end": ({"suppressed_token_ids": (END,)}, {"suppress_tokens": [END]}),
     "min_length": ({"min_length": 8}, {"min_length": 8}),
     "min_new_tokens": ({"min_new_tokens": 7}, {"min_new_tokens": 7}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -68,6 +69,10 @@ OTHERS = {
     "zip": (_zip(), "found a ZIP archive"),
     "apple double": (b"\0\5\x16\7\0\2\0\0Mac OS X", "found notes of macOS on a file (AppleDouble)"),
     "zeros": (bytes(5000), "found a file that starts with 1024 zero bytes, as an interrupted copy leaves"),
+    "mp3": (b"\xff\xfb\x90\0" + bytes(40), "found sound (MP3 or AAC); name an image"),
+    "aiff": (b"FORM\0\0\1\0AIFFCOMM", "found sound (AIFF); name an image"),
+    "url": (b"https://example.org/a.png\n", "found a URL as text; download what it names"),
+    "shortcut": (b"[InternetShortcut]\r\nURL=https://example.org/", "found a shortcut to a web page; download what"),
     "base64": (base64.b64encode(_saved("PNG")), "found an image as base64 text; decode it"),
 }  # fmt: skip
 
@@ -100,6 +105,26 @@ def test_what_stands_for_an_image_in_a_text(text: str, message: str) -> None:
         if isinstance(given, str) or "://" in text:
             assert message in str(caught.value)
         assert len(str(caught.value)) < 400
+
+
+def test_an_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(ImageError, match=r"^image: expected a path, found an empty text; was a variable not set\?$"):
+        open_image("")
+
+
+def test_a_path_in_bytes_as_the_system_lists_it(tmp_path: Path) -> None:
+    (tmp_path / "ü.png").write_bytes(_saved("PNG"))
+    (entry,) = os.scandir(os.fsencode(tmp_path))
+    assert open_image(entry).size == (6, 4)  # type: ignore[arg-type]
+    (tmp_path / "ü.png").unlink()
+    with pytest.raises(ImageError, match=r"ü\.png: expected an image, found no such file"):
+        open_image(entry)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("images", [["a.png"], ("a.png", "b.png")])
+def test_several_in_place_of_one(images: Any) -> None:
+    with pytest.raises(ImageError, match=r"found '(list|tuple)'; give one image, or all to a method for several"):
+        open_image(images)
 
 
 def test_a_link_that_points_nowhere_says_so(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
 import wave
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,17 +149,20 @@ def test_a_named_pipe(tmp_path: Path) -> None:
         (riff(chunk(b"fmt ", fmt(1, 64)), SOUND), "expected samples of 8, 16, 24 or 32 bits"),
         (riff(chunk(b"fmt ", fmt(3, 16)), SOUND), "expected samples of 8, 16, 24 or 32 bits"),
         (riff(chunk(b"fmt ", fmt(channels=0)), SOUND), "expected samples of 8, 16, 24 or 32 bits"),
-        (riff(FMT, SOUND, kind=b"RIFX"), r"found a big-endian WAV file \(RIFX\)"),
-        (b"RIFF\0\0\0\0AVI LIST", r"found a RIFF file of another kind \('AVI '\)"),
-        (b"fLaC\0\0\0\x22" + bytes(40), "found a FLAC file"),
-        (b"OggS\0\2" + bytes(40), "found an Ogg file"),
-        (b"ID3\4\0" + bytes(40), "found an MP3 file"),
-        (b"\xff\xfb\x90\x64" + bytes(40), "found an MP3 or AAC file"),
-        (b"\0\0\0\x20ftypM4A " + bytes(40), "found an MP4 or M4A file"),
-        (b"FORM\0\0\0\0AIFF", "found an AIFF file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "found a Git LFS pointer"),
-        (b"<!DOCTYPE html>", "found a text in HTML or XML"),
-        (b"", "found an empty file"),
+        (riff(FMT, SOUND, kind=b"RIFX"), r"found sound \(a big-endian WAV, RIFX\); convert it to WAV"),
+        (b"RIFF\0\0\0\0AVI LIST", r"found a video \(AVI\); convert it to WAV"),
+        (b"RIFF\0\0\0\0ACONanih", r"found a RIFF file of another kind \('ACON'\)"),
+        (b"fLaC\0\0\0\x22" + bytes(40), r"found sound \(FLAC\); convert it to WAV"),
+        (b"OggS\0\2" + bytes(40), r"found sound \(Ogg, as Vorbis and Opus have it\); convert"),
+        (b"ID3\4\0" + bytes(40), r"found sound \(MP3\); convert"),
+        (b"\xff\xfb\x90\x64" + bytes(40), r"found sound \(MP3 or AAC\); convert"),
+        (b"\0\0\0\x20ftypM4A " + bytes(40), r"found sound \(M4A\); convert"),
+        (b"FORM\0\0\0\0AIFF", r"found sound \(AIFF\); convert"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer in place of the file; run `git lfs pull`"),
+        (b"<!DOCTYPE html>", r"found a web page \(HTML\) in place of the file"),
+        (b"\x89PNG\r\n\x1a\n\0\0", r"found an image \(PNG\); convert"),
+        (b"%PDF-1.4", "found PDF; convert"),
+        (b"", "found an empty file; copy or record it again"),
         (b"RIFF", "found a file of another kind, which begins with 'RIFF'"),
         (b"no sound\n at all", "found a file of another kind, which begins with 'no sound'"),
     ],
@@ -176,13 +181,44 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, file: bytes, message: str)
     ("make", "message"),
     [
         (lambda folder: folder / "none.wav", "found: .*No such file or directory; check the path"),
-        (lambda folder: folder, "found: .*[Dd]irectory.*; check the path"),
+        (lambda folder: folder, "found: (Is a directory; name a file|Permission denied)"),
         (lambda folder: "a\0b.wav", r"^'a\\x00b\.wav': expected a WAV file, found: .*null"),
     ],
 )
 def test_a_path_that_leads_to_no_file(tmp_path: Path, make: Callable[[Path], str | Path], message: str) -> None:
     with pytest.raises(AudioError, match=message):
         read_audio(make(tmp_path), MelSpec())
+
+
+def test_a_text_that_is_no_path() -> None:
+    with pytest.raises(AudioError, match=r"^audio: expected a path, found an empty text; was a variable not set\?$"):
+        read_audio("", MelSpec())
+    with pytest.raises(AudioError, match=r"^https://a\.b/c\.wav: expected a WAV file, found a URL; download it first"):
+        read_audio("https://a.b/c.wav", MelSpec())
+
+
+@pytest.mark.parametrize("give", [bytearray, memoryview, io.BytesIO])
+def test_sound_in_memory(give: Callable[[bytes], Any]) -> None:
+    samples, rate = read_audio(give(FILES["plain"]), MelSpec())
+    assert rate == RATE
+    np.testing.assert_array_equal(samples, RIGHT.astype(np.float32))
+
+
+def test_an_open_file_is_read_from_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"head" + FILES["plain"])
+    with path.open("rb") as stream:
+        stream.seek(4)
+        for _ in range(2):
+            np.testing.assert_array_equal(read_audio(stream, MelSpec())[0], RIGHT.astype(np.float32))
+        stream.seek(0, 2)
+        with pytest.raises(AudioError, match=r"^audio: expected .*found the end of the file at byte"):
+            read_audio(stream, MelSpec())
+    with (
+        path.open(encoding="latin-1") as text,
+        pytest.raises(AudioError, match=r"^audio: expected .*open it with 'rb'"),
+    ):
+        read_audio(text, MelSpec())  # type: ignore[arg-type]
 
 
 def test_random_bytes_are_an_error_in_one_line() -> None:

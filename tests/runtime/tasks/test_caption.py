@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.bundle.manifest import Manifest
 from xattn_runtime.errors import BundleError, ImageError, UserError
+from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.loader import load
 from xattn_runtime.tasks import CaptionTask
 
@@ -31,6 +33,34 @@ def test_a_caption_is_the_reference_models(
         assert caption.text == " ".join(WORDS[i - 4] for i in ids if i >= 4)
         assert list(caption.token_ids) == ids
         assert caption.score == pytest.approx(np.mean(log_probs), abs=1e-5)
+
+
+def test_a_caption_begins_with_a_start_token_that_is_a_word(
+    caption_copy: Path, rewrite: Callable[[Path, Manifest], Manifest], noise: Callable[[int], Path]
+) -> None:
+    """As `decode(…, skip_special_tokens=True)` has it of what `generate()` returns; streamed, and to stop at, too."""
+    manifest = open_bundle(caption_copy).manifest
+    assert manifest.decoding is not None
+    rewrite(
+        caption_copy, replace(manifest, decoding=replace(manifest.decoding, prompt_token_ids=(5,), end_token_ids=()))
+    )
+    task = load(caption_copy, task="caption", threads=1)
+    caption = task.caption(noise(0))
+    assert len(caption.token_ids) > 1
+    assert caption.text == " ".join(["is", *(WORDS[i - 4] for i in caption.token_ids if i >= 4)])
+    assert "".join(step.text for step in task.stream(noise(0))) == caption.text
+    assert task.caption(noise(0), options=DecodingOptions(stop=("is",))).text == ""
+
+
+def test_without_a_token_that_ends_the_most_tokens_are_generated(
+    caption_copy: Path, rewrite: Callable[[Path, Manifest], Manifest], noise: Callable[[int], Path]
+) -> None:
+    manifest = open_bundle(caption_copy).manifest
+    assert manifest.decoding is not None
+    rewrite(caption_copy, replace(manifest, decoding=replace(manifest.decoding, end_token_ids=())))
+    task = load(caption_copy, task="caption", threads=1)
+    for beams in (1, 2):
+        assert len(task.caption(noise(0), beams=beams).token_ids) == manifest.decoding.max_new_tokens
 
 
 def test_every_way_to_give_a_picture_gives_the_same(task: CaptionTask, noise: Callable[[int], Path]) -> None:

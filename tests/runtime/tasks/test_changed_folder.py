@@ -88,6 +88,31 @@ def test_another_current_folder_changes_nothing(
         assert later(task) == right
 
 
+ANSWERS: dict[str, Callable[[Any], object]] = {
+    "vqa": lambda task: task.ask(IMAGE, QUESTION, 3).top,
+    "retrieval": lambda task: [*task.embed_images([IMAGE])[0], *task.embed_texts(["a red heart"])[0]],
+    "sentiment": lambda task: task.rate("a warm film", frames=[IMAGE]).scores,
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps files in place that are open")
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_task_outlives_its_folder_and_the_current_one(
+    name: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = default_bundle(name)
+    with load(bundle) as task:
+        expected = ANSWERS[name](task)
+    for change in (_remove, _replace_file_by_file):
+        shutil.copytree(bundle, tmp_path / "m.xattn")
+        monkeypatch.chdir(tmp_path)
+        with load("m.xattn") as task:
+            monkeypatch.chdir("/")
+            change(tmp_path / "m.xattn")
+            assert ANSWERS[name](task) == expected
+        shutil.rmtree(tmp_path / "m.xattn", ignore_errors=True)
+
+
 def test_a_link_that_leads_elsewhere_changes_nothing(copy: Path, right: dict[str, object], tmp_path: Path) -> None:
     current = tmp_path / "current"
     current.symlink_to(copy, target_is_directory=True)

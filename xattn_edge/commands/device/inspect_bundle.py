@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import Console, command
+from xattn_edge.commands.shared.input import StandardInput
 from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argument, new_app
 
 __all__ = ["app"]
@@ -17,7 +18,9 @@ app = new_app()
 
 @app.command(name="inspect")
 def inspect_command(
-    path: Annotated[Path, bundle_argument("Bundle, or one ONNX file.", metavar="BUNDLE|GRAPH.onnx")],
+    path: Annotated[
+        Path, bundle_argument("Bundle, or one ONNX file; - is a file on standard input.", metavar="BUNDLE|GRAPH.onnx")
+    ],
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 on anything that is not standard ONNX.")
     ] = False,
@@ -47,7 +50,8 @@ def inspect_command(
             return
         from xattn_runtime.bundle.inspection import inspect_path
 
-        report = inspect_path(path).to_dict()
+        with StandardInput().as_files([path]) as (file,):
+            report = inspect_path(file).to_dict()
         if as_json:
             console.document(report)
         else:

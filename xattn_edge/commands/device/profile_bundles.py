@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn_edge.commands.shared.console import command
+from xattn_edge.commands.shared.input import StandardInput
 from xattn_edge.commands.shared.options import Debug, Json, Quiet, bundle_argument, find_bundles, new_app
 from xattn_runtime.errors import UserError, VerificationError
 
@@ -42,7 +43,10 @@ def profile(
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option("--image", help="Use this image in place of the golden ones; repeat for several."),
+        typer.Option(
+            "--image",
+            help="Use this image in place of the golden ones, - for one on standard input; repeat for several.",
+        ),
     ] = None,
     runs: Annotated[
         int | None,
@@ -126,18 +130,18 @@ def profile(
         if earlier in bundles:
             raise UserError(f"--against: expected an older bundle, found {earlier}, which is to be profiled itself")
         _check_outputs(html, trace)
-        options = ProfileOptions(
-            runs,
-            time_budget,
-            precision,
-            time_limit,
-            [str(image) for image in images or []],
-            processes=processes or (1 if against is None else _PROCESSES_OF_A_GATE),
-        )
         traces: dict[ProfileCombination, Any] | None = None if trace is None else {}
         counts: list[int | None] = [*_numbers("--threads", threads or [])] or [None]
         together = _numbers("--batch", batches or []) or [1]
-        with console.progress() as progress:
+        with StandardInput().as_files(images or []) as files, console.progress() as progress:
+            options = ProfileOptions(
+                runs,
+                time_budget,
+                precision,
+                time_limit,
+                [str(file) for file in files],
+                processes=processes or (1 if against is None else _PROCESSES_OF_A_GATE),
+            )
             what = (
                 [*bundles, *filter(None, [earlier])],
                 providers or ["cpu"],

@@ -10,9 +10,13 @@ import copy
 import math
 from typing import Any
 
+import typer
+
 __all__ = ["with_checked_values"]
 
 _LARGEST = 2**63 - 1
+_PATHS = ("path", "file", "directory")
+_NUMBERS = {"float": "a number", "float range": "a number", "int": "a whole number", "int range": "a whole number"}
 
 
 def with_checked_values(command: Any) -> Any:
@@ -26,12 +30,20 @@ def with_checked_values(command: Any) -> Any:
 
 def _checked(kind: Any) -> Any:
     """A type that converts as `kind` does, and refuses what is empty, not finite, or larger than any use."""
-    checked, convert = copy.copy(kind), kind.convert
+    checked = copy.copy(kind)
+    convert = checked.convert
+    if kind.name in _PATHS:
+        checked.readable = False  # who opens it says more, and of several paths continues with the others
 
     def convert_checked(value: Any, param: Any, ctx: Any) -> Any:
-        if kind.name in ("path", "file", "directory") and value == "":
+        if kind.name in _PATHS and value == "":
             checked.fail("expected a path, found an empty text; was a variable not set?", param, ctx)
-        converted = convert(value, param, ctx)
+        try:
+            converted = convert(value, param, ctx)
+        except typer.BadParameter:
+            if kind.name in _NUMBERS:
+                checked.fail(f"expected {_limits(kind)}, found {value!r}", param, ctx)
+            raise
         if isinstance(converted, float) and not math.isfinite(converted):
             checked.fail(f"expected a finite number, found {converted}", param, ctx)
         if isinstance(converted, int) and abs(converted) > _LARGEST:
@@ -40,3 +52,11 @@ def _checked(kind: Any) -> Any:
 
     checked.convert = convert_checked
     return checked
+
+
+def _limits(kind: Any) -> str:
+    """What a type of numbers takes, in words."""
+    lowest, highest = getattr(kind, "min", None), getattr(kind, "max", None)
+    if highest is not None:
+        return f"{_NUMBERS[kind.name]} from {lowest} to {highest}"
+    return _NUMBERS[kind.name] if lowest is None else f"{_NUMBERS[kind.name]} of at least {lowest}"

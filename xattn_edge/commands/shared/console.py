@@ -5,7 +5,6 @@ The answer goes to standard output; notes, warnings, errors and progress go to s
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -18,7 +17,15 @@ from typing import Any, TypeVar
 
 import typer
 
-from xattn_runtime.errors import DependencyError, ImageError, OutputError, QuestionError, UserError, XattnError
+from xattn_runtime.errors import (
+    DependencyError,
+    ImageError,
+    OutputError,
+    QuestionError,
+    UserError,
+    XattnError,
+    advice_on,
+)
 from xattn_runtime.progress import Progress, silent
 
 __all__ = ["INTERRUPTED", "Console", "cell", "command", "one_line", "print_error", "provenance_command"]
@@ -36,19 +43,6 @@ _EXTRAS = {
     "data": ("easy_vqa", "emoji", "pycocoevalcap", "resvg_py", "sacrebleu"),
 }
 _LOGGERS = ("xattn_runtime", "xattn_export")
-_USERS_OS_ERRORS = {
-    errno.EACCES: "check its permissions",
-    errno.EDQUOT: "free some space or name another place",
-    errno.EEXIST: "name another place",
-    errno.EISDIR: "name a file",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ENOENT: "check the path",
-    errno.ENOSPC: "free some space or name another place",
-    errno.ELOOP: "check the links in it",
-    errno.ENOTDIR: "check the path",
-    errno.EPERM: "check its permissions",
-    errno.EROFS: "name another place",
-}
 
 
 class Console:
@@ -218,7 +212,7 @@ def _describe_os_error(error: OSError, output: Path | None) -> tuple[str, int]:
     place = error.filename2 or error.filename or output
     where = f"{os.fsdecode(place)}: " if isinstance(place, str | bytes | os.PathLike) else ""
     what = (error.strerror or str(error)).lower()
-    advice = _USERS_OS_ERRORS.get(error.errno or 0)
+    advice = advice_on(error)
     return (f"{where}{what}; {advice}", 2) if advice else (f"{where}{what}", 1)
 
 

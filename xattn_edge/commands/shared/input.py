@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from xattn_runtime.brought_files import decoded_text
 from xattn_runtime.errors import UserError
@@ -23,6 +26,17 @@ class StandardInput:
     def file(self, path: Path) -> Path | bytes:
         """`path`, or the bytes on standard input for `-`; UserError as `content`."""
         return self.content if str(path) == STANDARD_STREAM else path
+
+    @contextmanager
+    def as_files(self, paths: Sequence[Path]) -> Iterator[list[Path]]:
+        """`paths`, with a file of what is on standard input, which is there within the block, for `-`."""
+        if all(str(path) != STANDARD_STREAM for path in paths):
+            yield list(paths)
+            return
+        with TemporaryDirectory() as folder:
+            file = Path(folder, "standard input")
+            file.write_bytes(self.content)
+            yield [file if str(path) == STANDARD_STREAM else path for path in paths]
 
     def lines(self, path: Path, kind: str) -> list[str]:
         """The lines of a file, or of standard input for `-`; UserError as `read_lines` and `content`."""

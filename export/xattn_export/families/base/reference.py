@@ -59,8 +59,9 @@ def generated_greedily(token_ids: tuple[int, ...], logits: NDArray[np.float32]) 
 class Generates:
     """A model that writes a caption or an answer, token by token.
 
-    generate: pixels `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`, and ids of the question, or
-        of the caption's template if it has one → what is generated.
+    generate: pixels `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`, or in patches `[1, rows,
+        columns, merge², values]`, those of a square together; and ids of the question, or of the caption's template if
+        it has one → what is generated.
     """
 
     image_steps: tuple[Step, ...]

@@ -12,7 +12,7 @@ from xattn_runtime.bundle.contract import key_value_names
 
 __all__ = ["Role", "Symbol", "TensorSpec", "cross_specs", "key_value_specs"]
 
-Symbol = Literal["batch", "length", "past", "context", "regions", "frames", "pictures"]
+Symbol = Literal["batch", "length", "past", "context", "regions", "frames", "pictures", "patches", "images"]
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,27 @@ class TensorSpec:
     name: as in the bundle format.
     shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
         another text, or of an image, or `regions` of an image, that they attend to; `frames` of speech, `pictures` (the
-        frames) of a video.
+        frames) of a video; `patches` of an image, `images` in a prompt.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
-        and 0 for the padding on its right), or `image` (float32, zeros below and to the right of an image).
+        and 0 for the padding on its right), `image` (float32, zeros below and to the right of an image), `grid` (int64
+        `[2]`, rows and columns of `patches`), or `grids` (int64 `[batch, images, 2]`, rows and columns of the image
+        tokens of each image, `context` in all, zeros for an image that a row lacks).
     sizes_px: heights and widths that images have, in pixels; of `image`.
     fewest: tokens of the shortest row of a mask.
     ends_with: of token ids, the last one of every row, where the model looks for it.
     placeholder: of token ids, the one that marks an image token; a row has it `context` times where it is long
         enough, and else not at all.
+    in_runs: of token ids, whether the placeholders of each image, as the `grids` beside them say, stand together.
     """
 
     name: str
     shape: tuple[int | Symbol, ...]
-    values: Literal["normal", "token_ids", "mask", "image"]
+    values: Literal["normal", "token_ids", "mask", "image", "grid", "grids"]
     limit: int = 0
     sizes_px: tuple[tuple[int, int], ...] = ()
     ends_with: int | None = None
     placeholder: int | None = None
+    in_runs: bool = False
     fewest: int = 1
 
 

@@ -7,17 +7,19 @@ architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
 from xattn_export.families.base.roles import Role, Symbol, TensorSpec, key_value_specs
-from xattn_runtime.bundle.contract import past_names, present_names
+from xattn_runtime.bundle.contract import past_names, present_names, state_names
 
 __all__ = [
     "classifier_role",
     "decoder_role",
     "image_encoder_role",
     "image_token_specs",
+    "patch_encoder_role",
     "reranker_role",
     "text_encoder_role",
     "text_specs",
@@ -55,6 +57,13 @@ def image_encoder_role(
     return Role("image_encoder", module, reference, (pixel_values,), tuple(outputs), attends=attends)
 
 
+def patch_encoder_role(module: nn.Module, reference: Reference, width: int) -> Role:
+    """Patches `[batch, patches, width]` of images of one grid, and its rows and columns, to `image_tokens`."""
+    patches = TensorSpec("patches", ("batch", "patches", width), "normal")
+    grid = TensorSpec("grid", (2,), "grid")
+    return Role("image_encoder", module, reference, (patches, grid), ("image_tokens",))
+
+
 def text_encoder_role(
     module: nn.Module,
     reference: Reference,
@@ -85,6 +94,8 @@ def decoder_role(
     prefix: int = 0,
     image_width: int = 0,
     placeholder: int | None = None,
+    has_grids: bool = False,
+    states: Sequence[tuple[int, int]] = (),
 ) -> Role:
     """A decoding step: new tokens after a cache, and the cross keys and values of every layer if `cross_heads`.
 
@@ -94,16 +105,26 @@ def decoder_role(
         prefix: image tokens that every cache begins with.
         image_width: of the image tokens that are an input of the step, if they are; `placeholder` is the token that
             stands for one in the text.
+        has_grids: whether positions follow the images' rows and columns, which are then an input of the step too.
+        states: of every layer that convolves, beside `layers` that attend, the width of its state and of how many
+            tokens it is.
     """
     cross = key_value_specs("cross", layers, cross_heads, cross_tokens, head_width) if cross_heads else ()
     image = (TensorSpec("image_tokens", ("batch", "context", image_width), "normal"),) if image_width else ()
+    grids = (TensorSpec("image_grids", ("batch", "images", 2), "grids"),) if has_grids else ()
+    ids = TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary)
     inputs = (
-        TensorSpec("input_ids", ("batch", "length"), "token_ids", vocabulary, placeholder=placeholder),
+        replace(ids, placeholder=placeholder, in_runs=has_grids),
         *image,
+        *grids,
         *(TensorSpec(name, ("batch", kv_heads, "past", head_width), "normal") for name in past_names(layers)),
+        *(
+            TensorSpec(name, ("batch", *shape), "normal")
+            for name, shape in zip(state_names("past", len(states)), states, strict=True)
+        ),
         *cross,
     )
-    outputs = ("logits", "next_token", "next_log_prob", *present_names(layers))
+    outputs = ("logits", "next_token", "next_log_prob", *present_names(layers), *state_names("present", len(states)))
     return Role("decoder", module, reference, inputs, outputs, longest, prefix=prefix)
 
 

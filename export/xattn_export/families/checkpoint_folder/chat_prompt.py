@@ -7,13 +7,17 @@ https://huggingface.co/docs/transformers/chat_templating_multimodal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show
 
-__all__ = ["QUESTIONS", "question_template_of"]
+__all__ = ["INSTRUCTION", "QUESTIONS", "question_template_of", "stated_template"]
+
+INSTRUCTION = "Can you describe this image?"
+"""What is asked for a caption: the question of SmolVLM's own documentation."""
 
 QUESTIONS = (
     "What color is the circle?",
@@ -24,6 +28,14 @@ QUESTIONS = (
 """Texts that a template must leave as they are."""
 
 _MARK = "question-in-its-place"
+
+
+def stated_template(settings: Mapping[str, Any], tokenizer: Any) -> object:
+    """The chat template of the processor's `settings`, or else the tokenizer's; of several the one called `default`."""
+    for stated in (settings.get("chat_template"), getattr(tokenizer, "chat_template", None)):
+        if template := stated.get("default") if isinstance(stated, dict) else stated:
+            return template
+    return None
 
 
 def question_template_of(folder: Path, template: object, render: Callable[..., str], image_token: str) -> str:

@@ -19,6 +19,7 @@ from xattn_runtime.json_reader import ObjectReader, show
 __all__ = ["decoding_of"]
 
 _DEFAULT_NEW_TOKENS = 20
+_START = "decoder_start_token_id"
 
 _NOT_OBEYED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "do_sample": (
@@ -75,8 +76,8 @@ def decoding_of(
             if it does. No prompt is one, too, where a text comes with every call.
 
     Raises:
-        CheckpointError: a setting has a wrong value, or changes the result and is not obeyed; no start or end token, or
-            a forced one that the decoder cannot give.
+        CheckpointError: a setting has a wrong value, or changes the result and is not obeyed; no start token, or a
+            forced one that the decoder cannot give.
     """
     values = {key: value for key, value in settings.items() if value is not None}
     if values.get("pad_token_id") == -1:  # what some versions wrote for none
@@ -106,14 +107,12 @@ def _decoding(
 ) -> Decoding:
     prompt = _start(reader, vocabulary) if prompt_token_ids is None else tuple(prompt_token_ids)
     ends = _ids(reader, "eos_token_id")
-    if not ends:
-        reader.fail("eos_token_id", "a token that ends what is generated", list(ends))
     new_tokens, max_length = _limits(reader, len(prompt))
     new_only = "min_new_tokens" in reader
     return Decoding(
         prompt_token_ids=prompt,
         end_token_ids=ends,
-        pad_token_id=_integer(reader, "pad_token_id", ends[0]),
+        pad_token_id=_integer(reader, "pad_token_id", (*ends, 0)[0]),
         max_new_tokens=min(new_tokens, positions - len(prompt)),
         max_length=None if max_length is None else min(max_length, positions),
         max_positions=positions,
@@ -143,12 +142,12 @@ def _within(reader: ObjectReader, decoding: Decoding, vocabulary: int) -> Decodi
             reader.fail(key, expected, max(beyond))
     barred = (decoding.end_token_ids, decoding.suppressed_token_ids, decoding.begin_suppressed_token_ids)
     ends, suppressed, first = (tuple(token_id for token_id in ids if token_id < vocabulary) for ids in barred)
-    if not ends:
+    if decoding.end_token_ids and not ends:
         reader.fail("eos_token_id", expected, list(decoding.end_token_ids))
     return replace(
         decoding,
         end_token_ids=ends,
-        pad_token_id=decoding.pad_token_id if decoding.pad_token_id < vocabulary else ends[0],
+        pad_token_id=decoding.pad_token_id if decoding.pad_token_id < vocabulary else (*ends, 0)[0],
         suppressed_token_ids=suppressed,
         begin_suppressed_token_ids=first,
     )
@@ -159,7 +158,9 @@ def _named(reader: ObjectReader, key: str) -> tuple[int, ...]:
 
 
 def _start(reader: ObjectReader, vocabulary: int) -> tuple[int, ...]:
-    key = "decoder_start_token_id" if "decoder_start_token_id" in reader else "bos_token_id"
+    key = "bos_token_id" if "bos_token_id" in reader and "decoder_start_token_id" not in reader else _START
+    if key not in reader:
+        reader.fail(key, "the id of the token that a text begins with, here or as bos_token_id", None)
     token_id = reader.integer(key)
     if token_id >= vocabulary:
         reader.fail(key, f"a token of the model's, below {vocabulary}", token_id)

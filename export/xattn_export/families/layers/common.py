@@ -8,7 +8,7 @@ Only for export; torch computes them too. https://onnx.ai/onnx/operators/onnx__A
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from xattn_edge.attention import KeyValue, split_heads
 
 __all__ = [
+    "RmsNorm",
     "attend",
     "attend_heads",
     "attend_with_cache",
@@ -24,10 +25,26 @@ __all__ = [
     "for_each_image",
     "fuse_linears",
     "head",
+    "image_places",
     "normalized",
     "padding_mask",
+    "placed_image",
     "places",
 ]
+
+
+class RmsNorm(nn.Module):
+    """`x / sqrt(mean(x²) + epsilon) × weight`, over the last axis: written so that ONNX Runtime makes it one kernel."""
+
+    def __init__(self, norm: Any, offset: float = 0.0) -> None:
+        """`norm`: of Transformers, T5's or a Llama's; `offset`: added to its weight."""
+        super().__init__()
+        self.weight = nn.Parameter((norm.weight + offset).detach(), requires_grad=False) if offset else norm.weight
+        self.epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        size = torch.sqrt(tokens.pow(2).mean(-1, keepdim=True) + self.epsilon)
+        return tokens / size * self.weight
 
 
 def attend(
@@ -78,6 +95,7 @@ def attend_with_cache(
     kv_heads: int | None = None,
     mask: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, KeyValue]:
     """Attention of new tokens to those of the cache and to each other, and the longer cache.
 
@@ -87,6 +105,8 @@ def attend_with_cache(
         query, key, value: of the new tokens, as for `attend`.
         past: `[batch, kv_heads, past, head_width]` each; `past` may be 0.
         mask: as for `attend`, over `past + length` tokens.
+        softcap: scores become `tanh(score / softcap) × softcap` before they are masked; None for none. Torch's own
+            computation of the operator masks first: only the exported graph is right.
     """
     output, present_key, present_value, _ = torch.onnx.ops.attention(
         query,
@@ -99,6 +119,7 @@ def attend_with_cache(
         q_num_heads=heads,
         kv_num_heads=kv_heads or heads,
         scale=scale,
+        softcap=softcap or 0.0,
     )
     return output, KeyValue(present_key, present_value)
 
@@ -129,14 +150,26 @@ def embed_with_image(
     Returns:
         `[batch, length, width]`.
     """
-    batch, tokens, _ = image_tokens.shape
+    is_image = image_places(input_ids, placeholder, past)
+    return torch.where(is_image[..., None], placed_image(is_image, image_tokens), words(input_ids))
+
+
+def image_places(input_ids: Tensor, placeholder: int, past: int) -> Tensor:
+    """Where a prompt has image tokens, bool `[batch, length]`; nowhere after a cache of `past` tokens."""
     # A tensor, not a condition: one graph serves a prompt and what comes after it.
     is_prompt = torch.arange(past, past + 1, device=input_ids.device) == 0
-    is_image = (input_ids == placeholder) & is_prompt
+    return (input_ids == placeholder) & is_prompt
+
+
+def placed_image(is_image: Tensor, image_tokens: Tensor) -> Tensor:
+    """The n-th image token `[batch, tokens, width]` at the n-th place of a row of `is_image` `[batch, length]`.
+
+    What stands at the other places, `[batch, length, width]`, is of no use.
+    """
+    batch, tokens, _ = image_tokens.shape
     number = (is_image.long().cumsum(1) - 1).clamp(min=0)
-    rows = torch.arange(batch, device=input_ids.device)[:, None] * tokens
-    image = F.embedding(rows + number, image_tokens.flatten(0, 1))
-    return torch.where(is_image[..., None], image, words(input_ids))
+    rows = torch.arange(batch, device=is_image.device)[:, None] * tokens
+    return F.embedding(rows + number, image_tokens.flatten(0, 1))
 
 
 def head(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from xattn_edge.attention.caches import flatten, pairs
+from xattn_edge.attention.caches import pairs
 from xattn_export.families.base import Family, Generated, Generates, Role, Source
 from xattn_export.families.base.standard_roles import decoder_role, image_encoder_role
 from xattn_export.families.checkpoint_folder.caches import dynamic_cache, dynamic_presents
@@ -32,7 +32,7 @@ from xattn_export.families.checkpoint_folder.reference import generated
 from xattn_export.families.checkpoint_folder.tokenizer import source_tokenizer
 from xattn_export.families.drawings import row_images
 from xattn_export.families.layers.common import embed_with_image, head
-from xattn_export.families.layers.text.llama import LlamaDecoder, check_llama
+from xattn_export.families.layers.language.table import check_language_model, language_decoder
 from xattn_export.families.layers.vision.idefics3 import Idefics3ImageTokens
 from xattn_export.families.transformers.idefics3_prompt import tokenizer_with_images
 from xattn_runtime.bundle.manifest import TaskName
@@ -53,15 +53,14 @@ class Idefics3DecoderGraph(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.words = model.model.text_model.embed_tokens
-        self.decoder = LlamaDecoder(model.model.text_model)
+        self.decoder = language_decoder(model.model.text_model)
         self.head = model.lm_head
         self.placeholder = int(model.config.image_token_id)
 
     def forward(self, input_ids: Tensor, image_tokens: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        cache = pairs(past)
-        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, cache[0].key.shape[2])
-        tokens, present = self.decoder(tokens, cache)
-        return *head(self.head(tokens[:, -1])), *flatten(present)
+        tokens = embed_with_image(input_ids, image_tokens, self.words, self.placeholder, past[0].shape[2])
+        tokens, present = self.decoder.step(tokens, past)
+        return *head(self.head(tokens[:, -1])), *present
 
 
 def _open(task: TaskName, folder: Path) -> Source:
@@ -70,7 +69,7 @@ def _open(task: TaskName, folder: Path) -> Source:
     config = read_json(folder / "config.json")
     model_class = getattr(transformers, cast(str, class_of(config, _CLASSES)))
     model, weights = load_model(folder, model_class, unused=(r"\.position_ids$", r"\.rotary_emb\.inv_freq$"))
-    check_llama(folder / "config.json", model.config.text_config)
+    check_language_model(folder / "config.json", model.config.text_config, only=("llama",))
     steps = image_steps_of(folder)
     pipeline = Pipeline(steps)
     side_px = pipeline.size_px[0]

@@ -7,7 +7,7 @@ An image is written as its tiles, row by row, and then the whole; each is a numb
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from typing import Any
 from PIL import Image
 
 from xattn_export.families.base import SourceTokenizer
-from xattn_export.families.checkpoint_folder.chat_prompt import QUESTIONS, question_template_of
+from xattn_export.families.checkpoint_folder.chat_prompt import (
+    INSTRUCTION,
+    QUESTIONS,
+    question_template_of,
+    stated_template,
+)
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.quiet import quiet_transformers
 from xattn_runtime.errors import CheckpointError
@@ -24,10 +29,7 @@ from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import ImageLayout
 
-__all__ = ["INSTRUCTION", "ProcessorText", "processor_text", "tokenizer_with_images"]
-
-INSTRUCTION = "Can you describe this image?"
-"""What is asked for a caption: the question of SmolVLM's own documentation."""
+__all__ = ["ProcessorText", "processor_text", "tokenizer_with_images"]
 
 # Widths and heights of images that are cut in different ways, or not at all.
 _SHAPES_PX = ((1, 1), (64, 9), (9, 25), (30, 40))
@@ -107,7 +109,7 @@ def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
             f"makes of a tile, found {show(stated)}; the two must agree"
         )
     fake, image, whole = marks
-    template = question_template_of(folder, _chat_template(settings, tokenizer), tokenizer.apply_chat_template, image)
+    template = question_template_of(folder, stated_template(settings, tokenizer), tokenizer.apply_chat_template, image)
 
     def ids(question: str, rows: int, columns: int) -> list[int]:
         text = template.replace("{image}", write(rows, columns)).replace("{question}", question)
@@ -128,14 +130,6 @@ def processor_text(folder: Path, tokens: int, *, tiled: bool) -> ProcessorText:
         before_whole="\n" if tiled else "",
     )
     return ProcessorText(template, layout, ids, grid)
-
-
-def _chat_template(settings: Mapping[str, Any], tokenizer: Any) -> object:
-    """The processor's, or else the tokenizer's, of tokenizer_config.json; of several the one called `default`."""
-    for stated in (settings.get("chat_template"), getattr(tokenizer, "chat_template", None)):
-        if template := stated.get("default") if isinstance(stated, dict) else stated:
-            return template
-    return None
 
 
 def _check_text(folder: Path, text: ProcessorText, tokenizer: SourceTokenizer, pipeline: Pipeline, config: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from xattn_runtime.errors import XattnError
 from xattn_runtime.execution.machine import memory_use
 from xattn_runtime.loader import load
+from xattn_runtime.profiling.measure.child_process import environment, python_command
 from xattn_runtime.profiling.measure.passes import Passes
 
 __all__ = ["peak_memory_bytes"]
@@ -27,8 +28,8 @@ def peak_memory_bytes(bundle: str | os.PathLike[str]) -> int:
 
     Raises XattnError where it fails, or where the system does not say.
     """
-    command = [sys.executable, "-m", __name__, os.fspath(bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [*python_command(__name__), os.fspath(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise XattnError(f"{Path(bundle).name}: {reason}")

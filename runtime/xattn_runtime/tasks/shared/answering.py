@@ -184,6 +184,7 @@ class Writer:
         producer = encoder if self._reader is None else self._reader.session
         self._generator = TextGenerator(bundle, settings, session, producer, decoding)
         self.special_tokens = self._reader is not None
+        self._shown_ids = decoding.shown_prompt(is_followed=self._reader is None)
 
     def replies(
         self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], request: AnswerRequest
@@ -208,7 +209,7 @@ class Writer:
         prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
         top = tuple(
             (
-                before_stop(self._codec.decode((*prefix, *one.token_ids)), options.stop),
+                before_stop(self._codec.decode((*self._shown_ids, *prefix, *one.token_ids)), options.stop),
                 math.exp(sum(one.log_probs)),
             )
             for one in best
@@ -217,7 +218,7 @@ class Writer:
 
     def _stop(self, options: DecodingOptions) -> Stop | None:
         prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
-        return stop_at(lambda ids: self._codec.decode((*prefix, *ids)), options.stop)
+        return stop_at(lambda ids: self._codec.decode((*self._shown_ids, *prefix, *ids)), options.stop)
 
     def _ranked(
         self,

@@ -33,7 +33,7 @@ from xattn_runtime.tasks.shared.image_encoder import check_key_values
 __all__ = ["TextGenerator", "open_generation"]
 
 _LOOP = "generator"
-_IMAGE_TOKENS = "image_tokens"
+_IMAGE_TOKENS, _GRIDS = "image_tokens", "image_grids"
 
 
 def open_generation(bundle: Bundle, settings: SessionSettings) -> GraphSession:
@@ -131,6 +131,11 @@ def _check_layout(bundle: Bundle, producer: GraphSession, decoder: GraphSession)
             f"{decoder.path}: expected {'an' if is_in_text else 'no'} image_layout in the manifest's tokenizer, as the "
             f"decoder takes {'' if is_in_text else 'no '}image_tokens, found {'none' if is_in_text else 'one'}; "
             "export it again"
+        )
+    if _GRIDS in decoder.input_shapes and (layout is None or layout.merge is None):
+        raise BundleError(
+            f"{decoder.path}: expected an image_layout with merge in the manifest's tokenizer, as the decoder takes "
+            f"{_GRIDS}, found none; export it again"
         )
     tokens = producer.output_shapes[_IMAGE_TOKENS][1] if is_in_text else None
     if layout is not None and isinstance(tokens, int) and tokens != layout.tokens:

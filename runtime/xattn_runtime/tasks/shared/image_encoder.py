@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,16 +20,18 @@ from xattn_runtime.bundle.contract import key_value_names, layers_of
 from xattn_runtime.bundle.folder import Bundle
 from xattn_runtime.errors import BundleError, ImageError
 from xattn_runtime.execution.session import GraphSession, SessionSettings, Tensor, open_session
-from xattn_runtime.preprocess.image import HeldImage, hold_image
-from xattn_runtime.preprocess.pipeline import Pipeline, Tiles
+from xattn_runtime.preprocess.image import HeldImage, hold_image, image_name
+from xattn_runtime.preprocess.pipeline import PatchValues, Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
+from xattn_runtime.preprocess.steps import Patches
 from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
 
     Taken: TypeAlias = "ImageInput | HeldImage | PreparedImage"
-    _Prepare = Callable[[ImageInput | HeldImage], Mapping[str, NDArray[np.float32]]]
+    _Image = ImageInput | HeldImage
+    _Prepare = Callable[[_Image], Mapping[str, NDArray[np.float32]] | Tiles | PatchValues]
 
 __all__ = [
     "EncodedImage",
@@ -50,6 +53,7 @@ _PAD_TOKEN_ID = 0
 # A series of keys and values that one graph outputs → the input that it is of the next graph.
 _INPUT_OF = {"cross": "cross", "image": "image", "prefix": "past"}
 _IMAGE_TOKENS = ("image_tokens", "image_mask")
+_GRIDS = "image_grids"
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class EncodedImage:
     """The output of the image encoder for an image, and what it cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
-        image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other.
-    grid: how the image was cut into tiles.
+        image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other; of
+        patches with `image_grids`, int64 `[1, 1, 2]`.
+    grid: how the image was cut into tiles, or of patches rows and columns of its image tokens.
     """
 
     tensors: Mapping[str, Tensor]
@@ -69,7 +74,7 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image before the image encoder: its inputs, `[…]` without an axis for the batch, or its tiles."""
+    """An image before the image encoder: its inputs, `[…]` without an axis for the batch, or its tiles or patches."""
 
     inputs: Any
     preprocess_ms: float
@@ -83,20 +88,27 @@ class ImageReader:
         regions = bundle.manifest.regions
         self._prepare: _Prepare
         self._batch = _ENCODER_BATCH if regions is None else 1  # images have regions of any number
-        self._tiles: Callable[[ImageInput | HeldImage], Tiles] | None = None
+        self._is_tiled = False
+        self._merge: int | None = None
         self._takes_regions = regions is not None
+        shapes: dict[str, tuple[int | str, ...]]
         if regions is None:
             pipeline = Pipeline(bundle.manifest.image_steps)
-            self._prepare = lambda image: {"pixel_values": pipeline(image)}
-            self._tiles = pipeline.tiles if pipeline.tiled else None
-            shapes: dict[str, tuple[int | str, ...]] = {"pixel_values": ("batch", 3, *pipeline.size_px)}
+            self._is_tiled = pipeline.tiled
+            self._merge = _merge_of(bundle, pipeline.patch)
+            if pipeline.patch is not None:
+                self._prepare = partial(_few_patches, bundle, pipeline, self._merge or 1)
+                shapes = {"patches": ("batch", "patches", pipeline.patch.width), "grid": (2,)}
+            else:
+                self._prepare = pipeline.tiles if pipeline.tiled else lambda image: {"pixel_values": pipeline(image)}
+                shapes = {"pixel_values": ("batch", 3, *pipeline.size_px)}
         else:
             self._prepare = RegionReader(regions)
             shapes = {name: ("batch", "regions", width) for name, (_, width) in regions.arrays.items()}
         self.session = open_session(bundle, "image_encoder", settings)
         self._outputs = tuple(self.session.output_shapes)
-        if self._tiles is not None:
-            self._batch = 1  # of several images in tiles the pixels alone would take gigabytes
+        if self._is_tiled or self._merge is not None:
+            self._batch = 1  # of several images in tiles the pixels alone would take gigabytes; patches vary in number
         if any(shape[0] == 1 for shape in self.session.input_shapes.values()):
             self._batch = 1  # made for devices on which every axis has a size
         self._check_inputs(shapes)
@@ -167,13 +179,14 @@ class ImageReader:
         if isinstance(image, PreparedImage):
             return image
         began = time.perf_counter()
-        inputs = self._prepare(image) if self._tiles is None else self._tiles(image)
+        inputs = self._prepare(image)
         return PreparedImage(inputs, milliseconds_since(began))
 
     def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
         """What `prepare` gave, encoded as `encode_many` does."""
-        if self._tiles is not None:
-            yield from (self._encode_tiles(image.inputs, image.preprocess_ms) for image in images)
+        if self._is_tiled or self._merge is not None:
+            encode = self._encode_tiles if self._is_tiled else self._encode_patches
+            yield from (encode(image.inputs, image.preprocess_ms) for image in images)
             return
         for start in range(0, len(images), self._batch):
             yield from self._encode_batch(images[start : start + self._batch])
@@ -205,10 +218,27 @@ class ImageReader:
         grid = (tiles.rows, tiles.columns)
         return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
 
+    def _encode_patches(self, patches: PatchValues, preprocess_ms: float) -> EncodedImage:
+        """One image in patches, and rows and columns of its image tokens."""
+        began = time.perf_counter()
+        inputs: dict[str, Tensor] = {
+            "patches": patches.values[None],
+            "grid": np.array([patches.rows, patches.columns], np.int64),
+        }
+        tensors = dict(zip(self._outputs, self.session.run(self._outputs, inputs), strict=True))
+        merge = self._merge or 1
+        grid = (patches.rows // merge, patches.columns // merge)
+        return EncodedImage(
+            {**tensors, _GRIDS: np.array([[grid]], np.int64)}, preprocess_ms, milliseconds_since(began), grid
+        )
+
     def check_own(self, image: EncodedImage) -> None:
         """ImageError unless it has the outputs of this graph."""
-        expected = {name: shape[2 if self._tiles else 1 :] for name, shape in self.session.output_shapes.items()}
-        found = {name: tensor.shape[2 if self._tiles else 1 :] for name, tensor in image.tensors.items()}
+        first = 2 if self._is_tiled or self._merge is not None else 1
+        expected = {name: shape[first:] for name, shape in self.session.output_shapes.items()}
+        if self._merge is not None:
+            expected[_GRIDS] = (2,)
+        found = {name: tensor.shape[first:] for name, tensor in image.tensors.items()}
         if expected.keys() != found.keys() or not all(_fits(found[name], expected[name]) for name in expected):
             raise ImageError(
                 f"image: expected one that this model encoded, to {_listed(expected)}, found one that another model "
@@ -219,11 +249,11 @@ class ImageReader:
         """BundleError unless images that are cut become image tokens, written as such in the text, and no others."""
         layout = bundle.manifest.tokenizer.image_layout
         is_written = layout is not None and layout.tile is not None
-        if (self._tiles is not None) != is_written or (is_written and self._outputs != _IMAGE_TOKENS[:1]):
+        if self._is_tiled != is_written or (is_written and self._outputs != _IMAGE_TOKENS[:1]):
             raise BundleError(
                 f"{bundle.path}: expected preprocessing that ends in tiles together with an image_layout that has a "
-                f"tile and an image encoder that gives image_tokens alone, found {'' if self._tiles else 'no '}tiles, "
-                f"{'a' if is_written else 'no'} layout of tiles, and {', '.join(self._outputs)}; export it again"
+                f"tile and an image encoder that gives image_tokens alone, found {'' if self._is_tiled else 'no '}"
+                f"tiles, {'a' if is_written else 'no'} layout of tiles, and {', '.join(self._outputs)}; export it again"
             )
 
     def _check_inputs(self, shapes: Mapping[str, tuple[int | str, ...]]) -> None:
@@ -241,6 +271,35 @@ class ImageReader:
                         f"{self.session.path}: input {name}: expected {list(expected)}, as the preprocessing gives, "
                         f"found {list(shape)}; export it again"
                     )
+
+
+def _few_patches(bundle: Bundle, pipeline: Pipeline, merge: int, image: _Image) -> PatchValues:
+    """The image in patches; ImageError where the decoder has no positions for its image tokens."""
+    patches = pipeline.patches(image)
+    tokens = patches.rows * patches.columns // merge**2
+    decoding = bundle.manifest.decoding
+    if decoding is not None and decoding.max_positions is not None and tokens >= decoding.max_positions:
+        raise ImageError(
+            f"{image_name(image)}: expected an image of fewer than {decoding.max_positions} image tokens, the "
+            f"positions that this model has, found {tokens}; scale it down"
+        )
+    return patches
+
+
+def _merge_of(bundle: Bundle, patch: Patches | None) -> int | None:
+    """The side of the square of patches that becomes one image token; None where there are no patches.
+
+    BundleError unless patches and a layout for them come together, and every image is whole squares.
+    """
+    layout = bundle.manifest.tokenizer.image_layout
+    merge = None if layout is None else layout.merge
+    if (merge is None) != (patch is None) or (merge and patch and patch.merge % merge):
+        raise BundleError(
+            f"{bundle.path}: expected preprocessing that ends in patches together with an image_layout whose merge "
+            f"divides that of the patches, found merge {'none' if patch is None else patch.merge} of the patches and "
+            f"{'none' if merge is None else merge} of the layout; export it again"
+        )
+    return merge
 
 
 def _fits(shape: Sequence[int], expected: Sequence[int | str | None]) -> bool:

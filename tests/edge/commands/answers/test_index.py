@@ -192,6 +192,24 @@ def test_approximate_search_finds_the_nearest(bundles, folder, tmp_path):
     search_index(task, index, np.asarray(index.embeddings[0]), 3, "approximate")
 
 
+@pytest.mark.parametrize("content", [b"", b"my own notes", bytes(1000)])
+def test_a_file_that_lies_where_the_graph_is_kept_stays(invoke, bundles, folder, tmp_path, content):
+    pytest.importorskip("usearch")
+    own = tmp_path / "i.usearch"
+    own.write_bytes(content)
+    arguments = ("retrieve", QUERY, "-b", bundles[0], "--in", folder, "--index", tmp_path / "i")
+    refused = invoke(*arguments, "--search", "approximate")
+    assert (refused.exit_code, own.read_bytes()) == (2, content)
+    assert "error: " in refused.stderr
+    assert "i.usearch: expected the graph that approximate search keeps beside its index" in refused.stderr
+    assert invoke(*arguments, "--search", "exact").exit_code == 0
+
+
+def test_an_index_that_is_not_there_is_not_to_be_removed(invoke, bundles, tmp_path):
+    refused = invoke("retrieve", QUERY, "-b", bundles[0], "--index", tmp_path / "i")
+    assert (refused.exit_code, "found no such file; make it with --in" in refused.stderr) == (2, True)
+
+
 def test_approximate_search_without_its_package(invoke, bundles, folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     monkeypatch.setattr(search, "EXACT_AT_MOST", 5)

@@ -77,6 +77,12 @@ def test_tokens_beyond_the_vocabulary_never_come() -> None:
     assert _decoding({"pad_token_id": 90}).pad_token_id == 7
 
 
+@pytest.mark.parametrize("stated", [None, []])
+def test_without_an_end_the_most_tokens_are_generated(stated: list[int] | None) -> None:
+    found = _decoding({"eos_token_id": stated, "pad_token_id": None, "max_length": 12})
+    assert (found.end_token_ids, found.pad_token_id, found.max_new_tokens) == ((), 0, 11)
+
+
 def test_tokens_that_the_model_sets_itself() -> None:
     found = _decoding({}, prompt_token_ids=(30,), end_token_ids=(31, 32), pad_token_id=0)
     assert (found.prompt_token_ids, found.end_token_ids, found.pad_token_id) == ((30,), (31, 32), 0)
@@ -124,9 +130,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"length_penalty": "1"}, "length_penalty: expected a number, found '1'"),
     ({"repetition_penalty": 0}, "repetition_penalty: expected a number above 0, found 0"),
     ({"max_length": 1}, "max_length: expected an integer of at least 2, found 1"),
-    ({"eos_token_id": None}, "eos_token_id: expected a token that ends what is generated, found []"),
     ({"eos_token_id": "</s>"}, "eos_token_id: expected an integer of at least 0, found '</s>'"),
-    ({"decoder_start_token_id": None, "bos_token_id": None}, "bos_token_id: expected an integer"),
+    (
+        {"decoder_start_token_id": None, "bos_token_id": None},
+        "decoder_start_token_id: expected the id of the token that a text begins with, here or as bos_token_id, found",
+    ),
 ]
 
 

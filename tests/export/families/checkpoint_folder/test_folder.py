@@ -210,6 +210,14 @@ BAD: dict[str, tuple[Damage, str]] = {
         lambda f: put(f, vision_model__post_layernorm__weight=torch.ones(64, dtype=torch.int8)),
         f"the tensor {NORM}: expected full-precision weights, found those of int8; export the checkpoint that",
     ),
+    "8-bit floats without a word": (
+        lambda f: put(f, vision_model__post_layernorm__weight=torch.ones(64).to(torch.float8_e4m3fn)),
+        f"the tensor {NORM}: expected full-precision weights, found those of float8_e4m3fn; export the checkpoint that",
+    ),
+    "weights of another name": (
+        lambda f: only(f, "model.fp16.safetensors"),
+        "found only model.fp16.safetensors; rename it to model.safetensors, if it is this model's, or download it",
+    ),
     "GPTQ without a word": (
         lambda f: put(f, text_decoder__x__qweight=torch.ones(2, dtype=torch.int32)),
         "the tensor text_decoder.x.qweight: expected full-precision weights, found those of GPTQ; export the",

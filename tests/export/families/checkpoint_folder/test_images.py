@@ -340,7 +340,7 @@ WRONG: list[tuple[dict[str, Any] | str, str]] = [
     ("[1]", "preprocessor_config.json: expected a JSON object, found [1]"),
     ({}, "image_processor_type: expected the name of an image processor, found None"),
     (
-        {"image_processor_type": "Qwen2VLImageProcessor"},
+        {"image_processor_type": "PixtralImageProcessor"},
         "image_processor_type: expected a processor whose images can be prepared",
     ),
     (

@@ -185,7 +185,13 @@ def _damaged(name: str, content: str) -> Callable[[Path], object]:
         ),
         (_damaged("added_tokens.json", '{"[DEC]": 9999}'), "expected the added token '[DEC]' to have the id 9999"),
         (_damaged("vocab.txt", ""), "vocab.txt: expected a tokenizer, found: "),
-        (_damaged("tokenizer_config.json", '{"tokenizer_class": "NoSuchTokenizer"}'), "expected a tokenizer"),
+        *(
+            (
+                _damaged("tokenizer_config.json", f'{{"tokenizer_class": "{name}"}}'),
+                f"tokenizer_class: expected a class of Transformers that reads vocab.txt, found '{name}'; name",
+            )
+            for name in ("NoSuchTokenizer", "PreTrainedTokenizerFast")
+        ),
         (
             _damaged("tokenizer_config.json", '{"tokenizer_class": "RobertaTokenizer"}'),
             "vocab.txt: expected a tokenizer, found: no vocab.json, merges.txt of the RobertaTokenizer that",

@@ -12,7 +12,12 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval, BlipForQuestionAnswering
+from transformers import (
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+)
 from typer.testing import CliRunner
 
 from tests.export.families.conftest import bert_vocabulary, noise_pictures, processor_of
@@ -163,6 +168,18 @@ def test_encode_once_ask_many(blip, files):
     assert [task.ask(encoded, question).token_ids for question in QUESTIONS] == [
         task.ask(files[0], question).token_ids for question in QUESTIONS
     ]
+
+
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_a_caption_is_what_transformers_writes(blip, files):
+    """Of all that `generate()` returns: this tokenizer has the token that it begins with for a word."""
+    folder, bundle, reference = blip("captions")
+    tokenizer, task = AutoTokenizer.from_pretrained(folder), load(bundle, task="caption")
+    for file in files[:3]:
+        ids = reference.generate(reference.pixels([Image.open(file)]), None)[0]
+        expected = tokenizer.decode(ids, skip_special_tokens=True).strip()
+        assert expected.startswith("[DEC]")
+        assert task.caption(file).text == expected
 
 
 def test_what_the_bundles_say(blip):

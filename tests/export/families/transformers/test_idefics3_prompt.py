@@ -144,9 +144,9 @@ def _lower(text: str) -> str:
         (
             lambda folder: change(
                 folder / "config.json",
-                text_config__rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+                text_config__rope_parameters={"rope_type": "proportional", "factor": 2.0, "rope_theta": 10000.0},
             ),
-            "rope_type: expected default, linear, llama3, yarn, found 'dynamic'",
+            "rope_type: expected one of default, linear, dynamic, yarn, longrope, llama3, found 'proportional'",
         ),
         (
             lambda folder: change(folder / "generation_config.json", do_sample=True),

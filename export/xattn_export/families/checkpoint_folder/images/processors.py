@@ -18,10 +18,12 @@ from xattn_runtime.preprocess.steps import (
     Flatten,
     Normalize,
     PadZeros,
+    Patches,
     Rescale,
     Resize,
     ResizeLongestEdge,
     ResizeShortestEdge,
+    ResizeToArea,
     ResizeToMultiple,
     Step,
     Tile,
@@ -102,6 +104,20 @@ def _tiled(settings: Settings, processor: Processor) -> tuple[Step, ...]:
     return (*steps, *_numbers(settings, processor))
 
 
+def _patched(settings: Settings, processor: Processor) -> tuple[Step, ...]:
+    """`Qwen2VLImageProcessorPil`: as many pixels as the image has, within limits, cut into patches."""
+    if not settings.flag("do_resize", True):
+        settings.fail("do_resize", "true, since images are cut into whole patches", 'write "do_resize": true')
+    side, merge = settings.integer("patch_size", 14), settings.integer("merge_size", 2)
+    fewest, most = settings.area(processor.size)
+    multiple = side * merge
+    if not max(multiple**2, fewest) <= most:
+        settings.fail("size", f"a longest_edge, in pixels of area, from {max(multiple**2, fewest)}")
+    resize = ResizeToArea(fewest, most, multiple, settings.filter(processor.filter))
+    patches = Patches(side, merge, settings.integer("temporal_patch_size", 2))
+    return _flatten(settings, processor), resize, *_numbers(settings, processor), patches
+
+
 def _flatten(settings: Settings, processor: Processor) -> Flatten:
     return Flatten(_WHITE if settings.flag("do_convert_rgb", processor.do_convert_rgb) else None)
 
@@ -157,6 +173,13 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
             {"height": 256, "width": 256}, crop_size={"height": 224, "width": 224}, do_center_crop=True
         ),
         "Idefics3ImageProcessor": _TILED,
+        "Qwen2VLImageProcessor": Processor(
+            {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+            _CLIP_MEAN,
+            _CLIP_STD,
+            do_convert_rgb=True,
+            steps=_patched,
+        ),
         "SiglipImageProcessor": Processor({"height": 224, "width": 224}, default_to_square=False, do_convert_rgb=True),
         "SmolVLMImageProcessor": _TILED,
         "ViTImageProcessor": Processor({"height": 224, "width": 224}, filter="bilinear"),
@@ -177,6 +200,9 @@ OF_MODEL_TYPE: Mapping[str, str] = MappingProxyType(
         "idefics3": "Idefics3ImageProcessor",
         "instructblip": "BlipImageProcessor",
         "metaclip_2": "CLIPImageProcessor",
+        "qwen2_5_vl": "Qwen2VLImageProcessor",
+        "qwen2_vl": "Qwen2VLImageProcessor",
+        "qwen3_vl": "Qwen2VLImageProcessor",
         "siglip": "SiglipImageProcessor",
         "smolvlm": "SmolVLMImageProcessor",
         "swin": "ViTImageProcessor",

@@ -113,6 +113,20 @@ class Settings:
             self.fail(key, f"sides from 1 to {LARGEST_SIDE_PX}")
         return size
 
+    def area(self, default: Mapping[str, int]) -> tuple[int, int]:
+        """The fewest and the most pixels: `min_pixels` and `max_pixels`, or the edges of `size`, which are areas."""
+        size = dict(default) if (stated := self.get("size")) is None else stated
+        found = []
+        for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            value = self.get(key)
+            if value is None:
+                key, value = "size", size.get(edge) if isinstance(size, dict) else None
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIDE_PX**2:
+                limit = f"a number of pixels from 1 to {LARGEST_SIDE_PX**2}"
+                self.fail(key, limit if key != "size" else f"shortest_edge and longest_edge, {limit} each")
+            found.append(value)
+        return found[0], found[1]
+
     def fixed_size(self, key: str, default: Mapping[str, int]) -> tuple[int, int]:
         """Height and width."""
         size = self.size(key, default, square=True)

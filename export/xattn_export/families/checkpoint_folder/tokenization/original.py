@@ -27,6 +27,8 @@ _Result = TypeVar("_Result")
 TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _VOCABULARIES = ("vocab.txt", "vocab.json")
 _JAPANESE = "BertJapaneseTokenizer"
+# How Transformers says that a class cannot make a tokenizer of the files that are there.
+_NO_BACKEND = "Couldn't instantiate the backend tokenizer"
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,11 @@ def _unusable(folder: Path, settings: Mapping[str, Any], error: BaseException) -
             "never run; save the tokenizer as a PreTrainedTokenizerFast, with its tokenizer.json, into this folder"
         )
     path = next((path for name in (TOKENIZER, *_VOCABULARIES) if (path := folder / name).is_file()), folder)
+    if "tokenizer_class" in settings and _NO_BACKEND in str(error):
+        return CheckpointError(
+            f"{folder / SETTINGS}: tokenizer_class: expected a class of Transformers that reads {path.name}, found "
+            f"{show(settings['tokenizer_class'])}; name the class that the file is of, or save a {TOKENIZER} beside it"
+        )
     return CheckpointError(
         f"{path}: expected a tokenizer, found: {one_line(error)[:300]}; copy it again, or save a tokenizer.json "
         "beside it"

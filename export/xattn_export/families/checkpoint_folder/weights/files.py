@@ -19,7 +19,10 @@ from torch import Tensor
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import one_line, show, unsafe_path_reason
 
-__all__ = ["WeightFiles", "find_weights", "read_tensors"]
+__all__ = ["FULL_PRECISION", "WeightFiles", "find_weights", "read_tensors"]
+
+FULL_PRECISION = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights are that are not quantized."""
 
 # In the order of preference: a pickle only where there is nothing better.
 _NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -52,9 +55,11 @@ def find_weights(folder: Path) -> WeightFiles:
             return _sharded(folder, folder / f"{name}.index.json")
     other = next((path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))), None)
     present = f"only {other}" if other else "none"
+    rename = other is not None and other.endswith(".safetensors") and not other.startswith("adapter_model")
+    advice = f"rename it to {_NAMES[0]}, if it is this model's" if rename else "save the model with save_pretrained"
     raise CheckpointError(
         f"{folder}: expected weights ({' or '.join(_NAMES)}, or an index of shards), found {present}; "
-        "save the model with save_pretrained, or download it again"
+        f"{advice}, or download it again"
     )
 
 
@@ -136,7 +141,8 @@ def _is_tensor(item: tuple[object, object]) -> bool:
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         # A sum is finite only if every term is; the terms are looked at only where it is not.
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
+        is_float = tensor.dtype in FULL_PRECISION
+        if is_float and not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{path}: the tensor {name}: expected finite values, found NaN or infinity; "
                 "take a checkpoint from before its training failed"

@@ -77,9 +77,7 @@ def _mismatch(
     unless = ""
     if len(actual) == len(expected):
         axes = [axis for axis, (one, other) in enumerate(zip(actual, expected, strict=True)) if one != other]
-        stating = (
-            [key for key in _stating(config, expected[0]) if "vocab" in key or "label" in key] if axes == [0] else []
-        )
+        stating = [key for key in _stating(config, expected[0]) if axes == [0] and _COUNT.search(key)]
         unless = f", unless {stating[0]} is to be {actual[0]}" if stating else ""
     return CheckpointError(
         f"{folder}: the tensor {name}: expected the shape {list(expected)}, as config.json says, found {list(actual)}; "

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from xattn_export.families.checkpoint_folder.json_files import read_json
+from xattn_export.families.checkpoint_folder.weights.files import FULL_PRECISION
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
 
@@ -49,7 +49,6 @@ _ENDINGS = {
     ".weight_scale_inv": "fp8",
     ".weight_scale": "fp8",
 }
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def refuse_quantized(folder: Path) -> None:
@@ -69,7 +68,7 @@ def refuse_quantized_tensors(folder: Path, tensors: Mapping[str, Tensor], expect
         if name := next((name for name in tensors if name.endswith(ending) and name not in expected), None):
             raise _refusal(folder, f"the tensor {name}", _METHODS[method], config)
     for name, tensor in tensors.items():
-        if name in expected and expected[name].is_floating_point() and tensor.dtype not in _FLOATS:
+        if name in expected and expected[name].is_floating_point() and tensor.dtype not in FULL_PRECISION:
             raise _refusal(folder, f"the tensor {name}", str(tensor.dtype).removeprefix("torch."), config)
 
 

@@ -15,9 +15,15 @@ from torch.nn import functional as F
 
 from xattn_edge.attention import KeyValue
 from xattn_edge.attention.caches import flatten, pairs
-from xattn_export.families.layers.common import attend, attend_heads, attend_with_cache, fuse_linears, head
+from xattn_export.families.layers.common import (
+    RmsNorm,
+    attend,
+    attend_heads,
+    attend_with_cache,
+    fuse_linears,
+    head,
+)
 from xattn_export.families.layers.text.decoders import activation
-from xattn_export.families.layers.text.llama import RmsNorm
 
 if TYPE_CHECKING:
     from transformers import T5ForConditionalGeneration

@@ -1,0 +1,1 @@
+"""Language models of Transformers as parts: vectors after a cache to vectors, whatever the vectors stand for."""
