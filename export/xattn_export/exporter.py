@@ -27,6 +27,7 @@ from xattn_export.families.base import (
     Role,
     Source,
 )
+from xattn_export.families.base.split_role import can_split, split_role
 from xattn_export.families.checkpoint_folder.folder import name_of
 from xattn_export.families.checkpoint_folder.hub import hub_id, local_folder
 from xattn_export.families.checkpoint_folder.weights.base import whole_folder
@@ -43,7 +44,9 @@ from xattn_export.whole import left_out, write_whole_graphs
 from xattn_runtime.bundle.graph_facts import GraphFacts
 from xattn_runtime.bundle.manifest import (
     ATTENTION_ROLE,
+    CACHE_FORMS,
     Attention,
+    CacheForm,
     Golden,
     Graph,
     Manifest,
@@ -120,6 +123,7 @@ def export_checkpoint(
     static_batch: bool = False,
     whole: bool = True,
     with_attention: bool = False,
+    cache: CacheForm | None = None,
     base: Path | None = None,
     progress: Progress = silent,
 ) -> ExportReport:
@@ -136,11 +140,14 @@ def export_checkpoint(
         static_batch: whether the image encoder takes one image at a time, so that every axis of it has a size.
         whole: join the graphs into one of the whole model too, where that can be; then all weights lie beside them.
         with_attention: write a graph with the attention weights as outputs too, for maps of what it looked at.
+        cache: of a decoder: `split` in a part that no step changes and a short one that grows, or `single`. By default
+            it is split where an image stands among the tokens of the prompt.
         base: the model that `source`, an adapter of PEFT, was trained on, as a folder or hub id; they are merged.
         progress: receives the current step.
 
     Raises:
-        UserError: no such form of attention, or an opset that it cannot have; a task that the model does not do.
+        UserError: no such form of attention, or an opset that it cannot have; a task that the model does not do; a
+            cache that cannot be split.
         CheckpointError: `source` is no model that a family recognises, or is damaged.
         OutputError: `output` exists or cannot be written; nothing is left behind.
         ImageError: one of `golden_images` cannot be used.
@@ -150,7 +157,7 @@ def export_checkpoint(
     opset = choose_opset(attention, opset)
     check_output(output, overwrite=overwrite)
     progress("opening the model", 0.0)
-    model = _open(source, task, base)
+    model = _with_cache(_open(source, task, base), cache)
     provenance = Provenance(
         source=hub_id(source) or source.resolve().name,
         source_sha256=weights_digest(model.weights),
@@ -225,6 +232,28 @@ def _open_folder(folder: Path, task: TaskName | None) -> Source:
     return replace(source, tokenizer=source.tokenizer.refusing_from(min(limits))) if limits else source
 
 
+def _with_cache(source: Source, form: CacheForm | None) -> Source:
+    """With the cache of its decoder in the form asked for, or the one that is best."""
+    decoder = next((role for role in source.roles if role.name == LOOPED), None)
+    if form not in (None, *CACHE_FORMS):
+        raise UserError(f"cache: expected {' or '.join(CACHE_FORMS)}, found {show(form)}")
+    if form == "split" and (decoder is None or not can_split(decoder)):
+        found = "none" if decoder is None else "one whose cache begins with the keys and values of an image"
+        raise UserError(f"cache: expected a decoder with a cache to split, found {found}; leave it out")
+    if decoder is None or form == "single" or (form is None and not _reads_image_tokens(decoder)):
+        return source
+    return replace(source, roles=tuple(split_role(role) if role is decoder else role for role in source.roles))
+
+
+def _reads_image_tokens(decoder: Role) -> bool:
+    """Whether the image stands in the prompt, which is long then."""
+    return any(spec.name == "image_tokens" for spec in decoder.inputs)
+
+
+def _cache_form(roles: Sequence[Role]) -> CacheForm:
+    return "split" if any(role.traced is not None for role in roles) else "single"
+
+
 @dataclass(frozen=True)
 class _Exported:
     """A graph that was written: its facts, its size with its own file of weights, and its parity.
@@ -262,8 +291,8 @@ def _export_roles(
             exported[role.name] = _store_role(role, content, own, weights, staged)
         progress("computing golden cases", _GRAPHS_DONE)
         golden = cast(GoldenSet, next(results))
-    # Where scores are always changed, nothing is ever decoded in one run.
-    if LOOPED in exported and _is_greedy(source.reference):
+    # Where scores are always changed, nothing is ever decoded in one run; a split cache is put together between steps.
+    if LOOPED in exported and _is_greedy(source.reference) and _cache_form(source.roles) == "single":
         facts, written = write_generator(staged, _graph_file(LOOPED), _graph_file(GENERATOR))
         exported[GENERATOR] = _Exported(facts, written, None)
     return exported, golden
@@ -333,5 +362,6 @@ def _manifest(
         golden=Golden(FP32_RELATIVE_RMS, golden.cases),
         files={},
         session_options={},
+        cache=_cache_form(source.roles),
         **fields,
     )

@@ -104,14 +104,20 @@ def _shapes(role: Role) -> Iterator[dict[str, int]]:
     else:
         lengths = [(0, 0)]
     for length, past in dict.fromkeys(lengths):
-        for batch, patches in product(
+        for batch, patches, frozen in product(
             _BATCHES if past <= role.prefix + max(_SOME_PAST) else _BATCHES[:1],
             _PATCHES if "patches" in symbols else _PATCHES[:1],
+            _frozen(past) if "frozen" in symbols else (0,),
         ):
             image = {"context": _context(batch), "regions": _REGIONS - batch, "patches": patches, "images": _IMAGES}
-            others = {**image, "frames": length, "pictures": batch + 1}
-            sizes = {"batch": batch, "length": length, "past": past, **others}
+            cache = {"past": past - frozen, "frozen": frozen, "rows": batch}
+            sizes = {"batch": batch, "length": length, **cache, **image, "frames": length, "pictures": batch + 1}
             yield {name: size for name, size in sizes.items() if name in symbols}
+
+
+def _frozen(past: int) -> tuple[int, ...]:
+    """How much of a cache is frozen: all of it, and part of it where that is not all the same."""
+    return (past, past // 2) if past > 1 else (past,)
 
 
 def _context(batch: int) -> int:

@@ -21,7 +21,7 @@ import torch
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor
 
-from xattn_export.decompose import decompose_attention
+from xattn_export.decompose import decompose_attention, split_cache
 from xattn_export.families.base import Role, TensorSpec
 from xattn_export.graph.conformance import all_nodes, drop_unused_imports, examine, require_standard, require_valid
 from xattn_export.graph.external_weights import WeightStore, has_weights_outside, weights_file
@@ -94,9 +94,10 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
         OSError: the weights cannot be written.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    sizes = {**_EXAMPLE_SIZES, "past": role.prefix + _EXAMPLE_SIZES["past"]}
-    examples = tuple(example_tensor(spec, sizes, generator) for spec in role.inputs)
-    module = role.module.eval()
+    traced = role.traced or role
+    sizes = {**_EXAMPLE_SIZES, "past": traced.prefix + _EXAMPLE_SIZES["past"]}
+    examples = tuple(example_tensor(spec, sizes, generator) for spec in traced.inputs)
+    module = traced.module.eval()
     written = max(opset, LOWEST_OPSET["standard"])
     with _quiet(role.name), torch.no_grad():
         program = torch.onnx.export(
@@ -104,9 +105,9 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
             examples,
             dynamo=True,
             opset_version=written,
-            dynamic_shapes=_dynamic_shapes(role),
-            input_names=[spec.name for spec in role.inputs],
-            output_names=list(role.outputs),
+            dynamic_shapes=_dynamic_shapes(traced),
+            input_names=[spec.name for spec in traced.inputs],
+            output_names=list(traced.outputs),
             optimize=True,
             verbose=False,
         )
@@ -117,6 +118,8 @@ def export_graph(role: Role, attention: Attention, opset: int, weights: WeightSt
     model = program.model_proto
     _require_opset(model, role, written)
     name_by_layer(model)
+    if role.traced is not None:
+        model = split_cache(model)
     if attention == "decomposed":
         model = decompose_attention(model, opset=opset)
     _clean(model, role)

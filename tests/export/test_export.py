@@ -40,6 +40,31 @@ def test_caption_bundle(exported, checkpoints):
     assert task.caption(picture).token_ids == tuple(model.generate(pixels)[0]) == (5, 9, 7, 20)
 
 
+def test_a_split_cache_gives_the_same_texts(exported, checkpoints, tmp_path):
+    path = tmp_path / "split.xattn"
+    export_checkpoint(checkpoints["caption"], path, cache="split")
+    manifest = open_bundle(path).manifest
+    assert manifest.cache == "split"
+    assert manifest.absent["whole"] == "the cache of the decoder is split; export again with --cache single"
+    assert "generator" not in manifest.graphs
+    assert open_bundle(exported["caption"]).manifest.cache == "single"
+    random = np.random.default_rng(3)
+    images = [Image.fromarray(random.integers(0, 256, (40, 50, 3), np.uint8)) for _ in range(5)]
+    single, split = (load(bundle, task="caption") for bundle in (exported["caption"], path))
+    for beams in (1, 3):
+        expected = [caption.token_ids for caption in single.caption_each(images, beams=beams, errors="raise")]
+        assert [caption.token_ids for caption in split.caption_each(images, beams=beams, errors="raise")] == expected
+        assert split.caption(images[0], beams=beams).token_ids == expected[0]
+
+
+def test_a_cache_that_cannot_be_split_is_refused(checkpoints, tmp_path):
+    with pytest.raises(UserError, match="cache: expected a decoder with a cache to split, found none"):
+        export_checkpoint(checkpoints["lstm"], tmp_path / "a.xattn", cache="split")
+    with pytest.raises(UserError, match="cache: expected single or split, found 'two'"):
+        export_checkpoint(checkpoints["caption"], tmp_path / "a.xattn", cache="two")
+    assert not (tmp_path / "a.xattn").exists()
+
+
 def test_vqa_bundle(exported):
     manifest = open_bundle(exported["lstm"]).manifest
     assert (manifest.task, manifest.attention, manifest.opset) == ("vqa", "decomposed", 18)

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from xattn_export.decompose.rewrite import decompose_attention
+from xattn_export.decompose.split_cache import split_cache
 
-__all__ = ["decompose_attention"]
+__all__ = ["decompose_attention", "split_cache"]

@@ -52,6 +52,11 @@ def make_plans(
             "another"
         )
     _check_opset(source.bundle, plans)
+    if options is not None and options.cache != BASELINE and source.bundle.manifest.cache == "split":
+        raise UserError(
+            f"cache: expected {BASELINE}, as the cache of this bundle is split, found {options.cache}; export it again "
+            "with --cache single"
+        )
     return plans
 
 

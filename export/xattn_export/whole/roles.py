@@ -91,6 +91,8 @@ def _obstacle(manifest: Manifest) -> str | None:
         return "the model takes regions in place of an image"
     if manifest.tokenizer.image_layout is not None:
         return "the image stands among the tokens of the prompt"
+    if manifest.cache != "single":
+        return "the cache of the decoder is split; export again with --cache single"
     if "decoder" in manifest.graphs and GENERATOR not in manifest.graphs:
         return "decoding changes the scores of tokens, which the loop in the graph does not do"
     return unwritable_step(manifest.image_steps)

@@ -12,10 +12,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 __all__ = [
+    "ROLES",
     "RoleContract",
     "TensorContract",
     "attention_names",
     "cross_names",
+    "frozen_names",
     "image_names",
     "key_value_names",
     "layers_of",
@@ -118,7 +120,11 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past", "cross"), produces=("present",)),
         _Form({"input_ids": _IDS}, _NEXT, consumes=("past",), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past", "cross"), produces=("present",)),
+        _Form({"input_ids": _IDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
         _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("past",), produces=("present",)),
+        _Form({"input_ids": _IDS, **_IMAGE, **_GRIDS}, _NEXT, consumes=("frozen", "past"), produces=("present",)),
     ),
     "generator": (
         _Form(_LOOP, _GENERATED, consumes=("past", "cross")),
@@ -148,6 +154,9 @@ _FORMS: Mapping[str, tuple[_Form, ...]] = {
     ),
 }
 
+ROLES = tuple(_FORMS)
+"""Every role that a graph of a bundle may have."""
+
 
 def key_value_names(series: str, layers: int) -> list[str]:
     """`SERIES_key_0`, `SERIES_value_0`, `SERIES_key_1`, …"""
@@ -167,6 +176,14 @@ def image_names(layers: int) -> list[str]:
 def prefix_names(layers: int) -> list[str]:
     """Keys and values of the image that a decoder's cache begins with: `prefix_key_0`, `prefix_value_0`, …"""
     return key_value_names("prefix", layers)
+
+
+def frozen_names(layers: int) -> list[str]:
+    """The part of a split cache that no step changes: `frozen_key_0`, `frozen_value_0`, …, as `past_names`.
+
+    Keys of a split cache are transposed, those of `past` and `present` too: `[batch, heads, head_width, tokens]`.
+    """
+    return key_value_names("frozen", layers)
 
 
 def past_names(layers: int) -> list[str]:

@@ -23,12 +23,14 @@ from xattn_runtime.preprocess.tokenizer import TokenizerSpec, read_tokenizer
 
 __all__ = [
     "ATTENTION_ROLE",
+    "CACHE_FORMS",
     "LOWEST_OPSET",
     "PRECISIONS",
     "SCHEMA_VERSION",
     "SESSION_OPTIONS",
     "WHOLE_ROLES",
     "Attention",
+    "CacheForm",
     "ConfidenceCalibration",
     "Decoding",
     "FileEntry",
@@ -46,9 +48,11 @@ __all__ = [
 
 TaskName = Literal["caption", "vqa", "retrieval", "sentiment"]
 Attention = Literal["standard", "decomposed"]
+CacheForm = Literal["single", "split"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 SCHEMA_VERSION = 1
+CACHE_FORMS: tuple[CacheForm, ...] = ("single", "split")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 # Beside a decoder there may be the same with the loop around it.
 _BESIDE_A_DECODER = "generator"
@@ -133,6 +137,7 @@ class Manifest:
 
     `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
     `regions` takes no image, and has no `image_steps`. `absent` says why a role of the whole model is not there.
+    `cache` says whether that of a decoder is in two parts, of which one stays as it is from step to step.
     Of sentiment the steps are those of a frame; it has `speech` and `longest_frames` besides.
     """
 
@@ -153,6 +158,7 @@ class Manifest:
     regions: RegionSpec | None = None
     speech: MelSpec | None = None
     longest_frames: int | None = None
+    cache: CacheForm = "single"
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
     absent: Mapping[str, str] | None = None
@@ -174,6 +180,8 @@ class Manifest:
         }
         if self.decoding is not None:
             out["decoding"] = self.decoding.to_dict()
+        if self.cache != "single":
+            out["cache"] = self.cache
         if self.labels is not None:
             out["labels"] = list(self.labels)
         if self.similarity is not None:
@@ -234,6 +242,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         decoding=read_decoding(root.child("decoding"), needs_prompt=tokenizer.image_layout is None)
         if "decoder" in graphs
         else None,
+        cache=cast(CacheForm, root.text("cache", choices=CACHE_FORMS)) if "cache" in root else "single",
         labels=root.texts("labels") if "classifier" in graphs else None,
         similarity=read_similarity(root.child("similarity")) if spec.has_similarity else None,
         calibration=read_calibration(root.child("calibration")) if "calibration" in root else None,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from xattn_runtime.brought_files import is_system_file
+from xattn_runtime.bundle.contract import ROLES
 from xattn_runtime.bundle.folder import MANIFEST_FILE, file_digest
 from xattn_runtime.errors import OutputError
 from xattn_runtime.execution.loading import SessionTuning
@@ -35,7 +36,7 @@ __all__ = [
 
 _SCHEMA_NAME = "xattn-edge/device/"
 _SCHEMA = f"{_SCHEMA_NAME}1"
-_GRAPH_SUFFIXES = (".onnx", ".data", ".partial")
+_GRAPHS = frozenset(f"{role}.onnx{suffix}" for role in ROLES for suffix in ("", ".data"))
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def check_device_profile(bundle: Path) -> None:
     try:
         if os.path.lexists(path) and not _is_ours(path):
             raise OutputError(f"{path}: expected what `xattn-edge tune` wrote, found another file; move it elsewhere")
-        if os.path.lexists(folder) and (strange := _stranger(folder)):
+        if os.path.lexists(folder) and (strange := _stranger(folder, path)):
             raise OutputError(
                 f"{folder}: expected graphs that `xattn-edge tune` wrote, found {strange}; move it elsewhere"
             )
@@ -145,18 +146,16 @@ def _is_ours(path: Path) -> bool:
     return isinstance(values, dict) and str(values.get("schema", "")).startswith(_SCHEMA_NAME)
 
 
-def _stranger(folder: Path) -> str | None:
-    """What in the place of the folder of optimized graphs is none of them; None where there is nothing else."""
+def _stranger(folder: Path, profile: Path) -> str | None:
+    """What in the place of the folder of optimized graphs is none of them; None where there is nothing else.
+
+    Without a profile beside it that `tune` wrote, nothing in it is taken for ours.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return "no folder"
-    return next(
-        (
-            each.name
-            for each in folder.iterdir()
-            if not each.name.endswith(_GRAPH_SUFFIXES) and not is_system_file(each.name)
-        ),
-        None,
-    )
+    ours = _GRAPHS if profile.is_file() else frozenset()
+    names = (each.name for each in folder.iterdir() if not is_system_file(each.name))
+    return next((name for name in names if name not in ours), None)
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

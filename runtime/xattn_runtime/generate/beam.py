@@ -80,7 +80,7 @@ def beam_search_best(
             f"beams: expected at most {logits.shape[1]}, the tokens of this model's vocabulary, found {decoding.beams}"
         )
     logits = np.repeat(logits, decoding.beams, axis=0)
-    cross, past = _repeated(cross, decoding.beams), past.repeated(decoding.beams)
+    cross, past = _repeated(cross, decoding.beams), past.settled().repeated(decoding.beams)
     running, finished = _start(prompt, decoding)
     improvable = np.ones((len(prompt), 1), dtype=np.bool_)
     for generated in range(1, decoding.max_new_tokens + 1):
@@ -193,7 +193,7 @@ def _reordered(past: Cache, origins: NDArray[np.int64]) -> Cache:
     rows = (origins + np.arange(batch)[:, None] * beams).reshape(-1)
     if (rows == np.arange(len(rows))).all():
         return past
-    return past.of_rows(rows.tolist())
+    return past.reordered(rows.tolist())
 
 
 def _sequence(finished: _Beams, row: int, place: int, decoding: Decoding) -> Sequence:

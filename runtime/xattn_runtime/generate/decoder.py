@@ -8,12 +8,14 @@ again in Python. On a device with a memory of its own, greedy decoding leaves th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xattn_runtime.bundle.contract import (
     cross_names,
+    frozen_names,
     past_names,
     prefix_names,
     state_names,
@@ -50,8 +52,9 @@ class FirstStep:
         names, states = past_names(layers), state_names("past", states_of("past", session.input_shapes))
         self._past_names = [*names, *states]
         self._prefix_of = dict(zip(names, prefix_names(layers), strict=True))
+        self._frozen_of = dict(zip(names, frozen_names(session.layers("frozen")), strict=False))
         self._first_shapes = {
-            **{name: _first_keys(session, name) for name in names},
+            **{name: _first_keys(session, name, is_transposed=self._is_transposed(name)) for name in names},
             **{name: _first_state(session, name) for name in states},
         }
         self._cache_dtypes = {name: _NUMPY_DTYPES[session.dtypes[name]] for name in self._past_names}
@@ -68,9 +71,12 @@ class FirstStep:
             name: np.zeros((batch, *shape), dtype=self._cache_dtypes[name])
             for name, shape in self._first_shapes.items()
         }
-        return Cache(
-            first | {past: image[prefix] for past, prefix in self._prefix_of.items() if prefix in image},
-        )
+        prefix = {past: image[prefix] for past, prefix in self._prefix_of.items() if prefix in image}
+        return Cache(first | prefix, {frozen: first[past] for past, frozen in self._frozen_of.items()})
+
+    def _is_transposed(self, name: str) -> bool:
+        """Whether it is the keys of a split cache."""
+        return "_key_" in name and name in self._frozen_of
 
     def cross(self, image: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of `image` that every step is fed: cross keys and values or image tokens, if the decoder takes any."""
@@ -120,7 +126,7 @@ class DecoderStep(FirstStep):
         step. hold: whether the cache stays in the memory of the device, if it has one of its own.
         """
         results = self._run(self._greedy_names, input_ids, past, cross, hold)
-        return results[0], results[1], Cache(dict(zip(self._past_names, results[2:], strict=True)))
+        return results[0], results[1], self._after(past, results[2:])
 
     def logits(
         self,
@@ -132,7 +138,11 @@ class DecoderStep(FirstStep):
     ) -> tuple[NDArray[np.float32], Cache]:
         """One step as above: logits, float32 `[batch, vocabulary]`, of the last position, and the cache."""
         results = self._run(self._logits_names, input_ids, past, cross, hold)
-        return results[0], Cache(dict(zip(self._past_names, results[1:], strict=True)))
+        return results[0], self._after(past, results[1:])
+
+    def _after(self, past: Cache, present: Sequence[Tensor]) -> Cache:
+        """The cache after a step."""
+        return replace(past, tensors=dict(zip(self._past_names, present, strict=True)))
 
     def _run(
         self,
@@ -142,20 +152,20 @@ class DecoderStep(FirstStep):
         cross: Mapping[str, Tensor],
         hold: bool,
     ) -> list[Tensor]:
-        inputs = {"input_ids": input_ids, **past.tensors, **cross}
+        inputs = {"input_ids": input_ids, **past.inputs, **cross}
         return self._session.run(outputs, inputs, self._present_names if hold else ())
 
 
-def _first_keys(session: GraphSession, name: str) -> tuple[int, int, int]:
-    """Heads, no token and head width."""
+def _first_keys(session: GraphSession, name: str, *, is_transposed: bool) -> tuple[int, int, int]:
+    """Heads, no token and head width; these two the other way round where it is transposed."""
     shape = session.input_shapes[name]
-    heads, width = shape[1], shape[3]
+    heads, width = shape[1], shape[2 if is_transposed else 3]
     if not isinstance(heads, int) or not isinstance(width, int):
         raise BundleError(
             f"{session.path}: input {name}: expected static heads and head width, found {show(list(shape))}; "
             "export it again"
         )
-    return heads, 0, width
+    return (heads, width, 0) if is_transposed else (heads, 0, width)
 
 
 def _first_state(session: GraphSession, name: str) -> tuple[int, int]:

@@ -22,6 +22,10 @@ from xattn_runtime.generate.sequence import Sequence
 __all__ = ["GreedyStep", "greedy", "greedy_steps"]
 
 
+# Of a split cache, the tokens that each step copies: with as many, that costs less than what a step does anyway.
+_MOST_UNSETTLED = 64
+
+
 class GreedyStep(NamedTuple):
     """One token for every row.
 
@@ -74,6 +78,7 @@ def greedy_steps(
             generated = tokens[:, prompt_length : length + 1].tolist()
             ended = [done or stop(ids) for done, ids in zip(ended, generated, strict=True)]
         yield GreedyStep(token_ids, log_probs, ended)
+        past = past.settled(_MOST_UNSETTLED if length > prompt_length else 1)
         if True not in ended:
             input_ids = token_ids[:, None]
             continue

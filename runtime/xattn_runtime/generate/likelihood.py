@@ -38,7 +38,7 @@ def log_likelihoods(
     for start in range(0, len(texts), _ROWS_OF_A_RUN):
         part = [(*ids, *ends) for ids in texts[start : start + _ROWS_OF_A_RUN]]
         totals[start : start + len(part)] = _of_part(
-            decoder, part, first, past.repeated(len(part)), _repeated(cross, part)
+            decoder, part, first, past.settled().repeated(len(part)), _repeated(cross, part)
         )
     return totals
 

@@ -34,6 +34,6 @@ class GreedyLoop(FirstStep):
             "pad_token_id": np.array(decoding.pad_token_id),
         }
         ids, log_probs = self._session.run(
-            ("token_ids", "log_probs"), {**inputs, **self.first_past(image).tensors, **self.cross(image)}
+            ("token_ids", "log_probs"), {**inputs, **self.first_past(image).inputs, **self.cross(image)}
         )
         return sequences_of(ids, log_probs, decoding.end_token_ids)

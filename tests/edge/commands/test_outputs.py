@@ -13,7 +13,7 @@ import pytest
 from xattn_edge.study.chart import Point, scatter
 from xattn_runtime import files
 from xattn_runtime.errors import OutputError
-from xattn_runtime.execution.device_profile import device_profile_path, optimized_graphs_path
+from xattn_runtime.execution.device_profile import device_profile_path, optimized_graphs_path, remove_device_profile
 from xattn_runtime.profiling import trace_document
 from xattn_runtime.tasks.shared.attention_maps import AttentionMap
 from xattn_runtime.tasks.shared.heatmap import draw_html, write_heatmap
@@ -150,15 +150,33 @@ def test_a_bundle_beside_which_nothing_can_be_written(
     assert "Permission denied" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_has_the_place_of_a_device_profile_stays(invoke, stand_in, vqa_copy, kind):
-    own = device_profile_path(vqa_copy) if kind == "file" else optimized_graphs_path(vqa_copy) / "thesis.txt"
+@pytest.mark.parametrize("name", ["", "thesis.txt", "a.onnx", "decoder.onnx"])
+def test_what_has_the_place_of_a_device_profile_stays(invoke, stand_in, vqa_copy, name):
+    own = optimized_graphs_path(vqa_copy) / name if name else device_profile_path(vqa_copy)
     own.parent.mkdir(exist_ok=True)
     own.write_text("mine")
     stand_in("xattn_runtime.profiling.tune", tune_bundle=None)
     result = invoke("tune", vqa_copy)
     assert (result.exit_code, result.stderr.count("\n"), own.read_text()) == (2, 1, "mine")
     assert "move it elsewhere" in result.stderr
+
+
+def test_a_stranger_among_our_optimized_graphs_stays(invoke, stand_in, vqa_copy):
+    device_profile_path(vqa_copy).write_text('{"schema": "xattn-edge/device/1"}')
+    own = optimized_graphs_path(vqa_copy) / "a.onnx"
+    own.parent.mkdir()
+    own.write_text("mine")
+    (own.parent / "classifier.onnx.data").write_text("ours")
+    stand_in("xattn_runtime.profiling.tune", tune_bundle=None)
+    result = invoke("tune", vqa_copy)
+    assert (result.exit_code, result.stderr.count("\n"), own.read_text()) == (2, 1, "mine")
+    assert "found a.onnx; move it elsewhere" in result.stderr
+    with pytest.raises(OutputError, match=r"found a\.onnx; move it elsewhere"):
+        remove_device_profile(vqa_copy)
+    assert own.read_text() == "mine"
+    own.unlink()
+    assert remove_device_profile(vqa_copy)
+    assert not own.parent.exists()
 
 
 @pytest.mark.parametrize("command", [("export", "in"), ("quantize", "in"), ("train", "vqa"), ("study",)])

@@ -52,6 +52,14 @@ def export(
     with_attention: Annotated[
         bool, typer.Option("--with-attention", help="Add the graph that --heatmap needs: attention weights.")
     ] = False,
+    cache: Annotated[
+        Literal["split", "single"] | None,
+        typer.Option(
+            "--cache",
+            help="Cache of the decoder. split: copy only the latest tokens at each step, for long prompts; single: all "
+            "in one. Default: split where an image stands in the prompt.",
+        ),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option("--base", help="For an adapter of PEFT: the model it was trained on. They are merged."),
@@ -80,8 +88,8 @@ def export(
         from xattn_export import export_checkpoint
 
         if target is not None:
-            if attention is not None or opset is not None:
-                raise UserError("--target: expected no --attention and no --opset beside it, as it chooses both")
+            if attention is not None or opset is not None or cache is not None:
+                raise UserError("--target: expected no --attention, --opset or --cache beside it, as it chooses them")
             _export_for(
                 console,
                 source,
@@ -102,6 +110,7 @@ def export(
                 opset=opset,
                 whole=whole,
                 with_attention=with_attention,
+                cache=cache,
                 base=base,
                 overwrite=overwrite,
                 command=provenance_command(),

@@ -12,7 +12,9 @@ from xattn_runtime.bundle.contract import key_value_names
 
 __all__ = ["Role", "Symbol", "TensorSpec", "cross_specs", "key_value_specs"]
 
-Symbol = Literal["batch", "length", "past", "context", "regions", "frames", "pictures", "patches", "images"]
+Symbol = Literal[
+    "batch", "length", "past", "frozen", "rows", "context", "regions", "frames", "pictures", "patches", "images"
+]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class TensorSpec:
     """An input of a role.
 
     name: as in the bundle format.
-    shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `context` tokens of
+    shape: an int for a static axis, else its symbol: `length` new tokens after `past` ones, and `frozen` ones before
+        these in a split cache, of `rows` as many as the batch or one for all, and `context` tokens of
         another text, or of an image, or `regions` of an image, that they attend to; `frames` of speech, `pictures` (the
         frames) of a video; `patches` of an image, `images` in a prompt.
     values: what sane values are: `normal` (float32), `token_ids` (int64 below `limit`), `mask` (int64, 1 for a token
@@ -57,6 +60,7 @@ class Role:
     longest: the most positions (`past` and `length` together), for a role that has them.
     attends: whether the module computes attention, which `standard` then demands as the operator `Attention`.
     prefix: how much `past` holds at the least: the image tokens that a cache begins with.
+    traced: of a role whose cache is split, the role that is exported before it is.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Role:
     longest: int | None = None
     attends: bool = True
     prefix: int = 0
+    traced: Role | None = None
 
 
 def key_value_specs(

@@ -90,7 +90,7 @@ class Attender:
         """What was attended to when each of `token_ids` was chosen, `[tokens, layers, heads, rows, columns]`."""
         first = FirstStep(self._session)
         inputs = {"input_ids": first.prompt(image, (*prompt_ids, *token_ids))}
-        weights = self._run({**inputs, **first.first_past(image).tensors, **first.cross(image)})
+        weights = self._run({**inputs, **first.first_past(image).inputs, **first.cross(image)})
         # A token is chosen at the place of the one before it.
         start = len(prompt_ids) - 1
         return weights[start : start + len(token_ids)]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.bundle.folder import Bundle
+from xattn_runtime.bundle.manifest import CacheForm
 from xattn_runtime.errors import BundleError
 from xattn_runtime.execution.forking import tell_after_fork
 from xattn_runtime.execution.session import (
@@ -120,7 +121,17 @@ class TextGenerator:
 
     def _check(self, session: GraphSession) -> None:
         check_key_values(self._producer, session)
+        _check_cache(self._bundle, session)
         _check_layout(self._bundle, self._producer, session)
+
+
+def _check_cache(bundle: Bundle, decoder: GraphSession) -> None:
+    form: CacheForm = "split" if decoder.layers("frozen") else "single"
+    if form != bundle.manifest.cache:
+        raise BundleError(
+            f"{decoder.path}: expected a {bundle.manifest.cache} cache, as the manifest says, found a {form} one; "
+            "export it again"
+        )
 
 
 def _check_layout(bundle: Bundle, producer: GraphSession, decoder: GraphSession) -> None:

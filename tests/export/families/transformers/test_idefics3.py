@@ -253,7 +253,10 @@ def test_the_cache_holds_the_heads_of_keys_and_values_alone(models):
         tensor.name: [axis.dim_param or axis.dim_value for axis in tensor.type.tensor_type.shape.dim]
         for tensor in decoder.graph.input
     }
-    assert shapes["past_key_0"] == ["batch", 2, "past", 6]
+    assert shapes["frozen_key_0"] == ["rows", 2, 6, "frozen"]
+    assert shapes["frozen_value_0"] == ["rows", 2, "frozen", 6]
+    assert shapes["past_key_0"] == ["batch", 2, 6, "past"]
+    assert shapes["past_value_0"] == ["batch", 2, "past", 6]
     assert shapes["image_tokens"] == ["batch", "context", 36]
 
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor
 from transformers import (
     Gemma2Config,
@@ -30,9 +32,11 @@ from tests.export.families.layers.language.language_models import (
 )
 from xattn_export.decompose import decompose_attention
 from xattn_export.families.checkpoint_folder.caches import cache_with_states, presents_with_states
-from xattn_export.families.layers.language.table import check_language_model
+from xattn_export.families.layers.language.table import check_language_model, language_decoder
+from xattn_export.graph.generator import generator_graph
 from xattn_export.parity import check_parity
 from xattn_export.to_onnx import export_role
+from xattn_runtime.bundle.contract import past_names, role_contract, state_names
 from xattn_runtime.errors import CheckpointError
 
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
@@ -133,6 +137,33 @@ def test_graphs_of_both_forms_of_attention_are_those_of_transformers(name: str) 
     graph = export_role(role, "standard", 23)
     assert check_parity(graph, role).largest_error < 2e-5
     assert check_parity(decompose_attention(graph, opset=18), role).largest_error < 2e-5
+
+
+@pytest.mark.slow
+def test_a_loop_carries_states_as_it_carries_keys_and_values() -> None:
+    config_class, settings = MODELS["lfm2"]
+    model = tiny_model(config_class, **settings)
+    loop = generator_graph(export_role(role_of(model, LONGEST), "standard", 23))
+    prompt = torch.randint(3, VOCABULARY, (3, 5), generator=torch.Generator().manual_seed(9))
+    session = InferenceSession(loop.SerializeToString(), providers=["CPUExecutionProvider"])
+    contract = role_contract("generator", [each.name for each in session.get_inputs()], ["token_ids", "log_probs"])
+    assert set(contract.inputs) == {each.name for each in session.get_inputs()}
+    first = first_cache(language_decoder(model.model), model.config, 3)
+    names = [*past_names(1), *state_names("past", 2)]
+    ends = torch.arange(30, VOCABULARY)
+    ids, _ = session.run(
+        None,
+        {
+            "input_ids": prompt.numpy(),
+            "max_new_tokens": np.array(12),
+            "end_token_ids": ends.numpy(),
+            "pad_token_id": np.array(0),
+            **{name: tensor.numpy() for name, tensor in zip(names, first, strict=True)},
+        },
+    )
+    expected = model.generate(prompt, max_new_tokens=12, eos_token_id=ends.tolist(), pad_token_id=0, do_sample=False)
+    assert ids.tolist() == expected[:, 5:].tolist()
+    assert len({tuple(row) for row in ids.tolist()}) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -20,8 +20,11 @@ from transformers import (
 
 from tests.export.families.conftest import randomize
 from tests.export.families.layers.language.language_models import SIZES, VOCABULARY, first_cache
-from xattn_export.families.layers.language.masks import Blocks, blocks_of_prompt, blocks_of_runs
+from xattn_export.families.base import Role, TensorSpec
+from xattn_export.families.layers.language.masks import Blocks, blocks_of_prompt, blocks_of_runs, mask_of
 from xattn_export.families.layers.language.table import language_decoder
+from xattn_export.parity import check_parity
+from xattn_export.to_onnx import export_graph
 
 VISION = SiglipVisionConfig(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
@@ -53,6 +56,23 @@ def _compare(model: Any, ids: Tensor, types: Tensor, blocks: Blocks, after: Bloc
         found, past = decoder.step(text.embed_tokens(part), past, blocks=part_blocks)
         assert expected.std() > 0.5
         assert torch.allclose(found, expected, atol=5e-5)
+
+
+class MaskGraph(nn.Module):
+    """Both kinds of blocks, and the masks of a layer with a window and of one without."""
+
+    def forward(self, ids: Tensor, past: Tensor) -> tuple[Tensor, ...]:
+        before = past.shape[1]
+        kinds = blocks_of_prompt(ids, before), blocks_of_runs(ids, IMAGE)
+        return tuple(mask_of(before, ids, window, blocks).float() for blocks in kinds for window in (None, 4))
+
+
+@pytest.mark.slow
+def test_masks_of_a_graph_are_those_of_torch_at_every_length() -> None:
+    ids, past = TensorSpec("ids", ("batch", "length"), "token_ids", 3), TensorSpec("past", ("batch", "past"), "normal")
+    graph, outputs = MaskGraph(), ("prompt", "prompt_window", "runs", "runs_window")
+    role = Role("masks", graph, graph, (ids, past), outputs, longest=20, attends=False)
+    assert check_parity(export_graph(role, "standard", 23), role).largest_error == 0.0
 
 
 def _ids() -> Tensor:
