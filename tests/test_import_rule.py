@@ -84,6 +84,7 @@ THIRD_PARTY = {
     "xattn_edge.data": {"PIL", "easy_vqa", "emoji", "numpy", "resvg_py", "tokenizers"},
     "xattn_edge.report": {"cycler", "matplotlib"},
     "xattn_runtime": {"PIL", "numpy", "onnxruntime", "tokenizers"},
+    "xattn_runtime.preprocess.prompts.sandbox": {"jinja2"},
 }
 
 

@@ -36,7 +36,7 @@ from xattn_runtime.preprocess.image import open_image
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.regions import RegionReader, RegionSpec
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.preprocess.tokenizer import Grid
+from xattn_runtime.preprocess.tokenizer import PromptImages
 from xattn_runtime.tasks.sentiment import Utterance, UtteranceReader, read_utterance
 from xattn_runtime.verify.golden import least_lead
 
@@ -180,13 +180,13 @@ def _compute(source: Source, texts: _Texts) -> _Compute:
 def _generated(
     reference: Generates, pipeline: Pipeline, texts: _Texts, special: bool, golden: GoldenInput
 ) -> Iterator[_Computed]:
-    pixels, grid = _pixels(pipeline, golden.content)
+    pixels, images = _pixels(pipeline, golden.content)
     questions: tuple[str | None, ...] = texts.known(golden.texts) if golden.texts else (None,)
     for question in questions:
         if question is None:
-            ids = texts.codec.encode_prompt(grid=grid)
+            ids = texts.codec.encode_prompt(images=images)
         else:
-            ids = texts.codec.encode_question(question, special_tokens=special, grid=grid).ids
+            ids = texts.codec.encode_question(question, special_tokens=special, images=images).ids
         output = reference.generate(pixels, ids)
         shown = reference.decoding.shown_prompt(is_followed=bool(ids) and not special)
         text = texts.decode((*shown, *output.token_ids)) if output.steady else None
@@ -231,15 +231,16 @@ def _labelled(reference: Labels, reader: UtteranceReader, texts: _Texts, golden:
         yield _label(reference.labels, reference.label_logits(inputs), text)
 
 
-def _pixels(pipeline: Pipeline, content: bytes) -> tuple[Tensor, Grid]:
+def _pixels(pipeline: Pipeline, content: bytes) -> tuple[Tensor, PromptImages]:
     """Pixel values as `Generates` has them, and how the image was cut."""
     if pipeline.patch is not None:
         patches, merge = pipeline.patches(content), pipeline.patch.merge
         rows, columns = patches.rows // merge, patches.columns // merge
-        return torch.from_numpy(patches.values).reshape(1, rows, columns, merge**2, -1), (rows, columns)
+        values = torch.from_numpy(patches.values).reshape(1, rows, columns, merge**2, -1)
+        return values, PromptImages(((rows, columns),))
     tiles = pipeline.tiles(content)
     values = torch.from_numpy(tiles.pixels)
-    return values[None] if pipeline.tiled else values, (tiles.rows, tiles.columns)
+    return values[None] if pipeline.tiled else values, PromptImages(((tiles.rows, tiles.columns),))
 
 
 def _label(labels: Sequence[str], logits: Tensor, question: str | None) -> _Computed:

@@ -89,6 +89,21 @@ class ObjectReader:
             self.fail(key, expected, value)
         return value
 
+    def any_text(self, key: str) -> str:
+        """A string, which may be empty."""
+        value = self.raw(key, "a string")
+        if not isinstance(value, str):
+            self.fail(key, "a string", value)
+        return value
+
+    def template(self, key: str, *places: str) -> str:
+        """A string that has each of `places` in it once."""
+        template = self.any_text(key)
+        for place in places:
+            if template.count(place) != 1:
+                self.fail(key, f"a text with {place} in it once", template)
+        return template
+
     def integer(self, key: str, *, minimum: int = 0) -> int:
         """An integer of at least `minimum`; true and false are not integers."""
         expected = f"an integer of at least {minimum}"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def save_idefics3(
     tile_px: int = 512,
     tied: bool = False,
     splits: bool = True,
+    video: dict[str, Any] | None = None,
     **sizes: Any,
 ) -> Path:
     """A SmolVLM or Idefics3 with random weights in `folder`.
@@ -115,6 +117,7 @@ def save_idefics3(
     Args:
         smolvlm: its class and processor, else those of Idefics3.
         longest_px, tile_px: what pictures are brought to, and cut into unless `splits` is false.
+        video: settings of its video processor, which SmolVLM2 has.
         tied: whether the head is the table of words.
         sizes: `text` and `vision`, what their configurations take by name; else as large as SmolVLM-256M.
     """
@@ -150,7 +153,8 @@ def save_idefics3(
     processor_class(pictures, words, image_seq_len=tokens, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
     if smolvlm:
         path = folder / "processor_config.json"
-        path.write_text(path.read_text().replace("PictureProcessor", "SmolVLMProcessor"))
+        settings = json.loads(path.read_text()) | {"processor_class": "SmolVLMProcessor"}
+        path.write_text(json.dumps(settings if video is None else settings | {"video_processor": video}))
     return folder
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "quantize": "models.quantize",
     "caption": "answers.caption",
     "vqa": "answers.vqa",
+    "chat": "answers.chat",
     "retrieve": "answers.retrieve",
     "classify": "answers.classify",
     "sentiment": "answers.sentiment",

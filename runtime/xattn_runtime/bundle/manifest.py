@@ -138,7 +138,8 @@ class Manifest:
     `decoding` goes with a decoder, `labels` with a classifier, `similarity` with retrieval. A model that takes
     `regions` takes no image, and has no `image_steps`. `absent` says why a role of the whole model is not there.
     `cache` says whether that of a decoder is in two parts, of which one stays as it is from step to step.
-    Of sentiment the steps are those of a frame; it has `speech` and `longest_frames` besides.
+    Of sentiment the steps are those of a frame; it has `speech` and `longest_frames` besides. `video_steps` are those
+    of a frame of a video, for a model that takes videos as well as images.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Manifest:
     regions: RegionSpec | None = None
     speech: MelSpec | None = None
     longest_frames: int | None = None
+    video_steps: tuple[Step, ...] | None = None
     cache: CacheForm = "single"
     session_options: Mapping[str, str] | None = None
     quantization: Mapping[str, Any] | None = None
@@ -211,6 +213,8 @@ class Manifest:
         out: dict[str, Any] = {"image": [step_to_dict(step) for step in self.image_steps]}
         if self.speech is not None:
             out |= {"speech": asdict(self.speech), "frames": {"longest": self.longest_frames}}
+        if self.video_steps is not None:
+            out["video"] = [step_to_dict(step) for step in self.video_steps]
         return out
 
 
@@ -248,6 +252,7 @@ def parse(data: object, file: str = "manifest.json") -> Manifest:
         calibration=read_calibration(root.child("calibration")) if "calibration" in root else None,
         speech=read_mel_spec(preprocessing.child("speech")) if spec.has_speech else None,
         longest_frames=_longest_frames(preprocessing.child("frames")) if spec.has_speech else None,
+        video_steps=parse_steps(preprocessing.children("video"), file) if "video" in preprocessing else None,
         regions=read_region_spec(preprocessing.child("regions")) if takes_regions else None,
         session_options=_session_options(root),
         absent=root.text_map("absent") if "absent" in root else None,
@@ -345,21 +350,14 @@ def _case(reader: ObjectReader, spec: TaskSpec, roles: Collection[str]) -> Golde
     case = GoldenCase(
         image=reader.path("image"),
         tensors=reader.path("tensors"),
-        text=_any_text(reader, "text") if "text" in reader else None,
+        # A model may caption an image with no word.
+        text=reader.any_text("text") if "text" in reader else None,
         question=question_or_query("question"),
         token_ids=reader.integers("token_ids") if "decoder" in roles else None,
         query=question_or_query("query"),
     )
     reader.finish()
     return case
-
-
-def _any_text(reader: ObjectReader, key: str) -> str:
-    """A string that may be empty: a model may caption an image with no word."""
-    value = reader.raw(key, "a string")
-    if not isinstance(value, str):
-        reader.fail(key, "a string", value)
-    return value
 
 
 def _files(reader: ObjectReader, file: str) -> dict[str, FileEntry]:

@@ -74,7 +74,7 @@ def beam_search_best(
     """
     prompt = decoder.prompt(image, decoding.prompt_token_ids)
     cross = decoder.cross(image)
-    logits, past = decoder.logits(prompt, decoder.first_past(image), cross)
+    logits, past = decoder.logits(decoder.unread(image, prompt), decoder.first_past(image), cross)
     if decoding.beams > logits.shape[1]:
         raise UserError(
             f"beams: expected at most {logits.shape[1]}, the tokens of this model's vocabulary, found {decoding.beams}"

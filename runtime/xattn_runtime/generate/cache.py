@@ -37,6 +37,44 @@ class Cache:
         """Whether the tensors are arrays, which rows can be taken of."""
         return all(isinstance(tensor, np.ndarray) for tensor in self.tensors.values())
 
+    @property
+    def size_bytes(self) -> int:
+        """What the tensors take."""
+        return sum(tensor.nbytes for tensor in self.inputs.values())
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds; of one that `is_here`."""
+        return self._tokens_of(self.tensors) + self._tokens_of(self.frozen)
+
+    def here(self) -> Cache:
+        """The same in the memory of this computer."""
+        return Cache({name: _array(tensor) for name, tensor in self.tensors.items()}, self.frozen)
+
+    def begun(self, length: int) -> Cache | None:
+        """That of the first `length` tokens alone; None where it keeps states, which hold the last tokens only."""
+        if length == self.length:
+            return self
+        if not all("_key_" in name or "_value_" in name for name in self.tensors):
+            return None
+        frozen = self._tokens_of(self.frozen)
+        first = {name: self._first(name, tensor, max(0, length - frozen)) for name, tensor in self.tensors.items()}
+        if length >= frozen:
+            return Cache(first, self.frozen)
+        return Cache(first, {name: self._first(name, tensor, length) for name, tensor in self.frozen.items()})
+
+    def _tokens_of(self, tensors: Mapping[str, Tensor]) -> int:
+        """How many tokens there are in one of the two parts."""
+        return next((int(tensor.shape[self._axis(name)]) for name, tensor in tensors.items() if "_key_" in name), 0)
+
+    def _first(self, name: str, tensor: Tensor, tokens: int) -> Tensor:
+        axis = self._axis(name)
+        return np.ascontiguousarray(tensor[(slice(None),) * axis + (slice(tokens),)])
+
+    def _axis(self, name: str) -> int:
+        """The axis of the tokens; keys are transposed where the cache is split."""
+        return _axis(name) if self.frozen else _VALUE_AXIS
+
     def of_rows(self, rows: Sequence[int]) -> Cache:
         """That of some of the rows, in their order."""
         return Cache(_of_rows(self.tensors, rows), _of_rows(self.frozen, rows) if self._has_rows else self.frozen)
@@ -67,6 +105,10 @@ class Cache:
     def _has_rows(self) -> bool:
         """Whether each row has a frozen part of its own."""
         return bool(self.frozen) and len(next(iter(self.frozen.values()))) == len(next(iter(self.tensors.values())))
+
+
+def _array(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
 
 
 def _axis(name: str) -> int:

@@ -64,8 +64,11 @@ class FirstStep:
 
         That is keys and values `[batch, heads, past, head_width]`, and `[batch, width, tokens]` of layers that keep a
         state of fixed size. `image` is what the image encoder gave: the cache begins with its prefix, or with nothing
-        where it has none; states begin with zeros.
+        where it has none; states begin with zeros. Or it is what `with_past` gave.
         """
+        if self._past_names[0] in image:
+            frozen = {name: image[name] for name in self._frozen_of.values()}
+            return Cache({name: image[name] for name in self._past_names}, frozen)
         batch = _batch(image)
         first = {
             name: np.zeros((batch, *shape), dtype=self._cache_dtypes[name])
@@ -85,6 +88,17 @@ class FirstStep:
     def prompt(self, image: Mapping[str, Tensor], token_ids: Sequence[int]) -> NDArray[np.int64]:
         """`token_ids` for every image, int64 `[batch, length]`."""
         return np.array([token_ids] * _batch(image), dtype=np.int64)
+
+    def with_past(self, image: Mapping[str, Tensor], past: Cache) -> dict[str, Tensor]:
+        """`image` with the cache of an earlier run, which decoding continues.
+
+        The prompt must begin with the tokens of that cache, the image's included.
+        """
+        return {**image, **past.inputs}
+
+    def unread(self, image: Mapping[str, Tensor], prompt: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What of `prompt` `[batch, length]` the first step is fed: that which is not in the cache already."""
+        return prompt[:, self.first_past(image).length :] if self._past_names[0] in image else prompt
 
 
 class DecoderStep(FirstStep):

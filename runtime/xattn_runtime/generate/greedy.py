@@ -5,7 +5,7 @@ It works on tensors and ids of a whole batch; text, images and timing belong to 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from xattn_runtime.bundle.decoding import Decoding
 from xattn_runtime.execution.session import Tensor
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.options import Stop
 from xattn_runtime.generate.processors import log_softmax, processed, processors_at
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence
 
-__all__ = ["GreedyStep", "greedy", "greedy_steps"]
+__all__ = ["GreedyStep", "Watch", "greedy", "greedy_steps"]
+
+Watch = Callable[[Cache], None]
+"""Takes note of the cache after a step."""
 
 
 # Of a split cache, the tokens that each step copies: with as many, that costs less than what a step does anyway.
@@ -45,6 +49,7 @@ def greedy_steps(
     decoding: Decoding,
     sampler: Sampler | None = None,
     stop: Stop | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[GreedyStep]:
     """Yield a step as soon as it is computed; at most `decoding.max_new_tokens` of them, end token included.
 
@@ -52,13 +57,15 @@ def greedy_steps(
     done to the scores, the argmax in the graph is taken and no logits are copied out of it. Rows that have ended leave
     the batch once half of it has.
 
-    sampler: draws the tokens; without one the best are taken. stop: ends a row.
+    sampler: draws the tokens; without one the best are taken. stop: ends a row. watch: is given the cache of each step,
+        before the step is yielded; it holds everything but the new token.
     """
     cross = decoder.held(decoder.cross(image))
     past = decoder.first_past(image)
-    input_ids = decoder.prompt(image, decoding.prompt_token_ids)
-    batch, prompt_length = input_ids.shape
-    tokens = np.concatenate((input_ids, np.zeros((batch, decoding.max_new_tokens), dtype=np.int64)), axis=1)
+    prompt = decoder.prompt(image, decoding.prompt_token_ids)
+    batch, prompt_length = prompt.shape
+    input_ids = decoder.unread(image, prompt)
+    tokens = np.concatenate((prompt, np.zeros((batch, decoding.max_new_tokens), dtype=np.int64)), axis=1)
     rows, ended, ends = np.arange(batch), [False] * batch, frozenset(decoding.end_token_ids)
     is_plain = decoding.is_plain and sampler is None
     for length in range(prompt_length, tokens.shape[1]):
@@ -77,6 +84,8 @@ def greedy_steps(
         if stop is not None:
             generated = tokens[:, prompt_length : length + 1].tolist()
             ended = [done or stop(ids) for done, ids in zip(ended, generated, strict=True)]
+        if watch is not None:
+            watch(past)
         yield GreedyStep(token_ids, log_probs, ended)
         past = past.settled(_MOST_UNSETTLED if length > prompt_length else 1)
         if True not in ended:

@@ -32,7 +32,7 @@ def log_likelihoods(
     """
     cross = decoder.cross(image)
     prompt = decoder.prompt(image, decoding.prompt_token_ids)
-    first, past = decoder.logits(prompt, decoder.first_past(image), cross)
+    first, past = decoder.logits(decoder.unread(image, prompt), decoder.first_past(image), cross)
     ends = decoding.end_token_ids[:1]
     totals = np.zeros(len(texts))
     for start in range(0, len(texts), _ROWS_OF_A_RUN):

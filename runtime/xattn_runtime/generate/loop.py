@@ -28,7 +28,7 @@ class GreedyLoop(FirstStep):
     def generate(self, image: Mapping[str, Tensor], decoding: Decoding) -> list[Sequence]:
         """What is generated for every image of the batch, with settings that are `plain_greedy`."""
         inputs = {
-            "input_ids": self.prompt(image, decoding.prompt_token_ids),
+            "input_ids": self.unread(image, self.prompt(image, decoding.prompt_token_ids)),
             "max_new_tokens": np.array(decoding.max_new_tokens),
             "end_token_ids": np.array(decoding.end_token_ids or NO_TOKEN),
             "pad_token_id": np.array(decoding.pad_token_id),

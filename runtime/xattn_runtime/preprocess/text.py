@@ -16,7 +16,8 @@ from typing import Any
 from xattn_runtime import arguments
 from xattn_runtime.errors import BundleError, QuestionError, UserError
 from xattn_runtime.json_reader import one_line, show
-from xattn_runtime.preprocess.tokenizer import WHOLE, Grid, ImageLayout, TokenizerSpec
+from xattn_runtime.preprocess.prompts.chat import ChatWriter, Turn
+from xattn_runtime.preprocess.tokenizer import ONE_IMAGE, ImageLayout, PromptImages, TokenizerSpec
 
 __all__ = ["QUESTION_LIMIT_CHARACTERS", "EncodedQuestion", "TextCodec"]
 
@@ -62,34 +63,61 @@ class TextCodec:
         self._image_token_id: int | None = None
         if spec.image_layout is not None:
             self._image_token_id = self._read_image_token(path, spec.image_layout)
+        self._chat = None if spec.chat is None else ChatWriter(spec.chat, os.fspath(path))
 
     def encode_question(
-        self, question: str, *, special_tokens: bool = True, kind: str = "question", grid: Grid = WHOLE
+        self, question: str, *, special_tokens: bool = True, kind: str = "question", images: PromptImages = ONE_IMAGE
     ) -> EncodedQuestion:
         """Token ids of `question`, surrounding blanks taken off, in the bundle's template for questions.
 
         `special_tokens`: with those that the tokenizer puts around a text, as a text encoder takes it, or without, as a
-        decoder takes it after its own prompt. `kind`: what an error calls it. `grid`: how the image was cut, where it
-        stands in the text.
+        decoder takes it after its own prompt. `kind`: what an error calls it. `images`: what the question is about,
+        where it stands in the text.
         Raises QuestionError where it is no text, empty, over 2,000 characters, over the model's number of tokens, or
         holds no word that the model knows.
         """
-        template = tuple(self._spec.question_template.split("{question}"))
-        encoded = self._encode(kind, question, template, special_tokens, grid, QuestionError)
+        video = None if images.clock is None else self._spec.video_layout
+        template = tuple((self._spec.question_template if video is None else video.template).split("{question}"))
+        encoded = self._encode(kind, question, template, special_tokens, images, QuestionError)
         missing = (self._spec.pad_to or 0) - len(encoded.ids)
         return EncodedQuestion(encoded.ids + (self._spec.pad_token_id,) * missing, encoded.unknown_words)
 
-    def encode_prompt(self, prompt: str | None = None, grid: Grid = WHOLE) -> tuple[int, ...]:
+    def encode_chat(self, turns: Sequence[Turn], images: PromptImages) -> tuple[int, ...]:
+        """Token ids of a conversation up to where the answer begins, as the bundle's chat template writes it.
+
+        Raises UserError where the model holds no conversations or its template refuses this one, QuestionError as
+        `encode_question` does.
+        """
+        layout = self._spec.image_layout
+        if self._chat is None or layout is None:
+            raise UserError("chat: expected a model whose bundle has a chat template, found one that has none; ask it")
+        names = {"system": "system", "user": "question"}
+        checked = [
+            Turn(turn.role, self._checked(names[turn.role], turn.text, QuestionError)) if turn.role in names else turn
+            for turn in turns
+        ]
+        is_video = images.clock is not None
+        written = [self._video(images)] if is_video else [layout.text(grid) for grid in images.grids]
+        text = self._chat.text(checked, "video" if is_video else "image", written)
+        ids = self._tokenizer.encode(text, add_special_tokens=self._chat.adds_special_tokens(text)).ids
+        self._image_tokens("conversation", turns[-1].text, ids, images, QuestionError)
+        return tuple(ids)
+
+    def image_end(self, ids: Sequence[int]) -> int:
+        """How many of a prompt's `ids` there are up to the last image token; 0 where there is none."""
+        return max((place for place, token_id in enumerate(ids, 1) if token_id == self._image_token_id), default=0)
+
+    def encode_prompt(self, prompt: str | None = None, images: PromptImages = ONE_IMAGE) -> tuple[int, ...]:
         """Token ids of the text that a caption continues, in the bundle's template, without special tokens.
 
-        Without a prompt they are those of what the bundle says for captions, which may be none. `grid`: as above.
+        Without a prompt they are those of what the bundle says for captions, which may be none. `images`: as above.
         Raises UserError as `encode_question` raises QuestionError, and for a word that the model does not know.
         """
         if prompt is None:
-            written = self._with_image(self._spec.caption_template, grid)
+            written = self._with_images(self._spec.caption_template, images)
             return tuple(self._tokenizer.encode(written, add_special_tokens=False).ids)
         template = tuple(self._spec.prompt_template.split("{prompt}"))
-        encoded = self._encode("prompt", prompt, template, False, grid, UserError)
+        encoded = self._encode("prompt", prompt, template, False, images, UserError)
         if encoded.unknown_words:
             raise UserError(
                 f"prompt: expected words that this model knows, found {show(encoded.unknown_words[0])}; "
@@ -136,22 +164,27 @@ class TextCodec:
         value: str,
         template: tuple[str, ...],
         special_tokens: bool,
-        grid: Grid,
+        images: PromptImages,
         error: type[UserError],
     ) -> EncodedQuestion:
         text = self._written_out(kind, self._checked(kind, value, error), error)
-        before, after = (self._with_image(part, grid) for part in template)
+        before, after = (self._with_images(part, images) for part in template)
         whole = f"{before}{text}{after}"
         encoding = self._tokenizer.encode(whole, add_special_tokens=special_tokens)
-        count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, grid, error)
+        count = len(encoding.ids) - self._image_tokens(kind, text, encoding.ids, images, error)
+        begin, end = len(before), len(before) + len(text)
+        tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
+        if count > self._spec.max_tokens >= len(words) and len(images.grids) > 1:
+            raise error(
+                f"images: expected at most {self._spec.max_tokens} tokens beside theirs, found {count}, as much is "
+                f"written around {len(images.grids)} of them; ask about fewer, or smaller ones"
+            )
         if count > self._spec.max_tokens:
             raise error(
                 f"{kind}: expected at most {self._spec.max_tokens} tokens, found {count}: {show(text)}; "
                 "write it in fewer words"
             )
-        begin, end = len(before), len(before) + len(text)
-        tokens = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
-        words = [(token, whole[a:b]) for token, (a, b), special in tokens if not special and a < end and b > begin]
         unknown = [word for token, word in words if token == self._spec.unknown_token_id]
         known = [word for token, word in words if token != self._spec.unknown_token_id]
         # Marks that a vocabulary has make no word of a text in another script.
@@ -193,17 +226,32 @@ class TextCodec:
                 return prompt.replace("{input}", rest)
         return text
 
-    def _with_image(self, template: str, grid: Grid) -> str:
-        """`template` with the image written out."""
+    def _with_images(self, template: str, images: PromptImages) -> str:
+        """`template` with the images, or the video, written out."""
         layout = self._spec.image_layout
-        return template if layout is None else template.replace("{image}", layout.text(grid))
+        if layout is None:
+            return template
+        if images.clock is not None:
+            return template.replace("{video}", self._video(images))
+        return template.replace("{image}", layout.between.join(layout.text(grid) for grid in images.grids))
 
-    def _image_tokens(self, kind: str, text: str, ids: Sequence[int], grid: Grid, error: type[UserError]) -> int:
+    def _video(self, images: PromptImages) -> str:
+        """What is written for a video; UserError where the model takes none."""
+        layout, video = self._spec.image_layout, self._spec.video_layout
+        if layout is None or video is None or images.clock is None:
+            raise UserError(
+                "video: expected a model that takes videos, found one that takes none; ask about its images"
+            )
+        return video.text(images.clock, layout.text())
+
+    def _image_tokens(
+        self, kind: str, text: str, ids: Sequence[int], images: PromptImages, error: type[UserError]
+    ) -> int:
         """How many of `ids` stand for image tokens; `error` where `text` brings some that there is no image for."""
         layout = self._spec.image_layout
         if layout is None:
             return 0
-        if (count := ids.count(self._image_token_id)) != layout.count(grid):
+        if (count := ids.count(self._image_token_id)) != sum(layout.count(grid) for grid in images.grids):
             raise error(
                 f"{kind}: expected no {show(layout.token)}, which stands for a part of the image, found it in "
                 f"{show(text)}; write it in other words"

@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from xattn_runtime.json_reader import ObjectReader
+from xattn_runtime.preprocess.prompts.chat import ChatSpec, read_chat
+from xattn_runtime.preprocess.prompts.video import MOST_FRAMES, VideoClock, VideoLayout, read_video_layout
 
-__all__ = ["WHOLE", "Grid", "ImageLayout", "TokenizerSpec", "read_tokenizer"]
+__all__ = ["ONE_IMAGE", "WHOLE", "Grid", "ImageLayout", "PromptImages", "TokenizerSpec", "read_tokenizer"]
 
 Grid = tuple[int, int]
 """Rows and columns of the tiles of an image, or of its image tokens where these follow from its shape."""
@@ -20,6 +22,21 @@ WHOLE: Grid = (0, 0)
 """Of an image that is not cut, or whose shape is not known yet."""
 
 _MOST_IMAGE_TOKENS = 65536
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """The images of a prompt, as far as its text depends on them.
+
+    grids: how each is cut. clock: of a video, when each of its frames is seen; None where they are images.
+    """
+
+    grids: tuple[Grid, ...] = (WHOLE,)
+    clock: VideoClock | None = None
+
+
+ONE_IMAGE = PromptImages()
+"""One that is not cut."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,8 @@ class ImageLayout:
     row_end, before_whole: what follows a row of tiles, and what stands before the whole image, which comes last.
     merge: where images come in patches, as many as their shape has: the side of the square of patches that becomes one
         image token. None elsewhere.
+    most_images: the most images that a prompt may have.
+    between: what is written between one image and the next.
     """
 
     token: str
@@ -43,6 +62,8 @@ class ImageLayout:
     row_end: str = ""
     before_whole: str = ""
     merge: int | None = None
+    most_images: int = 1
+    between: str = ""
 
     def text(self, grid: Grid = WHOLE) -> str:
         """What is written for an image of a grid of tiles, or of image tokens."""
@@ -61,11 +82,15 @@ class ImageLayout:
         return max(1, rows * columns) if self.tokens is None else (rows * columns + 1) * self.tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without those of tiles or patches where there are none."""
-        values = {key: value for key, value in asdict(self).items() if value is not None}
+        """As JSON values, without those that are neutral, and those of tiles or patches where there are none."""
+        neutral: dict[str, object] = {"most_images": 1, "between": ""}
         if self.tile is None:
-            del values["row_end"], values["before_whole"]
-        return values
+            neutral |= {"row_end": "", "before_whole": ""}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if value is not None and (key not in neutral or value != neutral[key])
+        }
 
     def _tile(self, row: int, column: int) -> str:
         tile = (self.tile or "").replace("{row}", str(row)).replace("{column}", str(column))
@@ -91,6 +116,8 @@ class TokenizerSpec:
         where it is left as long as it is.
     image_layout: how the image is written in the place of `{image}`, which all three templates then have; None where it
         does not stand in the text.
+    video_layout: how a video is written, whose frames are images that are not cut; None where the model takes none.
+    chat: how conversations are written; None where the model holds none.
     split_special_tokens: read a special token that a text spells out as any other word.
     decodes_only: it can write texts, and read none; no text may be put to the model then.
     refused_words: special tokens that must not stand in a text, since the original tokenizer reads what is beside them
@@ -111,6 +138,8 @@ class TokenizerSpec:
     split_special_tokens: bool = False
     decodes_only: bool = False
     refused_words: tuple[str, ...] = ()
+    video_layout: VideoLayout | None = None
+    chat: ChatSpec | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral; `read_tokenizer` takes them back."""
@@ -120,7 +149,8 @@ class TokenizerSpec:
         stated = {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
         if self.refused_words:
             stated["refused_words"] = list(self.refused_words)
-        return stated if self.image_layout is None else stated | {"image_layout": self.image_layout.to_dict()}
+        parts = {key: getattr(self, key) for key in ("image_layout", "video_layout", "chat")}
+        return stated | {key: part.to_dict() for key, part in parts.items() if part is not None}
 
 
 def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
@@ -142,8 +172,11 @@ def read_tokenizer(reader: ObjectReader) -> TokenizerSpec:
         split_special_tokens=_flag(reader, "split_special_tokens"),
         decodes_only=_flag(reader, "decodes_only"),
         refused_words=reader.texts("refused_words") if "refused_words" in reader else (),
+        video_layout=read_video_layout(reader.child("video_layout")) if "video_layout" in reader else None,
+        chat=read_chat(reader.child("chat")) if "chat" in reader else None,
     )
     reader.finish()
+    _check_images(reader, spec)
     if spec.decodes_only and (spec.caption_template or layout is not None):
         reader.fail("decodes_only", "false, since the model is given a text with every image", True)
     if spec.pad_to is not None and spec.pad_to < spec.max_tokens:
@@ -156,15 +189,18 @@ def _flag(reader: ObjectReader, key: str) -> bool:
     return reader.boolean(key) if key in reader else False
 
 
+def _check_images(reader: ObjectReader, spec: TokenizerSpec) -> None:
+    """BundleError unless videos and conversations have images that stand in the text."""
+    for key in ("video_layout", "chat"):
+        if getattr(spec, key) is not None and spec.image_layout is None:
+            reader.fail(key, "an image_layout beside it", None)
+
+
 def _template(reader: ObjectReader, key: str, *places: str) -> str:
     """A text that has each of `places` in it once; where none is stated, and none of an image is needed, just these."""
     if key not in reader and "{image}" not in places:
         return "".join(places)
-    template = reader.text(key)
-    for place in places:
-        if template.count(place) != 1:
-            reader.fail(key, f"a text with {place} in it once", template)
-    return template
+    return reader.template(key, *places) if places else reader.text(key)
 
 
 def _prompts(reader: ObjectReader) -> dict[str, str]:
@@ -180,23 +216,19 @@ def _layout(reader: ObjectReader) -> ImageLayout:
     layout = ImageLayout(
         token=reader.text("token"),
         tokens=None if merged else reader.integer("tokens", minimum=1),
-        whole=_template(reader, "whole", "{tokens}"),
-        tile=_template(reader, "tile", "{tokens}", "{row}", "{column}") if tiled else None,
-        row_end=_any_text(reader, "row_end") if tiled else "",
-        before_whole=_any_text(reader, "before_whole") if tiled else "",
+        whole=reader.template("whole", "{tokens}"),
+        tile=reader.template("tile", "{tokens}", "{row}", "{column}") if tiled else None,
+        row_end=reader.any_text("row_end") if tiled and "row_end" in reader else "",
+        before_whole=reader.any_text("before_whole") if tiled and "before_whole" in reader else "",
         merge=reader.integer("merge", minimum=1) if merged else None,
+        most_images=reader.integer("most_images", minimum=1) if "most_images" in reader else 1,
+        between=reader.any_text("between") if "between" in reader else "",
     )
     if tiled and merged:
         reader.fail("merge", "none beside a tile, since an image is cut into patches or tiles", layout.merge)
+    if layout.most_images > MOST_FRAMES:
+        reader.fail("most_images", f"at most {MOST_FRAMES}", layout.most_images)
     if layout.tokens is not None and layout.tokens > _MOST_IMAGE_TOKENS:
         reader.fail("tokens", f"at most {_MOST_IMAGE_TOKENS}", layout.tokens)
     reader.finish()
     return layout
-
-
-def _any_text(reader: ObjectReader, key: str) -> str:
-    """A string that may be empty; so it is where it is left out."""
-    value = reader.raw(key) if key in reader else ""
-    if not isinstance(value, str):
-        reader.fail(key, "a string", value)
-    return value

@@ -26,7 +26,7 @@ from xattn_runtime.generate.options import DecodingOptions, Stop, decoding_optio
 from xattn_runtime.generate.sampling import Sampler
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
 from xattn_runtime.preprocess.text import TextCodec
-from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.preprocess.tokenizer import ONE_IMAGE, PromptImages
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, hold_attention, words_of
 from xattn_runtime.tasks.shared.closing import Closable, while_open
@@ -39,6 +39,7 @@ from xattn_runtime.tasks.shared.image_encoder import (
     milliseconds_since,
 )
 from xattn_runtime.tasks.shared.prefetch import compute_each
+from xattn_runtime.tasks.shared.prompt_images import kept_with
 from xattn_runtime.tasks.shared.several import ReadyImage, image_work, several_images
 from xattn_runtime.tasks.shared.streaming import StreamedToken, TextStream, before_stop, stop_at
 from xattn_runtime.tasks.shared.text_encoder import open_reader
@@ -144,7 +145,7 @@ class CaptionTask(Closable, Task):
     @while_open
     def encode(self, image: ImageInput) -> EncodedImage:
         """The image, encoded once for any number of calls; ImageError where it cannot be used."""
-        return self._images.encode(image)
+        return kept_with(self._images.encode(image))
 
     @while_open
     def stream(
@@ -160,17 +161,17 @@ class CaptionTask(Closable, Task):
             if value > 1:
                 raise UserError(f"{name}: expected 1, as what is streamed cannot be taken back, found {value}")
         options = options.with_shortcuts(1, None)
-        settings = self._call_settings(WHOLE, prompt, options)
+        settings = self._call_settings(ONE_IMAGE, prompt, options)
         encoded = self._images.encoded(image)
-        if encoded.grid != WHOLE:
-            settings = self._call_settings(encoded.grid, prompt, options)
+        if encoded.images != ONE_IMAGE:
+            settings = self._call_settings(encoded.images, prompt, options)
         return self._streamed(encoded, settings, options)
 
     def _streamed(
         self, encoded: EncodedImage, settings: _CallSettings, options: DecodingOptions
     ) -> Iterator[StreamedToken]:
         sampler = None if options.sampling is None else Sampler(options.sampling, 1)
-        context = self._context(encoded.tensors, settings)
+        context = self._begun(encoded, settings)
         text = TextStream(
             lambda ids: self._codec.decode((*settings.shown_ids, *settings.prefix_ids, *ids)),
             settings.decoding.end_token_ids,
@@ -204,7 +205,7 @@ class CaptionTask(Closable, Task):
         known = isinstance(image, EncodedImage)
         options = decoding_options(options, beams, max_new_tokens)
         if not known:
-            self._call_settings(WHOLE, prompt, options)  # what is wrong with them shows before the image is encoded
+            self._call_settings(ONE_IMAGE, prompt, options)  # what is wrong with them shows before the image is encoded
         encoded = self._images.encoded(image)
         decode_began = time.perf_counter()
         best, text = self._generate([encoded], prompt, options)[0]
@@ -268,7 +269,7 @@ class CaptionTask(Closable, Task):
         """
         running = self._running()  # as `while_open` does, which knows no overloads
         options = decoding_options(options, beams, max_new_tokens)
-        running._call_settings(WHOLE, prompt, options)
+        running._call_settings(ONE_IMAGE, prompt, options)
         batch, at_once = whole_number("batch", batch, 1), whole_number("at_once", at_once, 1)
         choice("errors", errors, ("raise", "return"))
         captions = running._caption_batches(several_images(images), prompt, options, batch, at_once)
@@ -316,7 +317,7 @@ class CaptionTask(Closable, Task):
         Raises as `caption` does, and UserError for a bundle without the graph.
         """
         options = decoding_options(options)
-        settings = self._call_settings(WHOLE, prompt, options)
+        settings = self._call_settings(ONE_IMAGE, prompt, options)
         attender = Attender(self.bundle, self._attention)
         held = self._images.hold(image)
         encoded = self._images.encode(held)
@@ -350,7 +351,7 @@ class CaptionTask(Closable, Task):
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, decode, total; and the same tokens one by one: prefill, and each step."""
         began = time.perf_counter()
-        encoded = self.encode(image)
+        encoded = self._images.encode(image)
         decode_ms = self.caption(encoded).timing_ms.decode
         times = {
             "preprocess": [encoded.preprocess_ms],
@@ -385,13 +386,13 @@ class CaptionTask(Closable, Task):
     @while_open
     def steps(self, encoded: EncodedImage, max_new_tokens: int | None = None) -> Iterator[GreedyStep]:
         """The tokens of a greedy caption one by one, as the profiler times them."""
-        settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
+        settings = self._call_settings(encoded.images, None, DecodingOptions(beams=1, max_new_tokens=max_new_tokens))
         return greedy_steps(self._generator.decoder, self._context(encoded.tensors, settings), settings.decoding)
 
     @while_open
     def forced_logits(self, encoded: EncodedImage, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, a step at a time with the cache."""
-        settings = self._call_settings(encoded.grid, None, DecodingOptions(beams=1))
+        settings = self._call_settings(encoded.images, None, DecodingOptions(beams=1))
         context = self._context(encoded.tensors, settings)
         return self._generator.forced_logits(context, settings.decoding.prompt_token_ids, token_ids)
 
@@ -402,13 +403,16 @@ class CaptionTask(Closable, Task):
 
         Ids begin with those of the prefix.
         """
-        groups: dict[Grid, list[int]] = {}
+        groups: dict[PromptImages, list[int]] = {}
         for row, one in enumerate(encoded):
-            groups.setdefault(one.grid, []).append(row)
+            groups.setdefault(one.images, []).append(row)
         generated: dict[int, tuple[tuple[TokenSequence, ...], tuple[str, ...]]] = {}
-        for grid, rows in groups.items():
-            settings = self._call_settings(grid, prompt, options)
-            context = self._context(concatenate([encoded[row] for row in rows]), settings)
+        for images, rows in groups.items():
+            settings = self._call_settings(images, prompt, options)
+            if len(rows) == 1:
+                context = self._begun(encoded[rows[0]], settings)
+            else:
+                context = self._context(concatenate([encoded[row] for row in rows]), settings)
             best = self._generator.generate_best(
                 context, settings.decoding, options.sampling, settings.stop, options.n_best
             )
@@ -421,9 +425,16 @@ class CaptionTask(Closable, Task):
     def _text(self, sequence: TokenSequence, settings: _CallSettings, options: DecodingOptions) -> str:
         return before_stop(self._codec.decode((*settings.shown_ids, *sequence.token_ids)), options.stop)
 
-    def _call_settings(self, grid: Grid, prompt: str | None, options: DecodingOptions) -> _CallSettings:
-        ids = None if prompt is None else self._codec.encode_prompt(prompt, grid)
-        return self._known(grid, ids, options)
+    def _call_settings(self, images: PromptImages, prompt: str | None, options: DecodingOptions) -> _CallSettings:
+        ids = None if prompt is None else self._codec.encode_prompt(prompt, images)
+        return self._known(images, ids, options)
+
+    def _begun(self, image: EncodedImage, settings: _CallSettings) -> Mapping[str, Tensor]:
+        """What the decoder attends to, for one image, with what is kept of its prompt."""
+        if self._texts is not None:
+            return self._context(image.tensors, settings)
+        ids = settings.decoding.prompt_token_ids
+        return self._generator.begun(image, ids, self._codec.image_end(ids))
 
     def _context(self, images: Mapping[str, Tensor], settings: _CallSettings) -> Mapping[str, Tensor]:
         """What the decoder attends to, for all `images` of a batch."""
@@ -437,12 +448,12 @@ def _call_settings(
     codec: TextCodec,
     bundled: Decoding,
     has_reader: bool,
-    grid: Grid,
+    images: PromptImages,
     prompt_ids: tuple[int, ...] | None,
     options: DecodingOptions,
 ) -> _CallSettings:
     """The settings of one call with a prompt, or with that of the bundle; it depends on nothing else."""
-    ids = codec.encode_prompt(None, grid) if prompt_ids is None else prompt_ids
+    ids = codec.encode_prompt(None, images) if prompt_ids is None else prompt_ids
     prefix = () if options.prefix is None else codec.encode_prefix(options.prefix)
     read, fed = (ids, ()) if has_reader else ((), ids)
     decoding = options.apply_to(bundled, (*fed, *prefix))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,57 +22,25 @@ from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.options import DecodingOptions, decoding_options
 from xattn_runtime.json_reader import show
 from xattn_runtime.preprocess.text import EncodedQuestion, TextCodec
-from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.preprocess.tokenizer import ONE_IMAGE, PromptImages
+from xattn_runtime.tasks.answer import Answer, AnswerTiming
+from xattn_runtime.tasks.chat import Chat, ChatParts
 from xattn_runtime.tasks.protocol import CaseResult, Task, TaskInput, TaskResult, Times
 from xattn_runtime.tasks.shared.answering import Answerer, AnswerRequest, Chooser, Reply, Writer
 from xattn_runtime.tasks.shared.attention_maps import Attender, AttentionMap, hold_attention, words_of
 from xattn_runtime.tasks.shared.closing import Closable, while_open
 from xattn_runtime.tasks.shared.image_encoder import EncodedImage, ImageReader, milliseconds_since
+from xattn_runtime.tasks.shared.prompt_images import PromptReader, kept_with
 from xattn_runtime.tasks.shared.several import several_images, several_texts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
     from xattn_runtime.tasks.shared.image_encoder import Taken
+    from xattn_runtime.tasks.shared.prompt_images import Seen
 
-__all__ = ["Answer", "AnswerTiming", "VqaTask"]
+__all__ = ["VqaTask"]
 
 _QUESTION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class AnswerTiming:
-    """Milliseconds of each stage; 0 for what an `EncodedImage` had behind it."""
-
-    preprocess: float
-    encode: float
-    answer: float
-    total: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer with its probability, the most probable ones in order, and the question's unknown words.
-
-    A bundle that generates its answers knows only the one it generates: `top` then has that alone. `token_ids` are
-    what it generated, without prompt and end token.
-    """
-
-    answer: str
-    confidence: float
-    top: tuple[tuple[str, float], ...]
-    unknown_words: tuple[str, ...]
-    timing_ms: AnswerTiming
-    token_ids: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values, without the tokens."""
-        return {
-            "answer": self.answer,
-            "confidence": self.confidence,
-            "top": [{"answer": answer, "confidence": confidence} for answer, confidence in self.top],
-            "unknown_words": list(self.unknown_words),
-            "timing_ms": asdict(self.timing_ms),
-        }
 
 
 class VqaTask(Closable, Task):
@@ -94,19 +61,25 @@ class VqaTask(Closable, Task):
         self.labels = manifest.labels
         self.settings = session_settings(provider, threads, bundle)
         self._images = ImageReader(bundle, self.settings)
+        self._prompts = PromptReader(bundle, self._images)
         self._codec = TextCodec(bundle.file(manifest.tokenizer.file), manifest.tokenizer)
         self._answerer = self._open_answerer()
         self._attention = hold_attention(bundle, self.settings)
 
     @while_open
-    def encode(self, image: ImageInput) -> EncodedImage:
-        """The image, encoded once for any number of questions; ImageError where it cannot be used."""
-        return self._images.encode(image)
+    def encode(self, image: Seen) -> EncodedImage:
+        """The image, several in a list or a video, encoded once for any number of questions.
+
+        Where images stand in the prompt, their part of it is computed with the first question and kept, up to 512 MiB
+        of all images together: each further question then costs its own words.
+        Raises ImageError where one cannot be used, UserError for more images or frames than the model takes.
+        """
+        return kept_with(self._prompts.encoded(image))
 
     @while_open
     def ask(
         self,
-        image: ImageInput | EncodedImage,
+        image: Seen,
         question: str,
         top_k: int = 5,
         beams: int | None = None,
@@ -115,6 +88,7 @@ class VqaTask(Closable, Task):
     ) -> Answer:
         """The answer to one question, with the `top_k` most probable ones, or all that are known.
 
+        image: one, or what `encode` gave; several in a list, or a `Video`, for a model that was trained on them.
         beams: sequences searched at once by a bundle that generates its answers; default: those of the bundle.
         answers: the only ones allowed; the probabilities are those among them.
         options: of decoding, where the bundle generates its answers.
@@ -123,12 +97,13 @@ class VqaTask(Closable, Task):
         """
         request = _request(top_k, beams, answers, options)
         began = time.perf_counter()
+        self._prompts.check(image)
         encoded_question = self._encode(question)  # what is wrong with it shows before the image is encoded
         known = isinstance(image, EncodedImage)
-        encoded = self._images.encoded(image)
+        encoded = self._prompts.encoded(image)
         answer_began = time.perf_counter()
-        if encoded.grid != WHOLE:
-            encoded_question = self._encode(question, encoded.grid)
+        if encoded.images != ONE_IMAGE:
+            encoded_question = self._encode(question, encoded.images)
         reply = self._answerer.replies([encoded], [encoded_question], request)[0]
         timing = AnswerTiming(
             preprocess=0.0 if known else encoded.preprocess_ms,
@@ -164,7 +139,7 @@ class VqaTask(Closable, Task):
         for part, encoded in self._encoded_batches(listed):
             began = time.perf_counter()
             final_questions = [
-                known if image.grid == WHOLE else self._encode(question, image.grid)
+                known if image.images == ONE_IMAGE else self._encode(question, image.images)
                 for image, known, question in zip(encoded, encoded_questions[part], questions[part], strict=True)
             ]
             replies = self._answerer.replies(encoded, final_questions, request)
@@ -173,6 +148,28 @@ class VqaTask(Closable, Task):
             pairs = zip(replies, final_questions, strict=True)
             answered += [_answer(reply, question, timing) for reply, question in pairs]
         return answered
+
+    def chat(self, images: Seen, system: str | None = None) -> Chat:
+        """A conversation about an image, several in a list or a video; what was said before is not computed again.
+
+        system: what the model is told to be, before all.
+        Raises as `encode` does; UserError for a model that holds no conversations, and a system prompt that it takes
+        none of.
+        """
+        running = self._running()
+        running._chat_parts()
+        running._prompts.check(images)
+        return Chat(self._chat_parts, kept_with(running._prompts.encoded(images)), system)
+
+    @while_open
+    def _chat_parts(self) -> ChatParts:
+        decoding = self.bundle.manifest.decoding
+        if not isinstance(self._answerer, Writer) or decoding is None or self.bundle.manifest.tokenizer.chat is None:
+            raise UserError(
+                f"{self.bundle.path}: expected a bundle of a model that holds conversations, found one that answers "
+                "single questions; use ask"
+            )
+        return ChatParts(self._codec, self._answerer.generator, decoding)
 
     @while_open
     def attention(self, image: ImageInput, question: str) -> AttentionMap:
@@ -216,7 +213,7 @@ class VqaTask(Closable, Task):
     def timed(self, image: ImageInput, case: GoldenCase) -> Times:
         """See `Task`: preprocess, encode, answer, total."""
         began = time.perf_counter()
-        encoded = self.encode(image)
+        encoded = self._images.encode(image)
         answer_ms = self.ask(encoded, case.question or "").timing_ms.total
         return {
             "preprocess": [encoded.preprocess_ms],
@@ -236,7 +233,7 @@ class VqaTask(Closable, Task):
 
         Of a decoder, `[len(token_ids) + 1, vocabulary]`, along given tokens.
         """
-        return self._answerer.logits(encoded, self._encode(question, encoded.grid), token_ids)
+        return self._answerer.logits(encoded, self._encode(question, encoded.images), token_ids)
 
     def _open_answerer(self) -> Answerer:
         decoding = self.bundle.manifest.decoding
@@ -246,8 +243,8 @@ class VqaTask(Closable, Task):
             return Writer(self.bundle, self.settings, self._images.session, self._codec, decoding)
         raise BundleError(f"{self.bundle.path}: expected labels or decoding, found neither; export it again")
 
-    def _encode(self, question: str, grid: Grid = WHOLE) -> EncodedQuestion:
-        return self._codec.encode_question(question, special_tokens=self._answerer.special_tokens, grid=grid)
+    def _encode(self, question: str, images: PromptImages = ONE_IMAGE) -> EncodedQuestion:
+        return self._codec.encode_question(question, special_tokens=self._answerer.special_tokens, images=images)
 
     def _listed(self, images: Iterable[ImageInput | EncodedImage]) -> Sequence[Taken | EncodedImage]:
         """A list as it is; of anything else, what it gives one by one, each as it is then."""

@@ -64,7 +64,7 @@ def stopping_after(step, error):
 
 @pytest.mark.parametrize(
     ("task", "error"),
-    slow_after(2, [("vqa", Stop), ("caption", KeyboardInterrupt), ("vqa", KeyboardInterrupt), ("caption", Stop)]),
+    slow_after(1, [("vqa", Stop), ("caption", KeyboardInterrupt), ("vqa", KeyboardInterrupt), ("caption", Stop)]),
 )
 def test_an_interrupted_training_ends_with_the_same_weights(small, tmp_path, task, error):
     train(task, tmp_path / "whole", seed=3)

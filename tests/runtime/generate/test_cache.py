@@ -1,6 +1,7 @@
 """What is kept of tokens that were read: rows of it, and the part of a split cache that no step copies."""
 
 import numpy as np
+import pytest
 
 from xattn_runtime.generate.cache import Cache
 
@@ -63,3 +64,23 @@ def test_a_cache_of_one_part_is_never_settled() -> None:
     assert single.inputs == dict(single.tensors)
     assert single.repeated(2).tensors["past_key_0"].shape == (4, 1, 3, 2)
     assert not Cache({"past_key_0": object()}, {}).is_here  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(("length", "frozen", "past"), [(5, [0, 1, 2], [3, 4]), (4, [0, 1, 2], [3]), (2, [0, 1], [])])
+def test_the_beginning_of_a_split_cache(length: int, frozen: list[float], past: list[float]) -> None:
+    cache = split(1, 3, 2)
+    begun = cache.begun(length)
+    assert begun is not None and seen(begun) == (frozen, past)
+    assert (cache.length, begun.length) == (5, length)
+    assert begun.size_bytes == length * 2 * 2 * 4
+
+
+def test_the_beginning_of_a_cache_of_one_part_and_of_states() -> None:
+    keys = {"past_key_0": np.arange(6, dtype=np.float32).reshape(1, 1, 3, 2)}
+    single = Cache(keys)
+    begun = single.begun(2)
+    assert begun is not None and begun.tensors["past_key_0"].tolist() == [[[[0, 1], [2, 3]]]]
+    assert single.begun(3) is single
+    with_state = Cache({**keys, "past_conv_0": np.zeros((1, 2, 3), np.float32)})
+    assert with_state.begun(3) is with_state
+    assert with_state.begun(2) is None

@@ -208,14 +208,14 @@ def test_captions_of_images_of_several_shapes(patched: Path) -> None:
     assert len(set(expected)) > 2
     for image, ids in zip(images, expected, strict=True):
         encoded = task.encode(image)
-        assert encoded.tensors["image_grids"].tolist() == [[list(encoded.grid)]]
+        assert encoded.tensors["image_grids"].tolist() == [[list(encoded.images.grids[0])]]
         assert task.caption(encoded).token_ids == ids
         assert [token.token_id for token in task.stream(encoded) if token.token_id != END] == list(ids)
 
 
 def test_answers_in_one_run_about_as_many_tokens_in_other_shapes(answerer: VqaTask) -> None:
     wide, upright = image_of((32, 16), 1), image_of((16, 32), 2)
-    assert [answerer.encode(image).grid for image in (wide, upright)] == [(2, 4), (4, 2)]
+    assert [answerer.encode(image).images.grids for image in (wide, upright)] == [((2, 4),), ((4, 2),)]
     answers = answerer.ask_many([wide, upright, wide], ["the cat", "the cat", "red"])
     asked = ([4, 6, 9, 5], [4, 6, 9, 5], [4, 7, 5])
     for image, after, answer in zip((wide, upright, wide), asked, answers, strict=True):
@@ -246,4 +246,4 @@ def test_more_image_tokens_than_positions(patched: Path, rewrite: Rewrite) -> No
     task = load(patched, threads=1, task="caption")
     with pytest.raises(ImageError, match=r"fewer than 15 image tokens, .* found 15; scale it down"):
         task.encode(image_of((40, 24)))
-    assert task.encode(image_of((16, 16))).grid == (2, 2)
+    assert task.encode(image_of((16, 16))).images.grids == ((2, 2),)

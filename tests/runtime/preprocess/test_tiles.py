@@ -80,7 +80,7 @@ def test_a_picture_is_written_row_by_row_and_then_as_a_whole() -> None:
 def test_tiles_are_encoded_one_after_the_other(captioner: CaptionTask) -> None:
     picture = picture_of((2, 2), 3)
     encoded = captioner.encode(picture)
-    assert encoded.grid == (2, 2)
+    assert encoded.images.grids == ((2, 2),)
     encoder = open_session(captioner.bundle, "image_encoder", captioner.settings)
     tiles = Pipeline(CUT)(picture)
     assert len(tiles) == 5

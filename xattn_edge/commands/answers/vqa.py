@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xattn_edge.commands.answers.seen import Times, described, seen_in
 from xattn_edge.commands.shared.console import Console, command
 from xattn_edge.commands.shared.decoding import takes_decoding_options
 from xattn_edge.commands.shared.heatmap import draw_heatmap
@@ -44,12 +45,18 @@ def vqa(
         ),
     ],
     questions: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="QUESTION...",
-            help="Questions about it, each quoted; - reads them from standard input, one per line.",
+            help="Questions about it, each quoted; - reads them from standard input, one per line. "
+            "Beside --question, further images.",
         ),
-    ],
+    ] = None,
+    asked: Annotated[
+        list[str] | None,
+        typer.Option("--question", help="A question about several images, or a video; repeat for several questions."),
+    ] = None,
+    times: Times = None,
     bundle: BundleOption = None,
     provider: Provider = "cpu",
     fallback: Fallback = False,
@@ -75,6 +82,7 @@ def vqa(
 
     The image is encoded once for all of them. With several questions,
     --json prints {"image", "results": [...], "provider", "bundle"}.
+    Several images are for models that were trained on them, such as SmolVLM.
     The options of decoding are for bundles that generate their answers.
     A bundle of LXMERT or VisualBERT takes an .npz in place of the image:
     `features` [regions, width], and for LXMERT `boxes` [regions, 4].
@@ -85,6 +93,8 @@ def vqa(
       xattn-edge vqa photo.png "is there a circle?" "what shape is it?" --json
       xattn-edge vqa photo.png "what color is it?" --answers red,green,blue
       xattn-edge vqa photo.png "what is it?" --bundle blip-vqa.xattn --beams 4 --n-best 4
+      xattn-edge vqa before.png after.png --question "what changed?" --bundle smolvlm.xattn
+      xattn-edge vqa 0.png 1.png 2.png --times 0,1,2 --question "what happens?" --bundle smolvlm2.xattn
       xattn-edge vqa regions.npz "what is on the table?" --bundle lxmert.xattn
     """
     with command(as_json=as_json, quiet=quiet, debug=debug) as console:
@@ -96,7 +106,8 @@ def vqa(
         from xattn_runtime.tasks.shared.heatmap import check_heatmap
 
         given = StandardInput()
-        if [str(image), *questions, answers].count(STANDARD_STREAM) > 1:
+        images, questions = _images_and_questions(image, questions or [], asked or [])
+        if [*map(str, images), *questions, answers].count(STANDARD_STREAM) > 1:
             raise UserError("-: expected it once, as standard input is read once, found it twice; name a file")
         if STANDARD_STREAM in questions:
             listed_questions = given.lines(Path(STANDARD_STREAM), "question")
@@ -104,11 +115,13 @@ def vqa(
         if heatmap is not None:
             if len(questions) > 1:
                 raise UserError("heatmap: expected one question, found several; ask one at a time")
+            if len(images) > 1 or times is not None:
+                raise UserError("heatmap: expected one image, found several; ask about one at a time")
             check_heatmap(heatmap)
-            check_not_input(heatmap, [image])
+            check_not_input(heatmap, images)
         task = load(bundle or default_bundle("vqa"), with_fallback(provider, fallback), threads, task="vqa")
         # A single question takes the image itself, so that its times are those of the whole way.
-        source = given.file(image)
+        source = seen_in(images, times, given)
         seen = source if len(questions) == 1 else task.encode(source)
         among = None if answers is None else _answers(answers, given)
         results = []
@@ -122,11 +135,21 @@ def vqa(
             results.append({"question": question, **answer.to_dict()})
         if as_json and results:
             document = results[0] if len(questions) == 1 else {"results": results}
-            console.document(
-                {"image": str(image), **document, "provider": task.settings.name, "bundle": str(task.bundle.path)}
-            )
+            how = {"provider": task.settings.name, "bundle": str(task.bundle.path)}
+            console.document({**described(images, times), **document, **how})
         if heatmap is not None and not console.exit_code:
-            draw_heatmap(console, heatmap, lambda: task.attention(source, questions[0]), layer, head)
+            draw_heatmap(console, heatmap, lambda: task.attention(given.file(image), questions[0]), layer, head)
+
+
+def _images_and_questions(image: Path, others: list[str], asked: list[str]) -> tuple[list[Path], list[str]]:
+    """The images and the questions: what follows the first image is further images where questions are options."""
+    from xattn_runtime.errors import UserError
+
+    if asked:
+        return [image, *map(Path, others)], asked
+    if not others:
+        raise UserError("question: expected one or more, found none; write them after the image, each quoted")
+    return [image], others
 
 
 def _answers(text: str, given: StandardInput) -> list[str]:

@@ -40,6 +40,7 @@ _EXTRAS = {
     "cpu": ("onnxruntime",),
     "export": ("ml_dtypes", "onnx", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers"),
     "report": ("matplotlib",),
+    "chat": ("jinja2",),
     "data": ("easy_vqa", "emoji", "pycocoevalcap", "resvg_py", "sacrebleu"),
 }
 _LOGGERS = ("xattn_runtime", "xattn_export")

@@ -62,16 +62,18 @@ class Generates:
     generate: pixels `[1, 3, height, width]`, or in tiles `[1, tiles, 3, height, width]`, or in patches `[1, rows,
         columns, merge², values]`, those of a square together; and ids of the question, or of the caption's template if
         it has one → what is generated.
+    video_steps: preprocessing of a frame of a video, of a model that takes videos.
     """
 
     image_steps: tuple[Step, ...]
     decoding: Decoding
     generate: Callable[[Tensor, tuple[int, ...]], Generated]
+    video_steps: tuple[Step, ...] | None = None
 
     @property
     def in_manifest(self) -> Mapping[str, Any]:
         """The fields of `Manifest` that it states."""
-        return {"image_steps": self.image_steps, "decoding": self.decoding}
+        return {"image_steps": self.image_steps, "decoding": self.decoding, "video_steps": self.video_steps}
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,12 @@ def stated_template(settings: Mapping[str, Any], tokenizer: Any) -> object:
     return None
 
 
-def question_template_of(folder: Path, template: object, render: Callable[..., str], image_token: str) -> str:
+def question_template_of(
+    folder: Path, template: object, render: Callable[..., str], image_token: str, kind: str = "image"
+) -> str:
     """What the chat template of `folder` writes for an image and a question about it, up to where the answer begins.
 
-    `{image}` and `{question}` mark their places.
+    `{image}` and `{question}` mark their places; of another `kind` of input, such as `video`, its name.
 
     Args:
         template: the template itself, or None where the folder has none.
@@ -58,27 +60,25 @@ def question_template_of(folder: Path, template: object, render: Callable[..., s
         )
 
     def text(question: str) -> str:
-        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        parts = [{"type": kind}, {"type": "text", "text": question}]
         messages = [{"role": "user", "content": parts}]
         try:
             return render(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # a template may raise what it likes
             raise CheckpointError(
-                f"{folder}: chat_template: expected a text for one image and one question, found: "
+                f"{folder}: chat_template: expected a text for one {kind} and one question, found: "
                 f"{type(error).__name__}: {one_line(error)[:200]}"
             ) from error
 
-    marked = text(_MARK)
-    written = marked.replace(image_token, "{image}").replace(_MARK, "{question}")
-    if any(part in marked for part in ("{image}", "{question}")) or not all(
-        written.count(part) == 1 for part in ("{image}", "{question}")
-    ):
+    marked, places = text(_MARK), (f"{{{kind}}}", "{question}")
+    written = marked.replace(image_token, places[0]).replace(_MARK, places[1])
+    if any(part in marked for part in places) or not all(written.count(part) == 1 for part in places):
         raise CheckpointError(
             f"{folder}: chat_template: expected one that writes {image_token} and the question once, found "
             f"{show(marked)}; it cannot be carried over"
         )
     for question in QUESTIONS:
-        if (other := text(question)) != written.replace("{image}", image_token).replace("{question}", question):
+        if (other := text(question)) != written.replace(places[0], image_token).replace("{question}", question):
             raise CheckpointError(
                 f"{folder}: chat_template: expected one that puts a question in its place, found one that makes "
                 f"{show(other)} of {show(question)}; it cannot be carried over"

@@ -75,8 +75,8 @@ def _open(task: TaskName, folder: Path) -> Source:
     side_px = pipeline.size_px[0]
     tokens = _tokens_of_a_tile(folder, model, side_px)
     positions = model.config.text_config.max_position_embeddings
-    tokenizer = tokenizer_with_images(
-        folder, source_tokenizer(folder, positions - tokens - 1), tokens, pipeline, model.config
+    tokenizer, video_steps = tokenizer_with_images(
+        folder, source_tokenizer(folder, positions - tokens - 1), tokens, steps, model.config
     )
     decoding = decoding_of(
         generation_file(folder),
@@ -114,7 +114,7 @@ def _open(task: TaskName, folder: Path) -> Source:
         weights=weights,
         roles=(_image_role(model, side_px), _decoder_role(model)),
         tokenizer=tokenizer,
-        reference=Generates(steps, decoding, generate),
+        reference=Generates(steps, decoding, generate, video_steps),
         golden_inputs=row_images(task),
     )
 

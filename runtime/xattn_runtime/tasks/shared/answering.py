@@ -171,7 +171,10 @@ class Chooser:
 
 
 class Writer:
-    """Answers by generation: after a text encoder has read the question beside the image, or with it as a prompt."""
+    """Answers by generation: after a text encoder has read the question beside the image, or with it as a prompt.
+
+    generator: what generates.
+    """
 
     def __init__(
         self, bundle: Bundle, settings: SessionSettings, encoder: GraphSession, codec: TextCodec, decoding: Decoding
@@ -179,10 +182,11 @@ class Writer:
         """Load the decoder, and the text encoder if there is one; BundleError where they do not fit together."""
         self._codec = codec
         self._decoding = decoding
+        self._has_images_in_prompt = bundle.manifest.tokenizer.image_layout is not None
         session = open_generation(bundle, settings)
         self._reader = open_reader(bundle, settings, encoder)
         producer = encoder if self._reader is None else self._reader.session
-        self._generator = TextGenerator(bundle, settings, session, producer, decoding)
+        self.generator = TextGenerator(bundle, settings, session, producer, decoding)
         self.special_tokens = self._reader is not None
         self._shown_ids = decoding.shown_prompt(is_followed=self._reader is None)
 
@@ -200,7 +204,7 @@ class Writer:
         for rows in self._rows_of_a_run(questions):
             context, decoding = self._read([images[row] for row in rows], [questions[row] for row in rows], options)
             stop = self._stop(options)
-            generated = self._generator.generate_best(context, decoding, options.sampling, stop, options.n_best)
+            generated = self.generator.generate_best(context, decoding, options.sampling, stop, options.n_best)
             for row, best in zip(rows, generated, strict=True):
                 replies[row] = self._reply(best, options)
         return [replies[row] for row in range(len(questions))]
@@ -235,7 +239,7 @@ class Writer:
         replies = []
         for image, question in zip(images, questions, strict=True):
             context, decoding = self._read([image], [question], DecodingOptions(beams=1))
-            scores = log_likelihoods(self._generator.decoder, context, decoding, ids)
+            scores = log_likelihoods(self.generator.decoder, context, decoding, ids)
             shares = np.exp(scores - np.logaddexp.reduce(scores))
             order = np.argsort(-scores, kind="stable")
             top = tuple((answers[i], float(shares[i])) for i in order[: request.top_k])
@@ -245,7 +249,18 @@ class Writer:
     def logits(self, image: EncodedImage, question: EncodedQuestion, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """See `Answerer`: float32 `[len(token_ids) + 1, vocabulary]`."""
         context, decoding = self._read([image], [question], DecodingOptions(beams=1))
-        return self._generator.forced_logits(context, decoding.prompt_token_ids, token_ids)
+        return self.generator.forced_logits(context, decoding.prompt_token_ids, token_ids)
+
+    def _check_room(self, image: EncodedImage, prompt_ids: Sequence[int]) -> None:
+        """UserError where a prompt with its images is longer than the model's positions, and they are why."""
+        most, count = self._decoding.max_positions, self._codec.image_end(prompt_ids)
+        if not self._has_images_in_prompt or most is None or len(prompt_ids) < most:
+            return
+        images = len(image.images.grids)
+        raise UserError(
+            f"images: expected a prompt of at most {most - 1} tokens, found {len(prompt_ids)}, {count} of them to the "
+            f"end of {'the image' if images == 1 else f'{images} images'}; ask about fewer or smaller ones"
+        )
 
     def _rows_of_a_run(self, questions: Sequence[EncodedQuestion]) -> Iterator[list[int]]:
         """The questions that can be answered together: of one length for a reader, else the very same."""
@@ -258,9 +273,14 @@ class Writer:
         self, images: Sequence[EncodedImage], questions: Sequence[EncodedQuestion], options: DecodingOptions
     ) -> tuple[dict[str, Tensor], Decoding]:
         """What the decoder attends to, and its settings."""
-        context = concatenate(images)
         prefix = () if options.prefix is None else self._codec.encode_prefix(options.prefix)
         if self._reader is None:
-            return context, options.apply_to(self._decoding, (*questions[0].ids, *prefix))
-        read = self._reader.read(context, [question.ids for question in questions])
+            ids = questions[0].ids
+            self._check_room(images[0], ids)
+            decoding = options.apply_to(self._decoding, (*ids, *prefix))
+            if len(images) > 1:
+                return concatenate(images), decoding
+            prompt = decoding.prompt_token_ids
+            return self.generator.begun(images[0], prompt, self._codec.image_end(prompt)), decoding
+        read = self._reader.read(concatenate(images), [question.ids for question in questions])
         return read, options.apply_to(self._decoding, prefix)

@@ -24,12 +24,14 @@ from xattn_runtime.execution.session import (
     hold_graph,
     open_session,
 )
+from xattn_runtime.generate.cache import Cache
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.generate.loop import GreedyLoop
 from xattn_runtime.generate.options import Sampling, Stop
 from xattn_runtime.generate.search import generate_best
 from xattn_runtime.generate.sequence import Sequence as TokenSequence
-from xattn_runtime.tasks.shared.image_encoder import check_key_values
+from xattn_runtime.tasks.shared.image_encoder import EncodedImage, check_key_values
+from xattn_runtime.tasks.shared.kept import PromptBudget
 
 __all__ = ["TextGenerator", "open_generation"]
 
@@ -40,9 +42,11 @@ _IMAGE_TOKENS, _GRIDS = "image_tokens", "image_grids"
 def open_generation(bundle: Bundle, settings: SessionSettings) -> GraphSession:
     """The graph that plain greedy decoding needs: the generator, or where none is there or can be run the decoder.
 
+    Where the image stands in the prompt, it is the decoder: its cache is kept from one prompt to the next.
     Best loaded before any other: while a generator is loaded, its weights are in memory twice.
     """
-    looped = _LOOP in bundle.manifest.graphs and settings.loops
+    is_in_prompt = bundle.manifest.tokenizer.image_layout is not None
+    looped = _LOOP in bundle.manifest.graphs and settings.loops and not is_in_prompt
     return open_session(bundle, _LOOP if looped else "decoder", settings)
 
 
@@ -66,6 +70,7 @@ class TextGenerator:
         self._producer = producer
         self._decoding = decoding
         self._loading = threading.Lock()
+        self._budget = PromptBudget()
         tell_after_fork(self)
         self._check(session)
         has_loop = session.role == _LOOP
@@ -85,6 +90,26 @@ class TextGenerator:
     def after_fork(self) -> None:
         """See `Inherited`: a thread that is not here may have been loading the decoder."""
         self._loading = threading.Lock()
+
+    def begun(self, image: EncodedImage, prompt_ids: Sequence[int], length: int) -> dict[str, Tensor]:
+        """What is decoded for one image after a prompt whose first `length` tokens, the image's included, are kept.
+
+        They are computed where they are not, and where nothing is to be kept with the image not at all.
+        """
+        context, ids = dict(image.tensors), tuple(prompt_ids[:length])
+        if image.prompts is None or not 0 < length < len(prompt_ids):
+            return context
+
+        def compute() -> Cache:
+            return self.read(context, ids)
+
+        return self.decoder.with_past(context, self._budget.cache(image.prompts, ids, compute))
+
+    def read(self, context: Mapping[str, Tensor], token_ids: Sequence[int]) -> Cache:
+        """The cache after `token_ids`, which continue `context`."""
+        decoder, prompt = self.decoder, self.decoder.prompt(context, token_ids)
+        _, past = decoder.logits(prompt, decoder.first_past(context), decoder.cross(context))
+        return past.settled()
 
     def generate(self, context: Mapping[str, Tensor], decoding: Decoding) -> list[TokenSequence]:
         """The sequence for every row of `context`, the output of the encoder; `decoding` as `Decoding.for_call`."""
@@ -108,9 +133,10 @@ class TextGenerator:
     ) -> NDArray[np.float32]:
         """Logits float32 `[len(token_ids) + 1, vocabulary]` along `token_ids`, a step at a time with the cache."""
         past, cross = self.decoder.first_past(context), self.decoder.cross(context)
+        prompt = self.decoder.unread(context, np.array([prompt_ids], np.int64))
         rows = []
-        for fed in (prompt_ids, *((token_id,) for token_id in token_ids)):
-            logits, past = self.decoder.logits(np.array([fed], np.int64), past, cross)
+        for fed in (prompt, *(np.array([[token_id]], np.int64) for token_id in token_ids)):
+            logits, past = self.decoder.logits(fed, past, cross)
             rows.append(logits)
         return np.concatenate(rows)
 

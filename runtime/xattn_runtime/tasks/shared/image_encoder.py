@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,7 +24,8 @@ from xattn_runtime.preprocess.image import HeldImage, hold_image, image_name
 from xattn_runtime.preprocess.pipeline import PatchValues, Pipeline, Tiles
 from xattn_runtime.preprocess.regions import RegionReader
 from xattn_runtime.preprocess.steps import Patches
-from xattn_runtime.preprocess.tokenizer import WHOLE, Grid
+from xattn_runtime.preprocess.tokenizer import ONE_IMAGE, PromptImages
+from xattn_runtime.tasks.shared.kept import KeptPrompts
 
 if TYPE_CHECKING:
     from xattn_runtime.preprocess.image import ImageInput
@@ -58,18 +59,22 @@ _GRIDS = "image_grids"
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The output of the image encoder for an image, and what it cost.
+    """The output of the image encoder for an image, several of them or a video, and what it cost.
 
     tensors: name → float32: keys and values `[1, heads, image_tokens, head_width]`, or embeddings `[1, width]`; or
         image tokens `[1, image_tokens, width]`, with their int64 mask or without one; of tiles one after the other; of
-        patches with `image_grids`, int64 `[1, 1, 2]`.
-    grid: how the image was cut into tiles, or of patches rows and columns of its image tokens.
+        patches with `image_grids`, int64 `[1, images, 2]`.
+    images: how it is written in a prompt: how each image was cut into tiles, or of patches rows and columns of its
+        image tokens; and the times of a video.
+    prompts: what is kept of prompts about it, so that the next question costs its own words alone; None where nothing
+        is.
     """
 
     tensors: Mapping[str, Tensor]
     preprocess_ms: float
     encode_ms: float
-    grid: Grid = WHOLE
+    images: PromptImages = ONE_IMAGE
+    prompts: KeptPrompts | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ class ImageReader:
     def encode_prepared(self, images: Sequence[PreparedImage]) -> Iterator[EncodedImage]:
         """What `prepare` gave, encoded as `encode_many` does."""
         if self._is_tiled or self._merge is not None:
-            encode = self._encode_tiles if self._is_tiled else self._encode_patches
+            encode = self.encode_tiles if self._is_tiled else self._encode_patches
             yield from (encode(image.inputs, image.preprocess_ms) for image in images)
             return
         for start in range(0, len(images), self._batch):
@@ -205,7 +210,7 @@ class ImageReader:
             for row, image in enumerate(images)
         ]
 
-    def _encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
+    def encode_tiles(self, tiles: Tiles, preprocess_ms: float) -> EncodedImage:
         """One image in tiles, a few a run, whose image tokens stand one after the other."""
         began = time.perf_counter()
         starts = range(0, len(tiles.pixels), _TILES_OF_A_RUN)
@@ -215,8 +220,8 @@ class ImageReader:
         ]
         tokens = np.concatenate(runs)
         joined = tokens.reshape(1, -1, tokens.shape[2])
-        grid = (tiles.rows, tiles.columns)
-        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), grid)
+        images = PromptImages(((tiles.rows, tiles.columns),))
+        return EncodedImage({self._outputs[0]: joined}, preprocess_ms, milliseconds_since(began), images)
 
     def _encode_patches(self, patches: PatchValues, preprocess_ms: float) -> EncodedImage:
         """One image in patches, and rows and columns of its image tokens."""
@@ -228,13 +233,14 @@ class ImageReader:
         tensors = dict(zip(self._outputs, self.session.run(self._outputs, inputs), strict=True))
         merge = self._merge or 1
         grid = (patches.rows // merge, patches.columns // merge)
-        return EncodedImage(
-            {**tensors, _GRIDS: np.array([[grid]], np.int64)}, preprocess_ms, milliseconds_since(began), grid
-        )
+        tensors[_GRIDS] = np.array([[grid]], np.int64)
+        return EncodedImage(tensors, preprocess_ms, milliseconds_since(began), PromptImages((grid,)))
 
     def check_own(self, image: EncodedImage) -> None:
         """ImageError unless it has the outputs of this graph."""
-        first = 2 if self._is_tiled or self._merge is not None else 1
+        # In a prompt, of one image or several, there are image tokens of any number.
+        is_of_any_length = self._is_tiled or self._merge is not None or len(image.images.grids) > 1
+        first = 2 if is_of_any_length else 1
         expected = {name: shape[first:] for name, shape in self.session.output_shapes.items()}
         if self._merge is not None:
             expected[_GRIDS] = (2,)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.slow import slow_after
 from xattn_edge.encoders import CnnEncoder, PatchEncoder, SpeechEncoder, VideoEncoder
 from xattn_export.decompose import decompose_attention
 from xattn_export.families.base import Role, TensorSpec
@@ -28,15 +29,18 @@ class EncoderGraph(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "encoder", "shape"),
-    [
-        ("patches", lambda: PatchEncoder(8, 4, WIDTH, 1, 2), ("batch", 3, 8, 8)),
-        ("speech", lambda: SpeechEncoder(8, LONGEST, 3, WIDTH, 1, 2), ("batch", "frames", 8)),
-        (
-            "video",
-            lambda: VideoEncoder(CnnEncoder(8, (4, 6), (1,), WIDTH, 0, 2), LONGEST, WIDTH, 1, 2),
-            ("batch", "frames", 3, 8, 8),
-        ),
-    ],
+    slow_after(
+        1,
+        [
+            ("patches", lambda: PatchEncoder(8, 4, WIDTH, 1, 2), ("batch", 3, 8, 8)),
+            ("speech", lambda: SpeechEncoder(8, LONGEST, 3, WIDTH, 1, 2), ("batch", "frames", 8)),
+            (
+                "video",
+                lambda: VideoEncoder(CnnEncoder(8, (4, 6), (1,), WIDTH, 0, 2), LONGEST, WIDTH, 1, 2),
+                ("batch", "frames", 3, 8, 8),
+            ),
+        ],
+    ),
 )
 def test_encoders(name, encoder, shape):
     torch.manual_seed(8)

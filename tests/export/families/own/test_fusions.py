@@ -1,5 +1,6 @@
 """Every fusion as a graph: standard operators only, and what torch computes, whichever modalities are missing."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ class FusionGraph(nn.Module):
         return tuple(head(modalities, presence > 0).output for head in self.heads)
 
 
+@pytest.mark.slow
 def test_fusions():
     torch.manual_seed(4)
     weights = {"late_weighted": (1.0, 2.0, 3.0)}

@@ -74,7 +74,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", slow_after(2, ["captions", "answers", "other-captions"]))
+@pytest.mark.parametrize("name", slow_after(1, ["captions", "answers", "other-captions"]))
 def test_logits_at_every_step(blip, name, batch):
     _, bundle, reference = blip(name)
     question = QUESTIONS[1] if name == "answers" else None
@@ -199,7 +199,7 @@ def test_what_the_bundles_say(blip):
     assert embeddings.similarity.kind == "cosine"
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", slow_after(1, list(MODELS)))
 def test_golden_cases_hold_and_mean_something(blip, name, tmp_path):
     """They hold as exported; and fail when the picture is another one."""
     _, bundle, _ = blip(name)

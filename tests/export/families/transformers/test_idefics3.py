@@ -1,7 +1,7 @@
 """SmolVLM and Idefics3 as Transformers computes them, from a picture file on: tiles, prompts, logits, what is said."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -31,8 +32,10 @@ from xattn_export import export_checkpoint
 from xattn_export.quantize import quantize_bundle
 from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
+from xattn_runtime.generate.options import DecodingOptions
 from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
+from xattn_runtime.preprocess.prompts.video import Video
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.verify.golden import measure, verify_bundle
 
@@ -61,6 +64,7 @@ STRETCHED = {
 MODELS: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "smolvlm": (
         {
+            "video": {"video_sampling": {"fps": 1, "max_frames": 8, "video_size": {"longest_edge": 50}}},
             "scale_factor": 2,
             "longest_px": 96,
             "tile_px": 32,
@@ -172,14 +176,14 @@ def test_prompts_are_the_processors(models, name):
     for size in GRIDS:
         picture = noise_pictures(1)[0].resize(size)
         encoded = task.encode(picture)
-        seen.add(encoded.grid)
+        seen.add(encoded.images)
         for question in QUESTIONS:
             expected = inputs_of(processor, picture, question)
-            found = codec.encode_question(question, special_tokens=False, grid=encoded.grid).ids
+            found = codec.encode_question(question, special_tokens=False, images=encoded.images).ids
             assert list(found) == expected.input_ids[0].tolist()
-            assert codec.encode_prompt(question, encoded.grid) == found
+            assert codec.encode_prompt(question, encoded.images) == found
         asked = inputs_of(processor, picture, INSTRUCTION)
-        assert list(codec.encode_prompt(grid=encoded.grid)) == asked.input_ids[0].tolist()
+        assert list(codec.encode_prompt(images=encoded.images)) == asked.input_ids[0].tolist()
         placeholders = (asked.input_ids == processor.image_token_id).sum()
         assert encoded.tensors["image_tokens"].shape == (1, placeholders, 36)
     assert len(seen) == {"smolvlm": 3, "idefics3": 3, "uncut": 1}[name]
@@ -295,3 +299,75 @@ def test_the_command_line(models, files):
     assert found["answer"] == found["top"][0]["answer"]
     captions = run("caption", files[0], files[1], "--bundle", models("idefics3")[1], "--json")["results"]
     assert [caption["image"] for caption in captions] == [str(file) for file in files[:2]]
+
+
+def several(count: int) -> list[Image.Image]:
+    return [picture.resize(GRIDS[number % 3]) for number, picture in enumerate(noise_pictures(count))]
+
+
+def asked(folder: Path, messages: list[dict[str, Any]], **settings: Any) -> tuple[list[int], tuple[int, ...]]:
+    """The ids of a conversation's prompt, and what the model says then."""
+    processor, model = processor_of(folder), model_of(folder)
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=16, **settings)[0, inputs.input_ids.shape[1] :]
+    end = model.generation_config.eos_token_id
+    return inputs.input_ids[0].tolist(), tuple(token for token in ids.tolist() if token != end)
+
+
+def said_by_user(pictures: Sequence[Image.Image], text: str) -> dict[str, Any]:
+    images = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": "user", "content": [*images, {"type": "text", "text": text}]}
+
+
+@pytest.mark.parametrize(("count", "beams"), slow_after(1, [(3, 1), (2, 4)]))
+def test_questions_about_several_pictures(models, count, beams):
+    folder, bundle = models("smolvlm")
+    task, pictures = load(bundle, task="vqa"), several(count)
+    encoded, options = task.encode(pictures), DecodingOptions(max_new_tokens=16, beams=beams)
+    for question in QUESTIONS:
+        prompt, expected = asked(folder, [said_by_user(pictures, question)], num_beams=beams)
+        assert (
+            list(codec_of(bundle).encode_question(question, special_tokens=False, images=encoded.images).ids) == prompt
+        )
+        assert task.ask(encoded, question, options=options).token_ids == expected
+        assert task.ask(pictures, question, options=options).token_ids == expected
+
+
+@pytest.mark.parametrize(("system", "beams"), slow_after(1, [("Be brief: {no} <b>.", 1), (None, 1), ("Brief!", 4)]))
+def test_conversations(models, system, beams):
+    folder, bundle = models("smolvlm")
+    pictures, messages = several(2), []
+    chat = load(bundle, task="vqa").chat(pictures, system)
+    if system is not None:
+        messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
+    for number, question in enumerate(QUESTIONS):
+        messages.append(said_by_user(() if number else pictures, question))
+        _, expected = asked(folder, messages, num_beams=beams)
+        answer = chat.ask(question, options=DecodingOptions(max_new_tokens=16, beams=beams))
+        assert answer.token_ids == expected
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer.answer}]})
+
+
+def test_frames_of_a_video(models):
+    folder, bundle = models("smolvlm")
+    processor, pictures = processor_of(folder), several(3)
+    images = processor.image_processor(
+        [pictures], return_tensors="np", do_image_splitting=False, size={"longest_edge": 50}
+    )
+    pipeline = Pipeline(open_bundle(bundle).manifest.video_steps)
+    assert np.array_equal(np.stack([pipeline(picture) for picture in pictures]), images["pixel_values"][0])
+    task, frame = load(bundle, task="vqa"), "<fake_token_around_image><global-img>" + "<image>" * 4
+    written = "".join(f"\nFrame from {time}:{frame}<fake_token_around_image>" for time in ("00:00", "00:02", "01:05"))
+    text = (
+        "<|im_start|>User: You are provided the following series of three frames from a 0:01:10 [H:MM:SS] video.\n"
+        f"{written}\n\n{QUESTIONS[0]}<end_of_utterance>\nAssistant:"
+    )
+    prompt = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    pixels = torch.from_numpy(images["pixel_values"])
+    ids = model_of(folder).generate(prompt, pixel_values=pixels, do_sample=False, max_new_tokens=16)[0]
+    expected = tuple(token for token in ids[prompt.shape[1] :].tolist() if token != processor.tokenizer.eos_token_id)
+    video = Video(pictures, [0, 2.9, 65], duration=70)
+    assert task.ask(video, QUESTIONS[0], options=DecodingOptions(max_new_tokens=16)).token_ids == expected
+    assert task.chat(video).ask(QUESTIONS[0], options=DecodingOptions(max_new_tokens=16)).token_ids == expected

@@ -13,6 +13,7 @@ from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.chat_prompt import question_template_of
 from xattn_export.families.transformers.idefics3_prompt import processor_text
 from xattn_runtime.errors import CheckpointError
+from xattn_runtime.preprocess.steps import Tile
 
 SIZES: dict[str, Any] = {
     "scale_factor": 2,
@@ -71,7 +72,7 @@ def change(path: Path, **values: Any) -> None:
 
 def test_the_marks_that_a_tokenizer_names_are_those_of_smolvlm_alone(folder):
     change(folder / "tokenizer_config.json", extra_special_tokens={"global_image_token": "<row_6_col_6>"})
-    whole = processor_text(folder, 4, tiled=True).layout.whole
+    whole = processor_text(folder, 4, (Tile(32, "lanczos"),), 64).layout.whole
     expected = "<row_6_col_6>" if "smolvlm" in (folder / "config.json").read_text() else "<global-img>"
     assert whole == f"<fake_token_around_image>{expected}{{tokens}}<fake_token_around_image>"
 
@@ -89,7 +90,7 @@ def test_the_marks_that_a_tokenizer_names_are_those_of_smolvlm_alone(folder):
     ids=["a file of its own", "the tokenizer's", "one of the tokenizer's"],
 )
 def test_files_as_older_versions_wrote_them(folder, file, template):
-    new = processor_text(folder, 4, tiled=True)
+    new = processor_text(folder, 4, (Tile(32, "lanczos"),), 64)
     settings = json.loads((folder / "processor_config.json").read_text())
     pictures = settings.pop("image_processor") | {"processor_class": settings.pop("processor_class")}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
@@ -98,7 +99,7 @@ def test_files_as_older_versions_wrote_them(folder, file, template):
     path = folder / file
     before = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(before | {"chat_template": template}))
-    old = processor_text(folder, 4, tiled=True)
+    old = processor_text(folder, 4, (Tile(32, "lanczos"),), 64)
     assert (old.template, old.layout) == (new.template, new.layout)
     assert old.ids("what?", 2, 3) == new.ids("what?", 2, 3)
 

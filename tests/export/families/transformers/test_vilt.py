@@ -142,7 +142,8 @@ def test_pictures_of_every_shape_get_the_logits_of_transformers(task: VqaTask, f
     _check(task, folder)
 
 
-@pytest.mark.parametrize("edge_px", [48, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("edge_px", [48, 100])
 def test_sizes_that_the_model_was_not_trained_at(place: Path, edge_px: int) -> None:
     folder, bundle = _folder(place / f"vilt-{edge_px}", edge_px), place / f"{edge_px}.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed" if edge_px == 48 else "standard")

@@ -1,0 +1,1 @@
+"""How a prompt is written beyond one image and one question: conversations, and the frames of a video."""
