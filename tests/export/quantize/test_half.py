@@ -83,3 +83,29 @@ def test_nothing_is_added_where_nothing_is_normalized():
         '<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
     )
     assert with_sums_of_squares(model) == model
+
+
+POSITIONS = """<ir_version: 10, opset_import: ["" : 23]> g (float[N, 4] x, int64[N] places)
+    => (float[N, 4] y, float[N, 4] z) <float[1] frequency = {0.7}, float one = {1.0}> {
+    floats = Cast <to = 1> (places)
+    column = Reshape(floats, shape)
+    angle = Mul(column, frequency)
+    cosine = Cos(angle)
+    y = Mul(x, cosine)
+    wave = Sin(x)
+    z = Mul(wave, one)
+}"""
+
+
+def test_angles_of_positions_stay_in_float32():
+    """What is computed of an input's floats does not: it has no position."""
+    model = parser.parse_model(POSITIONS)
+    model.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 1]))
+    inputs = {"x": values(1)[:1, :32].reshape(8, 4), "places": np.array([0, 1, 300, 2047, 2049, 3001, 9999, 70001])}
+    wanted = ReferenceEvaluator(model).run(None, inputs)
+    half = convert_to_half(Draft(graph_parts(model)), Assignment()).graph.model()
+    for found, expected in zip(ReferenceEvaluator(half).run(None, inputs), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+    cast = {node.output[0] for node in half.graph.node if node.op_type == "Cast"}
+    assert {"x_fp16", "cosine_fp16"} <= cast
+    assert "angle_fp16" not in cast

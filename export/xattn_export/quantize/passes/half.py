@@ -110,14 +110,38 @@ def overflowing_nodes(graph: GraphParts, largest: Mapping[str, float]) -> set[st
 
 
 def convert_to_half(draft: Draft, assignment: Assignment) -> Draft:
-    """Compute in fp16, but for the nodes of `draft` that must stay in float32."""
-    converter = _Converter(draft.graph)
+    """Compute in fp16, but for the nodes of `draft` that must stay in float32, and angles of positions.
+
+    In fp16 the whole numbers beyond 2,048 are not all there, and an angle of 500 is known to a quarter of a radian.
+    """
+    converter, angles = _Converter(draft.graph), _angles(draft.graph)
     for node in draft.graph.nodes:
-        converter.add(node, stays=layer_name(node) in draft.float_nodes)
+        is_angle = any(name in angles for name in node.output)
+        converter.add(node, stays=is_angle or layer_name(node) in draft.float_nodes)
     return draft.after(converter.finished(), fp16_nodes=converter.converted)
 
 
 CONVERT_TO_HALF = Pass("convert_to_half", convert_to_half)
+
+
+def _angles(graph: GraphParts) -> set[str]:
+    """Cosines and sines of what is computed from whole numbers and constants alone, and all on the way to them."""
+    makers = {name: node for node in graph.nodes for name in node.output}
+    fed = {value.name for value in graph.inputs if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type not in ("Cos", "Sin"):
+            continue
+        way, left = {node.output[0]}, list(node.input)
+        while left:
+            name = left.pop()
+            if name not in way:
+                way.add(name)
+                maker = makers.get(name)
+                # The sizes of a tensor are whole numbers, whatever is in it.
+                left += [] if maker is None or maker.op_type in ("Shape", "Size") else maker.input
+        found |= way if not way & fed else set()
+    return found
 
 
 class _Converter:

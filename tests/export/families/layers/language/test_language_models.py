@@ -30,7 +30,8 @@ from tests.export.families.layers.language.language_models import (
     role_of,
     tiny_model,
 )
-from xattn_export.decompose import decompose_attention
+from xattn_export.decompose import decompose_attention, split_cache
+from xattn_export.families.base.split_role import split_role
 from xattn_export.families.checkpoint_folder.caches import cache_with_states, presents_with_states
 from xattn_export.families.layers.language.table import check_language_model, language_decoder
 from xattn_export.graph.generator import generator_graph
@@ -42,6 +43,7 @@ from xattn_runtime.errors import CheckpointError
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, {"attention_bias": True, "mlp_bias": True, "head_dim": 12, "tie_word_embeddings": True}),
+    "llama, dynamic": (LlamaConfig, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 1e3}}),
     "qwen2": (Qwen2Config, {}),
     "qwen2, windows": (Qwen2Config, WINDOWED),
     "qwen3": (Qwen3Config, {"head_dim": 12, "attention_bias": True}),
@@ -131,12 +133,13 @@ def test_logits_and_caches_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "phi3", "lfm2"])
 @pytest.mark.slow
-def test_graphs_of_both_forms_of_attention_are_those_of_transformers(name: str) -> None:
+def test_graphs_of_every_form_of_attention_and_cache_are_those_of_transformers(name: str) -> None:
     config_class, settings = MODELS[name]
     role = role_of(tiny_model(config_class, **settings), LONGEST)
     graph = export_role(role, "standard", 23)
     assert check_parity(graph, role).largest_error < 2e-5
     assert check_parity(decompose_attention(graph, opset=18), role).largest_error < 2e-5
+    assert check_parity(split_cache(graph), split_role(role)).largest_error < 2e-5
 
 
 @pytest.mark.slow
