@@ -1,6 +1,6 @@
 """Ratios of decoding: the whole graph, the runtime's loop, beams, batches, encoded images, folders.
 
-    python benchmarks/decoding.py BUNDLE... [--pictures 1000 [--kind jpeg] [--side-px 128]] [--rounds 7]
+    python benchmarks/decoding.py BUNDLE... [--images 1000 [--kind jpeg] [--side-px 128]] [--rounds 7]
 
 Bundles for captioning, best with the role `whole`, or for visual question answering. All variants of a bundle take
 turns in one process; each figure is the median of the rounds' ratios, since a shared machine drifts by a factor of two
@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from xattn_runtime.bundle.folder import open_bundle
+from xattn_runtime.bundle.task_table import TASKS
 from xattn_runtime.execution.session import GraphSession, default_threads, open_session
 from xattn_runtime.loader import load
 from xattn_runtime.tasks import CaptionTask, DecodingOptions, VqaTask
@@ -164,7 +165,7 @@ def folder(task: CaptionTask, count: int, kind: str, side_px: int) -> dict[str, 
     options, console = DecodingOptions(), Console(as_json=False, quiet=True)
     of_graphs, of_cores = [], []
     with tempfile.TemporaryDirectory(prefix="xattn-decoding-") as name:
-        place = Path(name) / "pictures"
+        place = Path(name) / "images"
         place.mkdir()
         save_images(place, count, kind, side_px)
         for number in range(3):
@@ -224,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bundles", type=Path, nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pictures", type=int, default=0, help="in the folder; 0 leaves it out")
+    parser.add_argument("--images", type=int, default=0, help="in the folder; 0 leaves it out")
     parser.add_argument(
         "--kind",
         choices=("png", "jpeg", "emoji"),
@@ -236,13 +237,12 @@ def main() -> None:
     arguments = parser.parse_args()
     report = {}
     for path in arguments.bundles:
-        task = load(open_bundle(path), threads=arguments.threads)
-        if isinstance(task, CaptionTask):
-            measured = captioning(task, arguments.rounds, arguments.pictures, arguments.kind, arguments.side_px)
-        elif isinstance(task, VqaTask):
-            measured = answering(task, arguments.rounds)
+        bundle = open_bundle(path)
+        if TASKS[bundle.manifest.task].text_key is None:
+            captioner = load(bundle, threads=arguments.threads, task="caption")
+            measured = captioning(captioner, arguments.rounds, arguments.images, arguments.kind, arguments.side_px)
         else:
-            parser.error(f"{path}: expected a bundle for captioning or visual question answering")
+            measured = answering(load(bundle, threads=arguments.threads, task="vqa"), arguments.rounds)
         report[str(path)] = measured
         print(f"\n| {path.name} | |\n|---|---|")
         print("\n".join(f"| {name} | {value:.3g} |" for name, value in measured.items()))

@@ -86,9 +86,7 @@ def compare_with_bare_loops(bundle: Path, turns: int) -> dict[str, float]:
 
 def serve(bundle: Path, share: float) -> None:
     """The process of one side: a turn for every line of standard input."""
-    task = load(bundle, threads=1)
-    if not isinstance(task, CaptionTask):
-        raise SystemExit(f"{bundle}: expected a bundle of captions")
+    task = load(bundle, threads=1, task="caption")
     for name in ("encode", "caption"):
         setattr(task, name, slowed(getattr(task, name), share))
     passes, reference, totals = Passes(task), Reference(1), [0.0]

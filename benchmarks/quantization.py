@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ TRAINED = {"shapes-vqa": "easy-vqa", "emoji-caption": "emoji"}
 CALIBRATION_EXAMPLES = 32
 CALIBRATION_IMAGES = 16
 IMAGE_SIDES = (200, 160)
+TIMED = ("total", "encode", "step")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def trained_models(
 
 def large_model(source: Path, work: Path, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
     """Recipe → size and errors of logits."""
-    images, rows = random_images(work / "pictures"), {}
+    images, rows = random_images(work / "images"), {}
     for name, recipe in recipes.items():
         output = work / f"large {name}.xattn"
         seconds = quantized(source, output, recipe, str(images))
@@ -205,21 +206,17 @@ def speed(bundles: Mapping[str, Path], rounds: int) -> dict[str, dict[str, float
     from xattn_export.quantize.calibration.examples import run_example
     from xattn_runtime.bundle.folder import open_bundle
     from xattn_runtime.loader import load
-    from xattn_runtime.tasks import CaptionTask, VqaTask
 
     tasks = {name: load(path) for name, path in bundles.items()}
     example = calibration_samples(open_bundle(bundles["fp32"]), "golden", 1).items[0]
     times: dict[str, list[dict[str, float]]] = {name: [] for name in tasks}
     for task in tasks.values():
         run_example(task, example)
+    case = replace(tasks["fp32"].bundle.manifest.golden.cases[0], question=example.text)
     for _ in range(rounds):
         for name, task in tasks.items():
-            if isinstance(task, CaptionTask):
-                caption = task.caption(example.image)
-                timing, tokens = caption.timing_ms, len(caption.token_ids)
-                times[name].append({"total": timing.total, "encode": timing.encode, "step": timing.decode / tokens})
-            elif isinstance(task, VqaTask):
-                times[name].append({"total": task.ask(example.image, example.text or "").timing_ms.total})
+            stages = task.timed(example.image, case)
+            times[name].append({key: statistics.median(stages[key]) for key in TIMED if key in stages})
     return {
         name: {key: statistics.median(one[key] for one in measured) for key in measured[0]}
         for name, measured in times.items()
@@ -304,7 +301,7 @@ def _speeds(options: argparse.Namespace, work: Path) -> dict[str, dict[str, dict
         bundles = prepare_speed(source, work, data)
         results[model] = {} if options.only_make else speed(bundles, options.rounds)
     if options.large:
-        bundles = prepare_speed(options.large, work, str(random_images(work / "pictures")))
+        bundles = prepare_speed(options.large, work, str(random_images(work / "images")))
         results["BLIP-base"] = {} if options.only_make else speed(bundles, max(3, options.rounds // 10))
     return results
 

@@ -1,6 +1,6 @@
 """What the command line answers with every bundle of a folder, as JSON: on two processors or providers, then compared.
 
-python scripts/compare_answers.py ask BUNDLES PICTURES [PROVIDER] > HERE.json
+python scripts/compare_answers.py ask BUNDLES IMAGES [PROVIDER] > HERE.json
 python scripts/compare_answers.py compare HERE.json THERE.json
 """
 

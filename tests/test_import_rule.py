@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from xattn_runtime.bundle.task_table import TASKS
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOTS = (CHECKOUT, CHECKOUT / "export", CHECKOUT / "runtime")
 PACKAGES = ("xattn_edge", "xattn_export", "xattn_runtime")
@@ -176,13 +178,40 @@ def test_a_folder_stays_small():
     assert not {str(folder): files for folder, files in folders.items() if files > MOST_FILES_OF_A_FOLDER}
 
 
-def test_no_two_public_classes_have_one_name():
+def test_no_two_classes_have_one_name():
     homes: dict[str, list[str]] = {}
     for module, path in SOURCES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes.setdefault(node.name, []).append(module)
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(module)
     assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
+
+
+TASK_CLASSES = re.compile(r"\b(Caption|Vqa|Retrieval|Sentiment)Task\b")
+
+
+def asks_which_task(node: ast.AST) -> bool:
+    """Whether it branches by a task's class, or compares a task's name with one that is written there."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+        return TASK_CLASSES.search(ast.unparse(node.args[1])) is not None
+    if isinstance(node, ast.MatchClass):
+        return TASK_CLASSES.search(ast.unparse(node.cls)) is not None
+    if isinstance(node, ast.Compare):
+        names = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+        return bool(names & TASKS.keys()) and re.search(r"\btask$", ast.unparse(node.left)) is not None
+    return False
+
+
+def test_only_a_task_itself_knows_which_it_is():
+    """Tests and scripts may compare names, but not classes: `load(path, task=…)` gives the class."""
+    asking = set()
+    for path in python_files():
+        file = path.relative_to(CHECKOUT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            may_compare = path not in SOURCES.values() and isinstance(node, ast.Compare)
+            if not may_compare and not file.startswith("runtime/xattn_runtime/tasks/") and asks_which_task(node):
+                asking.add(f"{file}:{getattr(node, 'lineno', '')}")
+    assert not asking
 
 
 def test_no_module_has_the_name_of_one_of_python():

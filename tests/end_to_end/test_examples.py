@@ -125,7 +125,7 @@ def test_web_page(bundle, caption, node_folder, tmp_path):
     shutil.copy(PICTURE, tmp_path / "picture.png")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}/index.html?picture=picture.png"
+    address = f"http://127.0.0.1:{server.server_port}/index.html?image=picture.png"
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}")
     with (tmp_path / "errors.txt").open("w") as errors:
         process = subprocess.Popen(

@@ -24,7 +24,6 @@ from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 
 __all__ = [
     "Agreement",
@@ -172,7 +171,7 @@ def generated_agreement(
 
     To a captioner `questions` are prompts.
     """
-    task: Any = load(bundle)
+    task = load(bundle)
     return agreement_of(
         [
             compare_generated(
@@ -184,7 +183,7 @@ def generated_agreement(
 
 
 def compare_generated(
-    task: CaptionTask | VqaTask | RetrievalTask,
+    task: Any,
     reference: Reference,
     file: Path,
     *,
@@ -232,9 +231,7 @@ def embedding_error(
     bundle: Path, files: Sequence[Path], texts: Sequence[str], expected: Callable[[Path, str], tuple[Tensor, Tensor]]
 ) -> float:
     """Largest difference of an embedding's value, of pictures and texts alone and of all of them at once."""
-    task = load(bundle)
-    if not isinstance(task, RetrievalTask):
-        raise TypeError(f"{bundle}: expected a bundle for retrieval")
+    task = load(bundle, task="retrieval")
     with torch.inference_mode():
         wanted = [expected(file, text) for file, text in zip(files, texts, strict=True)]
     images, words = (torch.cat(part).numpy() for part in zip(*wanted, strict=True))
@@ -246,9 +243,7 @@ def match_error(
     bundle: Path, files: Sequence[Path], texts: Sequence[str], expected: Callable[[Path, str], float]
 ) -> float:
     """Largest difference of a logit that picture and text belong together, as a share of the largest such logit."""
-    task = load(bundle)
-    if not isinstance(task, RetrievalTask):
-        raise TypeError(f"{bundle}: expected a bundle for retrieval")
+    task = load(bundle, task="retrieval")
     with torch.inference_mode():
         wanted = np.array([expected(file, text) for file, text in zip(files, texts, strict=True)])
     found = np.array([task.rerank(text, [file], [0.0])[0] for file, text in zip(files, texts, strict=True)])
@@ -284,12 +279,8 @@ def _noise(input_ids: Tensor, scores: Tensor) -> Tensor:
     return scores + size * torch.randn(scores.shape, generator=generator)
 
 
-def ids_of(
-    task: CaptionTask | VqaTask | RetrievalTask, file: Path, beams: int, question: str | None
-) -> tuple[int, ...]:
-    """The ids that a task gives for a picture file, and a question or prompt."""
-    if isinstance(task, CaptionTask):
-        return task.caption(file, prompt=question, beams=beams).token_ids
-    if isinstance(task, VqaTask) and question is not None:
-        return task.ask(file, question, beams=beams).token_ids
-    raise TypeError("expected a bundle that generates")
+def ids_of(task: Any, file: Path, beams: int, question: str | None) -> tuple[int, ...]:
+    """The ids that a task which generates gives for an image file, and a question or prompt."""
+    if task.spec.text_key is None:
+        return tuple(task.caption(file, prompt=question, beams=beams).token_ids)
+    return tuple(task.ask(file, question, beams=beams).token_ids)

@@ -20,7 +20,6 @@ from transformers import (
 
 from tests.parity.parity import randomize
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import VqaTask
 
 __all__ = ["answers_error", "save_lxmert", "save_visual_bert"]
 
@@ -51,7 +50,7 @@ def answers_error(
     model_class: Any = LxmertForQuestionAnswering if lxmert else VisualBertForQuestionAnswering
     model = model_class.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
-    tasks = [task for bundle in bundles if isinstance(task := load(bundle), VqaTask)]
+    tasks = [load(bundle, task="vqa") for bundle in bundles]
     worst, equal = 0.0, 0
     for number, file in enumerate(files):
         question, regions = questions[number % len(questions)], _regions(number)

@@ -36,7 +36,6 @@ from xattn_runtime.execution.session import open_session
 from xattn_runtime.execution.settings import session_settings
 from xattn_runtime.generate.decoder import DecoderStep
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 
 __all__ = [
     "BASE",
@@ -230,10 +229,8 @@ def logits_error(
     return float(np.abs(np.stack(rows, 1) - expected).max() / np.abs(expected).max())
 
 
-def compare_generated(
-    task: CaptionTask | VqaTask | RetrievalTask, processor: Any, model: Any, file: Path, question: str, *, beams: int
-) -> Comparison:
-    """As `family_parity.compare_generated`, of what `processor_of` and `model_of` give."""
+def compare_generated(task: Any, processor: Any, model: Any, file: Path, question: str, *, beams: int) -> Comparison:
+    """As `parity.compare_generated`, of what `processor_of` and `model_of` give."""
     with Image.open(file) as picture:
         inputs = inputs_of(processor, picture, question)
 

@@ -51,8 +51,10 @@ class Samples:
 def check_task(bundle: Bundle, data: str) -> None:
     """UserError where the data set `data` is for another task than `bundle`, DataError where there is none such."""
     if data not in DATA_SETS:
-        known = ", ".join(DATA_SETS)
-        raise DataError(f"unknown data set {data!r}; expected one of {known}, a folder of images, or {GOLDEN}")
+        expected = f"{', '.join(DATA_SETS)}, a folder of images, or {GOLDEN}"
+        if any(data in row.data_sets for row in TASKS.values()):
+            raise UserError(f"--data: expected one of {expected}, found {data}, which only `evaluate` reads")
+        raise DataError(f"unknown data set {data!r}; expected one of {expected}")
     spec = TASKS[bundle.manifest.task]
     if data not in spec.data_sets or not spec.answers:
         tasks = " and ".join(name for name, row in TASKS.items() if data in row.data_sets and row.answers)
@@ -87,8 +89,16 @@ def halves(bundle: Bundle, data: str, count: int) -> tuple[Samples, Samples]:
     """At most `count` samples to search on, and as many that it does not see. Raises as `calibration_samples`."""
     if data in DATA_SETS:
         return calibration_samples(bundle, data, count), unseen_samples(bundle, data, count)
+    if TASKS[bundle.manifest.task].has_speech:
+        raise UserError(
+            f"{bundle.path}: expected a bundle whose inputs are images to search on, found one for "
+            f"{bundle.manifest.task}; choose a mode, such as --mode int8"
+        )
     if data == GOLDEN:
-        raise UserError(f"expected a data set or a folder of images to search on, found {GOLDEN}, which is too few")
+        raise UserError(
+            f"--data: expected a data set or a folder of images to search on, found {GOLDEN}, which is too few; "
+            "name one, or choose a mode, such as --mode int8"
+        )
     samples = calibration_samples(bundle, data, 2 * count)
     if len(samples.items) < 2:
         raise DataError(f"{data}: expected at least 2 images, one to search on and one to confirm it, found 1")

@@ -9,6 +9,9 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 from torch import nn
 
+from xattn_edge.attention.mechanisms import MECHANISMS
+from xattn_edge.attention.similarity import SIMILARITIES
+from xattn_edge.attention.weighting import WEIGHTINGS
 from xattn_edge.fusion import FUSIONS
 from xattn_edge.training import Combination
 from xattn_edge.training.recipes import Recipe
@@ -21,21 +24,21 @@ TaskName = Literal["vqa", "sentiment"]
 TASKS: tuple[TaskName, ...] = get_args(TaskName)
 Which = Literal["all", "axes"]
 
-KINDS = tuple(
-    replace(kind, layers=1)
-    for kind in (
-        Combination(mechanism="text_to_image"),
-        Combination(mechanism="text_to_image", weighting="hard"),
-        Combination(mechanism="text_to_image", similarity="cosine"),
-        Combination(mechanism="text_to_image", similarity="additive"),
-        Combination(mechanism="image_to_text"),
-        Combination(mechanism="two_way"),
-        Combination(mechanism="multi_hop"),
-        Combination(mechanism="self"),
-        Combination(mechanism="hierarchical"),
-        Combination(mechanism="graph"),
+# `dot` is `scaled_dot` times a constant, which training makes up for.
+_NOT_STUDIED = ("dot",)
+
+
+def _kinds() -> tuple[Combination, ...]:
+    first, *mechanisms = (Combination(mechanism=name, layers=1) for name in MECHANISMS)
+    return (
+        first,
+        *(replace(first, weighting=name) for name in WEIGHTINGS if name != first.weighting),
+        *(replace(first, similarity=name) for name in SIMILARITIES if name not in (first.similarity, *_NOT_STUDIED)),
+        *mechanisms,
     )
-)
+
+
+KINDS = _kinds()
 """Every mechanism, the first of them also with each other weighting and similarity."""
 
 _PARAMETERS = {"vqa": 70_000, "sentiment": 250_000}

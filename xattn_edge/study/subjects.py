@@ -59,11 +59,11 @@ class Subject(Protocol):
 
 def make_subject(task: TaskName, plan: StudyPlan) -> Subject:
     """The task, with its data; raises what reading that raises."""
-    subjects: dict[TaskName, Callable[[StudyPlan], Subject]] = {"vqa": _Vqa, "sentiment": _Sentiment}
+    subjects: dict[TaskName, Callable[[StudyPlan], Subject]] = {"vqa": _VqaSubject, "sentiment": _SentimentSubject}
     return subjects[task](plan)
 
 
-class _Batches:
+class _BatchesOfSeed:
     """Those of one seed, made once for all combinations."""
 
     def __init__(self) -> None:
@@ -77,14 +77,14 @@ class _Batches:
         return self._made
 
 
-class _Vqa:
+class _VqaSubject:
     def __init__(self, plan: StudyPlan) -> None:
         from xattn_edge.evaluation.floors import question_only_accuracy
 
         self._plan, self._recipe = plan, plan.recipe("vqa")
         self._task = VqaTraining(self._recipe, 0, "lstm", Combination())
         self._test = self._task.test_questions(plan.test_pictures)
-        self._batches = _Batches()
+        self._batches = _BatchesOfSeed()
         training, test = self._task.samples()
         self.floor, self._sample = question_only_accuracy(training, test), test[0]
         self.tested = len(self._test[-1])
@@ -125,7 +125,7 @@ class _Vqa:
         return lambda: task.ask(self._sample.image, self._sample.question)
 
 
-class _Sentiment:
+class _SentimentSubject:
     def __init__(self, plan: StudyPlan) -> None:
         self._plan, self._recipe = plan, plan.recipe("sentiment")
         self._task = SentimentTraining(self._recipe, 0)
@@ -133,7 +133,7 @@ class _Sentiment:
         self._rows = _spread(part_sentences(self._data, _PART), plan.test_sentences)
         self._labels = [row.label for row in self._rows]
         self._test = list(self._task.inputs(self._rows, _PART))
-        self._batches = _Batches()
+        self._batches = _BatchesOfSeed()
         self.floor = 100 * label_scores(self._labels, self._labels)["commonest_label"]
         self.tested = len(self._rows)
 

@@ -34,7 +34,7 @@ _THRESHOLD = 1e-3
 _LOOKED_INTO = 4
 
 
-class _Sample(Protocol):
+class _TextSample(Protocol):
     @property
     def image(self) -> ImageInput: ...
 
@@ -45,18 +45,18 @@ class _Sample(Protocol):
     def reference(self) -> str | None: ...
 
 
-class _Samples(Protocol):
+class _TextSamples(Protocol):
     @property
     def name(self) -> str: ...
 
     @property
-    def items(self) -> Sequence[_Sample]: ...
+    def items(self) -> Sequence[_TextSample]: ...
 
 
 def compare_bundles(
     bundles: tuple[Bundle, Bundle],
     settings: tuple[SessionSettings, SessionSettings],
-    samples: _Samples,
+    samples: _TextSamples,
     *,
     threshold: float = _THRESHOLD,
     looked_into: int = _LOOKED_INTO,
@@ -103,7 +103,7 @@ def compare_bundles(
     )
 
 
-def _check(bundles: tuple[Bundle, Bundle], samples: _Samples) -> None:
+def _check(bundles: tuple[Bundle, Bundle], samples: _TextSamples) -> None:
     first, second = (bundle.manifest.task for bundle in bundles)
     if first != second:
         raise UserError(f"{bundles[1].path}: expected a bundle for {first}, as {bundles[0].path} is, found {second}")
@@ -114,7 +114,7 @@ def _check(bundles: tuple[Bundle, Bundle], samples: _Samples) -> None:
 def _components(
     bundles: tuple[Bundle, Bundle],
     settings: tuple[SessionSettings, SessionSettings],
-    samples: Sequence[_Sample],
+    samples: Sequence[_TextSample],
     threshold: float,
 ) -> dict[str, Component]:
     """The layers of every role that both have, along the first bundle's own decoding."""
@@ -129,7 +129,7 @@ def _components(
         return {role: pair.component(threshold) for role, pair in pairs.items()}
 
 
-def _change(number: int, sample: _Sample, bundle: Bundle, first: TaskResult, second: TaskResult) -> ChangedAnswer:
+def _change(number: int, sample: _TextSample, bundle: Bundle, first: TaskResult, second: TaskResult) -> ChangedAnswer:
     image: Any = sample.image
     name = Path(image).name if isinstance(image, str | os.PathLike) else f"example {number}"
     token = _token_difference(bundle, first.token_ids, second.token_ids)

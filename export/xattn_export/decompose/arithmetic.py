@@ -33,7 +33,7 @@ def write_attention(call: AttentionCall, writer: GraphWriter) -> None:
     new_value = _split_heads(call.value, call.key_heads, call, writer)
     key = _append(call.past_key, new_key, call.present_key, writer)
     value = _append(call.past_value, new_value, call.present_value, writer)
-    groups = _Groups(query, key, call, writer)
+    groups = _GroupedQueries(query, key, call, writer)
     bias = write_bias(call, query, new_key, key, writer)
     masked_rows = "" if bias is None else fully_masked_rows(call, bias, writer)
     weights = _weights(call, groups, query, key, bias, masked_rows, writer)
@@ -54,7 +54,7 @@ def write_attention(call: AttentionCall, writer: GraphWriter) -> None:
 
 def _weights(
     call: AttentionCall,
-    groups: _Groups,
+    groups: _GroupedQueries,
     query: Operand,
     key: Operand,
     bias: str | None,
@@ -92,7 +92,7 @@ def _weights(
     return weights
 
 
-def _scores(call: AttentionCall, groups: _Groups, query: Operand, key: Operand, writer: GraphWriter) -> str:
+def _scores(call: AttentionCall, groups: _GroupedQueries, query: Operand, key: Operand, writer: GraphWriter) -> str:
     """Scaled products `[batch, heads, queries, keys]`: each side takes the root of the scale, against overflow."""
     root = _root_of_scale(call, query, writer)
     scaled_query = writer.op("Mul", query.name, root)
@@ -115,7 +115,7 @@ def _zero_rows(tensor: str, rows: str, call: AttentionCall, writer: GraphWriter)
     return writer.op("Where", rows, writer.constants.number(0.0, call.element), tensor)
 
 
-class _Groups:
+class _GroupedQueries:
     """Grouped queries: the heads that share a key are laid one below the other, so that no key is repeated."""
 
     def __init__(self, query: Operand, key: Operand, call: AttentionCall, writer: GraphWriter) -> None:

@@ -47,7 +47,7 @@ def split_cache(decoder: ModelProto) -> ModelProto:
     """
     parts = graph_parts(decoder)
     layers = layers_of("past", [tensor.name for tensor in parts.inputs])
-    rewriter = _Rewriter(parts, layers, default_opset(decoder))
+    rewriter = _CacheSplitter(parts, layers, default_opset(decoder))
     for node in parts.nodes:
         rewriter.add(node)
     return rewriter.finished()
@@ -62,7 +62,7 @@ class _Sizes:
     new: str
 
 
-class _Rewriter:
+class _CacheSplitter:
     def __init__(self, parts: GraphParts, layers: int, opset: int) -> None:
         self._parts, self._opset = parts, opset
         self._types = _types(parts)

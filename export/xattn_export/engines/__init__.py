@@ -20,19 +20,19 @@ from xattn_runtime.json_reader import likely_meant, one_line
 __all__ = ["ENGINES", "ForeignEngine", "open_engine"]
 
 Tensor = NDArray[Any]
-_Load = Callable[[Path, Signature], "_Graph"]
+_Load = Callable[[Path, Signature], "_ForeignGraph"]
 
 
-class _Graph(Protocol):
+class _ForeignGraph(Protocol):
     def run(self, outputs: Sequence[str], inputs: Mapping[str, Tensor]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _SignedGraph:
     """A graph in an engine, with the signature that its file declares."""
 
     signature: Signature
-    graph: _Graph
+    graph: _ForeignGraph
 
     def get_inputs(self) -> Sequence[DeclaredTensor]:
         return self.signature.inputs
@@ -51,11 +51,11 @@ class ForeignEngine:
     name: str
     load: _Load
 
-    def open(self, path: Path, role: str) -> _Loaded:
+    def open(self, path: Path, role: str) -> _SignedGraph:
         """The graph in `path`; BundleError where the engine refuses it."""
         signature = read_signature(path)
         try:
-            return _Loaded(signature, self.load(path, signature))
+            return _SignedGraph(signature, self.load(path, signature))
         except DependencyError:
             raise
         except Exception as error:  # each engine has exceptions of its own

@@ -88,7 +88,7 @@ def _obstacle(manifest: Manifest) -> str | None:
     if not TASKS[manifest.task].has_whole_graphs:
         return f"the bundle is for {manifest.task}"
     if manifest.regions is not None:
-        return "the model takes regions in place of a picture"
+        return "the model takes regions in place of an image"
     if manifest.tokenizer.image_layout is not None:
         return "the image stands among the tokens of the prompt"
     if manifest.cache != "single":
@@ -100,7 +100,7 @@ def _obstacle(manifest: Manifest) -> str | None:
 
 def _fixed_axis(graphs: Mapping[str, ModelProto]) -> str | None:
     batch = graphs["image_encoder"].graph.input[0].type.tensor_type.shape.dim[0]
-    return "the image encoder takes one picture at a time" if batch.HasField("dim_value") else None
+    return "the image encoder takes one image at a time" if batch.HasField("dim_value") else None
 
 
 def _graphs(staged: StagedBundle, manifest: Manifest) -> dict[str, ModelProto]:

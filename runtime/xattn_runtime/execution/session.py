@@ -124,7 +124,7 @@ class SessionSettings:
         return self.engine is not None or self.provider.requirements.loops
 
 
-class _Loaded:
+class _RenewableGraph:
     """A loaded graph, loaded again where the device that held it was lost, and in a forked process."""
 
     def __init__(self, graph: EngineGraph | Any, source: HeldGraph) -> None:
@@ -175,7 +175,7 @@ class GraphSession:
     output_shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
     settings: SessionSettings
-    _loaded: _Loaded = field(repr=False)
+    _loaded: _RenewableGraph = field(repr=False)
     placement: Mapping[str, int] | None = None
 
     @property
@@ -275,7 +275,7 @@ class HeldGraph:
             output_shapes={name: tuple(tensor.shape) for name, tensor in outputs.items()},
             dtypes={name: tensor.type for name, tensor in (*inputs.items(), *outputs.items())},
             settings=self.settings,
-            _loaded=_Loaded(loaded.session, self),
+            _loaded=_RenewableGraph(loaded.session, self),
             placement=loaded.placement,
         )
 

@@ -48,7 +48,7 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _ReadyTurn:
     """A question ready to be answered.
 
     context: what is decoded, with the cache of what is known. decoding: with the conversation so far as its prompt.
@@ -121,7 +121,7 @@ class Chat:
                 raise UserError(f"{name}: expected 1, as what is streamed cannot be taken back, found {value}")
         return self._streamed(self._begun(question, options.with_shortcuts(1, None)))
 
-    def _begun(self, question: str, options: DecodingOptions) -> _Turn:
+    def _begun(self, question: str, options: DecodingOptions) -> _ReadyTurn:
         parts, state = self._parts(), self._state
         turn = Turn("user", question)
         ids = parts.codec.encode_chat((*state.turns, turn), self._image.images)
@@ -134,7 +134,7 @@ class Chat:
         prefix = () if options.prefix is None else parts.codec.encode_prefix(options.prefix)
         decoding = options.apply_to(parts.decoding, (*ids, *prefix))
         context = self._context(parts, decoding.prompt_token_ids)
-        return _Turn(state, turn, context, decoding, options, prefix, parts)
+        return _ReadyTurn(state, turn, context, decoding, options, prefix, parts)
 
     def _context(self, parts: ChatParts, ids: tuple[int, ...]) -> Mapping[str, Tensor]:
         """What is decoded: the image, and the cache of all tokens that `ids` begin with and that are computed."""
@@ -145,7 +145,7 @@ class Chat:
             return parts.generator.begun(self._image, ids, end)
         return parts.generator.decoder.with_past(self._image.tensors, cache)
 
-    def _searched(self, turn: _Turn) -> Sequence[TokenSequence]:
+    def _searched(self, turn: _ReadyTurn) -> Sequence[TokenSequence]:
         options = turn.options
         stop = stop_at(turn.text, options.stop)
         generator = turn.parts.generator
@@ -154,14 +154,14 @@ class Chat:
         self._add(turn, best[0].token_ids, known.ids, known.cache)
         return best
 
-    def _stepped(self, turn: _Turn) -> Sequence[TokenSequence]:
+    def _stepped(self, turn: _ReadyTurn) -> Sequence[TokenSequence]:
         tokens = list(self._streamed(turn))
         ends = frozenset(turn.decoding.end_token_ids)
         ids = tuple(token.token_id for token in tokens if token.token_id not in ends)
         log_probs = tuple(token.log_prob for token in tokens)
         return (TokenSequence(ids, log_probs, sum(log_probs) / len(log_probs)),)
 
-    def _streamed(self, turn: _Turn) -> Iterator[StreamedToken]:
+    def _streamed(self, turn: _ReadyTurn) -> Iterator[StreamedToken]:
         options, decoding = turn.options, turn.decoding
         sampler = None if options.sampling is None else Sampler(options.sampling, 1)
         text = TextStream(turn.text, decoding.end_token_ids, options.stop)
@@ -185,7 +185,7 @@ class Chat:
                 read = (*decoding.prompt_token_ids, *said[:-1])
                 self._add(turn, [one for one in said if one not in ends], read, last_cache[0].here())
 
-    def _add(self, turn: _Turn, token_ids: Sequence[int], ids: tuple[int, ...], cache: Cache | None) -> None:
+    def _add(self, turn: _ReadyTurn, token_ids: Sequence[int], ids: tuple[int, ...], cache: Cache | None) -> None:
         """Make question and answer a part of the conversation, unless another turn has become one meanwhile."""
         if self._state is turn.began:
             answer = Turn("assistant", before_stop(turn.text(token_ids), turn.options.stop))

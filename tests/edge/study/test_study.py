@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from xattn_edge.attention import MECHANISMS
+from xattn_edge.attention.similarity import SIMILARITIES
+from xattn_edge.attention.weighting import WEIGHTINGS
 from xattn_edge.data.easy_vqa import EasyVqa
 from xattn_edge.fusion import FUSIONS
 from xattn_edge.study import StudyPlan, report_study, study
@@ -168,6 +170,8 @@ def test_what_is_compared():
     everything = StudyPlan().combinations
     assert len(everything) == len(set(everything)) == len(KINDS) * len(FUSIONS)
     assert {each.mechanism for each in everything} == set(MECHANISMS)
+    assert {each.weighting for each in everything} == set(WEIGHTINGS)
+    assert {each.similarity for each in everything} == set(SIMILARITIES) - {"dot"}
     axes = StudyPlan(which="axes").combinations
     assert set(axes) < set(everything)
     assert {each.mechanism for each in axes} == set(MECHANISMS)

@@ -98,9 +98,7 @@ def folder(caption_bundle: Path, tmp_path: Path, rewrite: Rewrite) -> Path:
 
 @pytest.fixture
 def task(folder: Path) -> CaptionTask:
-    loaded = load(folder, threads=1)
-    assert isinstance(loaded, CaptionTask)
-    return loaded
+    return load(folder, threads=1, task="caption")
 
 
 def _cross(path: Path, ids: list[int]) -> dict[str, np.ndarray]:

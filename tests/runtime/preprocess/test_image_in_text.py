@@ -125,9 +125,7 @@ def folder(caption_bundle: Path, tmp_path: Path, rewrite: Rewrite) -> Path:
 
 @pytest.fixture
 def captioner(folder: Path) -> CaptionTask:
-    task = load(folder, threads=1)
-    assert isinstance(task, CaptionTask)
-    return task
+    return load(folder, threads=1, task="caption")
 
 
 @pytest.fixture
@@ -135,9 +133,7 @@ def answerer(folder: Path, rewrite: Rewrite) -> VqaTask:
     manifest = open_bundle(folder).manifest
     cases = tuple(replace(case, question="the cat") for case in manifest.golden.cases)
     rewrite(folder, replace(manifest, task="vqa", golden=replace(manifest.golden, cases=cases)))
-    task = load(folder, threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(folder, threads=1, task="vqa")
 
 
 def logits_after(image_tokens: np.ndarray, prompt: list[int], generated: list[int]) -> np.ndarray:
@@ -264,12 +260,10 @@ def test_without_an_image_in_the_text_there_must_be_a_prompt(caption_copy: Path,
 def test_what_is_said_for_captions_comes_first(
     caption_copy: Path, rewrite: Rewrite, noise: Callable[[int], Path]
 ) -> None:
-    plain = load(caption_copy, threads=1)
+    plain = load(caption_copy, threads=1, task="caption")
     manifest = open_bundle(caption_copy).manifest
     rewrite(caption_copy, replace(manifest, tokenizer=replace(manifest.tokenizer, caption_template="the red")))
-    task = load(caption_copy, threads=1)
-    assert isinstance(task, CaptionTask)
-    assert isinstance(plain, CaptionTask)
+    task = load(caption_copy, threads=1, task="caption")
     assert task.caption(noise(0)).token_ids == plain.caption(noise(0), "the red").token_ids
     assert task.caption(noise(0), "a").token_ids == plain.caption(noise(0), "a").token_ids
 

@@ -34,7 +34,7 @@ from xattn_runtime.preprocess.steps import (
     step_to_dict,
 )
 from xattn_runtime.preprocess.tokenizer import ImageLayout, read_tokenizer
-from xattn_runtime.tasks import CaptionTask, VqaTask
+from xattn_runtime.tasks import VqaTask
 
 __all__ = ["folder"]
 
@@ -105,9 +105,7 @@ def answerer(patched: Path, rewrite: Rewrite) -> VqaTask:
     manifest = open_bundle(patched).manifest
     cases = tuple(replace(case, question="the cat") for case in manifest.golden.cases)
     rewrite(patched, replace(manifest, task="vqa", golden=replace(manifest.golden, cases=cases)))
-    task = load(patched, threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(patched, threads=1, task="vqa")
 
 
 def answer_of(image: Image.Image, before: list[int], after: list[int]) -> tuple[int, ...]:
@@ -202,8 +200,7 @@ def test_the_number_of_image_tokens_follows_from_the_shape() -> None:
 
 
 def test_captions_of_images_of_several_shapes(patched: Path) -> None:
-    task = load(patched, threads=1)
-    assert isinstance(task, CaptionTask)
+    task = load(patched, threads=1, task="caption")
     shapes = [(16, 16), (40, 16), (16, 40), (40, 16), (90, 9)]
     images = [image_of(shape, seed) for seed, shape in enumerate(shapes)]
     expected = [answer_of(image, [12], [11]) for image in images]
@@ -246,8 +243,7 @@ def test_patches_and_their_layout_go_together(patched: Path, rewrite: Rewrite, c
 def test_more_image_tokens_than_positions(patched: Path, rewrite: Rewrite) -> None:
     manifest = open_bundle(patched).manifest
     rewrite(patched, replace(manifest, decoding=Decoding((), (END,), 0, 8, max_positions=15)))
-    task = load(patched, threads=1)
-    assert isinstance(task, CaptionTask)
+    task = load(patched, threads=1, task="caption")
     with pytest.raises(ImageError, match=r"fewer than 15 image tokens, .* found 15; scale it down"):
         task.encode(image_of((40, 24)))
     assert task.encode(image_of((16, 16))).images.grids == ((2, 2),)

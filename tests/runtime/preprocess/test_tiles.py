@@ -59,9 +59,7 @@ def tiled(folder: Path, rewrite: Rewrite) -> Path:
 
 @pytest.fixture
 def captioner(tiled: Path) -> CaptionTask:
-    task = load(tiled, threads=1)
-    assert isinstance(task, CaptionTask)
-    return task
+    return load(tiled, threads=1, task="caption")
 
 
 @pytest.fixture
@@ -69,9 +67,7 @@ def answerer(tiled: Path, rewrite: Rewrite) -> VqaTask:
     manifest = open_bundle(tiled).manifest
     cases = tuple(replace(case, question="the cat") for case in manifest.golden.cases)
     rewrite(tiled, replace(manifest, task="vqa", golden=replace(manifest.golden, cases=cases)))
-    task = load(tiled, threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(tiled, threads=1, task="vqa")
 
 
 def test_a_picture_is_written_row_by_row_and_then_as_a_whole() -> None:

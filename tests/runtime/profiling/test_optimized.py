@@ -68,8 +68,7 @@ def loaded(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], C
         return session(path, *rest, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", watch)
-    task = load(bundle)
-    assert isinstance(task, CaptionTask)
+    task = load(bundle, task="caption")
     return seen, task
 
 
@@ -87,8 +86,7 @@ def test_they_are_loaded_and_give_the_same(kept: Path, monkeypatch: pytest.Monke
     seen, task = loaded(kept, monkeypatch)
     assert {path.parent for path in seen} == {optimized_graphs_path(kept)}
     picture = kept / "golden" / "0.png"
-    plain = load(kept, threads=1)
-    assert isinstance(plain, CaptionTask)
+    plain = load(kept, threads=1, task="caption")
     assert seen[-1].parent == kept / "graphs"
     np.testing.assert_allclose(task.caption(picture).score, plain.caption(picture).score, rtol=1e-5)
     assert task.caption(picture).token_ids == plain.caption(picture).token_ids

@@ -21,9 +21,7 @@ WORDS = ["what", "is", "the", "red", "green", "cat", "dog", "of", "a", "on", "ho
 
 @pytest.fixture
 def task(caption_bundle: Path) -> CaptionTask:
-    loaded = load(caption_bundle, threads=1)
-    assert isinstance(loaded, CaptionTask)
-    return loaded
+    return load(caption_bundle, threads=1, task="caption")
 
 
 def test_a_caption_is_the_reference_models(

@@ -22,16 +22,12 @@ Noise = Callable[[int], Path]
 
 @pytest.fixture(scope="module")
 def captioner(caption_bundle: Path) -> CaptionTask:
-    loaded = xattn_edge.load(caption_bundle, provider="cpu", threads=1)
-    assert isinstance(loaded, CaptionTask)
-    return loaded
+    return xattn_edge.load(caption_bundle, provider="cpu", threads=1, task="caption")
 
 
 @pytest.fixture(scope="module")
 def answerer(vqa_bundle: Path) -> VqaTask:
-    loaded = xattn_edge.load(vqa_bundle, threads=1)
-    assert isinstance(loaded, VqaTask)
-    return loaded
+    return xattn_edge.load(vqa_bundle, threads=1, task="vqa")
 
 
 def test_a_list_of_images_in_every_form(captioner: CaptionTask, noise: Noise) -> None:
@@ -168,14 +164,12 @@ def test_each_picture_gives_a_caption_or_its_error(captioner: CaptionTask, noise
 
 def test_the_other_tasks_answer_many_threads_and_close(noise: Noise) -> None:
     paths = [noise(seed) for seed in range(4)]
-    with xattn_edge.load(xattn_edge.default_bundle("retrieval"), threads=1) as retriever:
-        assert isinstance(retriever, xattn_edge.RetrievalTask)
+    with xattn_edge.load(xattn_edge.default_bundle("retrieval"), threads=1, task="retrieval") as retriever:
         alone = [retriever.embed_images([path]) for path in paths]
         with ThreadPoolExecutor(4) as pool:
             together = list(pool.map(lambda path: retriever.embed_images([path]), paths * 8))
         assert all(np.array_equal(one, alone[place % 4]) for place, one in enumerate(together))
-    with xattn_edge.load(xattn_edge.default_bundle("sentiment"), threads=1) as rater:
-        assert isinstance(rater, xattn_edge.SentimentTask)
+    with xattn_edge.load(xattn_edge.default_bundle("sentiment"), threads=1, task="sentiment") as rater:
         texts = ["a warm and funny film", "a dull mess", "it was all right"]
         expected = [rater.rate(text).scores for text in texts]
         with ThreadPoolExecutor(4) as pool:

@@ -20,9 +20,7 @@ QUESTIONS = {"what is the cat": [4, 5, 6, 9], "dog": [10], "Is the house red": [
 
 @pytest.fixture
 def task(vqa_bundle: Path) -> VqaTask:
-    loaded = load(vqa_bundle, threads=1)
-    assert isinstance(loaded, VqaTask)
-    return loaded
+    return load(vqa_bundle, threads=1, task="vqa")
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:

@@ -45,11 +45,16 @@ def image_token_specs(tokens: int | Symbol, width: int) -> tuple[TensorSpec, Ten
 
 
 def image_encoder_role(
-    module: nn.Module, reference: Reference, size_px: tuple[int, int], outputs: Sequence[str]
+    module: nn.Module,
+    reference: Reference,
+    size_px: tuple[int, int],
+    outputs: Sequence[str],
+    *,
+    attends: bool = True,
 ) -> Role:
     """Image `[batch, 3, height, width]` to `outputs`: keys and values, or embeddings, or image tokens."""
     pixel_values = TensorSpec("pixel_values", ("batch", 3, *size_px), "normal")
-    return Role("image_encoder", module, reference, (pixel_values,), tuple(outputs))
+    return Role("image_encoder", module, reference, (pixel_values,), tuple(outputs), attends=attends)
 
 
 def patch_encoder_role(module: nn.Module, reference: Reference, width: int) -> Role:
@@ -66,9 +71,13 @@ def text_encoder_role(
     longest: int,
     outputs: Sequence[str],
     image: tuple[TensorSpec, ...] = (),
+    *,
+    attends: bool = True,
 ) -> Role:
     """Text, and the keys and values or tokens of an image where it attends to one, to `outputs`."""
-    return Role("text_encoder", module, reference, (*text_specs(vocabulary), *image), tuple(outputs), longest)
+    return Role(
+        "text_encoder", module, reference, (*text_specs(vocabulary), *image), tuple(outputs), longest, attends=attends
+    )
 
 
 def decoder_role(

@@ -14,16 +14,8 @@ from xattn_edge.attention import KeyValue
 from xattn_edge.attention.caches import flatten, pairs
 from xattn_edge.models import CaptionModel, load_checkpoint
 from xattn_edge.models.caption import CaptionDecoderLayer
-from xattn_export.families.base import (
-    Family,
-    Generated,
-    Generates,
-    Role,
-    Source,
-    TensorSpec,
-    cross_specs,
-    generated_greedily,
-)
+from xattn_export.families.base import Family, Generated, Generates, Role, Source, generated_greedily
+from xattn_export.families.base.standard_roles import decoder_role
 from xattn_export.families.drawings import caption_images
 from xattn_export.families.layers.common import head
 from xattn_export.families.own.checkpoint import (
@@ -33,7 +25,6 @@ from xattn_export.families.own.checkpoint import (
     keys_and_values_role,
     source_tokenizer,
 )
-from xattn_runtime.bundle.contract import past_names, present_names
 from xattn_runtime.bundle.manifest import Decoding
 
 __all__ = ["XATTN_CAPTION"]
@@ -109,23 +100,22 @@ def _image_role(model: CaptionModel) -> Role:
 
 def _decoder_role(model: CaptionModel) -> Role:
     config = model.config
-    layers, head_width = config.layers, config.width // config.heads
+    layers = config.layers
 
     def reference(input_ids: Tensor, *caches: Tensor) -> tuple[Tensor, ...]:
         logits, present = model.decode(input_ids, *_past_and_cross(caches, layers))
         return *head(logits[:, -1]), *flatten(present)
 
-    return Role(
-        name="decoder",
-        module=CaptionDecoderGraph(model),
-        reference=reference,
-        inputs=(
-            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.vocabulary),
-            *(TensorSpec(name, ("batch", config.heads, "past", head_width), "normal") for name in past_names(layers)),
-            *cross_specs(layers, config.mechanism.options.key_heads, config.image.side**2, head_width),
-        ),
-        outputs=("logits", "next_token", "next_log_prob", *present_names(layers)),
+    return decoder_role(
+        CaptionDecoderGraph(model),
+        reference,
+        vocabulary=config.vocabulary,
+        layers=layers,
+        kv_heads=config.heads,
+        head_width=config.width // config.heads,
         longest=config.max_tokens,
+        cross_heads=config.mechanism.options.key_heads,
+        cross_tokens=config.image.side**2,
     )
 
 

@@ -14,7 +14,8 @@ from xattn_edge.attention import CrossModalAttention, KeyValue, split_heads
 from xattn_edge.encoders import CnnEncoder, ImageEncoderConfig, PatchEncoder
 from xattn_edge.encoders.transformer import SelfAttentionLayer
 from xattn_edge.models import Checkpoint, Model
-from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer, TensorSpec
+from xattn_export.families.base import TOKENIZER_FILE, Role, SourceTokenizer
+from xattn_export.families.base.standard_roles import image_encoder_role
 from xattn_export.families.layers.common import attend, attend_with_cache, fuse_linears
 from xattn_runtime.bundle.contract import cross_names
 from xattn_runtime.bundle.manifest import TaskName
@@ -28,7 +29,7 @@ __all__ = [
     "image_steps",
     "is_checkpoint",
     "keys_and_values_role",
-    "pixel_values_spec",
+    "size_px",
     "source_tokenizer",
 ]
 
@@ -92,19 +93,18 @@ def keys_and_values_role(
 
     `reference` computes keys and values of pixels, `key_0`, `value_0`, …, by the model itself.
     """
-    return Role(
-        name="image_encoder",
-        module=KeysAndValuesGraph(encoder, cross),
-        reference=reference,
-        inputs=(pixel_values_spec(config),),
-        outputs=tuple(cross_names(len(cross))),
+    return image_encoder_role(
+        KeysAndValuesGraph(encoder, cross),
+        reference,
+        size_px(config),
+        cross_names(len(cross)),
         attends=config.layers > 0,
     )
 
 
-def pixel_values_spec(config: ImageEncoderConfig) -> TensorSpec:
-    """The input of an image encoder."""
-    return TensorSpec("pixel_values", ("batch", 3, config.image_size_px, config.image_size_px), "normal")
+def size_px(config: ImageEncoderConfig) -> tuple[int, int]:
+    """Height and width of the images that an encoder takes."""
+    return config.image_size_px, config.image_size_px
 
 
 def image_steps(checkpoint: Checkpoint[Model]) -> tuple[Step, ...]:

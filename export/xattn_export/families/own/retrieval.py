@@ -9,9 +9,15 @@ from torch import Tensor, nn
 
 from xattn_edge.attention import Tokens
 from xattn_edge.models import RetrievalModel, load_checkpoint
-from xattn_export.families.base import Embeds, Family, Role, Source, TensorSpec
+from xattn_export.families.base import Embeds, Family, Role, Source
+from xattn_export.families.base.standard_roles import (
+    image_encoder_role,
+    image_token_specs,
+    reranker_role,
+    text_encoder_role,
+)
 from xattn_export.families.drawings import captioned_images
-from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, pixel_values_spec, source_tokenizer
+from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, size_px, source_tokenizer
 from xattn_export.families.own.text import text_encoder_graph
 from xattn_runtime.bundle.manifest import Similarity
 
@@ -94,12 +100,11 @@ def _open(folder: Path) -> Source:
 def _image_role(model: RetrievalModel) -> Role:
     image = model.config.image
     graph = RetrievalImageGraph(model)
-    return Role(
-        name="image_encoder",
-        module=graph,
-        reference=lambda pixel_values: graph(pixel_values),
-        inputs=(pixel_values_spec(image),),
-        outputs=("image_embeddings", *(() if model.matcher is None else ("image_tokens", "image_mask"))),
+    return image_encoder_role(
+        graph,
+        lambda pixel_values: graph(pixel_values),
+        size_px(image),
+        ("image_embeddings", *(() if model.matcher is None else ("image_tokens", "image_mask"))),
         attends=image.layers > 0,
     )
 
@@ -111,36 +116,25 @@ def _text_role(model: RetrievalModel) -> Role:
         tokens = model.encode_text(input_ids, attention_mask)
         return (model.embed_text(tokens), *(() if model.matcher is None else (tokens.features,)))
 
-    return Role(
-        name="text_encoder",
-        module=RetrievalTextGraph(model),
-        reference=reference,
-        inputs=(
-            TensorSpec("input_ids", ("batch", "length"), "token_ids", text.vocabulary),
-            TensorSpec("attention_mask", ("batch", "length"), "mask"),
-        ),
-        outputs=("text_embeddings", *(() if model.matcher is None else ("text_tokens",))),
-        longest=text.max_tokens,
+    return text_encoder_role(
+        RetrievalTextGraph(model),
+        reference,
+        text.vocabulary,
+        text.max_tokens,
+        ("text_embeddings", *(() if model.matcher is None else ("text_tokens",))),
         attends=text.layers > 0,
     )
 
 
 def _rerank_role(model: RetrievalModel) -> Role:
     config = model.config
-    positions = config.image.side**2
     graph = RetrievalRerankGraph(model)
-    return Role(
-        name="reranker",
-        module=graph,
-        reference=lambda *inputs: graph(*inputs),
-        inputs=(
-            TensorSpec("text_tokens", ("batch", "length", config.width), "normal"),
-            TensorSpec("attention_mask", ("batch", "length"), "mask"),
-            TensorSpec("image_tokens", ("batch", positions, config.width), "normal"),
-            TensorSpec("image_mask", ("batch", positions), "mask"),
-        ),
-        outputs=("match",),
-        longest=config.text.max_tokens,
+    return reranker_role(
+        graph,
+        lambda *inputs: graph(*inputs),
+        config.width,
+        image_token_specs(config.image.side**2, config.width),
+        config.text.max_tokens,
         attends=config.mechanism.has_attention_operator,
     )
 

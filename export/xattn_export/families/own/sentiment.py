@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xattn_edge.models import SentimentConfig, SentimentModel, load_checkpoint
 from xattn_export.families.base import Family, GoldenInput, Labels, Role, Source, TensorSpec
+from xattn_export.families.base.standard_roles import classifier_role, text_specs
 from xattn_export.families.own.checkpoint import image_steps, is_checkpoint, source_tokenizer
 from xattn_export.families.own.text import text_encoder_graph
 from xattn_runtime.errors import CheckpointError
@@ -84,20 +85,17 @@ def _role(model: SentimentModel) -> Role:
         logits = model(*inputs)
         return logits, logits.softmax(-1)
 
-    return Role(
-        name="classifier",
-        module=SentimentGraph(model),
-        reference=reference,
-        inputs=(
-            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.text.vocabulary),
-            TensorSpec("attention_mask", ("batch", "length"), "mask", fewest=0),
+    return classifier_role(
+        SentimentGraph(model),
+        reference,
+        (
+            *text_specs(config.text.vocabulary, fewest=0),
             TensorSpec("log_mel", ("batch", "frames", config.speech.bands), "normal"),
             TensorSpec("log_mel_mask", ("batch", "frames"), "mask", fewest=0),
             TensorSpec("frame_values", ("batch", "pictures", 3, side, side), "normal"),
             TensorSpec("frame_mask", ("batch", "pictures"), "mask", fewest=0),
         ),
-        outputs=("logits", "probabilities"),
-        longest=config.text.max_tokens,
+        config.text.max_tokens,
         attends=_attends(config),
     )
 

@@ -16,12 +16,13 @@ from xattn_edge.attention import Tokens
 from xattn_edge.models import VqaModel, load_checkpoint
 from xattn_edge.models.layer import CrossModalLayer
 from xattn_export.families.base import Chooses, Family, Role, Source, TensorSpec, cross_specs
+from xattn_export.families.base.standard_roles import classifier_role, image_encoder_role, image_token_specs, text_specs
 from xattn_export.families.drawings import shape_images
 from xattn_export.families.own.checkpoint import (
     image_steps,
     is_checkpoint,
     keys_and_values_role,
-    pixel_values_spec,
+    size_px,
     source_tokenizer,
 )
 from xattn_export.families.own.text import text_encoder_graph
@@ -85,12 +86,11 @@ def _image_role(model: VqaModel) -> Role:
             reference=model.encode_image,
         )
     graph = VqaImageGraph(model)
-    return Role(
-        name="image_encoder",
-        module=graph,
-        reference=lambda pixel_values: graph(pixel_values),
-        inputs=(pixel_values_spec(image),),
-        outputs=("image_tokens", "image_mask"),
+    return image_encoder_role(
+        graph,
+        lambda pixel_values: graph(pixel_values),
+        size_px(image),
+        ("image_tokens", "image_mask"),
         attends=image.layers > 0,
     )
 
@@ -102,17 +102,11 @@ def _classifier_role(model: VqaModel) -> Role:
         logits = model.answer(input_ids, attention_mask, _as_encoded(model, image))
         return logits, logits.softmax(-1)
 
-    return Role(
-        name="classifier",
-        module=ClassifierGraph(model),
-        reference=reference,
-        inputs=(
-            TensorSpec("input_ids", ("batch", "length"), "token_ids", config.text.vocabulary),
-            TensorSpec("attention_mask", ("batch", "length"), "mask"),
-            *_image_specs(model),
-        ),
-        outputs=("logits", "probabilities"),
-        longest=config.text.max_tokens,
+    return classifier_role(
+        ClassifierGraph(model),
+        reference,
+        (*text_specs(config.text.vocabulary), *_image_specs(model)),
+        config.text.max_tokens,
         attends=config.text.layers > 0 or config.mechanism.has_attention_operator,
     )
 
@@ -122,10 +116,7 @@ def _image_specs(model: VqaModel) -> tuple[TensorSpec, ...]:
     positions, options = config.image.side**2, config.mechanism.options
     if config.reads_once:
         return cross_specs(config.layers, options.key_heads, positions, config.width // options.heads)
-    return (
-        TensorSpec("image_tokens", ("batch", positions, config.width), "normal"),
-        TensorSpec("image_mask", ("batch", positions), "mask"),
-    )
+    return image_token_specs(positions, config.width)
 
 
 def _as_encoded(model: VqaModel, image: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -71,7 +71,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class _Golden:
+class _GoldenExample:
     image: Path
     text: str | None
 
@@ -87,7 +87,7 @@ class SomeExamples:
 def golden_examples(bundle: Bundle) -> Examples:
     """The golden inputs of a bundle: few, but every bundle has them."""
     cases = bundle.manifest.golden.cases
-    items = [_Golden(bundle.file(case.image), case.input_text) for case in cases]
+    items = [_GoldenExample(bundle.file(case.image), case.input_text) for case in cases]
     return SomeExamples("golden", items)
 
 
@@ -132,7 +132,7 @@ class GraphProbe:
         return [values[name] for name in outputs]
 
 
-class _Engine:
+class _WatchingEngine:
     """Runs the graphs that are watched; the others are ONNX Runtime's as ever."""
 
     def __init__(self, probes: Mapping[str, GraphProbe]) -> None:
@@ -209,7 +209,7 @@ def _run(bundle: Bundle, examples: Examples, probes: Mapping[str, GraphProbe], p
     if not examples.items:
         raise UserError(f"calibration data {examples.name}: expected examples, found none")
     graphs = {role: graph for role, graph in bundle.manifest.graphs.items() if role != GENERATOR}
-    settings = SessionSettings(CPU, default_threads(), engine=_Engine(probes))
+    settings = SessionSettings(CPU, default_threads(), engine=_WatchingEngine(probes))
     task = load(replace(bundle, manifest=replace(bundle.manifest, graphs=graphs)), settings)
     for number, example in enumerate(examples.items):
         progress(f"calibrating on {examples.name}", number / len(examples.items))

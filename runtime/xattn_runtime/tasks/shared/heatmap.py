@@ -110,7 +110,7 @@ def draw_html(attention: AttentionMap, layer: int | None = None, head: int | Non
         "head": head,
         # 16 bits are finer than any screen shows.
         "weights": base64.b64encode(np.rint(attention.weights / most * 65535).astype("<u2").tobytes()).decode(),
-        "picture": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
+        "image": "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode(),
     }
     attention.mean(layer, head)  # refuses what there is not
     page = (Path(__file__).parent / "heatmap.html").read_text(encoding="utf-8")

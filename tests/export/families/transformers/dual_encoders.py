@@ -30,9 +30,7 @@ def write_pictures(place: Path) -> list[Path]:
 
 def load_retriever(bundle: Path) -> RetrievalTask:
     """A bundle of either, loaded."""
-    loaded = load(bundle, threads=1)
-    assert isinstance(loaded, RetrievalTask)
-    return loaded
+    return load(bundle, threads=1, task="retrieval")
 
 
 def check_embeddings(task: RetrievalTask, model: Any, inputs: Inputs, files: Sequence[Path]) -> None:

@@ -33,7 +33,6 @@ from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
-from xattn_runtime.tasks import CaptionTask, RetrievalTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4
@@ -110,8 +109,7 @@ def test_embeddings(blip, files):
 def test_texts_and_pictures_that_belong_together(blip, files):
     """Logits of the matching head, of texts of several lengths, against the model's own; and added to the cosines."""
     folder, bundle, _ = blip("embeddings")
-    task, match = load(bundle), matcher(folder)
-    assert isinstance(task, RetrievalTask)
+    task, match = load(bundle, task="retrieval"), matcher(folder)
     assert task.reranks
     cosines = np.linspace(-1, 1, len(files))
     for question in QUESTIONS:
@@ -138,8 +136,7 @@ def test_what_is_nearest_is_looked_at_again(blip, files):
 def test_a_prompt_is_gone_on_from(blip, files):
     folder, bundle, _ = blip("captions")
     processor, model = processor_of(folder), BlipForConditionalGeneration.from_pretrained(folder)
-    task = load(bundle)
-    assert isinstance(task, CaptionTask)
+    task = load(bundle, task="caption")
     texts = set()
     for file in files[:8]:
         with Image.open(file) as picture:
@@ -154,8 +151,7 @@ def test_a_prompt_is_gone_on_from(blip, files):
 
 def test_questions_are_answered_together_as_alone(blip, files):
     _, bundle, _ = blip("answers")
-    task = load(bundle)
-    assert isinstance(task, VqaTask)
+    task = load(bundle, task="vqa")
     questions = [QUESTIONS[number % 3] for number in range(7)]
     together = task.ask_many(files[:7], questions)
     for file, question, found in zip(files, questions, together, strict=False):
@@ -167,8 +163,7 @@ def test_questions_are_answered_together_as_alone(blip, files):
 
 def test_encode_once_ask_many(blip, files):
     _, bundle, _ = blip("answers")
-    task = load(bundle)
-    assert isinstance(task, VqaTask)
+    task = load(bundle, task="vqa")
     encoded = task.encode(files[0])
     assert [task.ask(encoded, question).token_ids for question in QUESTIONS] == [
         task.ask(files[0], question).token_ids for question in QUESTIONS

@@ -78,9 +78,7 @@ def folder(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def captioner(folder: Path, place: Path) -> CaptionTask:
     export_checkpoint(folder, place / "caption.xattn")
-    task = load(place / "caption.xattn", threads=1)
-    assert isinstance(task, CaptionTask)
-    return task
+    return load(place / "caption.xattn", threads=1, task="caption")
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +88,7 @@ def answerer(folder: Path, captioner: CaptionTask, place: Path) -> VqaTask:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "export_role", lambda role, *form: onnx.load(graphs / f"{role.name}.onnx"))
         export_checkpoint(folder, place / "vqa.xattn", task="vqa")
-    task = load(place / "vqa.xattn", threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(place / "vqa.xattn", threads=1, task="vqa")
 
 
 @pytest.fixture(scope="module")

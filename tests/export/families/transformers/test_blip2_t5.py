@@ -65,9 +65,7 @@ def folder(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def answerer(folder: Path, place: Path) -> VqaTask:
     export_checkpoint(folder, place / "vqa.xattn", task="vqa")
-    task = load(place / "vqa.xattn", threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(place / "vqa.xattn", threads=1, task="vqa")
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +75,7 @@ def captioner(place: Path) -> CaptionTask:
     report = export_checkpoint(other, place / "caption.xattn", attention="decomposed")
     assert report.opset == 18
     assert all("Attention" not in facts.operators for facts in report.graphs.values())
-    task = load(place / "caption.xattn", threads=1)
-    assert isinstance(task, CaptionTask)
-    return task
+    return load(place / "caption.xattn", threads=1, task="caption")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,6 @@ from xattn_runtime.bundle.folder import Bundle, open_bundle
 from xattn_runtime.bundle.manifest import Golden
 from xattn_runtime.errors import CheckpointError, UserError
 from xattn_runtime.loader import load
-from xattn_runtime.tasks import CaptionTask, VqaTask
 from xattn_runtime.verify.golden import measure, verify_bundle
 
 TOLERANCE = 1e-4
@@ -111,8 +110,7 @@ def test_what_is_generated(made, files, name, beams):
 def test_text_from_a_file_as_its_documentation_makes_it(made, files, prompt):
     folder, bundle, _ = made("captions")
     processor, model = processor_of(folder), Florence2ForConditionalGeneration.from_pretrained(folder)
-    task = load(bundle)
-    assert isinstance(task, CaptionTask)
+    task = load(bundle, task="caption")
     texts = set()
     for file in files[:6]:
         with Image.open(file) as picture:
@@ -130,8 +128,7 @@ def test_text_from_a_file_as_its_documentation_makes_it(made, files, prompt):
 
 def test_places_in_the_picture_are_part_of_an_answer(made):
     folder, bundle, _ = made("captions")
-    task, tokenizer = load(bundle), processor_of(folder).tokenizer
-    assert isinstance(task, CaptionTask)
+    task, tokenizer = load(bundle, task="caption"), processor_of(folder).tokenizer
     ids = tokenizer("a car<loc_3><loc_19>", add_special_tokens=False).input_ids
     assert task._codec.decode([0, *ids, 2, 1]) == "a car<loc_3><loc_19>"
 
@@ -147,8 +144,7 @@ def test_prompts_are_those_of_the_processor(made):
 
 
 def test_a_prompt_that_is_not_complete(made, files):
-    task = load(made("captions")[1])
-    assert isinstance(task, CaptionTask)
+    task = load(made("captions")[1], task="caption")
     with pytest.raises(UserError, match="prompt: expected nothing but '<OCR>', found 'the <OCR>'"):
         task.caption(files[0], prompt="the <OCR>")
     with pytest.raises(UserError, match="prompt: expected a text after '<REGION_TO_OCR>', found"):
@@ -157,8 +153,7 @@ def test_a_prompt_that_is_not_complete(made, files):
 
 def test_answers_to_questions(made, files):
     _, bundle, _ = made("answers")
-    task = load(bundle)
-    assert isinstance(task, VqaTask)
+    task = load(bundle, task="vqa")
     questions = [(*PROMPTS, REGION)[number % 5] for number in range(7)]
     together = task.ask_many(files[:7], questions)
     for file, question, found in zip(files, questions, together, strict=False):
@@ -167,8 +162,7 @@ def test_answers_to_questions(made, files):
 
 
 def test_captions_of_a_batch(made, files):
-    task = load(made("captions")[1])
-    assert isinstance(task, CaptionTask)
+    task = load(made("captions")[1], task="caption")
     for prompt in (None, "<OCR>"):
         alone = [task.caption(file, prompt=prompt).token_ids for file in files[:4]]
         assert [found.token_ids for found in task.caption_each(files[:4], prompt=prompt, errors="raise")] == alone
@@ -230,8 +224,7 @@ def test_int8(made, files, tmp_path):
     assert all(graph.layers["int8_products"] > 0 for graph in report.graphs.values())
     error = logits_error(tmp_path / "int8.xattn", reference, noise_pictures(3), question="<OCR>")
     assert 1e-4 < error < 0.3
-    task = load(tmp_path / "int8.xattn")
-    assert isinstance(task, CaptionTask)
+    task = load(tmp_path / "int8.xattn", task="caption")
     assert np.isfinite(task.caption(files[0], prompt="<OCR>").score)
 
 
@@ -246,8 +239,7 @@ def test_the_command_line(made, files):
     found = run("caption", files[0], "--bundle", bundle, "--prompt", "<OCR>", "--json")["results"][0]
     assert plain["token_ids"] != found["token_ids"]
     answer = run("vqa", files[0], "<OCR>", "--bundle", made("answers")[1], "--json")["answer"]
-    task = load(made("answers")[1])
-    assert isinstance(task, VqaTask)
+    task = load(made("answers")[1], task="vqa")
     assert answer == task.ask(files[0], "<OCR>").answer
 
 

@@ -82,17 +82,13 @@ def processor(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def captioner(folder: Path, place: Path) -> CaptionTask:
     export_checkpoint(folder, place / "caption.xattn")
-    task = load(place / "caption.xattn", threads=1)
-    assert isinstance(task, CaptionTask)
-    return task
+    return load(place / "caption.xattn", threads=1, task="caption")
 
 
 @pytest.fixture(scope="module")
 def answerer(folder: Path, place: Path) -> VqaTask:
     export_checkpoint(folder, place / "vqa.xattn", task="vqa")
-    task = load(place / "vqa.xattn", threads=1)
-    assert isinstance(task, VqaTask)
-    return task
+    return load(place / "vqa.xattn", threads=1, task="vqa")
 
 
 def _teacher_forced(bundle: Path, pixel_values: torch.Tensor, ids: np.ndarray) -> np.ndarray:

@@ -80,9 +80,7 @@ def task(folder: Path) -> VqaTask:
 
 
 def _load(bundle: Path) -> VqaTask:
-    loaded = load(bundle, threads=1)
-    assert isinstance(loaded, VqaTask)
-    return loaded
+    return load(bundle, threads=1, task="vqa")
 
 
 def _arrays(file: Path) -> dict[str, torch.Tensor]:

@@ -61,9 +61,7 @@ def folder(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def task(folder: Path, place: Path) -> VqaTask:
     export_checkpoint(folder, place / "vilt.xattn")
-    loaded = load(place / "vilt.xattn", threads=1)
-    assert isinstance(loaded, VqaTask)
-    return loaded
+    return load(place / "vilt.xattn", threads=1, task="vqa")
 
 
 NAMES: list[tuple[object, str | None, str]] = [
@@ -150,8 +148,7 @@ def test_sizes_that_the_model_was_not_trained_at(place: Path, edge_px: int) -> N
     folder, bundle = _folder(place / f"vilt-{edge_px}", edge_px), place / f"{edge_px}.xattn"
     report = export_checkpoint(folder, bundle, attention="decomposed" if edge_px == 48 else "standard")
     assert ("Attention" in report.graphs["classifier"].operators) == (edge_px != 48)
-    loaded = load(bundle, threads=1)
-    assert isinstance(loaded, VqaTask)
+    loaded = load(bundle, threads=1, task="vqa")
     _check(loaded, folder)
 
 

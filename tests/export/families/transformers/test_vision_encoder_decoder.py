@@ -184,8 +184,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     _age(folder)
     report = export_checkpoint(folder, bundle, attention=pair.attention)
     assert max(parity.largest_error for parity in report.parity.values()) <= TOLERANCE
-    task = load(bundle, threads=1)
-    assert isinstance(task, CaptionTask)
+    task = load(bundle, threads=1, task="caption")
     operators = frozenset(name for facts in report.graphs.values() for name in facts.operators)
     return Exported(model, pictures, pair.tokenizer(), bundle, report.opset, operators, task)
 
