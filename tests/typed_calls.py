@@ -27,6 +27,7 @@ from xattn_runtime import (
     Bundle,
     Caption,
     CaptionTask,
+    Chat,
     Classification,
     DecodingOptions,
     EncodedImage,
@@ -39,7 +40,9 @@ from xattn_runtime import (
     Sentiment,
     SentimentTask,
     StreamedToken,
+    Turn,
     VerificationReport,
+    Video,
     VqaTask,
 )
 from xattn_runtime.tasks import Task
@@ -113,6 +116,18 @@ def bundles() -> None:
     assert_type(report.passed, bool)
     assert_type(xattn_runtime.profile_matrix([Path("x.xattn")], ["cpu"], [1, 2]), ProfileDocument)
     assert_type(xattn_runtime.provider_status(), tuple[ProviderStatus, ...])
+
+
+def conversations(model: VqaTask) -> None:
+    """Several images, a video, and turns."""
+    assert_type(model.ask([PATH, "b.png", model.encode(PATH)], "what?"), Answer)
+    assert_type(model.ask(Video([PATH, "b.png"], times=[0, 1.5], duration=3), "what?"), Answer)
+    assert_type(model.encode([PATH, b""]), EncodedImage)
+    chat = model.chat([PATH], system="Be brief.")
+    assert_type(chat, Chat)
+    assert_type(chat.ask("what?", beams=4, options=DecodingOptions(max_new_tokens=9)), Answer)
+    assert_type(chat.stream("and?"), Iterator[StreamedToken])
+    assert_type(chat.turns, tuple[Turn, ...])
 
 
 def workstation() -> None:

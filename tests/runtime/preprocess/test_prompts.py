@@ -126,6 +126,10 @@ def test_a_template_that_forgets_an_image():
         ("{{ 'a' * 100000000 }}", "too large"),
         ("{{ [0] * 100000000 }}", "too large"),
         ("{{ 9 ** 9 ** 9 }}", "too large"),
+        (
+            "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "too large",
+        ),
         ("{{ '%999999999d' % 1 }}", "too large"),
         ("{% for i in range(100000) %}{% endfor %}", "counts to more than 10,000"),
         ("{% for i in range(9000) %}{{ 'a' * 900 }}{% endfor %}", "writes more than 1,000,000 characters"),

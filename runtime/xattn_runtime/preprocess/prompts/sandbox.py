@@ -33,7 +33,7 @@ _OLDEST = (3, 1, 6)  # those before let templates out of the sandbox
 _LONGEST_S = 5.0
 _LONGEST_TEXT = 1_000_000
 _LONGEST_RANGE = 10_000
-_INTERCEPTED = frozenset({"*", "**", "%"})
+_INTERCEPTED = frozenset({"+", "*", "**", "%"})
 _WIDE = re.compile(r"\*|\d{5}")  # what pads a text to a width of many thousands
 
 
@@ -145,7 +145,9 @@ def _environment() -> Environment:
 
 
 def _is_small(operator: str, left: Any, right: Any) -> bool:
-    """Whether the result of `*`, `**` or `%` can be made at all."""
+    """Whether the result of `+`, `*`, `**` or `%` can be made at all."""
+    if operator == "+":
+        return not hasattr(left, "__len__") or not hasattr(right, "__len__") or len(left) + len(right) <= _LONGEST_TEXT
     if operator == "%":
         return not isinstance(left, str) or not _WIDE.search(left)
     sizes = [len(value) if hasattr(value, "__len__") else abs(value) for value in (left, right)]

@@ -20,6 +20,7 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -172,6 +173,13 @@ def test_a_loop_carries_states_as_it_carries_keys_and_values() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (Qwen3MoeConfig(), r"text_config\.model_type: expected llama or qwen2 or .* found 'qwen3_moe'"),
+        (
+            Lfm2Config(num_hidden_layers=2, layer_types=["conv", "conv"]),
+            "layer_types: expected full_attention for some",
+        ),
+        (Lfm2Config(conv_L_cache=1), "conv_L_cache: expected a kernel of 2 tokens or more, found 1"),
+        (GemmaConfig(use_bidirectional_attention=True), "use_bidirectional_attention: expected false, found True"),
         (LlamaConfig(hidden_act="tanh"), "hidden_act: expected one of silu, .* found 'tanh'"),
         (
             LlamaConfig(
