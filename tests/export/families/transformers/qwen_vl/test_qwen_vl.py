@@ -30,7 +30,6 @@ from xattn_runtime.loader import load
 from xattn_runtime.preprocess.pipeline import Pipeline
 from xattn_runtime.preprocess.text import TextCodec
 from xattn_runtime.preprocess.tokenizer import PromptImages
-from xattn_runtime.tasks import CaptionTask, VqaTask
 
 TOLERANCE = 1e-4
 INSTRUCTION = "Can you describe this image?"
@@ -159,29 +158,30 @@ def test_an_exported_model_is_the_original(exported: tuple[Path, Path], tmp_path
     files = [tmp_path / f"{number}.png" for number in range(len(SHAPES) + 1)]
     for file, image in zip(files, [*images(2), images(3)[1]], strict=True):
         image.save(file)
+    task: Any
     with load(bundle, threads=1) as task:
-        assert isinstance(task, CaptionTask | VqaTask)
-        question = INSTRUCTION if isinstance(task, CaptionTask) else QUESTIONS[0]
+        captions = task.bundle.manifest.task == "caption"
+        question = INSTRUCTION if captions else QUESTIONS[0]
         for beams in (1, 4):
             compared = [compare_generated(task, processor, model, file, question, beams=beams) for file in files]
             agreement = agreement_of(compared)
             assert agreement.equal == agreement.compared >= len(files) - 1
             assert agreement.different_texts > 2
-        if isinstance(task, VqaTask):
+        if not captions:
             with Image.open(files[0]) as first, Image.open(files[1]) as second:
                 inputs = inputs_of(processor, [first, second], question)
             ids = model.generate(**inputs, max_new_tokens=20)[0, inputs.input_ids.shape[1] :].tolist()
             found = task.ask([files[0], files[1]], question).token_ids
             assert found == tuple(ids[: len(found)])
             assert len(found) == len(ids) or ids[len(found)] in model.generation_config.eos_token_id
-        alone = [task.caption(file) if isinstance(task, CaptionTask) else task.ask(file, question) for file in files]
+        alone = [task.caption(file) if captions else task.ask(file, question) for file in files]
         together = (
             list(task.caption_each(files, errors="raise"))
-            if isinstance(task, CaptionTask)
+            if captions
             else task.ask_many(files, [question] * len(files))
         )
         assert [one.token_ids for one in together] == [one.token_ids for one in alone]
-        if isinstance(task, CaptionTask):
+        if captions:
             for file, one in zip(files[:2], alone, strict=False):
                 streamed = [token.token_id for token in task.stream(file)]
                 assert tuple(streamed[: len(one.token_ids)]) == one.token_ids
