@@ -18,12 +18,12 @@ from xattn_export.families.transformers.dual_encoders.clip import CLIP
 from xattn_export.families.transformers.dual_encoders.siglip import SIGLIP
 from xattn_export.families.transformers.florence2 import FLORENCE2
 from xattn_export.families.transformers.git import GIT
-from xattn_export.families.transformers.idefics3 import IDEFICS3
 from xattn_export.families.transformers.qwen_vl.model import QWEN_VL
 from xattn_export.families.transformers.regions.lxmert import LXMERT
 from xattn_export.families.transformers.regions.visual_bert import VISUAL_BERT
 from xattn_export.families.transformers.vilt import VILT
 from xattn_export.families.transformers.vision_encoder_decoder import VISION_ENCODER_DECODER
+from xattn_export.families.transformers.vision_language.rows import VISION_LANGUAGE
 
 __all__ = ["FAMILIES", "family_of"]
 
@@ -35,7 +35,7 @@ FAMILIES: tuple[Family, ...] = (
     *BLIP,
     *BLIP2,
     *GIT,
-    *IDEFICS3,
+    *VISION_LANGUAGE,
     *QWEN_VL,
     *VILT,
     VISION_ENCODER_DECODER,

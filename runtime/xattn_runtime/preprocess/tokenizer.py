@@ -53,6 +53,8 @@ class ImageLayout:
         image token. None elsewhere.
     most_images: the most images that a prompt may have.
     between: what is written between one image and the next.
+    whole_prompt: a prompt is read at once, since its tokens see those that come after them; its beginning cannot be
+        kept.
     """
 
     token: str
@@ -64,6 +66,7 @@ class ImageLayout:
     merge: int | None = None
     most_images: int = 1
     between: str = ""
+    whole_prompt: bool = False
 
     def text(self, grid: Grid = WHOLE) -> str:
         """What is written for an image of a grid of tiles, or of image tokens."""
@@ -83,7 +86,7 @@ class ImageLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, without those that are neutral, and those of tiles or patches where there are none."""
-        neutral: dict[str, object] = {"most_images": 1, "between": ""}
+        neutral: dict[str, object] = {"most_images": 1, "between": "", "whole_prompt": False}
         if self.tile is None:
             neutral |= {"row_end": "", "before_whole": ""}
         return {
@@ -223,6 +226,7 @@ def _layout(reader: ObjectReader) -> ImageLayout:
         merge=reader.integer("merge", minimum=1) if merged else None,
         most_images=reader.integer("most_images", minimum=1) if "most_images" in reader else 1,
         between=reader.any_text("between") if "between" in reader else "",
+        whole_prompt=_flag(reader, "whole_prompt"),
     )
     if tiled and merged:
         reader.fail("merge", "none beside a tile, since an image is cut into patches or tiles", layout.merge)

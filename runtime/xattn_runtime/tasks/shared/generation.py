@@ -97,7 +97,9 @@ class TextGenerator:
         They are computed where they are not, and where nothing is to be kept with the image not at all.
         """
         context, ids = dict(image.tensors), tuple(prompt_ids[:length])
-        if image.prompts is None or not 0 < length < len(prompt_ids):
+        layout = self._bundle.manifest.tokenizer.image_layout
+        is_whole = layout is not None and layout.whole_prompt
+        if image.prompts is None or is_whole or not 0 < length < len(prompt_ids):
             return context
 
         def compute() -> Cache:

@@ -13,6 +13,7 @@ from xattn_export import export_checkpoint
 from xattn_export.families.checkpoint_folder.chat_prompt import question_template_of
 from xattn_export.families.transformers.idefics3_prompt import processor_text
 from xattn_runtime.errors import CheckpointError
+from xattn_runtime.preprocess.prompts.chat import Turn
 from xattn_runtime.preprocess.steps import Tile
 
 SIZES: dict[str, Any] = {
@@ -101,7 +102,8 @@ def test_files_as_older_versions_wrote_them(folder, file, template):
     path.write_text(json.dumps(before | {"chat_template": template}))
     old = processor_text(folder, 4, (Tile(32, "lanczos"),), 64)
     assert (old.template, old.layout) == (new.template, new.layout)
-    assert old.ids("what?", 2, 3) == new.ids("what?", 2, 3)
+    turns = [Turn("user", "what?")]
+    assert old.ids(turns, [(2, 3)]) == new.ids(turns, [(2, 3)])
 
 
 def _lower(text: str) -> str:
@@ -132,7 +134,7 @@ def _lower(text: str) -> str:
             lambda folder: change(
                 folder / "processor_config.json", image_processor__max_image_size={"longest_edge": 24}
             ),
-            "scale_factor: expected a divisor of the 3 patches across a tile of 24 pixels, found 2",
+            "scale_factor: expected a divisor of the 3 patches across an image, found 2",
         ),
         (
             lambda folder: change(folder / "config.json", image_token_id=7),

@@ -6,7 +6,7 @@ They are the Pillow-backed ones of Transformers 5.23; none of them is imported. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from xattn_export.families.checkpoint_folder.images.settings import Settings, Triple
@@ -17,6 +17,7 @@ from xattn_runtime.preprocess.steps import (
     Filter,
     Flatten,
     Normalize,
+    PadToSquare,
     PadZeros,
     Patches,
     Rescale,
@@ -63,6 +64,22 @@ def _plain(settings: Settings, processor: Processor) -> tuple[Step, ...]:
     if settings.flag("do_pad", False) and settings.get("pad_size") is not None:
         numbers.append(PadZeros(*settings.fixed_size("pad_size", {})))
     return (*steps, *numbers)
+
+
+def _on_square(settings: Settings, processor: Processor) -> tuple[Step, ...]:
+    """`LlavaImageProcessorPil`: where it pads, an image is first laid on a square of the mean color."""
+    pads = settings.flag("do_pad", False)
+    if pads and settings.get("pad_size") is not None:
+        settings.fail("pad_size", "none, since images are padded to squares")
+    flatten, *others = _plain(settings, processor)
+    red, green, blue = (int(value * 255) for value in settings.triple("image_mean", processor.mean))
+    return (flatten, PadToSquare((red, green, blue)), *others) if pads else (flatten, *others)
+
+
+def _in_color(settings: Settings, processor: Processor) -> tuple[Step, ...]:
+    """`Gemma3ImageProcessorPil`, which Gemma 3's processor always tells to convert to RGB."""
+    settings.get("do_convert_rgb")
+    return (Flatten(_WHITE), *_plain(settings, processor)[1:])
 
 
 def _to_multiples(settings: Settings, processor: Processor) -> tuple[Step, ...]:
@@ -172,7 +189,9 @@ PROCESSORS: Mapping[str, Processor] = MappingProxyType(
         "DeiTImageProcessor": Processor(
             {"height": 256, "width": 256}, crop_size={"height": 224, "width": 224}, do_center_crop=True
         ),
+        "Gemma3ImageProcessor": Processor({"height": 224, "width": 224}, filter="bilinear", steps=_in_color),
         "Idefics3ImageProcessor": _TILED,
+        "LlavaImageProcessor": replace(_CLIP, steps=_on_square),
         "Qwen2VLImageProcessor": Processor(
             {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
             _CLIP_MEAN,

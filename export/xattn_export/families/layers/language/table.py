@@ -46,13 +46,19 @@ def language_decoder(model: Any) -> LanguageDecoder:
 
 
 def check_language_model(
-    path: Path, config: Any, *, key: str = "text_config", only: Sequence[str] = tuple(LANGUAGE_MODELS)
+    path: Path,
+    config: Any,
+    *,
+    key: str = "text_config",
+    only: Sequence[str] = tuple(LANGUAGE_MODELS),
+    blocks: bool = False,
 ) -> None:
     """CheckpointError unless `config`, of a text model, is one that `language_decoder` computes as Transformers does.
 
     Args:
         path: of the file that describes it, and `key`, where in it, for messages.
         only: the types of text models that the architecture around it was proved with.
+        blocks: whether the architecture around it says which tokens see what comes after them.
     """
 
     def refuse(name: str, expected: str, value: object) -> NoReturn:
@@ -79,5 +85,5 @@ def check_language_model(
     activation = "hidden_activation" if hasattr(config, "hidden_activation") else "hidden_act"
     if not kind.convolves and getattr(config, activation) not in _ACTIVATIONS:
         refuse(activation, f"one of {', '.join(_ACTIVATIONS)}", getattr(config, activation))
-    if getattr(config, "use_bidirectional_attention", False):
+    if getattr(config, "use_bidirectional_attention", False) and not blocks:
         refuse("use_bidirectional_attention", "false", config.use_bidirectional_attention)

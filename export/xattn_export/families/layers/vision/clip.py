@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xattn_export.families.layers.clip import ClipLayer
 from xattn_export.families.layers.common import for_each_image
 
-__all__ = ["ClipVision"]
+__all__ = ["ClipEmbeddings", "ClipVision"]
 
 
 class ClipVision(nn.Module):
@@ -18,15 +18,27 @@ class ClipVision(nn.Module):
 
     def __init__(self, vision: Any) -> None:
         super().__init__()
-        self.embeddings = vision.embeddings
-        self.first_norm = vision.pre_layrnorm
+        self.embeddings = ClipEmbeddings(vision)
         self.layers = nn.ModuleList(ClipLayer(layer) for layer in vision.encoder.layers)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        embeddings = self.embeddings
-        patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        first = for_each_image(embeddings.class_embedding, patches)
-        tokens = self.first_norm(torch.cat((first, patches), 1) + embeddings.position_embedding.weight)
+        tokens = self.embeddings(pixel_values)
         for layer in self.layers:
             tokens = layer(tokens)
         return cast(Tensor, tokens)
+
+
+class ClipEmbeddings(nn.Module):
+    """Image to a class token and patches with their positions, normalised: what the first layer takes."""
+
+    def __init__(self, vision: Any) -> None:
+        super().__init__()
+        self.patches = vision.embeddings.patch_embedding
+        self.first = vision.embeddings.class_embedding
+        self.positions = vision.embeddings.position_embedding
+        self.norm = vision.pre_layrnorm
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patches(pixel_values).flatten(2).transpose(1, 2)
+        tokens = torch.cat((for_each_image(self.first, patches), patches), 1)
+        return cast(Tensor, self.norm(tokens + self.positions.weight))

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from xattn_export.families.base import Family, Generates, Role, Source
 from xattn_export.families.base.standard_roles import image_encoder_role
@@ -23,11 +23,12 @@ from xattn_export.families.checkpoint_folder.images import image_steps
 from xattn_export.families.checkpoint_folder.json_files import read_json
 from xattn_export.families.checkpoint_folder.tokenizer import tokenizer_json_of
 from xattn_export.families.drawings import few_images
-from xattn_export.families.layers.vision.blip import BlipVisionEncoder
-from xattn_export.families.layers.vision.qformer import QFormer
+from xattn_export.families.layers.connectors.table import CONNECTORS
+from xattn_export.families.layers.towers.table import patches_across, tower_of
 from xattn_export.families.transformers.blip2.language import Language
 from xattn_export.families.transformers.blip2.opt import opt_language
 from xattn_export.families.transformers.blip2.t5 import t5_language
+from xattn_export.families.transformers.vision_language.graphs import ImageGraph
 from xattn_runtime.bundle.manifest import TaskName
 from xattn_runtime.errors import CheckpointError
 from xattn_runtime.json_reader import show
@@ -41,19 +42,6 @@ _IMAGE = "<image>"
 _LANGUAGES: Mapping[str, Callable[[Path, Blip2ForConditionalGeneration], Language]] = MappingProxyType(
     {"opt": opt_language, "t5": t5_language}
 )
-
-
-class Blip2ImageGraph(nn.Module):
-    """Image to the image tokens `[batch, queries, width]` that the language model reads."""
-
-    def __init__(self, model: Blip2ForConditionalGeneration) -> None:
-        super().__init__()
-        self.vision = BlipVisionEncoder(model.vision_model)
-        self.queries = QFormer(model.qformer, model.query_tokens)
-        self.projection = model.language_projection
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        return (self.projection(self.queries(self.vision(pixel_values))),)
 
 
 def _open(task: TaskName, folder: Path) -> Source:
@@ -80,7 +68,9 @@ def _image_tokens_role(model: Blip2ForConditionalGeneration, side_px: int) -> Ro
     def reference(pixel_values: Tensor) -> tuple[Tensor]:
         return (model.get_image_features(pixel_values).pooler_output,)
 
-    return image_encoder_role(Blip2ImageGraph(model), reference, (side_px, side_px), ("image_tokens",))
+    tower = tower_of(model.vision_model, side_px)
+    connector = CONNECTORS["blip-2"].build(model, patches_across(model.config.vision_config, side_px))
+    return image_encoder_role(ImageGraph(tower, connector), reference, (side_px, side_px), ("image_tokens",))
 
 
 def _check_image_token(folder: Path) -> None:

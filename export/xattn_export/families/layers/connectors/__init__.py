@@ -1,0 +1,1 @@
+"""Connectors: from a tower's tokens to the image tokens that a language model reads."""
