@@ -243,9 +243,11 @@ def test_what_the_bundles_say(models):
         "tile": "<fake_token_around_image><row_{row}_col_{column}>{tokens}",
         "row_end": "\n",
         "before_whole": "\n",
+        "most_images": 73,  # as many as the 512 positions hold: 4 tokens and 3 marks each
     }
     assert uncut.tokenizer.image_layout is not None
-    assert uncut.tokenizer.image_layout.to_dict() == {"token": "<image>", "tokens": 9, "whole": layout.whole}
+    found = uncut.tokenizer.image_layout.to_dict()
+    assert found == {"token": "<image>", "tokens": 9, "whole": layout.whole, "most_images": 42}
     assert smolvlm.decoding is not None
     assert smolvlm.decoding.prompt_token_ids == ()
     assert (smolvlm.decoding.max_positions, smolvlm.decoding.max_new_tokens) == (512, 20)
